@@ -1,6 +1,17 @@
 """Variational autoencoders as probabilistic programs: a Pyro model, a Pyro guide, and SVI."""
 
-from pyro_vae import conditional, data, evaluate, guides, likelihoods, networks, objectives, oracle, plots, priors
+from pyro_vae import (
+    conditional,
+    data,
+    evaluate,
+    guides,
+    likelihoods,
+    networks,
+    objectives,
+    oracle,
+    plots,
+    priors,
+)
 from pyro_vae.checkpoint import load
 from pyro_vae.train import fit
 from pyro_vae.vae import VAE

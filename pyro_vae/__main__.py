@@ -117,13 +117,13 @@ def _dataset_of(run: str, config: dict[str, Any]) -> data.Dataset:
     return data.load(**{key: config[key] for key in inspect.signature(data.load).parameters})
 
 
-def _table(
-    vae: VAE, dataset: data.Dataset, num_particles: int = 1000, images: int = 1000, seed: int = 0
-) -> str:
+def _table(vae: VAE, dataset: data.Dataset, num_particles: int = 1000, images: int = 1000, seed: int = 0) -> str:
     """The closing table: nats per datum, mean and standard error over data, for each split."""
     law = vae.decoder(vae.prior().sample((1,)))
     kind = "mass" if law.support.is_discrete else "density"
-    rows = [f"{'split':6}{'images':>8}" + "".join(f"{head:>18}" for head in ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)"))]
+    rows = [
+        f"{'split':6}{'images':>8}" + "".join(f"{head:>18}" for head in ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)"))
+    ]
     for name, part in dataset.splits.items():
         found = evaluate.summary(vae, part.to(vae.reference.device), num_particles, images, seed, progress=True)
         cells = (f"{mean:10.2f} ± {error:<5.2f}" for mean, error in found[1:])
@@ -190,9 +190,11 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, Callable[..., None]]]:
-    commands = {"train": _train, "evaluate": _evaluate, "generate": _generate}
+    commands: dict[str, Callable[..., None]] = {"train": _train, "evaluate": _evaluate, "generate": _generate}
     settings: dict[str, Any] = {"exit_on_error": False, "formatter_class": _HelpFormatter}
-    parser = ArgumentParser(prog="pyro-vae", description="Variational autoencoders as probabilistic programs.", **settings)
+    parser = ArgumentParser(
+        prog="pyro-vae", description="Variational autoencoders as probabilistic programs.", **settings
+    )
     subcommands = parser.add_subcommands()
     for name, command in commands.items():
         sub = ArgumentParser(description=(command.__doc__ or "").split("\n")[0], **settings)

@@ -113,7 +113,9 @@ def load(run_dir: str | Path, trust: Sequence[str] = ()) -> tuple[VAE, dict[str,
     try:
         vae.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"Expected weights of the architecture in config.yaml; got others ({_short(error)}).") from error
+        raise ValueError(
+            f"Expected weights of the architecture in config.yaml; got others ({_short(error)})."
+        ) from error
     return vae, config
 
 

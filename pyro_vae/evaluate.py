@@ -92,9 +92,7 @@ def ess(log_w: Tensor) -> Tensor:
     return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
 
 
-def nll(
-    vae: VAE, x: Tensor, num_particles: int = 5000, at_once: int = AT_ONCE, progress: bool = False
-) -> Tensor:
+def nll(vae: VAE, x: Tensor, num_particles: int = 5000, at_once: int = AT_ONCE, progress: bool = False) -> Tensor:
     r"""Estimate :math:`-\log p(x)` per datum by importance sampling.
 
     It is minus the importance weighted bound with ``num_particles`` draws from the guide, so it is too large on
@@ -124,7 +122,14 @@ def nll(
     if num_particles < 1 or at_once < 1:
         raise ValueError(f"Expected at least 1 particle, and 1 at once; got {num_particles} and {at_once}.")
     parts = []
-    with tqdm(total=len(x) * num_particles, unit=" draws", unit_scale=True, disable=not progress, desc="-log p(x)") as bar:
+    with tqdm(
+        total=len(x) * num_particles,
+        unit=" draws",
+        unit_scale=True,
+        leave=False,
+        disable=not progress,
+        desc="-log p(x)",
+    ) as bar:
         for rows in x.split(min(len(x), at_once) or 1):
             total = torch.full((len(rows),), -math.inf).to(x)
             for draws in _chunks(num_particles, max(1, at_once // len(rows))):
@@ -169,7 +174,12 @@ class Summary(NamedTuple):
 
 
 def summary(
-    vae: VAE, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
+    vae: VAE,
+    data: Split,
+    num_particles: int = 1000,
+    images: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Summary:
     """Summarise a VAE on a split: the ELBO, its two terms, and -log p(x) by importance sampling.
 

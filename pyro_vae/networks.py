@@ -131,9 +131,7 @@ class Conv(Network):
         super().__init__(in_shape, out_shape, layers)
 
 
-def _downwards(
-    image: Sequence[int], out: int, channels: Sequence[int], hidden: int, activation: str
-) -> nn.Sequential:
+def _downwards(image: Sequence[int], out: int, channels: Sequence[int], hidden: int, activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     before, *size = image
     for after in channels:

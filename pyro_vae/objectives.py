@@ -200,7 +200,7 @@ def _put_closed_form(q: dict[str, Any], p: dict[str, Any], kl: Tensor) -> None:
     p["unscaled_log_prob"], p["log_prob"], p["log_prob_sum"] = -kl, -scaled, -scaled.sum()
     zero = torch.zeros_like(scaled)
     q["unscaled_log_prob"], q["log_prob"], q["log_prob_sum"] = zero, zero, zero.sum()
-    q["score_parts"] = ScoreParts(zero, q["score_parts"].score_function, 0)
+    q["score_parts"] = ScoreParts(zero, q["score_parts"].score_function, zero)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -5,6 +5,7 @@ The linear-Gaussian VAE is probabilistic PCA: all of its quantities are known in
 
 from __future__ import annotations
 
+from typing import Literal
 
 import pyro.distributions as dist
 import torch

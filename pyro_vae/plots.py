@@ -88,17 +88,30 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
     if labels is None:
-        axes.scatter(*points.T, s=6, alpha=0.6, color=BLUE, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, color=BLUE, linewidths=0)
     else:
         classes, codes = np.unique(labels.cpu().numpy(), return_inverse=True)
         colours = ListedColormap([f"C{i}" for i in range(10)]) if len(classes) <= 10 else "turbo"
         drawn = axes.scatter(
-            *points.T, c=codes, s=7, alpha=0.7, cmap=colours, linewidths=0, vmin=-0.5, vmax=max(9.5, len(classes) - 0.5)
+            points[:, 0],
+            points[:, 1],
+            c=codes,
+            s=7,
+            alpha=0.7,
+            cmap=colours,
+            linewidths=0,
+            vmin=-0.5,
+            vmax=max(9.5, len(classes) - 0.5),
         )
         if len(classes) <= 10:
             handles, _ = drawn.legend_elements(num=list(range(len(classes))), alpha=1)
             axes.legend(
-                handles, [str(c) for c in classes], title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+                handles,
+                [str(c) for c in classes],
+                title="label",
+                loc="center left",
+                bbox_to_anchor=(1, 0.5),
+                frameon=False,
             )
     axes.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal")
     axes.spines[["top", "right"]].set_visible(False)
@@ -111,8 +124,8 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     epochs = np.arange(1, len(history["train"]) + 1)
     lines: list[tuple[str, list[tuple[str, str, str]]]] = [
         ("Loss", [("train", "train, the objective", BLUE), ("valid", "valid, -ELBO", ORANGE)]),
-        ("Reconstruction, E[-log p(x | z)], valid", [("valid_reconstruction", "", ORANGE)]),
-        ("Divergence, KL(q(z | x) || p(z)), valid", [("valid_kl", "", GREEN)]),
+        ("Reconstruction: E[-log p(x | z)], valid", [("valid_reconstruction", "", ORANGE)]),
+        ("Divergence: KL(q || p), valid", [("valid_kl", "", GREEN)]),
     ]
     for axes, (title, series) in zip(figure.subplots(1, 3), lines, strict=True):
         for key, label, colour in series:
@@ -122,7 +135,8 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
         # The first epochs fall so far that the rest would look flat.
         tail = np.concatenate([np.asarray(history[key])[len(epochs) // 20 :] for key, _, _ in series])
         margin = 0.05 * (tail.max() - tail.min()) or 1.0
-        axes.set(title=title, xlabel="epoch", ylim=(tail.min() - margin, tail.max() + margin))
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel="epoch", ylim=(tail.min() - margin, tail.max() + margin))
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("nats per datum")
     return figure
@@ -135,7 +149,10 @@ def _two_dimensions(z: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
     if points.shape[1] == 2:
         return points.numpy(), ("z0", "z1")
     _, _, axes = torch.linalg.svd(points - points.mean(0), full_matrices=False)
-    return (points @ axes[:2].T).numpy(), ("first principal component of z", "second principal component of z")
+    return (points @ axes[:2].T).numpy(), (
+        "first principal component of z",
+        "second principal component of z",
+    )
 
 
 def _mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyro
 import torch
 from pyro.infer import SVI
-from pyro.optim import Adam
+from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -85,8 +85,7 @@ def fit(
         run = checkpoint.create(run_dir, _config(vae, dataset, objective, settings)) if run_dir else None
         if isinstance(vae.decoder, Conditional):
             vae.decoder.start_at(dataset.mean)
-        history = _run(vae, dataset, objective, settings, run, progress)
-    return history
+        return _run(vae, dataset, objective, settings, run, progress)
 
 
 def _run(
@@ -99,17 +98,21 @@ def _run(
 ) -> dict[str, list[float]]:
     train, valid = dataset.train.to(settings["device"]), dataset.valid.to(settings["device"])
     point = vae.reference
-    svi = SVI(vae.model, vae.guide, Adam({"lr": settings["lr"]}), loss=objective)
+    svi = SVI(vae.model, vae.guide, PyroOptim(torch.optim.Adam, {"lr": settings["lr"]}), loss=objective)
     history: dict[str, list[float]] = {
         name: [] for name in ("train", "valid", "valid_reconstruction", "valid_kl", "seconds")
     }
     bar = tqdm(
-        total=settings["epochs"] * len(train), unit=" images", unit_scale=True, disable=not progress, desc="training"
+        total=settings["epochs"] * len(train),
+        unit=" images",
+        unit_scale=True,
+        disable=not progress,
     )
     try:
         with bar:
             for epoch in range(settings["epochs"]):
                 start, total = time.perf_counter(), 0.0
+                bar.set_description(f"epoch {epoch + 1}/{settings['epochs']}")
                 order = torch.randperm(len(train), device=point.device)
                 for step, batch in enumerate(order.split(settings["batch_size"])):
                     loss = svi.step(train[batch].to(point.dtype))
@@ -121,7 +124,13 @@ def _run(
                     total += loss
                     bar.update(len(batch))
                 reconstruction, kl = _validate(vae, valid, settings)
-                numbers = (total / len(train), reconstruction + kl, reconstruction, kl, time.perf_counter() - start)
+                numbers = (
+                    total / len(train),
+                    reconstruction + kl,
+                    reconstruction,
+                    kl,
+                    time.perf_counter() - start,
+                )
                 for column, number in zip(history.values(), numbers, strict=True):
                     column.append(number)
                 bar.set_postfix_str(f"ELBO in nats: train {-numbers[0]:.2f}, valid {-numbers[1]:.2f}")

@@ -1,0 +1,61 @@
+"""Tests run stricter than users do: warnings are errors, and a test that leaves global state changed fails."""
+
+import random
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+SEED = 20261122
+
+
+@pytest.fixture(autouse=True)
+def global_state():
+    """Seed torch for each test, and fail one that leaves any global state other than it was."""
+
+    def state():
+        return {
+            "default dtype": torch.get_default_dtype(),
+            "validation in torch": torch.distributions.Distribution._validate_args,
+            "validation in Pyro": pyro.settings.get("validate_infer"),
+            "param store": sorted(pyro.get_param_store().keys()),
+            "seed": torch.initial_seed(),
+            "gradients on": torch.is_grad_enabled(),
+            "threads": torch.get_num_threads(),
+            "numpy's generator": np.random.get_state()[1].tobytes(),
+            "Python's generator": random.getstate(),
+        }
+
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        before = state()
+        yield
+        after = state()
+    changed = [name for name in before if before[name] != after[name]]
+    pyro.clear_param_store()
+    assert not changed, f"the test left changed: {', '.join(changed)}"
+
+
+@pytest.fixture
+def float64():
+    """Compute in float64, for identities to 1e-10."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def param_store():
+    """An empty param store for stock SVI, put back afterwards."""
+    store = pyro.get_param_store()
+    with store.scope():
+        yield store
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+)
+def device(request):
+    """Every device there is."""
+    return request.param

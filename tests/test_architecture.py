@@ -1,0 +1,73 @@
+"""The rooms: who may import whom, how long they are, and what fits on one screen."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import pyro_vae
+
+ROOT = Path(pyro_vae.__file__).parent
+# Each line may import from the lines above it, never from its own line or below.
+ROOMS = [
+    {"networks", "data"},
+    {"conditional"},
+    {"priors", "likelihoods", "guides"},
+    {"vae"},
+    {"objectives"},
+    {"compiled", "checkpoint"},
+    {"train"},
+    {"evaluate", "ais", "oracle"},
+    {"posterior"},
+    {"plots"},
+    {"__main__"},
+]
+FLOOR = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(file):
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_rooms(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "pyro_vae" and parts[1] in FLOOR:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_only_go_down(file):
+    room = room_of(file)
+    if room == "__init__":
+        pytest.skip("the front door names every room")
+    assert room in FLOOR, f"{room} has no floor: add it to ROOMS"
+    for other in imported_rooms(file):
+        assert other == room or FLOOR[other] < FLOOR[room], f"{room} imports {other}, which is not below it"
+
+
+def test_plots_see_arrays_only():
+    assert list(imported_rooms(ROOT / "plots.py")) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_rooms_are_short(file):
+    lines = len(file.read_text().splitlines())
+    assert lines <= 250, f"{file.name} has {lines} lines: a room that outgrows 250 becomes a folder"
+
+
+def test_the_sample_statements_are_on_one_screen():
+    tree = ast.parse((ROOT / "vae.py").read_text())
+    samples = [
+        node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "pyro.sample"
+    ]
+    assert len(samples) == 3  # z and x in the model, z in the guide
+    assert max(samples) - min(samples) < 24

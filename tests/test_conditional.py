@@ -1,0 +1,89 @@
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+from pyro_vae import VAE
+from pyro_vae.conditional import Conditional, Family
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.likelihoods import Bernoulli, Gaussian
+from pyro_vae.networks import MLP
+
+
+class Poisson(Family):
+    params = 1
+
+    def law(self, log_rate):
+        return dist.Poisson(log_rate.exp())
+
+
+FAMILIES = [Bernoulli, Gaussian, DiagonalNormal, Poisson]
+
+
+@pytest.mark.parametrize("event", [(6,), (2, 3), (1, 4, 4)], ids=str)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_a_family_declares_its_event(family, event):
+    made = family(event)
+    law = made(torch.randn(7, 5, made.params, *event))
+    assert law.batch_shape == (7, 5)
+    assert law.event_shape == event
+    assert law.log_prob(law.sample()).shape == (7, 5)
+
+
+def test_an_event_may_be_a_number():
+    assert DiagonalNormal(3).event == (3,)
+
+
+@pytest.mark.parametrize("event", [0, (), (1, 0, 8)])
+def test_an_empty_event_is_refused(event):
+    with pytest.raises(ValueError, match="event of at least one element"):
+        Gaussian(event)
+
+
+@pytest.mark.parametrize("family", [Bernoulli, Gaussian])
+def test_an_untrained_decoder_starts_at_the_mean(family):
+    decoder = Conditional(MLP((3,), (1, 2, 4)), family((2, 4)))
+    with torch.no_grad():
+        decoder.network.layers[-1].weight.zero_()
+    mean = torch.rand(2, 4) * 0.9 + 0.05
+    decoder.start_at(mean)
+    torch.testing.assert_close(decoder(torch.randn(5, 3)).mean, mean.expand(5, 2, 4))
+
+
+def test_pixels_that_are_always_off_start_at_a_finite_logit():
+    decoder = Conditional(MLP((3,), (1, 4)), Bernoulli(4))
+    decoder.start_at(torch.tensor([0.0, 1.0, 0.5, 0.25]))
+    expected = torch.tensor([0.001, 0.999, 0.5, 0.25]).logit()
+    torch.testing.assert_close(decoder.network.bias[0], expected)
+
+
+def test_a_trained_decoder_is_left_as_it_is():
+    decoder = Conditional(MLP((3,), (1, 4)), Bernoulli(4))
+    with torch.no_grad():
+        decoder.network.bias += 0.5
+    decoder.start_at(torch.full((4,), 0.9))
+    assert (decoder.network.bias == 0.5).all()
+
+
+def test_a_family_without_a_link_or_a_network_without_a_bias_starts_at_random():
+    for decoder in (
+        Conditional(MLP((3,), (1, 4)), Poisson(4)),
+        Conditional(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Unflatten(-1, (1, 4))), Bernoulli(4)),
+    ):
+        before = {name: value.clone() for name, value in decoder.state_dict().items()}
+        decoder.start_at(torch.full((4,), 0.9))
+        assert all((value == before[name]).all() for name, value in decoder.state_dict().items())
+
+
+def test_a_second_vae_in_one_param_store_is_refused_not_left_untrained(param_store):
+    x = torch.rand(8, 4)
+    first, second = VAE.build((4,), latent=2), VAE.build((4,), latent=2)
+    SVI(first.model, first.guide, Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+    svi = SVI(second.model, second.guide, Adam({"lr": 1e-2}), Trace_ELBO())
+    with pytest.raises(ValueError, match=r"never train. Call pyro.clear_param_store\(\)"):
+        svi.step(x)
+    param_store.clear()
+    before = [parameter.clone() for parameter in second.parameters()]
+    svi.step(x)
+    assert all((old != new).any() for old, new in zip(before, second.parameters(), strict=True))
