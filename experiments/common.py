@@ -1,0 +1,125 @@
+"""What the experiments share: a judge of images, a page of images, and a table for machines and for readers."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from sklearn.neighbors import NearestNeighbors
+from sklearn.neural_network import MLPClassifier
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torchvision.utils import make_grid
+
+from pyro_vae.data import Dataset
+
+__all__ = ["Judge", "over_seeds", "sharpness", "show", "write_table"]
+
+Cell = str | int | float | tuple[float, float]
+
+
+class Judge:
+    r"""Real images, and what they say of other images.
+
+    - confidence: the largest class probability of a multilayer perceptron trained on the real training images;
+    - entropy: :math:`-\sum_c p_c \ln p_c` of its class probabilities, in nats;
+    - distance: to the nearest real training image, :math:`\|x - x'\| / \sqrt{d}`, the root mean square difference
+      of a pixel (black is 0, white is 1). A blurred image is nearer than a sharp one;
+    - unreadable: the share of images with less confidence than 95% of the real test images (of which, then, 0.05).
+
+    Arguments:
+        dataset: With labels; the classifier learns from its training images and is tested on its test images.
+        seed: Of the classifier.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
+        train, test = dataset.train, dataset.test
+        if train.labels is None or test.labels is None:
+            raise ValueError(f"Expected a data set with labels, to train a classifier on; got {dataset}.")
+        real = _rows(train[:])
+        self.classifier = MLPClassifier((256,), max_iter=500, random_state=seed).fit(real, train.labels.numpy())
+        self.neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(real)
+        self.accuracy = float(self.classifier.score(_rows(test[:]), test.labels.numpy()))
+        self.readable = float(np.quantile(self.probabilities(test[:]).max(1), 0.05))
+
+    def probabilities(self, x: Tensor) -> np.ndarray:
+        """Return class probabilities ``(N, classes)`` of images ``(N, *event)``."""
+        return self.classifier.predict_proba(_rows(x))
+
+    def entropy(self, x: Tensor) -> np.ndarray:
+        """Return the entropy of the class probabilities, in nats, of shape ``(N,)``."""
+        p = self.probabilities(x)
+        return -(p * np.log(p.clip(1e-12))).sum(1)
+
+    def __call__(self, x: Tensor) -> dict[str, float]:
+        """Return the mean of each score over images of shape ``(N, *event)``."""
+        confidence = self.probabilities(x).max(1)
+        distance = self.neighbours.kneighbors(_rows(x))[0][:, 0] / np.sqrt(x[0].numel())
+        return {
+            "confidence": float(confidence.mean()),
+            "entropy (nats)": float(self.entropy(x).mean()),
+            "distance (RMS)": float(distance.mean()),
+            "unreadable": float((confidence < self.readable).mean()),
+        }
+
+
+def sharpness(x: Tensor) -> float:
+    r"""Return the mean squared response of the discrete Laplacian to images ``(N, channels, height, width)``.
+
+    .. math:: (\Delta x)_{ij} = x_{i+1,j} + x_{i-1,j} + x_{i,j+1} + x_{i,j-1} - 4 x_{ij}
+
+    References:
+        Diatom autofocusing in brightfield microscopy: a comparative study (Pech-Pacheco et al., 2000).
+    """
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    return conv2d(x.reshape(-1, 1, *x.shape[-2:]), kernel[None, None]).square().mean().item()
+
+
+def show(axes: Axes, x: Tensor, title: str = "") -> None:
+    """Draw a page of images, for x of shape ``(rows, columns, channels, height, width)``."""
+    page = make_grid(x.flatten(0, 1).clamp(0, 1), nrow=x.shape[1], padding=1, pad_value=1.0)
+    axes.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+
+
+def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Return mean and standard deviation over runs of each number."""
+    return {key: (fmean(run[key] for run in runs), pstdev(run[key] for run in runs)) for key in runs[0]}
+
+
+def write_table(rows: Sequence[Mapping[str, Cell]], stem: Path, caption: str) -> None:
+    """Write ``stem.csv``, with a column for each spread, and ``stem.md``, under a caption."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    flat: list[dict[str, str | int | float]] = []
+    for row in rows:
+        flat.append({})
+        for key, cell in row.items():
+            flat[-1] |= {key: cell[0], f"{key} ±": cell[1]} if isinstance(cell, tuple) else {key: cell}
+    with stem.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, max(flat, key=len))
+        writer.writeheader()
+        writer.writerows(flat)
+    columns = [[row[key] for row in rows] for key in rows[0]]
+    cells = zip(*map(_texts, columns), strict=True)
+    lines = ["| " + " | ".join(line) + " |" for line in ([*rows[0]], ["---"] * len(columns), *cells)]
+    stem.with_suffix(".md").write_text("\n".join([caption, "", *lines, ""]))
+
+
+def _texts(column: Sequence[Cell]) -> list[str]:
+    """Write the numbers of one column with equally many decimal places."""
+    numbers = [cell[0] if isinstance(cell, tuple) else cell for cell in column if not isinstance(cell, str)]
+    places = 3 if all(abs(number) < 10 for number in numbers) else 1
+    texts = []
+    for cell in column:
+        mean, *spread = cell if isinstance(cell, tuple) else (cell,)
+        text = f"{mean:.{places}f}" if isinstance(mean, float) else str(mean)
+        texts.append(text + "".join(f" ± {number:.{places}f}" for number in spread))
+    return texts
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    return x.flatten(1).double().numpy()

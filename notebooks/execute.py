@@ -1,0 +1,80 @@
+"""Execute notebooks afresh and write them back with their outputs: ``python notebooks/execute.py [NOTEBOOK ...]``.
+
+Each runs in its own folder, in a kernel of the very Python that runs this script, whatever kernels are installed.
+What is written holds no times, no paths of the machine and no metadata that would change from run to run.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+HERE = Path(__file__).resolve().parent
+TEMPORARY = re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/"
+PATHS = re.compile("|".join([TEMPORARY, *(re.escape(f"{path}/") for path in (sys.prefix, HERE.parent, Path.home()))]))
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts the Python that runs this script, not an installed kernel that happens to have the name."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """What to start."""
+        return KernelSpec(**get_kernel_dict())
+
+
+def execute(path: Path) -> str:
+    """Execute a notebook and write it back; where a cell fails, leave the file as it is and return what went wrong."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(notebook, kernel_manager_class=ThisPython, timeout=600, record_timing=False)
+        client.resources = {"metadata": {"path": str(path.parent)}}
+        client.extra_arguments = ["--log-level=ERROR"]
+        client.coalesce_streams = True
+        client.execute()
+    except CellExecutionError as error:
+        cells = enumerate(notebook.cells, start=1)
+        number, cell = next((i, c) for i, c in cells if any(o.output_type == "error" for o in c.get("outputs", [])))
+        return f"cell {number} (id {cell.id}): {cell.source.splitlines()[0]} ...\n{error.ename}: {error.evalue}"
+    except (CellTimeoutError, DeadKernelError, OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({})
+        for output in cell.get("outputs", []):
+            holder, key = (output, "text") if "text" in output else (output.get("data", {}), "text/plain")
+            if key in holder:
+                holder[key] = PATHS.sub("", holder[key])
+    path.write_text(nbformat.writes(notebook) + "\n")
+    return ""
+
+
+def main(names: list[str]) -> int:
+    """Execute the notebooks of the given names, or all beside this script; return 1 if any failed, else 0."""
+    failed = 0
+    with tempfile.TemporaryDirectory() as profile:
+        os.environ["IPYTHONDIR"] = profile  # the user's own IPython settings stay out
+        os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, where ipywidgets is not installed
+        for path in [Path(name).resolve() for name in names] or sorted(HERE.glob("*.ipynb")):
+            start = time.perf_counter()
+            print(f"{path.name:45}", end=" ", flush=True)
+            wrong = execute(path)
+            print("failed" if wrong else f"{time.perf_counter() - start:.0f} s", flush=True)
+            if wrong:
+                failed = 1
+                print(*(f"    {line}" for line in wrong.splitlines()[:8]), sep="\n")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

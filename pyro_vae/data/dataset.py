@@ -1,0 +1,123 @@
+r"""A data set: three splits of images, kept as they came and read as x when they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["Dataset", "Split"]
+
+Noise = Literal["bernoulli", "uniform"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    r"""Images kept on one device. ``split[index]`` reads a batch of x, as floats, with its noise drawn afresh.
+
+    From pixel p of L grey levels, :math:`x = p / (L - 1)`; with ``noise`` ``bernoulli``, x is drawn with that
+    probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation).
+
+    References:
+        On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov and Murray, 2008), for binarisation.
+
+        A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016), for dequantisation.
+
+    Arguments:
+        pixels: Shape ``(N, *event)``: bytes, or floats that are x already.
+        labels: Shape ``(N,)``, or None.
+        levels: L, how many grey levels the bytes have.
+        noise: What to draw when a batch is read.
+
+    Example:
+        >>> split = Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)
+        >>> split[:]
+        tensor([[0., 1.]])
+    """
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    levels: int = 256
+    noise: Noise | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        pixels = self.pixels[index]
+        if self.noise == "uniform":
+            return (pixels + torch.rand(pixels.shape, device=pixels.device)) / self.levels
+        x = pixels / self.white
+        return torch.bernoulli(x) if self.noise == "bernoulli" else x
+
+    def to(self, device: str | torch.device) -> Split:
+        """Return the split on another device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, pixels=self.pixels.to(device), labels=labels)
+
+    def frozen(self, generator: torch.Generator) -> Split:
+        """Return the split with its noise drawn once for all."""
+        if self.noise == "uniform":
+            u = torch.rand(self.pixels.shape, generator=generator)
+            return replace(self, pixels=(self.pixels + u) / self.levels, noise=None)
+        if self.noise == "bernoulli":
+            x = replace(self, noise=None)[:]
+            return replace(self, pixels=torch.bernoulli(x, generator=generator).byte(), levels=2, noise=None)
+        return self
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of x, of shape ``event``, with the noise averaged out."""
+        mean = self.pixels.mean(0, dtype=torch.promote_types(self.pixels.dtype, torch.float32))
+        return (mean + 0.5) / self.levels if self.noise == "uniform" else mean / self.white
+
+    @property
+    def white(self) -> int:
+        """The pixel at which x is 1."""
+        return 1 if self.pixels.is_floating_point() else self.levels - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits of one source, and what was done to its pixels.
+
+    Arguments:
+        train: Trained on; noise is drawn afresh at every reading.
+        valid: Watched while training; noise drawn once for all, as of ``test``.
+        test: Looked at in the end.
+        support: The constraint that every x satisfies: ``boolean``, ``unit_interval`` or ``real``.
+        config: The arguments of :func:`load` that give the data set again.
+    """
+
+    train: Split
+    valid: Split
+    test: Split
+    support: constraints.Constraint
+    config: dict[str, Any]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one x."""
+        return tuple(self.train.pixels.shape[1:])
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of x over the training images, of shape ``event``."""
+        return self.train.mean
+
+    def __str__(self) -> str:
+        how = {
+            "none": "dequantised" if self.config["dequantize"] else "not binarised",
+            "static": "binarised statically",
+            "dynamic": "binarised dynamically",
+            "threshold": "binarised at one half",
+        }
+        return f"{self.config['data']}, {how[self.config['binarize']]}"

@@ -1,0 +1,188 @@
+"""Where images come from: scikit-learn, torchvision, a file, a folder."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+__all__ = ["NAMES", "Images", "digits", "file", "folder", "torchvision_images"]
+
+# The name of each data set's class in torchvision.datasets, and the arguments of its two splits.
+NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "mnist": ("MNIST", {"train": True}, {"train": False}),
+    "fashion-mnist": ("FashionMNIST", {"train": True}, {"train": False}),
+    "kmnist": ("KMNIST", {"train": True}, {"train": False}),
+    "omniglot": ("Omniglot", {"background": True}, {"background": False}),
+    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
+    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
+}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+GREY = ("1", "L", "LA")
+CHANNELS = (1, 3)
+
+
+class Images(NamedTuple):
+    """Images of one source: pixels ``(N, *event)``, labels, grey levels, and how many of the last are for test."""
+
+    pixels: Tensor
+    labels: Tensor | None
+    levels: int
+    test: int
+    source: str
+
+    @classmethod
+    def of(cls, x: Tensor, labels: Tensor | None, source: str, levels: int = 256, test: int = 0) -> Images:
+        """Check an array of any kind, and bring images to ``(N, channels, height, width)``.
+
+        Booleans, and integers that are all 0 or 1, have 2 grey levels; other integers from 0 to 255 have
+        ``levels``; floats are x as they are.
+        """
+        if x.dim() < 2 or x.numel() == 0:
+            raise ValueError(
+                f"Expected an array of shape (images, ...), not empty, in {source}; got shape {tuple(x.shape)}."
+            )
+        if len(x) < 3:
+            raise ValueError(f"Expected at least 3 images, one for each split, in {source}; got {len(x)}.")
+        if x.is_complex():
+            raise ValueError(f"Expected real numbers in {source}; got complex ones.")
+        if labels is not None and labels.shape != x.shape[:1]:
+            raise ValueError(f"Expected {len(x)} labels, one an image, in {source}; got shape {tuple(labels.shape)}.")
+        if x.is_floating_point():
+            if wrong := int((~x.isfinite()).sum()):
+                raise ValueError(
+                    f"Expected finite numbers in {source}; got {wrong:,} of {x.numel():,} that are NaN or infinite. "
+                    "Fill them in, or leave those images out."
+                )
+            return cls(_channels_first(x), labels, levels, test, source)
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high > 255:
+            return cls(_channels_first(x.float()), labels, levels, test, source)
+        return cls(_channels_first(x.byte()), labels, 2 if high <= 1 else levels, test, source)
+
+
+def digits() -> Images:
+    """Return the 1,797 real handwritten digits inside scikit-learn, 8x8 with 17 grey levels.
+
+    References:
+        Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI Machine Learning Repository, 1998).
+    """
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return Images.of(torch.from_numpy(found.images).byte(), torch.from_numpy(found.target), "digits", levels=17)
+
+
+def torchvision_images(name: str, root: str) -> Images:
+    """Return a data set of torchvision, found under ``root`` or downloaded there."""
+    from torchvision import datasets
+
+    kind, train, test = NAMES[name]
+    make = getattr(datasets, kind)
+    halves = [_arrays(_found_or_downloaded(make, name, root, which)) for which in (train, test)]
+    x, labels = (torch.cat(both) for both in zip(*halves, strict=True))
+    return Images.of(x, labels, name, test=len(halves[1][0]))
+
+
+def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: dict[str, Any]) -> Any:
+    try:
+        return make(root, **which)
+    except RuntimeError:
+        pass  # so torchvision says that it is not there
+    try:
+        return make(root, **which, download=True)
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"Found no {name} under {str(root)!r}, and could not download it ({' '.join(str(error).split())[:100]}). "
+            "Give the folder that holds it with --root, or run once with a network."
+        ) from error
+
+
+def _arrays(found: Any) -> tuple[Tensor, Tensor]:
+    if type(found).__name__ == "Omniglot":
+        pairs = [(_ink(image), label) for image, label in tqdm(found, desc="omniglot", unit=" images", leave=False)]
+        pixels, labels = zip(*pairs, strict=True)
+        return torch.stack(pixels), torch.tensor(labels)
+    labels = found.labels if hasattr(found, "labels") and not hasattr(found, "targets") else found.targets
+    return torch.as_tensor(found.data), torch.as_tensor(labels)
+
+
+def _ink(image: Image.Image) -> Tensor:
+    """A drawing at 28x28, ink on paper turned to white on black, as in Burda et al. (2016)."""
+    return 255 - torch.from_numpy(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
+
+
+def file(path: Path) -> Images:
+    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels``."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        arrays = {"x": found} if isinstance(found, np.ndarray) else _unpacked(found)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())})."
+        ) from error
+    if "x" not in arrays and len(arrays) != 1:
+        raise ValueError(f"Expected an array named x in {str(path)!r}; got {', '.join(arrays) or 'none'}.")
+    x = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
+    labels = arrays.get("labels")
+    for array in (x, labels):
+        if array is not None and array.dtype.kind not in "buif":
+            raise ValueError(f"Expected numbers in {str(path)!r}; got {array.dtype}.")
+    return Images.of(_tensor(x), None if labels is None else _tensor(labels), repr(str(path)))
+
+
+def _unpacked(archive: Any) -> dict[str, np.ndarray]:
+    with archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """To float32, which is what networks compute in, and to integers that torch has."""
+    kinds = {"f": np.float32, "u": np.uint8 if array.dtype == np.uint8 else np.int64, "i": np.int64, "b": np.bool_}
+    return torch.from_numpy(array.astype(kinds[array.dtype.kind]))
+
+
+def folder(path: Path) -> Images:
+    """Return the images in a folder; where they are in subfolders, those are the labels, in alphabetical order."""
+    paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; found none.")
+    classes = sorted({file.parent for file in paths})
+    labels = torch.tensor([classes.index(file.parent) for file in paths]) if len(classes) > 1 else None
+    grey = all(mode in GREY for mode in _each(paths, lambda image: image.mode, "looking"))
+    arrays = _each(paths, lambda image: np.array(image.convert("L" if grey else "RGB")), "reading")
+    for file, array in zip(paths, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise ValueError(
+                f"Expected images of one size; got {arrays[0].shape[:2]} in {paths[0].name} and {array.shape[:2]} "
+                f"in {file.name}, (height, width). Resize them first."
+            )
+    return Images.of(torch.from_numpy(np.stack(arrays)), labels, repr(str(path)))
+
+
+def _each(paths: Sequence[Path], read: Callable[[Image.Image], Any], what: str) -> list[Any]:
+    found = []
+    for path in tqdm(paths, desc=what, unit=" images", leave=False, disable=len(paths) < 1000):
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
+                found.append(read(image))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"Expected an image; could not read {str(path)!r}.") from error
+    return found
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    if x.dim() == 3:
+        return x.unsqueeze(1)
+    if x.dim() == 4 and x.shape[1] not in CHANNELS and x.shape[-1] in CHANNELS:
+        return x.movedim(-1, 1).contiguous()
+    return x

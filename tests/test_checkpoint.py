@@ -1,0 +1,173 @@
+import csv
+import json
+from functools import partial
+
+import pytest
+import torch
+import yaml
+
+from pyro_vae import VAE, checkpoint, data, fit, likelihoods, load, networks, priors
+from pyro_vae.objectives import ELBO
+
+DIGITS = data.load("digits")
+
+
+class Mine(priors.StandardNormal):
+    """A prior from outside the package."""
+
+
+def build(**parts):
+    return VAE.build((1, 8, 8), **({"latent": 3, "network": partial(networks.MLP, hidden=(16, 8))} | parts))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory, and the VAE that was trained into it."""
+    vae = build(likelihood=partial(likelihoods.Gaussian, scale=0.3))
+    history = fit(vae, DIGITS, ELBO(beta=2.0), epochs=2, run_dir=tmp_path / "run", progress=False)
+    return tmp_path / "run", vae, history
+
+
+def test_a_run_directory_holds_what_it_says(run):
+    folder, vae, history = run
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "model.safetensors",
+    ]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"] == "digits"
+    assert config["network"] == {"class_path": "pyro_vae.networks.MLP", "init_args": {"hidden": [16, 8]}}
+    assert config["objective"]["init_args"] == {"num_particles": 1, "kl": "auto", "beta": 2.0}
+    assert config["epochs"] == 2
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["valid"]) for row in rows] == history["valid"]
+
+
+def test_load_gives_the_same_vae_back(run):
+    folder, vae, _ = run
+    found, config = load(folder)
+    assert config["latent"] == 3
+    x = DIGITS.test[:]
+    assert (found.reconstruct(x) == vae.reconstruct(x)).all()
+    assert found.decoder.family.log_scale == vae.decoder.family.log_scale
+
+
+def test_load_leaves_the_generator_alone(run):
+    before = torch.get_rng_state()
+    load(run[0])
+    assert (torch.get_rng_state() == before).all()
+
+
+def test_a_second_run_in_one_directory_is_refused_and_nothing_is_lost(run):
+    folder, vae, _ = run
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already. Choose another --run_dir"):
+        fit(vae, DIGITS, epochs=1, run_dir=folder, progress=False)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_interrupted_training_keeps_the_weights_so_far(tmp_path, monkeypatch):
+    vae = build()
+    steps = iter(range(100))
+    model = vae.model
+
+    def interrupted(x):
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return model(x)
+
+    monkeypatch.setattr(vae, "model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(vae, DIGITS, epochs=9, run_dir=tmp_path / "run", progress=False)
+    assert load(tmp_path / "run")[0].generate(2).shape == (2, 1, 8, 8)
+
+
+def test_a_class_of_ones_own_is_imported_only_if_trusted(tmp_path):
+    fit(build(prior=Mine), DIGITS, epochs=1, run_dir=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"the run names '.*test_checkpoint.Mine', whose import would run its code"):
+        load(tmp_path / "run")
+    vae, _ = load(tmp_path / "run", trust=[Mine.__module__])
+    assert isinstance(vae.prior, Mine)
+
+
+def test_a_lambda_cannot_be_written_down(tmp_path):
+    vae = build(prior=lambda latent: priors.StandardNormal(latent))
+    with pytest.raises(ValueError, match="class or a functools.partial of one"):
+        fit(vae, DIGITS, epochs=1, run_dir=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vae_made_by_hand_says_how_to_load_it(tmp_path):
+    made = build()
+    vae = VAE(made.prior, made.decoder, made.encoder)
+    fit(vae, DIGITS, epochs=1, run_dir=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"made by VAE.build; .* use load_state_dict"):
+        load(tmp_path / "run")
+
+
+def edit(folder, **changes):
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | changes
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+BAD = {
+    "no folder": (lambda run: run / "nowhere", FileNotFoundError, "there is nothing at"),
+    "not a run": (lambda run: run.parent, FileNotFoundError, "with config.yaml; .* has none. Is it a run"),
+    "no weights": (
+        lambda run: (run / "model.safetensors").unlink() or run,
+        FileNotFoundError,
+        "with model.safetensors",
+    ),
+    "broken weights": (
+        lambda run: (run / "model.safetensors").write_bytes(b"\x00" * 50) and run,
+        ValueError,
+        "could not read",
+    ),
+    "a hostile tag": (
+        lambda run: (run / "config.yaml").write_text("prior: !!python/object/apply:os.getcwd []") and run,
+        ValueError,
+        "could not read",
+    ),
+    "not a mapping": (lambda run: (run / "config.yaml").write_text("7") and run, ValueError, "does not name its parts"),
+    "another architecture": (
+        lambda run: edit(run, network={"class_path": "pyro_vae.networks.MLP", "init_args": {"hidden": [9]}}) or run,
+        ValueError,
+        "Expected weights of the architecture in config.yaml; got others",
+    ),
+    "an unknown class": (
+        lambda run: edit(run, prior={"class_path": "pyro_vae.priors.Nothing"}) or run,
+        ValueError,
+        "Expected to import 'pyro_vae.priors.Nothing'",
+    ),
+    "somebody's class": (
+        lambda run: edit(run, prior={"class_path": "os.system"}) or run,
+        ValueError,
+        "the run names 'os.system', whose import would run its code",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "kind", "message"), BAD.values(), ids=BAD)
+def test_a_bad_run_gets_a_sentence(spoil, kind, message, run):
+    with pytest.raises(kind, match=message) as caught:
+        load(spoil(run[0]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        priors.StandardNormal,
+        partial(networks.MLP, hidden=(3, 4), activation="Tanh"),
+        partial(likelihoods.Gaussian, scale="learned"),
+    ],
+)
+def test_describe_and_back(part):
+    spec = yaml.safe_load(yaml.safe_dump(checkpoint.describe(part)))
+    again = checkpoint._construct(spec, trust=())
+    assert checkpoint.describe(again) == checkpoint.describe(part)

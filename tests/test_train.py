@@ -1,0 +1,174 @@
+from functools import partial
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+from pyro_vae import VAE, data, evaluate, fit, likelihoods
+from pyro_vae.networks import MLP
+from pyro_vae.objectives import ELBO
+
+NETWORK = partial(MLP, hidden=(32,))
+
+
+def build(event_shape=(1, 8, 8), seed=0, **parts):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VAE.build(event_shape, **({"latent": 3, "network": NETWORK} | parts))
+
+
+quick = partial(fit, epochs=2, batch_size=256, progress=False)
+DIGITS = data.load("digits")
+DYNAMIC = data.load("digits", binarize="dynamic")
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "dataset"),
+    [(likelihoods.Gaussian, DIGITS), (likelihoods.Bernoulli, DYNAMIC)],
+    ids=["Gaussian", "Bernoulli"],
+)
+def test_the_loss_falls(likelihood, dataset):
+    history = fit(build(likelihood=likelihood), dataset, epochs=8, progress=False)
+    assert {len(column) for column in history.values()} == {8}
+    assert history["train"][-1] < history["train"][0]
+    assert history["valid"][-1] < history["valid"][0]
+
+
+def test_validation_is_minus_the_elbo_split_in_two():
+    vae = build()
+    history = quick(vae, DIGITS)
+    for whole, *parts in zip(*(history[name] for name in ("valid", "valid_reconstruction", "valid_kl")), strict=True):
+        assert whole == pytest.approx(sum(parts))
+    reconstruction, kl = evaluate.split(vae, DIGITS.valid[:], num_particles=200)
+    assert history["valid_kl"][-1] == pytest.approx(kl.mean().item(), rel=1e-4)
+    assert history["valid_reconstruction"][-1] == pytest.approx(-reconstruction.mean().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("dataset", [DIGITS, DYNAMIC], ids=str)
+def test_the_same_seed_gives_the_same_losses_to_the_last_bit(dataset):
+    likelihood = likelihoods.Bernoulli if dataset is DYNAMIC else likelihoods.Gaussian
+    runs = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # what was drawn before must not matter
+        vae = build(likelihood=likelihood)
+        history = quick(vae, dataset, seed=5)
+        runs.append((history["train"], history["valid"], [p.tolist() for p in vae.parameters()]))
+    torch.manual_seed(20261122)
+    assert runs[0] == runs[1]
+    assert quick(build(likelihood=likelihood), dataset, seed=6)["train"] != runs[0][0]
+
+
+def test_global_state_is_as_it_was(param_store):
+    pyro.param("mine", torch.tensor(1.0))
+    before = torch.get_rng_state()
+    quick(build(), DIGITS)
+    assert (torch.get_rng_state() == before).all()
+    assert list(param_store.keys()) == ["mine"]
+
+
+def test_two_vaes_one_after_the_other_both_move():
+    for seed in (0, 1):
+        vae = build(seed=seed)
+        before = [p.clone() for p in vae.parameters()]
+        quick(vae, DIGITS)
+        assert all((old != new).any() for old, new in zip(before, vae.parameters(), strict=True))
+
+
+def test_it_is_pyros_svi():
+    """One epoch of one batch equals one stock step from the same start: Adam on the ELBO, at the data's mean."""
+    x = DIGITS.train[:]
+    ours, stock = build(), build()
+    fit(ours, DIGITS, epochs=1, batch_size=len(x), progress=False, seed=7)
+    stock.decoder.start_at(DIGITS.mean)
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        torch.manual_seed(7)
+        stock.prior().sample((1,))  # as the check of the support draws
+        order = torch.randperm(len(x))
+        SVI(stock.model, stock.guide, Adam({"lr": 1e-3}), ELBO()).step(x[order])
+    for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_any_pyro_elbo_is_an_objective():
+    assert quick(build(), DIGITS, objective=Trace_ELBO())["train"][1] < 500
+
+
+def test_beta_is_optimised_but_the_elbo_is_validated():
+    history = fit(build(), DIGITS, objective=ELBO(beta=20.0), epochs=15, progress=False)
+    free = fit(build(), DIGITS, objective=ELBO(beta=0.01), epochs=15, progress=False)
+    assert history["valid_kl"][-1] < free["valid_kl"][-1] / 2
+    assert history["valid"][-1] == pytest.approx(history["valid_reconstruction"][-1] + history["valid_kl"][-1])
+
+
+def test_training_starts_at_the_datas_mean():
+    """Worth nats at the start: the first epoch's loss against that of a decoder whose start is held back."""
+    started, held = build(likelihood=likelihoods.Bernoulli), build(likelihood=likelihoods.Bernoulli)
+    with torch.no_grad():
+        held.decoder.network.bias += 1e-6
+    losses = [fit(vae, DYNAMIC, epochs=1, progress=False)["train"][0] for vae in (started, held)]
+    assert losses[0] < losses[1] - 1
+
+
+def test_a_tensor_will_do():
+    assert len(quick(build((5,)), torch.rand(40, 5))["train"]) == 2
+
+
+def test_every_image_is_seen_once_an_epoch(monkeypatch):
+    seen = []
+    vae = build()
+    model = vae.model
+    monkeypatch.setattr(vae, "model", lambda x: seen.append(x) or model(x))
+    fit(vae, DIGITS, epochs=1, batch_size=100, progress=False)
+    train = torch.cat(seen[: -(-1437 // 100)])
+    assert len(train) == 1437
+    assert sorted(map(tuple, train.flatten(1).tolist())) == sorted(map(tuple, DIGITS.train[:].flatten(1).tolist()))
+
+
+def test_it_runs_where_it_is_told(device):
+    vae = build()
+    history = quick(vae, DYNAMIC if device == "none" else DIGITS, device=device)
+    assert next(vae.parameters()).device.type == device
+    assert history["train"][-1] < history["train"][0]
+
+
+def test_float64_stays_float64():
+    vae = build().double()
+    quick(vae, DIGITS)
+    assert {p.dtype for p in vae.parameters()} == {torch.float64}
+
+
+def test_it_shows_a_bar_with_the_elbo_in_nats(capsys):
+    fit(build(), DIGITS, epochs=1)
+    shown = capsys.readouterr().err
+    assert "epoch 1/1" in shown
+    assert "ELBO in nats: train" in shown
+
+
+BAD = {
+    "no epochs": (lambda: fit(build(), DIGITS, epochs=0), "epochs of at least 1; got 0"),
+    "no batch": (lambda: fit(build(), DIGITS, batch_size=0), "batch_size of at least 1; got 0"),
+    "lr": (lambda: fit(build(), DIGITS, lr=-1.0), "positive learning rate; got lr = -1.0"),
+    "shape": (
+        lambda: fit(build((1, 9, 9)), DIGITS),
+        r"shape \(N, 1, 9, 9\), as the VAE was built for; got images of shape",
+    ),
+    "support": (
+        lambda: fit(build(likelihood=likelihoods.Bernoulli), DIGITS),
+        r"support of Bernoulli, Boolean\(\); got values in \[0, 1\] \(digits, not binarised\). Binarise with",
+    ),
+    "diverges": (lambda: quick(build(), DIGITS, lr=1e6), "The loss became .* in epoch .*: expected a finite one. Try"),
+}
+
+
+@pytest.mark.parametrize(("run", "message"), BAD.values(), ids=BAD)
+def test_bad_input_gets_a_sentence(run, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_no_cuda_gets_a_sentence():
+    with pytest.raises(ValueError, match="Expected a CUDA device .* torch finds none. Use device='cpu'"):
+        quick(build(), DIGITS, device="cuda")
