@@ -11,6 +11,7 @@ from pyro_vae import (
     oracle,
     plots,
     priors,
+    report,
 )
 from pyro_vae.checkpoint import load
 from pyro_vae.train import fit
@@ -30,4 +31,5 @@ __all__ = [
     "oracle",
     "plots",
     "priors",
+    "report",
 ]

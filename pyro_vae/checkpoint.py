@@ -36,11 +36,15 @@ def create(run_dir: str | Path, config: dict[str, Any]) -> Path:
 
     Raises:
         ValueError: If the directory holds a run already.
+        OSError: If it cannot be made.
     """
     run = Path(run_dir)
     if (run / "config.yaml").exists():
         raise ValueError(f"Expected a new run directory; {str(run)!r} holds a run already. Choose another --run_dir.")
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Expected to make a folder for the run; could not make {str(run)!r} ({error}).") from error
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     environment = {
         "command": sys.argv,
@@ -165,7 +169,7 @@ def _construct(spec: Any, trust: Iterable[str]) -> Any:
     if module.split(".")[0] != "pyro_vae" and module not in trust:
         raise ValueError(
             f"Expected parts of pyro_vae; the run names {spec['class_path']!r}, whose import would run its code. "
-            f"If you trust it: load(run, trust=[{module!r}])."
+            f"If you trust it: load(run, trust=[{module!r}]), or --trust {module}."
         )
     try:
         kind = getattr(importlib.import_module(module), name)

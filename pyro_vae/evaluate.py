@@ -12,15 +12,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent
 from tqdm.auto import tqdm
 
 from pyro_vae.data import Split
 from pyro_vae.objectives import closed_form_kl
 from pyro_vae.vae import VAE
 
-__all__ = ["Summary", "elbo", "ess", "iwae", "log_weights", "nll", "split", "summary"]
+__all__ = ["Summary", "elbo", "ess", "iwae", "kl_per_dim", "log_weights", "nll", "split", "summary"]
 
 AT_ONCE = 20_000
+DRAWS = 10  # for the ELBO of a summary
 
 
 @torch.no_grad()
@@ -112,7 +114,7 @@ def nll(vae: VAE, x: Tensor, num_particles: int = 5000, at_once: int = AT_ONCE, 
         Shape ``(B,)``, in nats.
 
     Raises:
-        ValueError: If there are no particles, or ``at_once`` is not positive.
+        ValueError: If there are no particles or no images, or ``at_once`` is not positive.
 
     Example:
         >>> from pyro_vae import VAE
@@ -121,16 +123,12 @@ def nll(vae: VAE, x: Tensor, num_particles: int = 5000, at_once: int = AT_ONCE, 
     """
     if num_particles < 1 or at_once < 1:
         raise ValueError(f"Expected at least 1 particle, and 1 at once; got {num_particles} and {at_once}.")
+    if len(x) == 0:
+        raise ValueError("Expected at least 1 image; got none.")
     parts = []
-    with tqdm(
-        total=len(x) * num_particles,
-        unit=" draws",
-        unit_scale=True,
-        leave=False,
-        disable=not progress,
-        desc="-log p(x)",
-    ) as bar:
-        for rows in x.split(min(len(x), at_once) or 1):
+    show = {"desc": "-log p(x)", "unit": " draws", "unit_scale": True, "leave": False, "disable": not progress}
+    with tqdm(total=len(x) * num_particles, **show) as bar:
+        for rows in x.split(at_once):
             total = torch.full((len(rows),), -math.inf).to(x)
             for draws in _chunks(num_particles, max(1, at_once // len(rows))):
                 total = torch.logaddexp(total, log_weights(vae, rows, draws).logsumexp(0))
@@ -154,13 +152,46 @@ def split(vae: VAE, x: Tensor, num_particles: int = 1) -> tuple[Tensor, Tensor]:
 
     The first is a mean over ``num_particles`` draws; the second is in closed form where there is one, else a mean
     over the same draws.
+
+    Raises:
+        ValueError: If there are no particles.
     """
+    if num_particles < 1:
+        raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
     q, p = vae.encoder(x), vae.prior()
     z = q.sample((num_particles,))
     kl = closed_form_kl(q, p)
     if kl is None:
         kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
     return vae.decoder(z).log_prob(x).mean(0), kl
+
+
+@torch.no_grad()
+def kl_per_dim(vae: VAE, x: Tensor) -> Tensor:
+    r"""Return the divergence of each latent dimension per datum, in nats, of shape ``(B, latent)``.
+
+    .. math:: \mathrm{KL}(q(z_i \mid x_b) \,\|\, p(z_i))
+
+    Their sum over dimensions is the divergence, since guide and prior are independent over them.
+
+    Raises:
+        ValueError: If the guide or the prior is not independent over dimensions, or no closed form is known.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> kl_per_dim(VAE.build((64,), latent=2), torch.rand(5, 64)).shape
+        torch.Size([5, 2])
+    """
+    q, p = vae.encoder(x), vae.prior()
+    kl = None
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        kl = closed_form_kl(q.base_dist, p.base_dist)
+    if kl is None or kl.shape != (*q.batch_shape, *q.event_shape):
+        raise ValueError(
+            "Expected a guide and a prior that are independent over latent dimensions, with a divergence in closed "
+            f"form; got {type(q).__name__} and {type(p).__name__}. Use split for the whole divergence."
+        )
+    return kl
 
 
 class Summary(NamedTuple):
@@ -174,12 +205,7 @@ class Summary(NamedTuple):
 
 
 def summary(
-    vae: VAE,
-    data: Split,
-    num_particles: int = 1000,
-    images: int = 1000,
-    seed: int = 0,
-    progress: bool = False,
+    vae: VAE, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
 ) -> Summary:
     """Summarise a VAE on a split: the ELBO, its two terms, and -log p(x) by importance sampling.
 
@@ -203,7 +229,7 @@ def summary(
     with torch.random.fork_rng(devices=[point.device] if point.is_cuda else []):
         torch.manual_seed(seed)
         x = data[slice(0, images)].to(point)
-        terms = [split(vae, rows, num_particles=10) for rows in x.split(AT_ONCE // 10)]
+        terms = [split(vae, rows, DRAWS) for rows in x.split(AT_ONCE // DRAWS)]
         log_likelihood, kl = (torch.cat(column) for column in zip(*terms, strict=True))
         values = (log_likelihood - kl, log_likelihood, kl, nll(vae, x, num_particles, progress=progress))
     return Summary(len(x), *(_mean_and_error(value) for value in values))

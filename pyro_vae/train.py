@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from pyro_vae.data import Dataset, Split, from_tensor
 from pyro_vae.objectives import ELBO
 from pyro_vae.vae import VAE
 
-__all__ = ["check_support", "fit"]
+__all__ = ["check_device", "check_support", "fit"]
 
 
 def fit(
@@ -52,7 +53,8 @@ def fit(
         seed: Seed of the order, the noise and the draws. The same seed gives the same losses, to the last bit, on
             one machine.
         device: ``cpu`` or ``cuda``.
-        run_dir: Folder for the weights, the configuration and the metrics; nothing is written if not given.
+        run_dir: Folder for the weights, the configuration and the metrics. If not given nothing is written; the
+            ``pyro-vae`` command makes one in runs/.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -62,7 +64,7 @@ def fit(
 
     Raises:
         ValueError: If an argument is out of range, x is outside the likelihood's support or of another shape than
-            the VAE was built for, or the loss is not finite.
+            the VAE was built for, torch cannot use the device, or training diverges.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -75,8 +77,7 @@ def fit(
             raise ValueError(f"Expected {name} of at least 1; got {value}.")
     if not 0 < lr < math.inf:
         raise ValueError(f"Expected a positive learning rate; got lr = {lr}.")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"Expected a CUDA device for device = {device!r}; torch finds none. Use device='cpu'.")
+    check_device(device)
     dataset = dataset if isinstance(dataset, Dataset) else from_tensor(dataset)
     settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device}
     vae.to(device)
@@ -115,13 +116,7 @@ def _run(
                 bar.set_description(f"epoch {epoch + 1}/{settings['epochs']}")
                 order = torch.randperm(len(train), device=point.device)
                 for step, batch in enumerate(order.split(settings["batch_size"])):
-                    loss = svi.step(train[batch].to(point.dtype))
-                    if not math.isfinite(loss):
-                        raise ValueError(
-                            f"The loss became {loss} in epoch {epoch + 1}, step {step + 1}: expected a finite one. "
-                            "Try a smaller lr, or scale the data to [0, 1]."
-                        )
-                    total += loss
+                    total += _step(svi, train[batch].to(point.dtype), f"in epoch {epoch + 1}, step {step + 1}")
                     bar.update(len(batch))
                 reconstruction, kl = _validate(vae, valid, settings)
                 numbers = (
@@ -139,10 +134,31 @@ def _run(
     except KeyboardInterrupt:
         if run:
             checkpoint.save_weights(run, vae)
+            raise KeyboardInterrupt(f"The weights so far are in {run}.") from None
         raise
     if run:
         checkpoint.save_weights(run, vae)
     return history
+
+
+def _step(svi: SVI, x: Tensor, where: str) -> float:
+    """Take one step of SVI; say in a sentence that it diverged, which Pyro says in a page."""
+    try:
+        loss = svi.step(x)
+    except ValueError as error:
+        broken = re.search(r"parameter (\w+) .*? of distribution (\w+).*? the constraint (\S+?),", str(error))
+        if not broken:
+            raise
+        raise ValueError(
+            f"Training diverged {where}: expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}. "
+            "Try a smaller lr, or scale the data to [0, 1]; a family of your own must keep to that range."
+        ) from error
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"Training diverged {where}: expected a finite loss; got {loss}. "
+            "Try a smaller lr, or scale the data to [0, 1]."
+        )
+    return loss
 
 
 @contextmanager
@@ -164,6 +180,18 @@ def _validate(vae: VAE, split: Split, settings: dict) -> tuple[float, float]:
             reconstruction -= log_likelihood
             kl += sum(site.nats for site in sites.values())
     return reconstruction / len(split), kl / len(split)
+
+
+def check_device(device: str) -> None:
+    """Check that torch can use a device.
+
+    Raises:
+        ValueError: If it cannot, as where there is no GPU.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"Expected a device that torch can use, as 'cpu'; got device = {device!r}.") from error
 
 
 def check_support(vae: VAE, dataset: Dataset) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vae.conditional import Conditional, Family, module
 from pyro_vae.guides import DiagonalNormal
@@ -89,17 +90,15 @@ class VAE(nn.Module):
         event_shape = tuple(event_shape)
         if latent < 1:
             raise ValueError(f"Expected at least 1 latent dimension; got latent = {latent}.")
-        p_x, q_z = likelihood(event_shape), guide(latent)
+        p_z, p_x, q_z = prior(latent), likelihood(event_shape), guide(latent)
+        _check_prior(p_z, latent)
+        _check_family("likelihood", p_x)
+        _check_family("guide", q_z)
         vae = cls(
-            prior=prior(latent),
+            prior=p_z,
             decoder=Conditional(network((latent,), (p_x.params, *p_x.event)), p_x),
             encoder=Conditional(network(event_shape, (q_z.params, *q_z.event)), q_z),
         )
-        if vae.prior().event_shape != (latent,):
-            raise ValueError(
-                f"Expected a prior over event shape {(latent,)}; got {tuple(vae.prior().event_shape)}. "
-                "Add .to_event(1) to the distribution it returns."
-            )
         vae.parts = {
             "event_shape": event_shape,
             "latent": latent,
@@ -173,3 +172,23 @@ class VAE(nn.Module):
         quantiles = torch.special.ndtri((torch.arange(steps) + 0.5) / steps).to(self.reference)
         up, right = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
         return self.decoder(torch.stack([right, up], dim=-1)).mean
+
+
+def _check_prior(prior: nn.Module, latent: int) -> None:
+    name = type(prior).__name__
+    try:
+        law = prior()
+    except TypeError as error:
+        raise ValueError(f"Expected a prior whose forward() takes no arguments; {name}'s raised: {error}.") from error
+    if not isinstance(law, Distribution):
+        raise ValueError(f"Expected a prior whose forward() returns a distribution; {name}'s returned {type(law)}.")
+    if law.event_shape != (latent,):
+        raise ValueError(
+            f"Expected a prior over event shape {(latent,)}; got {tuple(law.event_shape)}. "
+            "Add .to_event(1) to the distribution it returns."
+        )
+
+
+def _check_family(part: str, family: Family) -> None:
+    if not isinstance(family, Family):
+        raise ValueError(f"Expected the {part} to be a subclass of conditional.Family; got {type(family).__name__}.")

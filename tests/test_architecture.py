@@ -20,6 +20,7 @@ ROOMS = [
     {"evaluate", "ais", "oracle"},
     {"posterior"},
     {"plots"},
+    {"report"},
     {"__main__"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}

@@ -158,7 +158,14 @@ BAD = {
         lambda: fit(build(likelihood=likelihoods.Bernoulli), DIGITS),
         r"support of Bernoulli, Boolean\(\); got values in \[0, 1\] \(digits, not binarised\). Binarise with",
     ),
-    "diverges": (lambda: quick(build(), DIGITS, lr=1e6), "The loss became .* in epoch .*: expected a finite one. Try"),
+    "diverges": (
+        lambda: quick(build(), DIGITS, lr=1e6),
+        "Training diverged in epoch .*: expected scale of a Normal to satisfy Greater.*Try a smaller lr",
+    ),
+    "infinite loss": (
+        lambda: quick(build(likelihood=partial(likelihoods.Gaussian, scale=1e-30)), DIGITS),
+        "Training diverged in epoch 1, step 1: expected a finite loss; got .* Try a smaller lr",
+    ),
 }
 
 
@@ -170,5 +177,5 @@ def test_bad_input_gets_a_sentence(run, message, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_no_cuda_gets_a_sentence():
-    with pytest.raises(ValueError, match="Expected a CUDA device .* torch finds none. Use device='cpu'"):
+    with pytest.raises(ValueError, match="Expected a device that torch can use, as 'cpu'; got device = 'cuda'"):
         quick(build(), DIGITS, device="cuda")

@@ -123,11 +123,22 @@ class Scalar(nn.Module):
         return dist.Normal(torch.zeros(self.latent), 1.0)
 
 
+class Constant(nn.Module):
+    """A prior that returns a draw, not a distribution."""
+
+    def forward(self):
+        return torch.zeros(3)
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"latent": 0}, "at least 1 latent dimension; got latent = 0"),
         ({"prior": Scalar}, r"prior over event shape \(3,\); got \(\). Add .to_event\(1\)"),
+        ({"prior": likelihoods.Bernoulli}, "prior whose forward.. takes no arguments; Bernoulli's raised: .*phi"),
+        ({"prior": lambda latent: Constant()}, "forward.. returns a distribution; Constant's returned .*Tensor"),
+        ({"likelihood": priors.StandardNormal}, "likelihood to be a subclass of .*Family; got StandardNormal"),
+        ({"guide": priors.StandardNormal}, "guide to be a subclass of .*Family; got StandardNormal"),
         ({"event_shape": (0,)}, "event of at least one element"),
         ({"event_shape": (6,), "network": networks.Conv}, "Expected images"),
         ({"likelihood": partial(likelihoods.Gaussian, scale=0)}, "positive scale"),

@@ -1,0 +1,170 @@
+"""What is read off log-weights, against exact answers: a linear-Gaussian model, and weights written by hand."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_vae import VAE, data, evaluate
+from pyro_vae.oracle import LinearGaussian
+
+
+@pytest.fixture
+def model(float64):
+    return LinearGaussian(torch.randn(6, 3), torch.randn(6), scale=0.7)
+
+
+class StudentPrior(nn.Module):
+    """A prior whose divergence has no closed form."""
+
+    def forward(self):
+        return dist.StudentT(5.0, torch.zeros(3), 1.0).to_event(1)
+
+
+class TestLogWeights:
+    def test_are_the_densities_at_the_guides_draws(self, model):
+        vae, x = model.vae("mean-field"), torch.randn(5, 6)
+        with torch.random.fork_rng():
+            log_w = evaluate.log_weights(vae, x, 4)
+        z = vae.encoder(x).sample((4,))
+        for k in range(4):
+            expected = vae.prior().log_prob(z[k]) + model(z[k]).log_prob(x) - vae.encoder(x).log_prob(z[k])
+            torch.testing.assert_close(log_w[k], expected, rtol=0, atol=1e-12)
+
+    def test_no_datum_sees_another(self, model):
+        """Exact guide: each column is its own datum's evidence, whatever stands beside it."""
+        x = torch.randn(5, 6)
+        together = evaluate.log_weights(model.vae(), x, 2)
+        alone = torch.cat([evaluate.log_weights(model.vae(), row, 2) for row in x.split(1)], dim=1)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+
+    def test_leave_no_graph(self, model):
+        assert not evaluate.log_weights(VAE.build((6,), latent=2).double(), torch.rand(3, 6), 2).requires_grad
+
+
+class TestBounds:
+    def test_of_weights_written_by_hand(self):
+        log_w = torch.tensor([[0.0, 2.0], [math.log(3.0), 2.0]])
+        torch.testing.assert_close(evaluate.elbo(log_w), torch.tensor([0.5 * math.log(3.0), 2.0]))
+        torch.testing.assert_close(evaluate.iwae(log_w), torch.tensor([math.log(2.0), 2.0]))
+        torch.testing.assert_close(evaluate.ess(log_w), torch.tensor([16 / 10, 2.0]))
+
+    def test_do_not_overflow(self):
+        log_w = torch.tensor([[-4000.0], [-4001.0]])
+        assert evaluate.iwae(log_w).isfinite().all()
+        assert evaluate.ess(log_w).isfinite().all()
+
+    def test_their_order_and_their_means(self, model):
+        """Mean-field guide, 20,000 draws, at 5 standard errors: fails once in 1.7 million runs."""
+        x = torch.randn(4, 6)
+        log_w = evaluate.log_weights(model.vae("mean-field"), x, 20_000)
+        error = log_w.std(0) / math.sqrt(len(log_w))
+        assert ((evaluate.elbo(log_w) - model.elbo(x)).abs() < 5 * error).all()
+        w = (log_w - model.log_evidence(x)).exp()
+        assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w))).all()
+        assert (evaluate.elbo(log_w) < evaluate.iwae(log_w)).all()
+
+
+class TestNll:
+    @pytest.mark.parametrize(("particles", "at_once"), [(1, 100), (7, 3), (10, 5), (11, 100), (13, 1)])
+    def test_chunks_do_not_change_an_exact_answer(self, model, particles, at_once):
+        x = torch.randn(5, 6)
+        found = evaluate.nll(model.vae(), x, particles, at_once)
+        torch.testing.assert_close(found, -model.log_evidence(x), rtol=0, atol=1e-10)
+
+    def test_chunks_draw_as_many_particles_as_were_asked_for(self, model, monkeypatch):
+        """A remainder that is drawn but not counted, or counted but not drawn, would shift the answer."""
+        drawn = []
+        genuine = evaluate.log_weights
+        monkeypatch.setattr(evaluate, "log_weights", lambda v, x, k: drawn.append((len(x), k)) or genuine(v, x, k))
+        evaluate.nll(model.vae(), torch.randn(5, 6), num_particles=23, at_once=20)
+        assert drawn == [(5, 4)] * 5 + [(5, 3)]
+
+    def test_memory_is_bounded_by_at_once(self, model):
+        seen = []
+        vae = model.vae()
+        vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(law.batch_shape.numel()))
+        evaluate.nll(vae, torch.randn(50, 6), num_particles=9, at_once=20)
+        assert max(seen) <= 20
+
+    def test_falls_to_the_evidence_as_particles_grow(self, model):
+        """Mean-field guide; each step's fall is over 30 standard errors of the mean over 500 data."""
+        x = model.vae().decoder(torch.randn(500, 3)).sample()
+        vae = model.vae("mean-field")
+        one, many = (evaluate.nll(vae, x, k).mean() for k in (1, 2000))
+        exact = -model.log_evidence(x).mean()
+        assert one > many
+        assert many == pytest.approx(exact.item(), abs=0.02)
+
+    def test_no_images_give_no_numbers(self, model):
+        with pytest.raises(ValueError, match="at least 1 image; got none"):
+            evaluate.nll(model.vae(), torch.empty(0, 6), 3)
+
+
+class TestSplit:
+    def test_is_exact_where_the_divergence_is(self, model):
+        vae, x = model.vae("mean-field"), torch.randn(5, 6)
+        _, kl = evaluate.split(vae, x)
+        torch.testing.assert_close(kl, kl_divergence(vae.encoder(x), vae.prior()), rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("prior", [None, StudentPrior()], ids=["closed form", "none known"])
+    def test_its_difference_is_the_elbo(self, model, prior):
+        """20,000 draws, 5 standard errors: fails once in 1.7 million runs."""
+        vae, x = model.vae("mean-field"), torch.randn(4, 6)
+        vae.prior = prior or vae.prior
+        reconstruction, kl = evaluate.split(vae, x, 20_000)
+        log_w = evaluate.log_weights(vae, x, 20_000)
+        error = 2 * log_w.std(0) / math.sqrt(len(log_w)) + 0.05
+        assert ((reconstruction - kl - evaluate.elbo(log_w)).abs() < 5 * error).all()
+
+
+class TestSummary:
+    SPLIT = data.load("digits").test
+
+    def test_is_of_the_first_images_and_adds_up(self):
+        vae = VAE.build((1, 8, 8), latent=2)
+        found = evaluate.summary(vae, self.SPLIT, num_particles=5, images=30)
+        assert found.images == 30
+        assert found.elbo[0] == pytest.approx(found.reconstruction[0] - found.kl[0], abs=1e-3)
+        _, kl = evaluate.split(vae, self.SPLIT[:30])
+        assert found.kl[0] == pytest.approx(kl.mean().item(), rel=1e-5)
+        assert found.kl[1] == pytest.approx(kl.std().item() / math.sqrt(30), rel=1e-5)
+
+    def test_repeats_and_leaves_torchs_generator_alone(self):
+        vae = VAE.build((1, 8, 8), latent=2)
+        before = torch.get_rng_state()
+        first, second = (evaluate.summary(vae, self.SPLIT, num_particles=5, images=10) for _ in range(2))
+        assert first == second
+        assert (torch.get_rng_state() == before).all()
+
+    def test_has_no_standard_error_of_one_image(self):
+        assert math.isnan(evaluate.summary(VAE.build((1, 8, 8)), self.SPLIT, 2, images=1).nll[1])
+
+
+def test_it_leaves_the_vae_alone():
+    vae = VAE.build((1, 8, 8), latent=2)
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    evaluate.summary(vae, data.load("digits").test, num_particles=5, images=10)
+    assert all((tensor == before[name]).all() for name, tensor in vae.state_dict().items())
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+X = torch.zeros(2, 6)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda vae: evaluate.log_weights(vae, X, 0), "num_particles of at least 1; got 0"),
+        (lambda vae: evaluate.nll(vae, X, 0), "at least 1 particle, and 1 at once; got 0 and 20000"),
+        (lambda vae: evaluate.nll(vae, X, 5, at_once=0), "got 5 and 0"),
+        (lambda vae: evaluate.split(vae, X, 0), "num_particles of at least 1; got 0"),
+        (lambda vae: evaluate.summary(vae, data.from_tensor(X.repeat(9, 1)).test, images=0), "at least 1 image"),
+    ],
+)
+def test_bad_input_gets_a_sentence(run, message):
+    with pytest.raises(ValueError, match=message):
+        run(VAE.build((6,), latent=2))

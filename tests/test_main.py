@@ -1,0 +1,259 @@
+"""The command: what it writes, what it prints, and what it says of bad input."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pyro_vae import data, load
+from pyro_vae.__main__ import ROOMS, main
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--latent", "2", "--network.hidden", "[16]", "--epochs", "2", "--batch_size", "256"]
+FIGURES = {"curves", "interpolation", "latent_space", "manifold", "reconstructions", "samples", "traversal"}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Every test in an empty folder of its own; evaluation with few draws."""
+    from pyro_vae import report
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run, made once."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", *SMALL, "--run_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, capsys):
+    """A copy of it to spoil."""
+    return Path(shutil.copytree(trained, "run"))
+
+
+class TestTrain:
+    def test_prints_a_table_and_the_run_directory(self, capsys):
+        assert main(["train", *SMALL, "--run_dir", "here/run"]) == 0
+        shown = capsys.readouterr()
+        lines = shown.out.splitlines()
+        assert lines[0] == "digits, not binarised: 1,437 train, 180 valid, 180 test images of 1x8x8"
+        start = next(i for i, line in enumerate(lines) if line.startswith("split"))
+        assert lines[start].split() == ["split", "images", "ELBO", "E[log", "p(x|z)]", "KL", "-log", "p(x)"]
+        for name, line in zip(("train", "valid", "test"), lines[start + 1 :], strict=False):
+            split, images, *cells = line.replace("±", "").split()
+            numbers = [float(cell) for cell in cells]
+            assert (split, images) == (name, "50")
+            assert numbers[0] == pytest.approx(numbers[2] - numbers[4], abs=0.02)  # ELBO = reconstruction - KL
+        assert "a density" in shown.out
+        assert "20 draws" in shown.out
+        assert lines[-1] == "run:     here/run"
+        assert "ELBO in nats" in shown.err  # the bar
+
+    def test_draws_every_figure(self, run):
+        assert {path.stem for path in (run / "figures").iterdir()} == FIGURES
+
+    def test_names_a_run_directory_itself(self):
+        assert main(["train", *SMALL, "--epochs", "1"]) == 0
+        (made,) = Path("runs").iterdir()
+        assert made.name.startswith("digits-20")
+
+    def test_gives_the_same_run_again_from_its_own_configuration(self, run):
+        assert main(["train", "--config", str(run / "config.yaml"), "--run_dir", "again"]) == 0
+        first, second = load(run), load("again")
+        assert first[1] == second[1]
+        for mine, theirs in zip(first[0].parameters(), second[0].parameters(), strict=True):
+            assert (mine == theirs).all()
+
+    def test_every_option_reaches_its_part(self):
+        options = "--likelihood Bernoulli --binarize dynamic --valid 100 --objective.beta 0.5 --network Conv"
+        assert main(["train", *options.split(), "--network.channels", "[4]", "--epochs", "1", "--run_dir", "r"]) == 0
+        vae, config = load("r")
+        assert type(vae.decoder.family).__name__ == "Bernoulli"
+        assert type(vae.encoder.network).__name__ == "Conv"
+        assert config["network"]["init_args"]["channels"] == [4]
+        assert config["objective"]["init_args"]["beta"] == 0.5
+        assert (config["binarize"], config["valid"]) == ("dynamic", 100)
+
+    def test_takes_data_and_a_class_of_the_users_own(self, capsys):
+        Path("my_parts.py").write_text(
+            "import pyro_vae.priors\nclass Mine(pyro_vae.priors.StandardNormal):\n    '''Own.'''\n"
+        )
+        np.save("x.npy", np.random.default_rng(0).random((40, 5)))
+        assert main(["train", "--data", "x.npy", "--prior", "my_parts.Mine", "--epochs", "1", "--run_dir", "r"]) == 0
+        assert {path.stem for path in Path("r/figures").iterdir()} == {"curves", "latent_space"}
+        assert main(["evaluate", "r"]) == 2
+        assert "If you trust it: " in capsys.readouterr().err
+        assert main(["evaluate", "r", "--trust", "my_parts"]) == 0
+        del sys.modules["my_parts"]
+
+
+class TestEvaluate:
+    def test_repeats_the_closing_table(self, capsys):
+        assert main(["train", *SMALL, "--run_dir", "run"]) == 0
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "valid", "test"))]
+        assert main(["evaluate", "run", "--num_particles", "20", "--images", "50"]) == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if "±" in line][:3] == rows
+
+    def test_a_run_on_a_tensor_says_so(self, run, capsys):
+        config = yaml.safe_load((run / "config.yaml").read_text()) | {"data": "tensor"}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        assert main(["evaluate", "run"]) == 2
+        assert "was trained on a tensor. Use report.table" in capsys.readouterr().err
+
+
+class TestGenerate:
+    def test_numbers_and_a_picture(self, run, capsys):
+        assert main(["generate", "run", "--num", "5", "--output", "some/x.npy"]) == 0
+        assert capsys.readouterr().out == "some/x.npy\n"
+        x = np.load("some/x.npy")
+        assert x.shape == (5, 1, 8, 8)
+        assert main(["generate", "run", "--num", "5", "--output", "y.npy"]) == 0
+        assert (np.load("y.npy") == x).all()
+        assert main(["generate", "run", "--num", "5", "--seed", "1", "--output", "y.npy"]) == 0
+        assert (np.load("y.npy") != x).any()
+        assert main(["generate", "run"]) == 0
+        assert (run / "figures" / "generated.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
+    def test_explains_every_option(self, command, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert "--seed" in capsys.readouterr().out
+
+    def test_shows_the_known_classes_of_each_room_and_no_other(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["train", "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        for known in ("StandardNormal)", "Bernoulli, Gaussian)", "DiagonalNormal)", "MLP, Conv)", "ELBO)"):
+            assert f"known: {known}" in shown
+        assert shown.count("known: ") == len(ROOMS)
+
+    def test_print_config_is_a_configuration(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["train", *SMALL, "--print_config"])
+        Path("mine.yaml").write_text(capsys.readouterr().out)
+        assert main(["train", "--config", "mine.yaml", "--run_dir", "r"]) == 0
+        assert load("r")[1]["network"]["init_args"]["hidden"] == [16]
+
+    def test_the_committed_configuration_is_valid(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["train", "--config", str(ROOT / "experiments" / "digits.yaml"), "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["data"] == "digits"
+
+
+def array(x):
+    np.save("x.npy", x)
+    return ["train", "--data", "x.npy"]
+
+
+def text(name, content):
+    Path(name).write_text(content)
+    return name
+
+
+BAD = {
+    "unknown data set": (lambda: ["train", "--data", "minst"], "Expected one of digits, mnist, .*; got 'minst'"),
+    "NaN": (lambda: array(np.full((9, 4), np.nan)), "finite numbers in 'x.npy'; got 36 of 36 that are NaN"),
+    "support": (lambda: ["train", "--likelihood", "Bernoulli"], "support of Bernoulli, .* --binarize dynamic"),
+    "latent 0": (lambda: ["train", "--latent", "0"], "at least 1 latent dimension; got latent = 0"),
+    "no path": (lambda: ["train", "--data", "no/x.npy"], "there is nothing at 'no/x.npy'"),
+    "no run": (lambda: ["evaluate", "nowhere"], "Expected a run directory; there is nothing at 'nowhere'"),
+    "not a run": (lambda: ["generate", "."], "Expected a run directory with config.yaml; '.' has none"),
+    "device": (lambda: ["train", "--device", "gpu"], "device that torch can use, as 'cpu'; got device = 'gpu'"),
+    "run_dir": (lambda: ["train", "--run_dir", text("file", "") + "/run"], "could not make 'file/run'"),
+    "run_dir there": (lambda: ["train", "--run_dir", "r"], "'r' holds a run already. Choose another --run_dir"),
+    "no images": (lambda: ["generate", "r", "--num", "0"], "at least 1 image; got num = 0"),
+    "output": (lambda: ["generate", "r", "--output", "x.gif"], "end in .png or .npy; got 'x.gif'"),
+    "unknown class": (
+        lambda: ["train", "--likelihood", "Gausian"],
+        "--likelihood to be one of Bernoulli, Gaussian, or the import path of a class of yours; got Gausian",
+    ),
+    "unknown module": (
+        lambda: ["train", "--prior", "no.Prior"],
+        "--prior to be one of StandardNormal, .* got no.Prior",
+    ),
+    "another room's": (
+        lambda: ["train", "--likelihood", "pyro_vae.priors.StandardNormal"],
+        "--likelihood to be one of .*; got pyro_vae.priors.StandardNormal",
+    ),
+    "no distribution": (lambda: ["train", "--prior", "pyro_vae.likelihoods.Bernoulli"], "Expected a prior whose"),
+    "objective": (lambda: ["train", "--objective", "EBLO"], "--objective to be one of ELBO, .*; got EBLO"),
+    "number": (lambda: ["train", "--epochs", "many"], "Expected --epochs to be int; got many"),
+    "nested number": (lambda: ["train", "--objective.beta", "x"], "Expected --objective.beta to be float; got x"),
+    "list": (lambda: ["train", "--network.hidden", "3"], r"--network.hidden to be a list, as \[200, 200\]; got 3"),
+    "choice": (lambda: ["train", "--binarize", "on"], "--binarize to be 'none', .*'threshold'; got on"),
+    "either": (
+        lambda: ["train", "--likelihood", "Gaussian", "--likelihood.scale", "x"],
+        "--likelihood.scale to be float or 'learned'; got x",
+    ),
+    "argument": (
+        lambda: ["train", "--network", "MLP", "--network.depth", "3"],
+        "Expected an argument of pyro_vae.networks.MLP; got --network.depth",
+    ),
+    "option": (lambda: ["train", "--epoch_number", "3"], "unrecognized arguments: --epoch_number"),
+    "no config": (lambda: ["train", "--config", "no.yaml"], "--config: File does not exist: .*no.yaml"),
+    "bad config": (lambda: ["train", "--config", text("a.yaml", "a: b: c")], "Problems parsing config"),
+    "no command": (lambda: [], "train,evaluate,generate"),
+    "no such command": (lambda: ["trian"], "invalid choice: 'trian'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_gets_one_sentence(arguments, message, run, capsys):
+    run.rename("r")
+    weights = Path("r/model.safetensors").read_bytes()
+    assert main(arguments()) == 2
+    shown = capsys.readouterr().err.strip()
+    assert shown.startswith("pyro-vae")
+    assert "\n" not in shown
+    assert "Traceback" not in shown
+    assert Path("r/model.safetensors").read_bytes() == weights
+    assert re.search(message, shown), shown
+
+
+def test_interrupted_says_where_the_weights_are(monkeypatch, capsys):
+    from pyro.infer import SVI
+
+    steps = iter(range(3))
+
+    def step(self, *args):
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        return 1.0
+
+    monkeypatch.setattr(SVI, "step", step)
+    assert main(["train", *SMALL, "--run_dir", "run"]) == 130
+    assert "interrupted. The weights so far are in run." in capsys.readouterr().err
+    assert load("run")[1]["latent"] == 2
+
+
+@pytest.mark.parametrize("command", [["-m", "pyro_vae"], None], ids=["module", "script"])
+def test_as_a_program(command):
+    program = [sys.executable, *command] if command else [str(Path(sys.executable).with_name("pyro-vae"))]
+    done = subprocess.run([*program, "train", "--data", "minst"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("pyro-vae train: Expected one of digits, ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_global_generator_and_the_path_are_as_they_were(capsys):
+    before, path = torch.get_rng_state(), list(sys.path)
+    assert main(["train", *SMALL, "--run_dir", "run"]) == 0
+    assert (torch.get_rng_state() == before).all()
+    assert sys.path == path
+    assert len(data.load("digits").train) == 1437
