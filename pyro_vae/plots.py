@@ -171,7 +171,8 @@ def _mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
         for j in range(columns):
             top, left = i * (height + gap), j * (width + gap)
             page[:, top : top + height, left : left + width] = x[i, j]
-    wide = min(10.0, max(3.0, 0.55 * columns))
+    # Small images are drawn small: an eye reads few large blocks worse than few small ones.
+    wide = min(10.0, max(4.0, (0.2 + 0.0125 * width) * columns))
     figure = Figure(figsize=(wide, wide * page.shape[1] / page.shape[2] + 0.4), layout="constrained")
     axes = figure.add_subplot()
     drawn: Any = page.permute(1, 2, 0).numpy()
