@@ -40,7 +40,6 @@ from tqdm.auto import tqdm
 
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks, objectives
 from pyro_vae.data import Dataset, load
-from pyro_vae.objectives import closed_form_kl
 
 
 def main(
@@ -119,15 +118,13 @@ def measure(vae: VAE, dataset: Dataset, judge: Judge, samples: int, num_particle
     q = vae.encoder(x)
     log_likelihood, kl = (term.mean().item() for term in evaluate.split(vae, x, num_particles))
     error = (vae.decoder(q.sample((num_particles,))).mean - x).square().mean().sqrt().item()
-    per_dimension = closed_form_kl(q.base_dist, vae.prior().base_dist)
-    assert per_dimension is not None
     drawn = vae.generate(samples)
     return {
         "rate (nats)": kl,
         "distortion (nats)": -log_likelihood,
         "distortion (RMS)": error,
         "ELBO (nats)": log_likelihood - kl,
-        "active": float((per_dimension.mean(0) > 0.01).sum()),
+        "active": float((evaluate.kl_per_dim(vae, x).mean(0) > 0.01).sum()),
         **judge(drawn),
         "sharpness, reconstructions": sharpness(vae.reconstruct(x)) / sharpness(x),
         "sharpness, samples": sharpness(drawn) / sharpness(x),

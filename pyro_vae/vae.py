@@ -45,14 +45,14 @@ class VAE(nn.Module):
         self.parts: dict[str, Any] | None = None
 
     def model(self, x: Tensor) -> Tensor:
-        """The generative program, for x of shape ``(B, *event)``."""  # noqa: D401
+        """Draw z from the prior, then see x, of shape ``(B, *event)``, under the likelihood."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: Tensor) -> Tensor:
-        """The inference program, for x of shape ``(B, *event)``."""  # noqa: D401
+        """Draw z from the encoder, given x of shape ``(B, *event)``."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             return pyro.sample("z", self.encoder(x))

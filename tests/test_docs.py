@@ -1,0 +1,96 @@
+"""What is written for readers runs: docstrings, the README, notebooks."""
+
+import doctest
+import importlib
+import json
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pyro
+import pytest
+
+import pyro_vae
+from pyro_vae import __main__ as command
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    found.name for found in pkgutil.walk_packages(pyro_vae.__path__, "pyro_vae.") if found.name != "pyro_vae.__main__"
+)
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    with pyro.get_param_store().scope():
+        module = importlib.import_module(name)
+        result = doctest.testmod(module, optionflags=flags, extraglobs={"torch": importlib.import_module("torch")})
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_public_is_documented(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in getattr(module, "__all__", []):
+        assert isinstance(getattr(module, public), dict) or getattr(module, public).__doc__, public
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_python_for_readers_runs(text, tmp_path, monkeypatch):
+    """In order, each block with what those before it defined."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    assert blocks(text, "python")
+    with pyro.get_param_store().scope():
+        for block in blocks(text, "python"):
+            exec(compile(block, "a block for readers", "exec"), namespace)
+
+
+@pytest.mark.parametrize("line", [line for block in blocks(README, "bash") for line in block.splitlines() if line])
+def test_commands_in_the_readme_exist(line, monkeypatch):
+    program, *arguments = shlex.split(line, comments=True)
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert [word for word in arguments if "=" not in word][0] in targets
+    elif program == "pyro-vae":
+        monkeypatch.chdir(ROOT)
+        commands = {"train": command._train, "evaluate": command._evaluate, "generate": command._generate}
+        command._parser(commands).parse_args([word for word in arguments if word != "--help"])
+    elif program == "python":
+        assert (ROOT / arguments[0]).is_file()
+    else:
+        assert program in ("git", "cd", "pip")
+
+
+def test_links_in_the_readme_are_there():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_part_is_in_the_readme():
+    for room in ("priors", "likelihoods", "guides", "networks"):
+        for name in getattr(pyro_vae, room).__all__:
+            assert f"`{name}`" in README or name == "Network", name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestNotebooks:
+    def test_is_committed_with_the_outputs_of_one_run(self, path):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+        outputs = [output for cell in cells for output in cell["outputs"]]
+        assert not [output for output in outputs if output["output_type"] == "error"]
+        assert any("image/png" in output.get("data", {}) for output in outputs)
+
+    def test_says_nothing_of_the_machine(self, path):
+        outputs = [cell.get("outputs", []) for cell in json.loads(path.read_text())["cells"]]
+        assert not re.search(r"/home/|/root/|/tmp/|site-packages|Warning", json.dumps(outputs))

@@ -1,0 +1,77 @@
+"""Each experiment, small: it writes its table and its figure, and the claims that are exact hold."""
+
+import csv
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.fixture(autouse=True)
+def experiments_on_the_path(monkeypatch):
+    """As ``python experiments/NAME.py`` has it."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    yield
+    for name in ("common", "discontinuity", "tug_of_war"):
+        sys.modules.pop(name, None)
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+SMALL = {
+    "discontinuity": {"latents": (2,), "hidden": (32,), "epochs": 2, "seeds": 2, "points": 50},
+    "tug_of_war": {"betas": (0.1, 1.0, 10.0), "hidden": (32,), "epochs": 2, "seeds": 2, "samples": 50},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_writes_a_table_and_a_figure(name, tmp_path, capsys):
+    with torch.random.fork_rng():
+        importlib.import_module(name).main(**SMALL[name], out=str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.md", f"{name}.png"]
+    committed = rows(EXPERIMENTS / "results" / f"{name}.csv")
+    assert list(rows(tmp_path / f"{name}.csv")[0]) == list(committed[0])
+    assert (EXPERIMENTS / "results" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_elbo_of_the_committed_table_is_minus_rate_and_distortion():
+    for row in rows(EXPERIMENTS / "results" / "tug_of_war.csv")[:-1]:
+        rate, distortion, elbo = (float(row[f"{name} (nats)"]) for name in ("rate", "distortion", "ELBO"))
+        assert elbo == pytest.approx(-rate - distortion, abs=1e-3)
+
+
+class TestSharpness:
+    def test_is_zero_on_a_ramp_and_known_on_a_point(self):
+        common = importlib.import_module("common")
+        ramp = torch.arange(6.0).expand(1, 1, 6, 6)
+        assert common.sharpness(ramp) == 0
+        point = torch.zeros(1, 1, 5, 5)
+        point[..., 2, 2] = 1
+        assert common.sharpness(point) == pytest.approx((16 + 4) / 9)
+
+    def test_falls_when_an_image_is_blurred(self):
+        common = importlib.import_module("common")
+        x = torch.rand(4, 1, 9, 9)
+        assert common.sharpness(torch.nn.functional.avg_pool2d(x, 3, 1, 1)) < common.sharpness(x) / 2
+
+
+def test_the_judge_knows_real_images_from_noise():
+    from pyro_vae import data
+
+    common = importlib.import_module("common")
+    digits = data.load("digits")
+    judge = common.Judge(digits)
+    real, noise = judge(digits.test[:]), judge(torch.rand(180, 1, 8, 8))
+    assert judge.accuracy > 0.95
+    assert real["confidence"] > noise["confidence"]
+    assert real["entropy (nats)"] < noise["entropy (nats)"]
+    assert real["distance (RMS)"] < noise["distance (RMS)"] / 2
+    assert judge(digits.train[:9])["distance (RMS)"] == pytest.approx(0, abs=1e-6)
+    assert real["unreadable"] == pytest.approx(0.05, abs=0.01)
