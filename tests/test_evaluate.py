@@ -121,6 +121,25 @@ class TestSplit:
         assert ((reconstruction - kl - evaluate.elbo(log_w)).abs() < 5 * error).all()
 
 
+class TestKlPerDim:
+    def test_is_the_texts_formula_and_adds_up(self, model):
+        vae, x = model.vae("mean-field"), torch.randn(5, 6)
+        q = vae.encoder(x)
+        found = evaluate.kl_per_dim(vae, x)
+        text = 0.5 * (q.variance + q.mean**2 - 1 - q.variance.log())
+        torch.testing.assert_close(found, text, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.sum(-1), evaluate.split(vae, x)[1], rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("guide", ["exact", "mean-field"])
+    def test_says_where_dimensions_do_not_come_apart(self, model, guide):
+        vae = model.vae(guide)
+        vae.prior = vae.prior if guide == "exact" else StudentPrior()
+        with pytest.raises(
+            ValueError, match="independent over latent dimensions, with .* closed form; got .* Use split"
+        ):
+            evaluate.kl_per_dim(vae, torch.randn(5, 6))
+
+
 class TestSummary:
     SPLIT = data.load("digits").test
 
