@@ -1,12 +1,14 @@
 """What the experiments share: a judge of images, a page of images, and a table for machines and for readers."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 
 import numpy as np
 import torch
+from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier
@@ -16,9 +18,17 @@ from torchvision.utils import make_grid
 
 from pyro_vae.data import Dataset
 
-__all__ = ["Judge", "over_seeds", "sharpness", "show", "write_table"]
+__all__ = ["Judge", "command", "over_seeds", "sharpness", "show", "write_table"]
 
 Cell = str | int | float | tuple[float, float]
+
+
+def command(main: Callable[..., None]) -> None:
+    """Run ``main`` with its arguments from the command line; bad input ends it with one sentence."""
+    try:
+        auto_cli(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 class Judge:

@@ -39,8 +39,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Judge, over_seeds, show, write_table
-from jsonargparse import auto_cli
+from common import Judge, command, over_seeds, show, write_table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -226,4 +225,4 @@ def fitted(codes: Tensor) -> MultivariateNormal:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    command(main)

@@ -32,8 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Judge, over_seeds, sharpness, show, write_table
-from jsonargparse import auto_cli
+from common import Judge, command, over_seeds, sharpness, show, write_table
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
@@ -169,4 +168,4 @@ def picture(rate: np.ndarray, distortion: np.ndarray, models: dict[float, VAE], 
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    command(main)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def test_the_elbo_of_the_committed_table_is_minus_rate_and_distortion():
     for row in rows(EXPERIMENTS / "results" / "tug_of_war.csv")[:-1]:
         rate, distortion, elbo = (float(row[f"{name} (nats)"]) for name in ("rate", "distortion", "ELBO"))
         assert elbo == pytest.approx(-rate - distortion, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bad_input_gets_a_sentence(name):
+    program = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--data", "minst"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{name}.py: Expected one of digits, mnist, ")
+    assert done.stderr.count("\n") == 1
 
 
 class TestSharpness:
