@@ -1,5 +1,7 @@
 """Figures. They see arrays only, and return a ``matplotlib.figure.Figure`` that a notebook shows and ``savefig`` saves.
 
+A notebook shows them once ``%matplotlib inline`` has been run in it, or pyplot imported.
+
 Images are float tensors ``(..., channels, height, width)`` or ``(..., height, width)``; 0 is drawn black, 1 white.
 """
 
