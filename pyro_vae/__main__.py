@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,7 +149,10 @@ class _HelpFormatter(DefaultHelpFormatter):
 def _parser(commands: dict[str, Callable[..., None]]) -> ArgumentParser:
     settings: dict[str, Any] = {"exit_on_error": False, "formatter_class": _HelpFormatter}
     parser = ArgumentParser(
-        prog="pyro-vae", description="Variational autoencoders as probabilistic programs.", **settings
+        prog="pyro-vae",
+        description="Variational autoencoders as probabilistic programs.",
+        version=version("pyro_vae"),
+        **settings,
     )
     subcommands = parser.add_subcommands()
     for name, command in commands.items():

@@ -128,7 +128,7 @@ def _run(
                 )
                 for column, number in zip(history.values(), numbers, strict=True):
                     column.append(number)
-                bar.set_postfix_str(f"ELBO in nats: train {-numbers[0]:.2f}, valid {-numbers[1]:.2f}")
+                bar.set_postfix_str(f"nats: train loss {numbers[0]:.2f}, valid ELBO {-numbers[1]:.2f}")
                 if run:
                     checkpoint.save_metrics(run, history)
     except KeyboardInterrupt:

@@ -58,7 +58,7 @@ class TestTrain:
         assert "a density" in shown.out
         assert "20 draws" in shown.out
         assert lines[-1] == "run:     here/run"
-        assert "ELBO in nats" in shown.err  # the bar
+        assert "valid ELBO" in shown.err  # the bar
 
     def test_draws_every_figure(self, run):
         assert {path.stem for path in (run / "figures").iterdir()} == FIGURES
