@@ -63,7 +63,7 @@ def main(
         root: Folder where torchvision finds it.
         betas: Weights of the divergence.
         latent: Number of latent dimensions.
-        scale: Standard deviation of the Gaussian likelihood. On the digits a learned one ends at 0.10.
+        scale: Standard deviation of the Gaussian likelihood; about where a learned one ends on the digits.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
