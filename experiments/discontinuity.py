@@ -18,9 +18,9 @@ in each dimension. Where it is large, neighbours in latent space are not neighbo
 
 What the committed table shows. In 2 dimensions the codes fill the plane either way: the plain autoencoder's draws are
 about as readable as the VAE's, and what sets it apart is jitter. In 16 dimensions they do not: draws from the standard
-normal are far from any real image when a plain autoencoder decodes them, and near when the VAE does; fitting a Gaussian
-to the codes afterwards closes part of the gap. Neither is without gaps, since a mixture of the posteriors of the data
-is not the prior, and both are worst halfway between classes.
+normal are far from any real image when a plain autoencoder decodes them, and much nearer when the VAE does; fitting a
+Gaussian to the codes afterwards makes up part of the difference. Neither is without gaps, since a mixture of the
+posteriors of the data is not the prior, and both are hardest to read halfway between classes.
 
 References:
     Auto-Encoding Variational Bayes (Kingma and Welling, 2014).

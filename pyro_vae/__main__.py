@@ -90,10 +90,10 @@ def _evaluate(
         images: How many images of each split, the first ones.
         seed: Seed of the draws.
         device: ``cpu`` or ``cuda``.
-        trust: Module of your own whose classes the run may name, as ``my_parts``.
+        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
     check_device(device)
-    vae, config = load(run, [trust])
+    vae, config = load(run, trust.split())
     if config["data"] == "tensor":
         raise ValueError(f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table.")
     dataset = data.load(**{key: config[key] for key in inspect.signature(data.load).parameters})
@@ -109,9 +109,9 @@ def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None,
         num: How many.
         seed: Seed of the draws.
         output: A ``.png`` for a picture, a ``.npy`` for numbers. If not given, figures/generated.png of the run.
-        trust: Module of your own whose classes the run may name, as ``my_parts``.
+        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
-    vae, _ = load(run, [trust])
+    vae, _ = load(run, trust.split())
     if num < 1:
         raise ValueError(f"Expected to generate at least 1 image; got num = {num}.")
     path = Path(output) if output else Path(run) / "figures" / "generated.png"

@@ -150,7 +150,8 @@ def _two_dimensions(z: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
         points = torch.cat([points, torch.zeros_like(points)], dim=1)
     if points.shape[1] == 2:
         return points.numpy(), ("z0", "z1")
-    _, _, axes = torch.linalg.svd(points - points.mean(0), full_matrices=False)
+    points = points - points.mean(0)
+    _, _, axes = torch.linalg.svd(points.T @ points)  # as many axes as dimensions, however few the points
     return (points @ axes[:2].T).numpy(), (
         "first principal component of z",
         "second principal component of z",

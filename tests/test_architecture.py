@@ -45,11 +45,13 @@ def imported_rooms(file):
                 yield parts[1]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file != ROOT / "__init__.py"],  # the front door names every room
+    ids=lambda file: str(file.relative_to(ROOT)),
+)
 def test_imports_only_go_down(file):
     room = room_of(file)
-    if room == "__init__":
-        pytest.skip("the front door names every room")
     assert room in FLOOR, f"{room} has no floor: add it to ROOMS"
     for other in imported_rooms(file):
         assert other == room or FLOOR[other] < FLOOR[room], f"{room} imports {other}, which is not below it"

@@ -59,6 +59,13 @@ def test_a_manifold_where_there_are_two_dimensions():
     assert set(report.figures(VAE.build((1, 8, 8), latent=2), DIGITS)) == IMAGES | {"manifold"}
 
 
+@pytest.mark.parametrize("count", [3, 12, 100])
+def test_a_few_images_are_enough(count):
+    """Of 3 images one is for test."""
+    dataset = data.from_tensor(torch.rand(count, 1, 8, 8))
+    assert set(report.figures(VAE.build((1, 8, 8), latent=3), dataset)) == IMAGES
+
+
 def test_vectors_have_a_latent_space_only():
     assert set(report.figures(VAE.build((5,), latent=3), data.from_tensor(torch.rand(40, 5)))) == {"latent_space"}
 

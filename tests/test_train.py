@@ -127,9 +127,14 @@ def test_every_image_is_seen_once_an_epoch(monkeypatch):
     assert sorted(map(tuple, train.flatten(1).tolist())) == sorted(map(tuple, DIGITS.train[:].flatten(1).tolist()))
 
 
-def test_it_runs_where_it_is_told(device):
-    vae = build()
-    history = quick(vae, DYNAMIC if device == "none" else DIGITS, device=device)
+@pytest.mark.parametrize(
+    ("likelihood", "dataset"),
+    [(likelihoods.Gaussian, DIGITS), (likelihoods.Bernoulli, DYNAMIC)],
+    ids=["Gaussian", "Bernoulli"],
+)
+def test_it_runs_where_it_is_told(likelihood, dataset, device):
+    vae = build(likelihood=likelihood)
+    history = quick(vae, dataset, lr=1e-2, device=device)
     assert next(vae.parameters()).device.type == device
     assert history["train"][-1] < history["train"][0]
 
