@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyro
 import pytest
+import torch
 
 import pyro_vae
 from pyro_vae import __main__ as command
@@ -26,10 +27,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    with pyro.get_param_store().scope():
-        module = importlib.import_module(name)
-        result = doctest.testmod(module, optionflags=flags, extraglobs={"torch": importlib.import_module("torch")})
-    assert result.failed == 0
+    runner = doctest.DocTestRunner(optionflags=flags)
+    for example in doctest.DocTestFinder().find(importlib.import_module(name), extraglobs={"torch": torch}):
+        with pyro.get_param_store().scope():
+            runner.run(example)
+    assert runner.summarize().failed == 0
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -40,13 +40,13 @@ def hierarchical():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 2.0).to_event(1))
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(mu.sum(-1, keepdim=True), 1.0))
+            z = pyro.sample("z", dist.Normal(mu.sum(-1), 1.0))
             pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
     def guide(x):
         mu = pyro.sample("mu", dist.Normal(pyro.param("m", torch.tensor([0.2, -0.1])), 0.7).to_event(1))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.5 * x + 0.1 * mu.sum(-1, keepdim=True), pyro.param("s", torch.tensor(0.4))))
+            pyro.sample("z", dist.Normal(0.5 * x + 0.1 * mu.sum(-1), pyro.param("s", torch.tensor(0.4))))
 
     return model, guide
 
@@ -210,7 +210,8 @@ class TestTraps:
                 return objective.loss(model, guide, X)
 
         assert loss(TraceMeanField_ELBO(), tempered) == loss(TraceMeanField_ELBO(), model)
-        assert loss(ELBO(), tempered) == loss(Trace_ELBO(), tempered) != loss(Trace_ELBO(), model)
+        assert loss(ELBO(), tempered) == pytest.approx(loss(Trace_ELBO(), tempered), rel=1e-12)
+        assert loss(Trace_ELBO(), tempered) != loss(Trace_ELBO(), model)
         assert "differently" in ELBO().report(tempered, guide, X)["z"].reason
 
     def test_a_guide_that_draws_in_another_order_is_sampled(self):
@@ -333,8 +334,8 @@ def test_svi_steps_it():
     [
         (lambda: ELBO(num_particles=0), "num_particles of at least 1; got 0"),
         (lambda: ELBO(kl="exact"), "kl to be auto, analytic or sampled; got 'exact'"),
-        (lambda: ELBO(beta=-1.0), "finite beta of at least 0; got -1.0"),
-        (lambda: ELBO(beta=float("nan")), "finite beta of at least 0; got nan"),
+        (lambda: ELBO(beta=-1.0), "finite beta of at least 0, or a schedule; got -1.0"),
+        (lambda: ELBO(beta=float("nan")), "finite beta of at least 0, or a schedule; got nan"),
         (
             lambda: ELBO(kl="analytic").loss(*without_closed_form(), X),
             "closed form of the divergence at site 'z'; none is",

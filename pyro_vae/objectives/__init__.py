@@ -1,0 +1,30 @@
+r"""Objectives: ELBO estimators for any Pyro model and guide.
+
+Each is a ``pyro.infer.ELBO``: the ``loss`` of a stock ``pyro.infer.SVI``, in nats, summed over the data as
+Pyro does, with all constants.
+"""
+
+from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.divergence import Report, SiteKL, closed_form_kl
+from pyro_vae.objectives.elbo import ELBO
+from pyro_vae.objectives.importance import IWAE, Renyi, ReweightedWakeSleep
+from pyro_vae.objectives.penalties import MMD, Penalty, TotalCorrelation
+from pyro_vae.objectives.schedules import Cosine, Cyclical, Linear, Schedule
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "MMD",
+    "Cosine",
+    "Cyclical",
+    "Linear",
+    "Objective",
+    "Penalty",
+    "Renyi",
+    "Report",
+    "ReweightedWakeSleep",
+    "Schedule",
+    "SiteKL",
+    "TotalCorrelation",
+    "closed_form_kl",
+]

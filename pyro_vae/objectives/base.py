@@ -1,0 +1,156 @@
+r"""What all objectives share: traces of a Pyro model and guide in, a loss with its gradient out."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro.infer
+import torch
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.util import check_if_enumerated, warn_if_nan
+from torch import Tensor
+
+from pyro_vae.objectives.divergence import Report, SiteKL, divergences
+from pyro_vae.objectives.particles import check_vectorized
+from pyro_vae.objectives.sites import latent, mean_scale, observed, samples
+
+__all__ = ["Objective", "Terms"]
+
+Program = Callable[..., Any]
+
+
+class Terms(NamedTuple):
+    """What one run of model and guide gives, both scalars in nats, summed over the data.
+
+    ``loss`` is what is optimised, its gradient the estimator's; ``plain``, without a gradient, is minus the ELBO at
+    beta = 1 from the same draws, whatever is optimised.
+    """
+
+    loss: Tensor
+    plain: Tensor
+
+
+class Objective(pyro.infer.ELBO, ABC):
+    """An ELBO estimator for any Pyro model and guide.
+
+    To write one, subclass this and give :meth:`terms`. It is then the ``loss`` of a stock ``pyro.infer.SVI``, an
+    objective of ``fit``, and ``objective(model, guide)`` is a module.
+
+    Arguments:
+        num_particles: Draws per datum.
+        vectorize_particles: Whether to make them at once, in a plate to the left of the model's, so that the guide's
+            networks run once; else one after another, for a program that cannot be batched.
+        sampled: Why no divergence is in closed form, for :meth:`report`; empty where they may be.
+
+    Attributes:
+        plain: Minus the ELBO at beta = 1 of the last training step, in nats summed over the data.
+    """
+
+    def __init__(self, num_particles: int, vectorize_particles: bool, sampled: str = "") -> None:
+        if num_particles < 1:
+            raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles and num_particles > 1)
+        self.sampled = sampled
+        self.plain = torch.tensor(float("nan"))
+        self._seen: tuple[Program, Program] | None = None
+
+    @abstractmethod
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """Run the guide and the model; return the loss, and minus the ELBO at beta = 1."""
+
+    def start(self, steps: int) -> None:
+        """Begin a run of so many steps; what is scheduled starts anew, and is checked against them."""
+
+    def advance(self) -> None:
+        """Go on by one step: every loss with a gradient does so."""
+
+    @torch.no_grad()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Return the loss in nats, summed over the data."""
+        loss = self.terms(model, guide, *args, **kwargs).loss
+        warn_if_nan(loss, "loss")
+        return loss.item()
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss as a scalar whose ``backward()`` gives the gradient estimate."""
+        terms = self.terms(model, guide, *args, **kwargs)
+        self.plain = terms.plain
+        if torch.is_grad_enabled():
+            self.advance()
+        return terms.loss
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """Return the loss in nats, summed over the data, and add its gradient to each parameter's ``grad``."""
+        with pyro.poutine.trace(param_only=True) as params:
+            terms = self.terms(model, guide, *args, **kwargs)
+        if terms.loss.requires_grad:
+            if not params.trace.nodes:
+                warnings.warn(
+                    "Expected parameters that Pyro knows of; the model and the guide show none, so SVI steps nothing. "
+                    "Call pyro.module or pyro.param in them, or use differentiable_loss with a torch optimizer.",
+                    stacklevel=2,
+                )
+            terms.loss.backward(retain_graph=self.retain_graph)
+        self.plain = terms.plain
+        self.advance()
+        warn_if_nan(terms.loss, "loss")
+        return terms.loss.item()
+
+    def report(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Report:
+        """Say for each latent site whether its divergence is analytic or sampled, its nats at beta = 1, its scale.
+
+        Returns:
+            For each latent site of the guide a :class:`SiteKL`: kind, nats summed over the data (with the scale of
+            a subsampled plate), that scale, and the reason where it is sampled. Printed, it is a table.
+        """
+        return self.split(model, guide, *args, **kwargs)[1]
+
+    @torch.no_grad()
+    def split(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[float, Report]:
+        """Return the two terms of the ELBO at beta = 1: reconstruction, and divergence for each latent site.
+
+        Reconstruction is E[log p(x | z)], the sum over observed sites, in nats, summed over the data; the ELBO is
+        it minus the divergences.
+        """
+        reconstruction, report = 0.0, Report()
+        for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
+            seen = observed(model_trace).values()
+            reconstruction += sum(site["log_prob_sum"].item() for site in seen) / self.num_particles
+            for name, (each, reason) in divergences(model_trace, guide_trace, self.sampled).items():
+                before = report[name].nats if name in report else 0.0
+                scale = mean_scale(samples(guide_trace)[name])
+                nats = before + each.sum().item() / self.num_particles
+                report[name] = SiteKL("sampled" if reason else "analytic", nats, scale, reason)
+        return reconstruction, report
+
+    def _traces(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[tuple[Trace, Trace]]:
+        """Trace model and guide: one pair of traces with all particles, or a pair for each."""
+        if self.vectorize_particles and self._seen != (model, guide):
+            # Plates may nest deeper in a new program than in the last: the particles' dimension is guessed anew.
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+            if is_validation_enabled():
+                check_vectorized(model, guide, -self.max_plate_nesting, args, kwargs)
+            self._seen = (model, guide)
+        traces = list(self._get_traces(model, guide, args, kwargs))
+        for model_trace, guide_trace in traces:
+            for name in latent(model_trace):
+                if name not in guide_trace:
+                    raise ValueError(
+                        f"Expected a guide that draws every latent site; {name!r} is in the model alone. "
+                        "Draw it in the guide, or observe it."
+                    )
+        return traces
+
+    def _in_plate(self, program: Program) -> Program:
+        return self._vectorized_num_particles(program) if self.vectorize_particles else program
+
+    def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        if is_validation_enabled():
+            check_if_enumerated(traces[1])
+        return traces

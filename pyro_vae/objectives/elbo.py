@@ -1,0 +1,180 @@
+r"""The evidence lower bound."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer.util import MultiFrameTensor, get_plate_stacks
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.objectives.base import Objective, Program, Terms
+from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_per_dim
+from pyro_vae.objectives.gradients import check_reparameterized, drop_scores
+from pyro_vae.objectives.penalties import Penalty
+from pyro_vae.objectives.schedules import Schedule
+from pyro_vae.objectives.sites import latent, observed, samples
+
+__all__ = ["ELBO"]
+
+
+class ELBO(Objective):
+    r"""The evidence lower bound, with the divergence in closed form wherever there is one.
+
+    .. math::
+        \mathrm{ELBO}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
+        \le \log p(x) \quad (\beta = 1)
+
+    The loss is minus that, in nats, summed over the data. Pyro's own ``Trace_ELBO`` always samples the
+    divergence, and its ``TraceMeanField_ELBO`` samples it in silence where no closed form is known;
+    :meth:`report` says which it was. A site's closed form is used where it is exact: the model and the guide
+    scale and mask the site alike, and the guide draws before it all that the model's site may depend on.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
+
+        beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
+
+        Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), for free bits.
+
+        Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
+        Duvenaud, 2017).
+
+    Arguments:
+        num_particles: Draws of z per datum.
+        kl: ``auto``, in closed form where there is one; ``analytic``, the same or an error; ``sampled``, as
+            ``Trace_ELBO``.
+        beta: Weight of the divergence, or a schedule of it: :class:`Linear`, :class:`Cosine` or :class:`Cyclical`.
+        free_bits: Nats that each latent dimension may have at no cost: its divergence, a mean over the minibatch
+            (over all plates and particles), counts as at least this.
+        gradient: ``pathwise``, the reparameterised one, with the score function where a site has no ``rsample``;
+            ``stl``, sticking the landing: without the score of q, so that the gradient's variance vanishes where q is
+            the posterior. It samples the divergence.
+        vectorize_particles: Whether to draw several particles at once, in a plate to the left of the model's.
+        penalty: A term on the aggregate posterior: :class:`TotalCorrelation` or :class:`MMD`.
+
+    Raises:
+        ValueError: If an argument is out of range; ``kl`` is ``analytic`` and a site has no closed form; ``stl`` or
+            free bits meet a site without ``rsample``; or free bits one that is not independent over dimensions.
+
+    Example:
+        >>> from pyro.infer import SVI
+        >>> from pyro.optim import Adam
+        >>> from pyro_vae import VAE
+        >>> vae = VAE.build((1, 8, 8), latent=2)
+        >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), loss=ELBO())
+        >>> isinstance(svi.step(torch.rand(32, 1, 8, 8)), float)
+        True
+        >>> ELBO().report(vae.model, vae.guide, torch.rand(32, 1, 8, 8))["z"].kind
+        'analytic'
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        kl: Literal["auto", "analytic", "sampled"] = "auto",
+        beta: float | Schedule = 1.0,
+        free_bits: float = 0.0,
+        gradient: Literal["pathwise", "stl"] = "pathwise",
+        vectorize_particles: bool = True,
+        penalty: Penalty | None = None,
+    ) -> None:
+        if kl not in ("auto", "analytic", "sampled"):
+            raise ValueError(f"Expected kl to be auto, analytic or sampled; got {kl!r}.")
+        if gradient not in ("pathwise", "stl"):
+            raise ValueError(f"Expected gradient to be pathwise or stl; got {gradient!r}.")
+        if gradient == "stl" and kl == "analytic":
+            raise ValueError("Expected kl='sampled' or 'auto' with gradient='stl', which drops the score of draws.")
+        if not isinstance(beta, Schedule) and not 0 <= beta < float("inf"):
+            raise ValueError(f"Expected a finite beta of at least 0, or a schedule; got {beta}.")
+        if not 0 <= free_bits < float("inf"):
+            raise ValueError(f"Expected finite free_bits of at least 0; got {free_bits}.")
+        why = "kl='sampled' was asked for" if kl == "sampled" else "gradient='stl' needs draws"
+        super().__init__(num_particles, vectorize_particles, why if kl == "sampled" or gradient == "stl" else "")
+        self.kl = kl
+        self.beta = beta
+        self.free_bits = free_bits
+        self.gradient = gradient
+        self.penalty = penalty
+        self._step = 0
+        self._steps: int | None = None
+        # A tensor that is written in place, so that a step traced once reads it anew.
+        self._beta = torch.tensor(float(beta.start if isinstance(beta, Schedule) else beta))
+
+    @property
+    def beta_now(self) -> float:
+        """The weight of the divergence at the next step."""
+        return self._beta.item()
+
+    def start(self, steps: int) -> None:
+        """Begin a run of so many steps: a scheduled beta starts anew.
+
+        Raises:
+            ValueError: If the schedule would not have reached 1 by then.
+        """
+        self._step, self._steps = 0, steps
+        if isinstance(self.beta, Schedule):
+            self.beta.check(steps)
+            self._beta.fill_(self.beta(0, steps))
+
+    def advance(self) -> None:
+        """Go on by one step of the schedule."""
+        self._step += 1
+        if isinstance(self.beta, Schedule):
+            self._beta.fill_(self.beta(self._step, self._steps))
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """Return the loss, with beta, free bits and the penalty, and minus the ELBO without them."""
+        loss = plain = torch.zeros(())
+        for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
+            if self.gradient == "stl":
+                check_reparameterized(guide_trace, "gradient='stl'")
+                drop_scores(self._in_plate(guide), guide_trace, args, kwargs)
+            found = divergences(model_trace, guide_trace, self.sampled)
+            self._check(found)
+            distortion = sum((-site["log_prob_sum"] for site in observed(model_trace).values()), torch.zeros(()))
+            rate = sum((each.sum() for each, _ in found.values()), torch.zeros(()))
+            plain = plain + (distortion + rate).detach()
+            if self.free_bits:
+                check_reparameterized(guide_trace, "free bits")
+                rate = sum((self._floored(name, model_trace, guide_trace) for name in found), torch.zeros(()))
+            loss = loss + distortion + self._beta * rate + self._score_function(found, model_trace, guide_trace)
+            if self.penalty is not None:
+                loss = loss + self.penalty(model_trace, guide_trace)
+        return Terms(loss / self.num_particles, plain / self.num_particles)
+
+    def _check(self, found: dict[str, Divergence]) -> None:
+        for name, (_, reason) in found.items():
+            if reason and self.kl == "analytic":
+                raise ValueError(
+                    f"Expected a closed form of the divergence at site {name!r}; {reason}. Use kl='auto' to sample it."
+                )
+
+    def _floored(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        """Return a site's divergence with no dimension's mean below the free bits."""
+        q, p = samples(guide_trace)[name], samples(model_trace).get(name)
+        each = kl_per_dim(q["fn"], p["fn"], q["value"]) if p is not None and alike(q, p) else None
+        if each is None:
+            raise ValueError(
+                f"Expected a guide and a prior that are independent over dimensions at site {name!r}, for free bits of "
+                "each; they are not. Use a schedule of beta, as beta=objectives.Linear()."
+            )
+        batch = each.shape[: each.dim() - q["fn"].event_dim]
+        weight = scale_and_mask(each.new_ones(batch), q["scale"], q["mask"]).reshape(-1, 1)
+        mean = (weight * each.reshape(len(weight), -1)).sum(0) / weight.sum()
+        return mean.clamp(min=self.free_bits).sum() * weight.sum()
+
+    def _score_function(self, found: dict[str, Divergence], model_trace: Trace, guide_trace: Trace) -> Tensor:
+        """Return a term of value zero whose gradient is that through the draws of sites without ``rsample``."""
+        sites = [s for s in latent(guide_trace).values() if not is_identically_zero(s["score_parts"].score_function)]
+        total = torch.zeros(())
+        if sites:
+            gain, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)
+            for name, site in samples(model_trace).items():
+                term = site["log_prob"] if site["is_observed"] else -self._beta * found[name].each
+                gain.add((stacks[name], term.detach()))
+            for site in sites:
+                total = total - (gain.sum_to(site["cond_indep_stack"]) * site["score_parts"].score_function).sum()
+        return total - total.detach()

@@ -1,0 +1,140 @@
+r"""Gradient estimators: what of a draw's path and of its density's score is kept.
+
+The gradient of :math:`\log q_\phi(z)` at a reparameterised draw :math:`z_\phi(\epsilon)` is the path's, through z,
+plus the score, :math:`\partial_\phi \log q_\phi(z)` at fixed z, whose mean is zero. All is done to the traces, so any
+Pyro guide will do.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.objectives.base import Program
+from pyro_vae.objectives.sites import Site, family, latent
+
+__all__ = ["check_reparameterized", "drop_scores", "weigh_paths"]
+
+
+def check_reparameterized(guide_trace: Trace, who: str) -> None:
+    """Check that every latent site of a guide has ``rsample``.
+
+    Raises:
+        ValueError: If one has not and a gradient is asked for.
+    """
+    for name, site in latent(guide_trace).items():
+        if torch.is_grad_enabled() and not site["fn"].has_rsample:
+            raise ValueError(
+                f"Expected a guide whose draws have a gradient, for {who}; {name!r} is drawn from a "
+                f"{family(site)}, without rsample. Use "
+                "objectives.ReweightedWakeSleep, or objectives.ELBO(gradient='pathwise') with its score function."
+            )
+
+
+def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> None:
+    r"""Take the score out of every log q(z) of a guide's trace; the values stay.
+
+    .. math:: \log q_\phi(z) - \log q_\phi(\bar{z}) + \overline{\log q_\phi(\bar{z})}
+
+    where a bar stops the gradient. Where a site is drawn given another, the guide is run again at the stopped draws,
+    so that the path from the one to the other stays.
+
+    References:
+        Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
+        Duvenaud, 2017).
+
+    Raises:
+        ValueError: If a distribution can be evaluated at its own draw only, or the guide is not the same when run
+            again, as with dropout.
+    """
+    if not torch.is_grad_enabled():
+        return
+    sites = latent(guide_trace)
+    scores = _scores(sites)
+    if _dependent(sites, scores):
+        stopped = Trace()
+        for name, site in sites.items():
+            stopped.add_node(name, **{**site, "value": site["value"].detach()})
+        scores = _scores(latent(poutine.trace(poutine.replay(guide, trace=stopped)).get_trace(*args, **kwargs)))
+    for name, site in sites.items():
+        if name not in scores:
+            continue
+        score = scores[name]
+        if not torch.allclose(score.detach(), site["unscaled_log_prob"].detach(), rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"Expected a guide with the same log q at {name!r} when evaluated again at the same draws; it differs. "
+                "Use gradient='pathwise' where the guide draws noise of its own, as dropout does."
+            )
+        site["unscaled_log_prob"] = site["unscaled_log_prob"] - score + score.detach()
+        site["log_prob"] = scale_and_mask(site["unscaled_log_prob"], site["scale"], site["mask"])
+
+
+def weigh_paths(guide_trace: Trace, factor: Tensor) -> None:
+    """Multiply the gradient that comes back through each draw of a guide by a factor of its own.
+
+    Arguments:
+        guide_trace: A guide whose draws do not depend on each other.
+        factor: One number a draw, of a shape that broadcasts with the batch shape of each site, from the right.
+
+    Raises:
+        ValueError: If a site is drawn given another.
+    """
+    sites = {name: site for name, site in latent(guide_trace).items() if not _is_delta(site)}
+    if found := _dependent(sites, _scores(sites)):
+        raise ValueError(
+            f"Expected a guide with one stochastic layer, for gradient='dreg'; {found[1]!r} is drawn given "
+            f"{found[0]!r}, and its gradient would be wrong. Use gradient='pathwise'."
+        )
+    for site in sites.values():
+        if site["value"].requires_grad:
+            event_dim = site["fn"].event_dim
+            rank = site["value"].dim() - event_dim  # what the factor has to the left is of size 1: plates without z
+            own = factor.reshape(factor.shape[max(0, factor.dim() - rank) :] + (1,) * event_dim)
+            site["value"].register_hook(own.mul)
+
+
+def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
+    """Return log q of each site at its stopped draw; a Delta has no score, its log-density goes with the path."""
+    scores = {}
+    for name, site in sites.items():
+        if not _is_delta(site):
+            try:
+                scores[name] = site["fn"].log_prob(site["value"].detach())
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"Expected a guide whose log q can be had at any z, to drop its score; that of {name!r} can be had "
+                    "at its own draws only. Use gradient='pathwise'."
+                ) from error
+    return scores
+
+
+def _dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> tuple[str, str] | None:
+    """Return a stochastic site that another is drawn given, and that other, if there are such."""
+    earlier: dict[str, Tensor] = {}
+    for name, site in sites.items():
+        if name in scores and earlier:
+            outcome = [t for t in (site["value"], scores[name]) if t.requires_grad]
+            found = (
+                torch.autograd.grad(
+                    [t.sum() for t in outcome], [*earlier.values()], retain_graph=True, allow_unused=True
+                )
+                if outcome
+                else ()
+            )
+            for other, gradient in zip(earlier, found, strict=False):
+                if gradient is not None:
+                    return other, name
+        if site["value"].requires_grad:
+            earlier[name] = site["value"]
+    return None
+
+
+def _is_delta(site: Site) -> bool:
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)

@@ -1,0 +1,216 @@
+r"""Importance weighted bounds, per datum: IWAE, Rényi, and reweighted wake-sleep."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from typing import Any, Literal
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+from pyro_vae.objectives.base import Objective, Program, Terms
+from pyro_vae.objectives.gradients import check_reparameterized, drop_scores, weigh_paths
+from pyro_vae.objectives.sites import Site
+from pyro_vae.objectives.weights import log_weights, power_mean
+
+__all__ = ["IWAE", "ReweightedWakeSleep", "Renyi"]
+
+Gradient = Literal["pathwise", "stl", "dreg"]
+
+
+class _PowerMean(Objective, ABC):
+    """A bound that is a power mean of importance weights, with one of three gradients for the guide."""
+
+    def __init__(self, alpha: float, num_particles: int, gradient: Gradient, vectorize_particles: bool) -> None:
+        if not math.isfinite(alpha):
+            raise ValueError(f"Expected a finite alpha; got {alpha}.")
+        if gradient not in ("pathwise", "stl", "dreg"):
+            raise ValueError(f"Expected gradient to be pathwise, stl or dreg; got {gradient!r}.")
+        super().__init__(num_particles, vectorize_particles, "importance weights need draws")
+        self.alpha = alpha
+        self.gradient = gradient
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """Return minus the bound, and minus the ELBO from the same weights."""
+        with _OneSubsample():
+            traces = self._traces(model, guide, args, kwargs)
+        for _, guide_trace in traces:
+            check_reparameterized(guide_trace, type(self).__name__)
+            if self.gradient != "pathwise":
+                drop_scores(self._in_plate(guide), guide_trace, args, kwargs)
+        weights = log_weights(traces)
+        log_w = weights.log_w
+        if self.gradient == "dreg":
+            factor = self.alpha + (1 - self.alpha) * ((1 - self.alpha) * log_w.detach()).softmax(0)
+            for i, (_, guide_trace) in enumerate(traces):
+                weigh_paths(guide_trace, factor if len(traces) < self.num_particles else factor[i])
+        bound = power_mean(log_w, self.alpha)
+        return Terms(-weights.total(bound), -weights.total(log_w.detach().mean(0)))
+
+
+class IWAE(_PowerMean):
+    r"""The importance weighted bound on log p(x), per datum.
+
+    .. math::
+        \mathrm{IWAE}_K(x) = \mathbb{E}\Big[\log \frac{1}{K} \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad
+        w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
+
+    The loss is minus that, in nats, summed over the data. It is the ELBO at K = 1 and grows with K. A datum is one
+    element of the plates that all sites share, so the weights of one datum never meet those of another, and the scale
+    of a subsampled plate stays outside the logarithm: the loss of a minibatch is an unbiased estimate of that of all
+    the data. (Pyro's ``RenyiELBO`` scales the weights' exponents, and what comes out is no bound.)
+
+    With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k` always.
+    The guide's is the same, score of q and all, for ``pathwise``. Its signal-to-noise ratio falls as
+    :math:`K^{-1/2}`. For ``stl`` the score is left out, which is biased for K > 1. For ``dreg`` it is
+    :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, and whose
+    signal-to-noise ratio grows as :math:`K^{1/2}`.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
+
+        Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
+        Duvenaud, 2017).
+
+        Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019).
+
+        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018).
+
+    Arguments:
+        num_particles: K, draws per datum.
+        gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``.
+        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+
+    Raises:
+        ValueError: If an argument is out of range; a site is outside the data's plate, or scaled unlike the others; a
+            latent site has no ``rsample``; or ``dreg`` meets a guide that draws one latent given another.
+
+    Example:
+        >>> from pyro.infer import SVI
+        >>> from pyro.optim import Adam
+        >>> from pyro_vae import VAE
+        >>> vae = VAE.build((64,), latent=2)
+        >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), loss=IWAE(5, gradient="dreg"))
+        >>> isinstance(svi.step(torch.rand(32, 64)), float)
+        True
+    """
+
+    def __init__(
+        self, num_particles: int = 50, gradient: Gradient = "pathwise", vectorize_particles: bool = True
+    ) -> None:
+        super().__init__(0.0, num_particles, gradient, vectorize_particles)
+
+
+class Renyi(_PowerMean):
+    r"""The variational Rényi bound, per datum.
+
+    .. math:: \mathcal{L}_\alpha(x) = \mathbb{E}\Big[\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}\Big]
+
+    The loss is minus that, in nats, summed over the data. It falls as alpha grows: alpha = 0 is :class:`IWAE` and
+    alpha = 1 the ELBO, both of which are allowed here; below 0 it may be above log p(x). With
+    :math:`\hat{w}_k \propto w_k^{1 - \alpha}` the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`, and the
+    path of ``dreg`` has the weight :math:`\alpha \hat{w}_k + (1 - \alpha) \hat{w}_k^2`.
+
+    References:
+        Rényi Divergence Variational Inference (Li and Turner, 2016).
+
+        Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders: Methodology and Asymptotics
+        (Daudel, Benton, Shi and Doucet, 2023), for its doubly reparameterised gradient.
+
+    Arguments:
+        alpha: The order.
+        num_particles: K, draws per datum.
+        gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``, as in :class:`IWAE`.
+        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+
+    Raises:
+        ValueError: As :class:`IWAE`.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> vae = VAE.build((64,), latent=2)
+        >>> isinstance(Renyi(alpha=0.5, num_particles=10).loss(vae.model, vae.guide, torch.rand(32, 64)), float)
+        True
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        num_particles: int = 50,
+        gradient: Gradient = "pathwise",
+        vectorize_particles: bool = True,
+    ) -> None:
+        super().__init__(alpha, num_particles, gradient, vectorize_particles)
+
+
+class ReweightedWakeSleep(Objective):
+    r"""Reweighted wake-sleep, per datum: two objectives in one gradient.
+
+    The model's parameters follow the importance weighted bound; the guide's the inclusive divergence
+    :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))` (the wake-phase update of q), both with the same weights
+    :math:`\hat{w}_k = w_k / \sum_j w_j`:
+
+    .. math::
+        \nabla_\theta = \sum_k \hat{w}_k \nabla_\theta \log p(x, z_k), \qquad
+        \nabla_\phi = \sum_k \hat{w}_k \nabla_\phi \log q(z_k \mid x)
+
+    Draws are held fixed, so no site needs ``rsample``: discrete latents will do. The loss is minus the importance
+    weighted bound, in nats, summed over the data; what ``backward()`` gives is minus the two gradients. (Pyro's
+    ``ReweightedWakeSleep`` weighs a whole minibatch as one point, and lets the path through a first latent into the
+    update of a second.)
+
+    References:
+        Reweighted Wake-Sleep (Bornschein and Bengio, 2015).
+
+        Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow (Le et al., 2019).
+
+    Arguments:
+        num_particles: K, draws per datum.
+        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+
+    Raises:
+        ValueError: If an argument is out of range; or a site is outside the data's plate, or scaled unlike the others.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> vae = VAE.build((64,), latent=2)
+        >>> isinstance(ReweightedWakeSleep(10).loss(vae.model, vae.guide, torch.rand(32, 64)), float)
+        True
+    """
+
+    def __init__(self, num_particles: int = 50, vectorize_particles: bool = True) -> None:
+        super().__init__(num_particles, vectorize_particles, "importance weights need draws")
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """Return minus the importance weighted bound, with the two gradients, and minus the ELBO."""
+        with _OneSubsample(), _FixedDraws():
+            weights = log_weights(self._traces(model, guide, args, kwargs))
+        log_w = weights.log_w.detach()
+        both = weights.total((log_w.softmax(0) * (weights.log_p + weights.log_q)).sum(0))
+        bound = weights.total(power_mean(log_w, 0.0))
+        return Terms(both.detach() - both - bound, -weights.total(log_w.mean(0)))
+
+
+class _OneSubsample(Messenger):
+    """Gives every run of a program the same subsample of the data, so that particles weigh the same datum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if site_is_subsample(msg) and msg["name"] in self.found:
+            msg["value"], msg["done"] = self.found[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if site_is_subsample(msg):
+            self.found[msg["name"]] = msg["value"]
+
+
+class _FixedDraws(Messenger):
+    """Stops the gradient at every draw as it is made, so that a later one is given the number and not the path."""
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()

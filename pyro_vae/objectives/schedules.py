@@ -1,0 +1,146 @@
+r"""Schedules of beta: a warm-up that ends at 1, so that what is optimised in the end is the ELBO."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+__all__ = ["Cosine", "Cyclical", "Linear", "Schedule"]
+
+
+class Schedule(ABC):
+    r"""A weight of the divergence that goes from ``start`` to 1 over the warm-up, and stays there.
+
+    .. math:: \beta_t = \beta_0 + (1 - \beta_0) \, r(\min(1, t / (T - 1)))
+
+    at step :math:`t = 0, 1, \dots` of a warm-up of T steps. To write one, subclass this and give :meth:`rise`.
+
+    Arguments:
+        warmup: T: a whole number of steps, or a fraction of the run where it is a ``float`` (1.0 is all of it).
+        start: :math:`\beta_0`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, warmup: int | float = 0.5, start: float = 0.0) -> None:
+        if not (warmup >= 1 if isinstance(warmup, int) else 0 < warmup <= 1):
+            raise ValueError(
+                "Expected warmup to be a whole number of steps, as 2000, or a fraction of the run, above 0 and at most "
+                f"1.0; got {warmup}."
+            )
+        if not 0 <= start <= 1:
+            raise ValueError(f"Expected a start of beta between 0 and 1; got {start}.")
+        self.warmup = warmup
+        self.start = start
+
+    @abstractmethod
+    def rise(self, u: float) -> float:
+        """Return r(u), which is 1 at u = 1, for u in [0, 1]."""
+
+    def __call__(self, step: int, steps: int | None = None) -> float:
+        """Return beta at a step, counted from 0, of a run of so many steps.
+
+        Raises:
+            ValueError: If the warm-up is a fraction of a run whose length is not given.
+        """
+        length = self._length(steps)
+        u = 1.0 if step >= length - 1 else step / (length - 1)
+        return self.start + (1 - self.start) * (1.0 if u == 1 else self.rise(u))
+
+    def check(self, steps: int) -> None:
+        """Check that beta reaches 1 within a run of so many steps.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if self._length(steps) > steps:
+            raise ValueError(
+                f"Expected beta to reach 1 within the run, of {steps:,} steps; the warm-up takes {self.warmup:,}. "
+                "Train for longer, or give a fraction of the run, as warmup=0.5."
+            )
+
+    def _length(self, steps: int | None) -> int:
+        if isinstance(self.warmup, int):
+            return self.warmup
+        if steps is None:
+            raise ValueError(
+                f"Expected to know the length of the run, for a warm-up over {self.warmup:g} of it; call "
+                "objective.start(steps) first, as fit does, or give warmup as a whole number of steps."
+            )
+        return max(1, round(self.warmup * steps))
+
+
+class Linear(Schedule):
+    r"""A straight line: :math:`r(u) = u`.
+
+    References:
+        Generating Sentences from a Continuous Space (Bowman et al., 2016).
+
+        Ladder Variational Autoencoders (Sønderby et al., 2016).
+
+    Arguments:
+        warmup: A whole number of steps, or a fraction of the run where it is a ``float``.
+        start: The first beta.
+
+    Example:
+        >>> beta = Linear(warmup=5)
+        >>> [beta(step) for step in range(7)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+        >>> [Linear(0.5)(step, steps=6) for step in range(6)]
+        [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def rise(self, u: float) -> float:
+        """Return u."""
+        return u
+
+
+class Cosine(Schedule):
+    r"""Half a cosine, flat at both ends: :math:`r(u) = \frac{1}{2} (1 - \cos \pi u)`.
+
+    Arguments:
+        warmup: A whole number of steps, or a fraction of the run where it is a ``float``.
+        start: The first beta.
+
+    Example:
+        >>> beta = Cosine(warmup=5)
+        >>> [round(beta(step), 3) for step in range(5)]
+        [0.0, 0.146, 0.5, 0.854, 1.0]
+    """
+
+    def rise(self, u: float) -> float:
+        """Return the half cosine at u."""
+        return 0.5 * (1 - math.cos(math.pi * u))
+
+
+class Cyclical(Schedule):
+    r"""Several warm-ups in a row: in each cycle beta rises in a straight line and stays at 1.
+
+    .. math:: r(u) = \min(1, (u M - \lfloor u M \rfloor) / R)
+
+    References:
+        Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing (Fu et al., 2019).
+
+    Arguments:
+        warmup: Of all cycles together: a whole number of steps, or a fraction of the run where it is a ``float``.
+        start: The first beta of each cycle.
+        cycles: M.
+        ramp: R, the fraction of a cycle in which beta rises.
+
+    Example:
+        >>> beta = Cyclical(warmup=9, cycles=2, ramp=0.5)
+        >>> [beta(step) for step in range(10)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, warmup: int | float = 1.0, start: float = 0.0, cycles: int = 4, ramp: float = 0.5) -> None:
+        super().__init__(warmup, start)
+        if cycles < 1 or not 0 < ramp <= 1:
+            raise ValueError(f"Expected at least 1 cycle, and a ramp above 0 and at most 1; got {cycles} and {ramp}.")
+        self.cycles = cycles
+        self.ramp = ramp
+
+    def rise(self, u: float) -> float:
+        """Return where the ramp of its cycle is at u."""
+        return min(1.0, u * self.cycles % 1 / self.ramp)

@@ -1,0 +1,120 @@
+r"""Importance weights of any Pyro program: one for each particle and datum, whatever its plates and scales."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.objectives.sites import PARTICLES, Site, plates, samples
+
+__all__ = ["Weights", "log_weights", "power_mean"]
+
+
+class Weights(NamedTuple):
+    """Log-densities of K particles, each ``(K, *data)``, in nats, masked and unscaled; and the scale of the data."""
+
+    log_p: Tensor
+    log_q: Tensor
+    scale: float | Tensor
+
+    @property
+    def log_w(self) -> Tensor:
+        """The log-weights, log p(x, z) - log q(z)."""
+        return self.log_p - self.log_q
+
+    def total(self, per_datum: Tensor) -> Tensor:
+        """Sum over the data, with their scale."""
+        return (self.scale * per_datum).sum()
+
+
+def log_weights(traces: list[tuple[Trace, Trace]]) -> Weights:
+    """Return the importance weights of each particle and datum.
+
+    A datum is one element of the plates that all sites are in; what is in further plates, inside it, is summed. The
+    scale that all sites share, of a subsampled plate or ``poutine.scale``, is kept apart.
+
+    Arguments:
+        traces: Model and guide with log-probabilities, all particles in a plate, or a pair for each.
+
+    Raises:
+        ValueError: If the sites share no plate, or have different scales.
+    """
+    pairs = [[list(samples(trace).values()) for trace in pair] for pair in traces]
+    sites = [site for pair in pairs for part in pair for site in part]
+    keep = {frame.dim for frame in _shared_plates(sites)}
+    vectorized = any(frame.name == PARTICLES for frame in sites[0]["cond_indep_stack"])
+
+    def gather(parts: list[list[Site]]) -> Tensor:
+        sums = [sum((_per_datum(site, keep) for site in part), torch.zeros(())) for part in parts]
+        return sums[0] if vectorized else torch.stack(sums)
+
+    log_p, log_q = (gather([pair[i] for pair in pairs]) for i in (0, 1))
+    return Weights(log_p, log_q, _shared_scale(sites))
+
+
+def power_mean(log_w: Tensor, alpha: float) -> Tensor:
+    r"""Return the logarithm of the power mean of weights over the first dimension, in nats.
+
+    .. math:: \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}
+
+    and its limit, :math:`\frac{1}{K} \sum_k \log w_k`, at :math:`\alpha = 1`.
+
+    Example:
+        >>> log_w = torch.tensor([1.0, 3.0]).log()
+        >>> [round(power_mean(log_w, alpha).exp().item(), 3) for alpha in (0.0, 0.5, 1.0)]
+        [2.0, 1.866, 1.732]
+    """
+    if alpha == 1:
+        return log_w.mean(0)
+    power = 1 - alpha
+    if abs(power) < 0.1:
+        # Here the logarithm of the mean is of order 1 - alpha, and must not be a difference of larger numbers.
+        middle = log_w.detach().mean(0)
+        return middle + (power * (log_w - middle)).expm1().mean(0).log1p() / power
+    return ((power * log_w).logsumexp(0) - torch.tensor(float(len(log_w))).log().to(log_w)) / power
+
+
+def _per_datum(site: Site, keep: set[int]) -> Tensor:
+    log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+    keep = keep | {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
+    inside = [dim for dim in range(-log_prob.dim(), 0) if dim not in keep]
+    return log_prob.sum(inside, keepdim=True) if inside else log_prob
+
+
+def _shared_plates(sites: list[Site]) -> frozenset:
+    shared = frozenset.intersection(*(frozenset(f for f in plates(site) if f.vectorized) for site in sites))
+    names = [frame.name for site in sites for frame in plates(site)]
+    if names and not shared:
+        data = max(names, key=names.count)
+        outside = next((site for site in sites if data not in {frame.name for frame in plates(site)}), None)
+        if outside is None:
+            raise ValueError(
+                f"Expected a vectorized plate for the data, for a weight per datum; {data!r} is a loop. Write it as "
+                f"`with pyro.plate({data!r}, size):`, or use objectives.ELBO."
+            )
+        raise ValueError(
+            f"Expected every site in one plate, the data's, for a weight per datum; {outside['name']!r} is outside "
+            f"{data!r}. Use objectives.ELBO, or .to_event in place of a plate that is inside one datum."
+        )
+    return shared
+
+
+def _shared_scale(sites: list[Site]) -> float | Tensor:
+    first = sites[0]
+    for site in sites:
+        a, b = (torch.as_tensor(s["scale"]) for s in (first, site))
+        if first["scale"] is not site["scale"] and not (a.shape == b.shape and torch.equal(a.to(b), b)):
+            raise ValueError(
+                "Expected one scale for every site, to stay outside the log-sum-exp of the weights; "
+                f"{site['name']!r} has {_show(b)} and {first['name']!r} {_show(a)}. Scale the model and the guide as "
+                "wholes, or use objectives.ELBO, which has a beta."
+            )
+    return first["scale"]
+
+
+def _show(scale: Tensor) -> str:
+    return f"{scale.item():g}" if scale.numel() == 1 else f"a tensor of shape {tuple(scale.shape)}"
