@@ -13,22 +13,26 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyro.infer
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from matplotlib.figure import Figure
 
 from pyro_vae import VAE, data, fit, guides, likelihoods, load, networks, objectives, plots, priors, report
+from pyro_vae.conditional import Family
 from pyro_vae.train import check_device
 
 __all__ = ["main"]
 
-# Where the classes of each option live.
-ROOMS: dict[str, ModuleType] = {
-    "prior": priors,
-    "likelihood": likelihoods,
-    "guide": guides,
-    "network": networks,
-    "objective": objectives,
+# Where the classes of each option live, and what they are subclasses of.
+ROOMS: dict[str, tuple[ModuleType, type]] = {
+    "prior": (priors, torch.nn.Module),
+    "likelihood": (likelihoods, Family),
+    "guide": (guides, Family),
+    "network": (networks, networks.Network),
+    "objective": (objectives, pyro.infer.ELBO),
+    "objective.beta": (objectives, objectives.Schedule),
+    "objective.penalty": (objectives, objectives.Penalty),
 }
 
 
@@ -48,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {_one_sentence(str(error))} See {name} --help.", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        # Of a union of types jsonargparse lists what each said; ours is the sentence.
+        ours = re.search(r"^  - (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
+        print(f"{name}: {ours[1] if ours else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"\n{name}: interrupted. {interrupt}".rstrip(), file=sys.stderr)
@@ -170,9 +176,10 @@ def _parser(commands: dict[str, Callable[..., None]]) -> ArgumentParser:
 
 def _known(option: str) -> str:
     """Names of the classes that an option may be, in its room."""
-    found = (getattr(ROOMS[option], name) for name in ROOMS[option].__all__)
-    parts = (part for part in found if inspect.isclass(part) and issubclass(part, (torch.nn.Module, objectives.ELBO)))
-    return ", ".join(part.__name__ for part in parts if part is not networks.Network)
+    room, base = ROOMS[option]
+    found = (getattr(room, name) for name in room.__all__)
+    parts = (part for part in found if inspect.isclass(part) and issubclass(part, base) and part is not base)
+    return ", ".join(part.__name__ for part in parts if not inspect.isabstract(part))
 
 
 def _one_sentence(message: str) -> str:
@@ -185,13 +192,15 @@ def _one_sentence(message: str) -> str:
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         return f"Expected an argument of {part[1] if part else option}; got --{option}.{unknown[1]}."
     if option in ROOMS and got:
+        number = "a number, or " if kinds and kinds[0].startswith("float") else ""
         return (
-            f"Expected --{option} to be one of {_known(option)}, or the import path of a class of yours; "
-            f"got {part[1] if part else got[1]}."
+            f"Expected --{option} to be {number}one of {_known(option)}, or the import path of a class of yours; "
+            f"got {part[1] if part else re.split(' Given | - ', got[1])[0]}."
         )
     if option and got and kinds:
         kind = " or ".join(re.sub(r"typing\.Literal\[(.*)\]|(?:\w+\.)*(\w+)", r"\1\2", kind) for kind in kinds)
-        return f"Expected --{option} to be {kind.replace('Sequence', 'a list, as [200, 200]')}; got {got[1]}."
+        found = re.split(" Given | - ", got[1])[0]
+        return f"Expected --{option} to be {kind.replace('Sequence', 'a list, as [200, 200]')}; got {found}."
     return re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", message).rstrip(".") + "."
 
 

@@ -155,8 +155,16 @@ def describe(part: Any) -> Any:
         raise ValueError(
             f"Expected a class or a functools.partial of one, which a run directory can name; got {part!r}."
         )
-    path = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
+    path = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
     return path | {"init_args": {k: describe(v) for k, v in arguments.items()}} if arguments else path
+
+
+def _home(kind: type) -> str:
+    """Return the module to import a class from: the outermost that offers it, as files inside a room may move."""
+    home = kind.__module__
+    while getattr(sys.modules.get(home.rpartition(".")[0]), kind.__qualname__, None) is kind:
+        home = home.rpartition(".")[0]
+    return home
 
 
 def _construct(spec: Any, trust: Iterable[str]) -> Any:

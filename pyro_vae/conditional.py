@@ -98,17 +98,24 @@ class Conditional(nn.Module):
 
 
 def module(name: str, nn_module: nn.Module) -> None:
-    """Do as ``pyro.module`` does, but refuse a second module under one name.
+    """Do as ``pyro.module`` does, but refuse a second module under one name where gradients are on.
 
     Pyro goes on stepping the first module's tensors, and the second never trains, in silence.
 
     Raises:
-        ValueError: If the param store holds other tensors under this name.
+        ValueError: If the param store holds other tensors under this name, or a parameter is not contiguous.
     """
     pyro.module(name, nn_module)
+    if not torch.is_grad_enabled():
+        return
     held = dict(pyro.get_param_store().named_parameters())
     for key, value in nn_module.named_parameters():
         if held.get(f"{name}$$${key}", value) is not value:
+            if not value.is_contiguous():
+                raise ValueError(
+                    f"Expected contiguous parameters, since Pyro would train a copy of others; {key!r} is not. "
+                    "Make it so: nn.Parameter(value.contiguous())."
+                )
             raise ValueError(
                 f"Expected Pyro's param store to hold this module under {name!r}; it holds another one, and this "
                 "one would never train. Call pyro.clear_param_store() before you go on to a new module."

@@ -5,12 +5,14 @@ The linear-Gaussian VAE is probabilistic PCA: all of its quantities are known in
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from pyro_vae.priors import StandardNormal
 from pyro_vae.vae import VAE
@@ -18,7 +20,7 @@ from pyro_vae.vae import VAE
 __all__ = ["LinearGaussian"]
 
 
-class LinearGaussian(nn.Module):
+class LinearGaussian:
     r"""The linear-Gaussian latent variable model.
 
     .. math:: z \sim \mathcal{N}(0, I_k), \qquad x \mid z \sim \mathcal{N}(W z + b, s^2 I_d)
@@ -40,30 +42,47 @@ class LinearGaussian(nn.Module):
         ValueError: If the shapes do not fit, or the scale is not positive.
 
     Example:
+        An estimator of yours is tested against it so:
+
+        >>> from pyro_vae.objectives import IWAE
         >>> model = LinearGaussian(torch.randn(5, 2), torch.zeros(5), scale=0.5)
         >>> x = torch.randn(3, 5)
-        >>> torch.allclose(model.elbo(x, guide="exact"), model.log_evidence(x), atol=1e-4)
+        >>> vae = model.vae(guide="exact")
+        >>> bound = -IWAE(num_particles=7).loss(vae.model, vae.guide, x)
+        >>> abs(bound - model.log_evidence(x).sum().item()) < 1e-3
         True
     """
 
-    weight: Tensor
-    bias: Tensor
-
     def __init__(self, weight: Tensor, bias: Tensor, scale: float) -> None:
-        super().__init__()
         if weight.dim() != 2 or bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"Expected weight (d, k) and bias (d,); got {tuple(weight.shape)} and {tuple(bias.shape)}."
             )
         if not scale > 0:
             raise ValueError(f"Expected a positive scale; got {scale}.")
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.weight = weight
+        self.bias = bias
         self.scale = float(scale)
 
-    def forward(self, z: Tensor) -> TorchDistribution:
-        """Return p(x | z), for z of shape ``(*, k)``."""
-        return dist.Normal(z @ self.weight.T + self.bias, self.scale).to_event(1)
+    @classmethod
+    def maximum_likelihood(cls, x: Tensor, latent: int) -> LinearGaussian:
+        r"""Return the model that makes x, of shape ``(N, d)``, most likely.
+
+        With eigenvalues :math:`\lambda_1 \ge \dots` and eigenvectors U of the sample covariance: b is the mean,
+        :math:`s^2` the mean of :math:`\lambda_j` for j > k, and :math:`W = U_k (\Lambda_k - s^2 I)^{1/2}`, whose
+        columns are orthogonal, so that the best diagonal guide is exact.
+
+        Raises:
+            ValueError: If there are not fewer latent dimensions than dimensions of x.
+        """
+        if not 1 <= latent < x.shape[1]:
+            raise ValueError(
+                f"Expected from 1 to {x.shape[1] - 1} latent dimensions, fewer than x has; got latent = {latent}."
+            )
+        values, vectors = torch.linalg.eigh(x.T.cov(correction=0))
+        noise = values[:-latent].mean()
+        weight = vectors[:, -latent:] * (values[-latent:] - noise).clamp(min=0).sqrt()
+        return cls(weight.flip(1), x.mean(0), noise.sqrt().item())
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, of shape ``(B,)``, for x of shape ``(B, d)``."""
@@ -72,48 +91,102 @@ class LinearGaussian(nn.Module):
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """Return p(z | x), with batch shape ``(B,)`` and event shape ``(k,)``."""
-        loc, precision = self._posterior(x)
-        return dist.MultivariateNormal(loc, precision_matrix=precision)
+        gain, precision = self._posterior()
+        return dist.MultivariateNormal((x - self.bias) @ gain.T, precision_matrix=precision)
 
     def mean_field(self, x: Tensor) -> TorchDistribution:
         r"""Return the best diagonal guide: the posterior's mean, variances :math:`s^2 / M_{ii}`."""
-        loc, precision = self._posterior(x)
-        return dist.Normal(loc, precision.diagonal().rsqrt()).to_event(1)
+        gain, precision = self._posterior()
+        return dist.Normal((x - self.bias) @ gain.T, precision.diagonal().rsqrt()).to_event(1)
 
-    def elbo(self, x: Tensor, guide: Literal["exact", "mean-field"] = "mean-field") -> Tensor:
-        r"""Return the ELBO of a guide in nats, of shape ``(B,)``.
+    def elbo(self, x: Tensor, guide: Literal["exact", "mean-field"] | Distribution = "mean-field") -> Tensor:
+        r"""Return the exact ELBO of a guide in nats, of shape ``(B,)``.
+
+        .. math:: -\frac{d}{2} \log 2 \pi s^2 - \frac{\mathrm{tr}(W \Sigma W^\top) + \|W m + b - x\|^2}{2 s^2}
+            - \mathrm{KL}(\mathcal{N}(m, \Sigma) \,\|\, \mathcal{N}(0, I))
 
         The exact guide's is log p(x). The best diagonal one's is less by
-        :math:`\frac{1}{2} [\sum_i \log M_{ii} - \log |M|]` (in units of :math:`s^2`), for every x.
+        :math:`\frac{1}{2} [\sum_i \log M_{ii} - \log |M|]`, for every x.
+
+        Arguments:
+            x: Shape ``(B, d)``.
+            guide: One of the two; or q(z | x), any Gaussian with batch shape ``(B,)`` and event shape ``(k,)``, as
+                the encoder of a VAE of your own gives it.
         """
         if guide == "exact":
             return self.log_evidence(x)
-        precision = self._posterior(x)[1]
-        return self.log_evidence(x) - 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+        q = self.mean_field(x) if guide == "mean-field" else guide
+        if not isinstance(q, Distribution):
+            raise ValueError(f"Expected guide to be exact, mean-field or a Gaussian; got {guide!r}.")
+        covariance = getattr(q, "covariance_matrix", None)
+        covariance = q.variance.diag_embed() if covariance is None else covariance
+        d, k = self.weight.shape
+        spread = torch.einsum("di,...ij,dj->...", self.weight, covariance, self.weight)
+        error = (q.mean @ self.weight.T + self.bias - x).square().sum(-1)
+        kl = kl_divergence(
+            MultivariateNormal(q.mean, covariance), MultivariateNormal(torch.zeros(k).to(x), torch.eye(k).to(x))
+        )
+        return -0.5 * d * math.log(2 * math.pi * self.scale**2) - (spread + error) / (2 * self.scale**2) - kl
 
     def vae(self, guide: Literal["exact", "mean-field"] = "exact") -> VAE:
         """Return the model as a VAE, with the exact posterior or the best diagonal guide as its encoder.
+
+        The encoder and the decoder have parameters of their own, which start at the exact values and may be trained.
 
         Raises:
             ValueError: If the guide is neither.
         """
         if guide not in ("exact", "mean-field"):
             raise ValueError(f"Expected guide to be exact or mean-field; got {guide!r}.")
+        gain, precision = self._posterior()
+        mean = _Affine(gain, -gain @ self.bias)
         prior = StandardNormal(self.weight.shape[1]).to(self.weight)
-        return VAE(prior, decoder=self, encoder=_Guide(self, guide))
+        decoder = _Decoder(_Affine(self.weight, self.bias), self.scale)
+        if guide == "mean-field":
+            return VAE(prior, decoder, _MeanField(mean, -0.5 * precision.diagonal().log()))
+        return VAE(prior, decoder, _Exact(mean, torch.linalg.cholesky(precision.inverse()).contiguous()))
 
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(self.weight.shape[1]).to(self.weight)
-        precision = self.weight.T @ self.weight / self.scale**2 + eye
-        loc = torch.linalg.solve(precision, self.weight.T @ (x - self.bias).mT / self.scale**2).mT
-        return loc, precision
+    def _posterior(self) -> tuple[Tensor, Tensor]:
+        """Return M^-1 W^T, of shape (k, d), and the posterior's precision M / s^2."""
+        precision = self.weight.T @ self.weight / self.scale**2 + torch.eye(self.weight.shape[1]).to(self.weight)
+        return torch.linalg.solve(precision, self.weight.T / self.scale**2), precision
 
 
-class _Guide(nn.Module):
-    def __init__(self, model: LinearGaussian, guide: str) -> None:
+class _Affine(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.model = model
-        self.guide = guide
+        self.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+        self.bias = nn.Parameter(bias.clone())
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a @ self.weight.T + self.bias
+
+
+class _Decoder(nn.Module):
+    def __init__(self, mean: _Affine, scale: float) -> None:
+        super().__init__()
+        self.mean = mean
+        self.scale = scale
+
+    def forward(self, z: Tensor) -> TorchDistribution:
+        return dist.Normal(self.mean(z), self.scale).to_event(1)
+
+
+class _MeanField(nn.Module):
+    def __init__(self, mean: _Affine, log_scale: Tensor) -> None:
+        super().__init__()
+        self.mean = mean
+        self.log_scale = nn.Parameter(log_scale)
 
     def forward(self, x: Tensor) -> TorchDistribution:
-        return self.model.posterior(x) if self.guide == "exact" else self.model.mean_field(x)
+        return dist.Normal(self.mean(x), self.log_scale.exp()).to_event(1)
+
+
+class _Exact(nn.Module):
+    def __init__(self, mean: _Affine, scale_tril: Tensor) -> None:
+        super().__init__()
+        self.mean = mean
+        self.scale_tril = nn.Parameter(scale_tril)
+
+    def forward(self, x: Tensor) -> TorchDistribution:
+        return dist.MultivariateNormal(self.mean(x), scale_tril=self.scale_tril.tril())

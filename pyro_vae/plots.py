@@ -121,7 +121,10 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
 
 
 def curves(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw training curves, with reconstruction and divergence apart, from what ``fit`` returns."""
+    """Draw training curves, with reconstruction and divergence apart, from what ``fit`` returns.
+
+    Where the objective is not the ELBO at beta = 1, that is drawn beside it.
+    """
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     epochs = np.arange(1, len(history["train"]) + 1)
     lines: list[tuple[str, list[tuple[str, str, str]]]] = [
@@ -129,6 +132,8 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
         ("Reconstruction: E[-log p(x | z)], valid", [("valid_reconstruction", "", ORANGE)]),
         ("Divergence: KL(q || p), valid", [("valid_kl", "", GREEN)]),
     ]
+    if not np.array_equal(history.get("train_at_beta_1", history["train"]), history["train"]):
+        lines[0][1].insert(1, ("train_at_beta_1", "train, -ELBO", GREEN))
     for axes, (title, series) in zip(figure.subplots(1, 3), lines, strict=True):
         for key, label, colour in series:
             axes.plot(epochs, history[key], color=colour, label=label, linewidth=1.5)

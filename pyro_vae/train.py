@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from pyro_vae import checkpoint
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Dataset, Split, from_tensor
-from pyro_vae.objectives import ELBO
+from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.vae import VAE
 
 __all__ = ["check_device", "check_support", "fit"]
@@ -46,7 +46,7 @@ def fit(
         vae: Trained in place, and left on ``device``.
         dataset: From :func:`pyro_vae.data.load`; or a tensor of shape ``(N, *event)``, split by
             :func:`pyro_vae.data.from_tensor`.
-        objective: Any ``pyro.infer.ELBO``.
+        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``. A schedule of its beta starts anew.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's learning rate.
@@ -60,11 +60,14 @@ def fit(
     Returns:
         Lists with one number an epoch, in nats per datum: ``train``, the objective's loss, a mean over the epoch as
         it went; ``valid``, minus the ELBO at beta = 1 on the validation images, which is ``valid_reconstruction``,
-        E[-log p(x | z)], plus ``valid_kl``; and ``seconds``, of the epoch.
+        E[-log p(x | z)], plus ``valid_kl``; and ``seconds``, of the epoch. With an objective of this package also
+        ``train_at_beta_1``, minus the ELBO at beta = 1 of the very draws that ``train`` is of, whatever was optimised,
+        and ``beta``, at the epoch's last step.
 
     Raises:
         ValueError: If an argument is out of range, x is outside the likelihood's support or of another shape than
-            the VAE was built for, torch cannot use the device, or training diverges.
+            the VAE was built for, torch cannot use the device, a schedule would not have ended by the last step, or
+            training diverges.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -83,6 +86,8 @@ def fit(
     vae.to(device)
     with _seeded(seed, device), pyro.get_param_store().scope():
         check_support(vae, dataset)
+        if isinstance(objective, Objective):
+            objective.start(epochs * math.ceil(len(dataset.train) / batch_size))
         run = checkpoint.create(run_dir, _config(vae, dataset, objective, settings)) if run_dir else None
         if isinstance(vae.decoder, Conditional):
             vae.decoder.start_at(dataset.mean)
@@ -100,9 +105,7 @@ def _run(
     train, valid = dataset.train.to(settings["device"]), dataset.valid.to(settings["device"])
     point = vae.reference
     svi = SVI(vae.model, vae.guide, PyroOptim(torch.optim.Adam, {"lr": settings["lr"]}), loss=objective)
-    history: dict[str, list[float]] = {
-        name: [] for name in ("train", "valid", "valid_reconstruction", "valid_kl", "seconds")
-    }
+    history: dict[str, list[float]] = {}
     bar = tqdm(
         total=settings["epochs"] * len(train),
         unit=" images",
@@ -112,23 +115,26 @@ def _run(
     try:
         with bar:
             for epoch in range(settings["epochs"]):
-                start, total = time.perf_counter(), 0.0
+                start, total, plain, beta = time.perf_counter(), 0.0, 0.0, 1.0
                 bar.set_description(f"epoch {epoch + 1}/{settings['epochs']}")
                 order = torch.randperm(len(train), device=point.device)
                 for step, batch in enumerate(order.split(settings["batch_size"])):
+                    beta = getattr(objective, "beta_now", 1.0)
                     total += _step(svi, train[batch].to(point.dtype), f"in epoch {epoch + 1}, step {step + 1}")
+                    plain += float(getattr(objective, "plain", 0.0))
                     bar.update(len(batch))
                 reconstruction, kl = _validate(vae, valid, settings)
-                numbers = (
-                    total / len(train),
-                    reconstruction + kl,
-                    reconstruction,
-                    kl,
-                    time.perf_counter() - start,
-                )
-                for column, number in zip(history.values(), numbers, strict=True):
-                    column.append(number)
-                bar.set_postfix_str(f"nats: train loss {numbers[0]:.2f}, valid ELBO {-numbers[1]:.2f}")
+                numbers = {
+                    "train": total / len(train),
+                    "valid": reconstruction + kl,
+                    "valid_reconstruction": reconstruction,
+                    "valid_kl": kl,
+                }
+                if isinstance(objective, Objective):
+                    numbers |= {"train_at_beta_1": plain / len(train), "beta": beta}
+                for name, number in (numbers | {"seconds": time.perf_counter() - start}).items():
+                    history.setdefault(name, []).append(number)
+                bar.set_postfix_str(_numbers(numbers))
                 if run:
                     checkpoint.save_metrics(run, history)
     except KeyboardInterrupt:
@@ -139,6 +145,12 @@ def _run(
     if run:
         checkpoint.save_weights(run, vae)
     return history
+
+
+def _numbers(numbers: dict[str, float]) -> str:
+    """Write an epoch's numbers for the progress bar."""
+    beta = f" at beta {numbers['beta']:.3g}" if numbers.get("beta", 1.0) != 1 else ""
+    return f"nats: train loss {numbers['train']:.2f}{beta}, valid ELBO {-numbers['valid']:.2f}"
 
 
 def _step(svi: SVI, x: Tensor, where: str) -> float:

@@ -2,6 +2,7 @@ r"""What all objectives share: traces of a Pyro model and guide in, a loss with 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pyro.util import check_if_enumerated, warn_if_nan
 from torch import Tensor
 
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences
-from pyro_vae.objectives.particles import check_vectorized
+from pyro_vae.objectives.particles import OneSubsample, plate_nesting
 from pyro_vae.objectives.sites import latent, mean_scale, observed, samples
 
 __all__ = ["Objective", "Terms"]
@@ -54,7 +55,8 @@ class Objective(pyro.infer.ELBO, ABC):
     def __init__(self, num_particles: int, vectorize_particles: bool, sampled: str = "") -> None:
         if num_particles < 1:
             raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
-        super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles and num_particles > 1)
+        # Pyro guesses no depth of plates by itself: it would say so at every new program, and draw in between.
+        super().__init__(num_particles, max_plate_nesting=sys.maxsize, vectorize_particles=vectorize_particles)
         self.sampled = sampled
         self.plain = torch.tensor(float("nan"))
         self._seen: tuple[Program, Program] | None = None
@@ -130,13 +132,12 @@ class Objective(pyro.infer.ELBO, ABC):
 
     def _traces(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[tuple[Trace, Trace]]:
         """Trace model and guide: one pair of traces with all particles, or a pair for each."""
-        if self.vectorize_particles and self._seen != (model, guide):
-            # Plates may nest deeper in a new program than in the last: the particles' dimension is guessed anew.
-            self._guess_max_plate_nesting(model, guide, args, kwargs)
-            if is_validation_enabled():
-                check_vectorized(model, guide, -self.max_plate_nesting, args, kwargs)
+        if self.vectorize_particles and self.num_particles > 1 and self._seen != (model, guide):
+            # The plates of a new program may nest deeper than those of the last.
+            self.max_plate_nesting = 1 + plate_nesting(model, guide, args, kwargs)
             self._seen = (model, guide)
-        traces = list(self._get_traces(model, guide, args, kwargs))
+        with OneSubsample():
+            traces = list(self._get_traces(model, guide, args, kwargs))
         for model_trace, guide_trace in traces:
             for name in latent(model_trace):
                 if name not in guide_trace:

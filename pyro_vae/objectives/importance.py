@@ -7,7 +7,6 @@ from abc import ABC
 from typing import Any, Literal
 
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 
 from pyro_vae.objectives.base import Objective, Program, Terms
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores, weigh_paths
@@ -33,8 +32,7 @@ class _PowerMean(Objective, ABC):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return minus the bound, and minus the ELBO from the same weights."""
-        with _OneSubsample():
-            traces = self._traces(model, guide, args, kwargs)
+        traces = self._traces(model, guide, args, kwargs)
         for _, guide_trace in traces:
             check_reparameterized(guide_trace, type(self).__name__)
             if self.gradient != "pathwise":
@@ -184,28 +182,12 @@ class ReweightedWakeSleep(Objective):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return minus the importance weighted bound, with the two gradients, and minus the ELBO."""
-        with _OneSubsample(), _FixedDraws():
+        with _FixedDraws():
             weights = log_weights(self._traces(model, guide, args, kwargs))
         log_w = weights.log_w.detach()
         both = weights.total((log_w.softmax(0) * (weights.log_p + weights.log_q)).sum(0))
         bound = weights.total(power_mean(log_w, 0.0))
         return Terms(both.detach() - both - bound, -weights.total(log_w.mean(0)))
-
-
-class _OneSubsample(Messenger):
-    """Gives every run of a program the same subsample of the data, so that particles weigh the same datum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, Any] = {}
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if site_is_subsample(msg) and msg["name"] in self.found:
-            msg["value"], msg["done"] = self.found[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: Site) -> None:
-        if site_is_subsample(msg):
-            self.found[msg["name"]] = msg["value"]
 
 
 class _FixedDraws(Messenger):

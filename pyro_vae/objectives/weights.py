@@ -9,7 +9,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.objectives.sites import PARTICLES, Site, plates, samples
+from pyro_vae.objectives.sites import PARTICLES, Site, plates, same, samples
 
 __all__ = ["Weights", "log_weights", "power_mean"]
 
@@ -106,8 +106,8 @@ def _shared_plates(sites: list[Site]) -> frozenset:
 def _shared_scale(sites: list[Site]) -> float | Tensor:
     first = sites[0]
     for site in sites:
-        a, b = (torch.as_tensor(s["scale"]) for s in (first, site))
-        if first["scale"] is not site["scale"] and not (a.shape == b.shape and torch.equal(a.to(b), b)):
+        a, b = first["scale"], site["scale"]
+        if not (same(a, b) or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))):
             raise ValueError(
                 "Expected one scale for every site, to stay outside the log-sum-exp of the weights; "
                 f"{site['name']!r} has {_show(b)} and {first['name']!r} {_show(a)}. Scale the model and the guide as "
@@ -116,5 +116,5 @@ def _shared_scale(sites: list[Site]) -> float | Tensor:
     return first["scale"]
 
 
-def _show(scale: Tensor) -> str:
-    return f"{scale.item():g}" if scale.numel() == 1 else f"a tensor of shape {tuple(scale.shape)}"
+def _show(scale: float | Tensor) -> str:
+    return f"a tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else f"{scale:g}"
