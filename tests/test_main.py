@@ -138,9 +138,17 @@ class TestHelp:
         with pytest.raises(SystemExit):
             main(["train", "--help"])
         shown = " ".join(capsys.readouterr().out.split())
-        for known in ("StandardNormal)", "Bernoulli, Gaussian)", "DiagonalNormal)", "MLP, Conv)", "ELBO)"):
+        for known in ("StandardNormal)", "Bernoulli, Gaussian)", "DiagonalNormal)", "MLP, Conv)", "ELBO, IWAE, Renyi,"):
             assert f"known: {known}" in shown
-        assert shown.count("known: ") == len(ROOMS)
+        assert shown.count("known: ") == len([option for option in ROOMS if "." not in option])
+
+    def test_explains_the_arguments_of_a_class(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["train", "--objective.help", "ELBO"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "Nats that each latent dimension may have at no cost" in shown
+        for name in ("Linear", "Cosine", "Cyclical", "TotalCorrelation", "MMD"):
+            assert f"pyro_vae.objectives.{name}" in shown
 
     def test_print_config_is_a_configuration(self, capsys):
         with pytest.raises(SystemExit):
@@ -193,7 +201,10 @@ BAD = {
     "no distribution": (lambda: ["train", "--prior", "pyro_vae.likelihoods.Bernoulli"], "Expected a prior whose"),
     "objective": (lambda: ["train", "--objective", "EBLO"], "--objective to be one of ELBO, .*; got EBLO"),
     "number": (lambda: ["train", "--epochs", "many"], "Expected --epochs to be int; got many"),
-    "nested number": (lambda: ["train", "--objective.beta", "x"], "Expected --objective.beta to be float; got x"),
+    "nested number": (
+        lambda: ["train", "--objective.beta", "x"],
+        "Expected --objective.beta to be a number, or one of Cosine, Cyclical, Linear, .*; got x",
+    ),
     "list": (lambda: ["train", "--network.hidden", "3"], r"--network.hidden to be a list, as \[200, 200\]; got 3"),
     "choice": (lambda: ["train", "--binarize", "on"], "--binarize to be 'none', .*'threshold'; got on"),
     "either": (

@@ -60,6 +60,7 @@ class Objective(pyro.infer.ELBO, ABC):
         self.sampled = sampled
         self.plain = torch.tensor(float("nan"))
         self._seen: tuple[Program, Program] | None = None
+        self._subsample = OneSubsample()
 
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
@@ -136,7 +137,8 @@ class Objective(pyro.infer.ELBO, ABC):
             # The plates of a new program may nest deeper than those of the last.
             self.max_plate_nesting = 1 + plate_nesting(model, guide, args, kwargs)
             self._seen = (model, guide)
-        with OneSubsample():
+        self._subsample = OneSubsample()
+        with self._subsample:
             traces = list(self._get_traces(model, guide, args, kwargs))
         for model_trace, guide_trace in traces:
             for name in latent(model_trace):
@@ -147,8 +149,9 @@ class Objective(pyro.infer.ELBO, ABC):
                     )
         return traces
 
-    def _in_plate(self, program: Program) -> Program:
-        return self._vectorized_num_particles(program) if self.vectorize_particles else program
+    def _again(self, program: Program) -> Program:
+        """Return a program to be run once more as the last traces were: in the particles' plate, on the same data."""
+        return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)
 
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)

@@ -131,7 +131,7 @@ class ELBO(Objective):
         for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")
-                drop_scores(self._in_plate(guide), guide_trace, args, kwargs)
+                drop_scores(self._again(guide), guide_trace, args, kwargs)
             found = divergences(model_trace, guide_trace, self.sampled)
             self._check(found)
             distortion = sum((-site["log_prob_sum"] for site in observed(model_trace).values()), torch.zeros(()))

@@ -7,7 +7,6 @@ Pyro guide will do.
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -16,7 +15,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.objectives.base import Program
-from pyro_vae.objectives.sites import Site, family, latent
+from pyro_vae.objectives.sites import Site, family, is_delta, latent
 
 __all__ = ["check_reparameterized", "drop_scores", "weigh_paths"]
 
@@ -60,7 +59,8 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
         stopped = Trace()
         for name, site in sites.items():
             stopped.add_node(name, **{**site, "value": site["value"].detach()})
-        scores = _scores(latent(poutine.trace(poutine.replay(guide, trace=stopped)).get_trace(*args, **kwargs)))
+        again = poutine.trace(poutine.replay(guide, trace=stopped)).get_trace(*args, **kwargs)
+        scores = _scores({name: site for name, site in latent(again).items() if name in sites})
         if is_validation_enabled():
             _check_again(sites, scores)
     for name, score in scores.items():
@@ -79,7 +79,7 @@ def weigh_paths(guide_trace: Trace, factor: Tensor) -> None:
     Raises:
         ValueError: If a site is drawn given another.
     """
-    sites = {name: site for name, site in latent(guide_trace).items() if not _is_delta(site)}
+    sites = {name: site for name, site in latent(guide_trace).items() if not is_delta(site)}
     if found := _dependent(sites, _scores(sites)):
         raise ValueError(
             f"Expected a guide with one stochastic layer, for gradient='dreg'; {found[1]!r} is drawn given "
@@ -106,7 +106,7 @@ def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
     """Return log q of each site at its stopped draw; a Delta has no score, its log-density goes with the path."""
     scores = {}
     for name, site in sites.items():
-        if not _is_delta(site):
+        if not is_delta(site):
             try:
                 scores[name] = site["fn"].log_prob(site["value"].detach())
             except NotImplementedError as error:
@@ -136,10 +136,3 @@ def _dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> tuple[str, 
         if site["value"].requires_grad:
             earlier[name] = site["value"]
     return None
-
-
-def _is_delta(site: Site) -> bool:
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)

@@ -36,7 +36,7 @@ class _PowerMean(Objective, ABC):
         for _, guide_trace in traces:
             check_reparameterized(guide_trace, type(self).__name__)
             if self.gradient != "pathwise":
-                drop_scores(self._in_plate(guide), guide_trace, args, kwargs)
+                drop_scores(self._again(guide), guide_trace, args, kwargs)
         weights = log_weights(traces)
         log_w = weights.log_w
         if self.gradient == "dreg":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -64,7 +65,8 @@ def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tu
                 trace.compute_log_prob()
             for site in sites:
                 check_site_shape(site, sys.maxsize)
-            _check(model, guide, depth, guide_trace, args, kwargs)
+            with suppress(NotImplementedError):  # a density that is known at its own draws only
+                _check(model, guide, depth, guide_trace, args, kwargs)
     return depth
 
 
@@ -82,6 +84,8 @@ def _check(
     try:
         both = poutine.trace(in_plate(guide)).get_trace(*args, **kwargs)
         together = [run(in_plate(program), both) for program in (guide, model)]
+    except NotImplementedError:
+        raise
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"Expected a program that runs for several particles at once; {error} {ADVICE}") from error
     draws = latent(both)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine import Trace
 from torch import Tensor
 
-__all__ = ["family", "latent", "mean_scale", "observed", "plates", "same", "samples"]
+__all__ = ["family", "is_delta", "latent", "mean_scale", "observed", "plates", "same", "samples"]
 
 Site = Any  # a node of a trace, one of Pyro's messages
 PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate
@@ -37,6 +38,14 @@ def plates(site: Site) -> list[Any]:
 def family(site: Site) -> str:
     """Return the name of a site's distribution."""
     return type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+
+
+def is_delta(site: Site) -> bool:
+    """Whether a site is drawn from a point mass."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
 
 
 def mean_scale(site: Site) -> float:

@@ -53,7 +53,7 @@ def log_weights(traces: list[tuple[Trace, Trace]]) -> Weights:
         return sums[0] if vectorized else torch.stack(sums)
 
     log_p, log_q = (gather([pair[i] for pair in pairs]) for i in (0, 1))
-    return Weights(log_p, log_q, _shared_scale(sites))
+    return Weights(log_p, log_q, _shared_scale(pairs[0]))
 
 
 def power_mean(log_w: Tensor, alpha: float) -> Tensor:
@@ -103,17 +103,20 @@ def _shared_plates(sites: list[Site]) -> frozenset:
     return shared
 
 
-def _shared_scale(sites: list[Site]) -> float | Tensor:
-    first = sites[0]
-    for site in sites:
-        a, b = first["scale"], site["scale"]
-        if not (same(a, b) or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b))):
+def _shared_scale(pair: list[list[Site]]) -> float | Tensor:
+    named = [
+        (f"{s['name']!r} of the {part}", s) for part, found in zip(("model", "guide"), pair, strict=True) for s in found
+    ]
+    first, scale = named[0][0], named[0][1]["scale"]
+    for name, site in named:
+        other = site["scale"]
+        if not (same(scale, other) or (isinstance(scale, Tensor) and isinstance(other, Tensor) and scale.equal(other))):
             raise ValueError(
                 "Expected one scale for every site, to stay outside the log-sum-exp of the weights; "
-                f"{site['name']!r} has {_show(b)} and {first['name']!r} {_show(a)}. Scale the model and the guide as "
-                "wholes, or use objectives.ELBO, which has a beta."
+                f"{name} has {_show(other)} and {first} {_show(scale)}. Scale the model and the guide as wholes, or use "
+                "objectives.ELBO, which has a beta."
             )
-    return first["scale"]
+    return scale
 
 
 def _show(scale: float | Tensor) -> str:
