@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from math import floor, log10
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -120,12 +121,15 @@ def write_table(rows: Sequence[Mapping[str, Cell]], stem: Path, caption: str) ->
 
 
 def _texts(column: Sequence[Cell]) -> list[str]:
-    """Write the numbers of one column with equally many decimal places."""
-    numbers = [cell[0] if isinstance(cell, tuple) else cell for cell in column if not isinstance(cell, str)]
-    places = 3 if all(abs(number) < 10 for number in numbers) else 1
+    """Write the numbers of one column with equally many decimals, or with three digits each where they differ much."""
+    numbers = [abs(cell[0] if isinstance(cell, tuple) else cell) for cell in column if not isinstance(cell, str)]
+    wide = any(numbers) and max(numbers) > 1000 * min(number for number in numbers if number)
+    places = 3 if all(number < 10 for number in numbers) else 1
     texts = []
     for cell in column:
         mean, *spread = cell if isinstance(cell, tuple) else (cell,)
+        if wide and isinstance(mean, float) and mean:
+            places = max(0, 2 - floor(log10(abs(mean))))
         text = f"{mean:.{places}f}" if isinstance(mean, float) else str(mean)
         texts.append(text + "".join(f" ± {number:.{places}f}" for number in spread))
     return texts

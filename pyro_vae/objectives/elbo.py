@@ -128,6 +128,7 @@ class ELBO(Objective):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return the loss, with beta, free bits and the penalty, and minus the ELBO without them."""
         loss = plain = torch.zeros(())
+        beta = self._beta.clone()  # the next step's is written in place, perhaps before this one's backward
         for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")
@@ -140,7 +141,7 @@ class ELBO(Objective):
             if self.free_bits:
                 check_reparameterized(guide_trace, "free bits")
                 rate = sum((self._floored(name, model_trace, guide_trace) for name in found), torch.zeros(()))
-            loss = loss + distortion + self._beta * rate + self._score_function(found, model_trace, guide_trace)
+            loss = loss + distortion + beta * rate + self._score_function(found, model_trace, guide_trace)
             if self.penalty is not None:
                 loss = loss + self.penalty(model_trace, guide_trace)
         return Terms(loss / self.num_particles, plain / self.num_particles)

@@ -113,7 +113,7 @@ def _shared_scale(pair: list[list[Site]]) -> float | Tensor:
         if not (same(scale, other) or (isinstance(scale, Tensor) and isinstance(other, Tensor) and scale.equal(other))):
             raise ValueError(
                 "Expected one scale for every site, to stay outside the log-sum-exp of the weights; "
-                f"{name} has {_show(other)} and {first} {_show(scale)}. Scale the model and the guide as wholes, or use "
+                f"{name} has {_show(other)} and {first} {_show(scale)}. Scale model and guide as wholes, or use "
                 "objectives.ELBO, which has a beta."
             )
     return scale
