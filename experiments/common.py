@@ -123,7 +123,7 @@ def write_table(rows: Sequence[Mapping[str, Cell]], stem: Path, caption: str) ->
 def _texts(column: Sequence[Cell]) -> list[str]:
     """Write the numbers of one column with equally many decimals, or with three digits each where they differ much."""
     numbers = [abs(cell[0] if isinstance(cell, tuple) else cell) for cell in column if not isinstance(cell, str)]
-    wide = any(numbers) and max(numbers) > 1000 * min(number for number in numbers if number)
+    wide = any(numbers) and max(numbers) > 100 * min(number for number in numbers if number)
     places = 3 if all(number < 10 for number in numbers) else 1
     texts = []
     for cell in column:

@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser(commands)
     sys.path.append(str(Path.cwd()))  # where a class of the user's own is
     try:
+        parser = _parser(commands, _chosen(parser, given))
         parsed = parser.parse_args(given)
         options = parser.instantiate(parsed)[parsed.subcommand].as_dict()
         options.pop("config", None)
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (ValueError, OSError) as error:
         # Of a union of types jsonargparse lists what each said; ours is the sentence.
-        ours = re.search(r"^  - (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
+        ours = re.search(r"^ *- (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
         print(f"{name}: {ours[1] if ours else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -152,7 +153,7 @@ class _HelpFormatter(DefaultHelpFormatter):
         return text
 
 
-def _parser(commands: dict[str, Callable[..., None]]) -> ArgumentParser:
+def _parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | None = None) -> ArgumentParser:
     settings: dict[str, Any] = {"exit_on_error": False, "formatter_class": _HelpFormatter}
     parser = ArgumentParser(
         prog="pyro-vae",
@@ -168,10 +169,26 @@ def _parser(commands: dict[str, Callable[..., None]]) -> ArgumentParser:
             sub.add_function_arguments(data.load)
             sub.add_method_arguments(VAE, "build", skip={"event_shape"})
             sub.add_function_arguments(fit, skip={"vae", "dataset", "progress"})
+            sub.set_defaults(parts or {})
         else:
             sub.add_function_arguments(command, as_positional=True)
         subcommands.add_subcommand(name, sub, help=(command.__doc__ or "").split("\n")[0])
     return parser
+
+
+def _chosen(parser: ArgumentParser, given: list[str]) -> dict[str, Any]:
+    """Return the classes that were chosen, to be the defaults of another parse.
+
+    Where a class replaces another, jsonargparse keeps the arguments that both have: ``--objective IWAE`` would take
+    the single particle of the default ELBO.
+    """
+    parsed = parser.parse_args([word for word in given if not word.startswith("--print_config")])
+    options = parsed[parsed.subcommand] if parsed.subcommand else {}
+    return {
+        option: {"class_path": options[option]["class_path"]}
+        for option in ROOMS
+        if "." not in option and options.get(option)
+    }
 
 
 def _known(option: str) -> str:
@@ -185,10 +202,10 @@ def _known(option: str) -> str:
 def _one_sentence(message: str) -> str:
     """Say what jsonargparse found wrong in one line: expected, got."""
     message = " ".join(message.split())
-    option = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
+    option = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
     got = re.search(r"(?:(?:Got|Given) value|import path string): (.+?)(?:\. Got value|\.?$)", message)
-    part = re.search(r"class_path='([\w.]+)'", message)
-    kinds = re.findall(r"Expected an? (?:<class ')?(.+?)(?:'>)?(?=\. Got| - | Given|$)", message)
+    part = re.search(r"class_path(?:=| )'([\w.]+)'", message)
+    kinds = [*dict.fromkeys(re.findall(r"Expected an? (?:<class ')?(.+?)(?:'>)?(?=\. Got| - | Given|$)", message))]
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         return f"Expected an argument of {part[1] if part else option}; got --{option}.{unknown[1]}."
     if option in ROOMS and got:

@@ -20,7 +20,7 @@ from pyro_vae.vae import VAE
 __all__ = ["LinearGaussian"]
 
 
-class LinearGaussian:
+class LinearGaussian(nn.Module):
     r"""The linear-Gaussian latent variable model.
 
     .. math:: z \sim \mathcal{N}(0, I_k), \qquad x \mid z \sim \mathcal{N}(W z + b, s^2 I_d)
@@ -53,16 +53,24 @@ class LinearGaussian:
         True
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor, scale: float) -> None:
+        super().__init__()
         if weight.dim() != 2 or bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"Expected weight (d, k) and bias (d,); got {tuple(weight.shape)} and {tuple(bias.shape)}."
             )
         if not scale > 0:
             raise ValueError(f"Expected a positive scale; got {scale}.")
-        self.weight = weight
-        self.bias = bias
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
         self.scale = float(scale)
+
+    def forward(self, z: Tensor) -> TorchDistribution:
+        """Return p(x | z), for z of shape ``(*, k)``."""
+        return dist.Normal(z @ self.weight.T + self.bias, self.scale).to_event(1)
 
     @classmethod
     def maximum_likelihood(cls, x: Tensor, latent: int) -> LinearGaussian:

@@ -28,7 +28,7 @@ __all__ = ["check_device", "check_support", "fit"]
 def fit(
     vae: VAE,
     dataset: Dataset | Tensor,
-    objective: pyro.infer.ELBO = ELBO(),
+    objective: Objective | pyro.infer.ELBO = ELBO(),
     epochs: int = 20,
     batch_size: int = 128,
     lr: float = 1e-3,

@@ -17,7 +17,7 @@ def experiments_on_the_path(monkeypatch):
     """As ``python experiments/NAME.py`` has it."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     yield
-    for name in ("common", "discontinuity", "tug_of_war"):
+    for name in ("common", *SMALL):
         sys.modules.pop(name, None)
 
 
@@ -28,6 +28,18 @@ def rows(path):
 
 SMALL = {
     "discontinuity": {"latents": (2,), "hidden": (32,), "epochs": 2, "seeds": 2, "points": 50},
+    "signal_to_noise": {"particles": (4, 16), "replicates": 60, "data": 2, "dimensions": 3},
+    "estimators": {
+        "particles": (1, 3),
+        "steps": 3,
+        "seconds": 0.02,
+        "hidden": (16,),
+        "latent": 4,
+        "draws": 3,
+        "rounds": 1,
+        "images": 20,
+        "num_particles": 5,
+    },
     "tug_of_war": {"betas": (0.1, 1.0, 10.0), "hidden": (32,), "epochs": 2, "seeds": 2, "samples": 50},
 }
 
@@ -38,7 +50,7 @@ def test_writes_a_table_and_a_figure(name, tmp_path, capsys):
         importlib.import_module(name).main(**SMALL[name], out=str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.md", f"{name}.png"]
     committed = rows(EXPERIMENTS / "results" / f"{name}.csv")
-    assert list(rows(tmp_path / f"{name}.csv")[0]) == list(committed[0])
+    assert [*rows(tmp_path / f"{name}.csv")[0]] == [*committed[0]] or name == "signal_to_noise"  # a column for each K
     assert (EXPERIMENTS / "results" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -50,11 +62,30 @@ def test_the_elbo_of_the_committed_table_is_minus_rate_and_distortion():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_bad_input_gets_a_sentence(name):
-    program = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--data", "minst"]
+    bad = ["--particles", "[1]"] if name == "signal_to_noise" else ["--data", "minst"]
+    program = [sys.executable, str(EXPERIMENTS / f"{name}.py"), *bad]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{name}.py: Expected one of digits, mnist, ")
+    expected = "at least two numbers of particles" if name == "signal_to_noise" else "one of digits, mnist, "
+    assert done.stderr.startswith(f"{name}.py: Expected {expected}")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_committed_slopes_are_those_of_theory_and_of_the_readme():
+    """Within 0.1 of -1/2 (guide, IWAE), +1/2 (guide, DReG) and +1/2 (model)."""
+    table = rows(EXPERIMENTS / "results" / "signal_to_noise.csv")
+    slopes = [(float(row["slope"]), float(row["slope in theory"])) for row in table if row["slope in theory"]]
+    assert [theory for _, theory in slopes] == [-0.5, 0.5, 0.5]
+    assert all(abs(found - theory) < 0.1 for found, theory in slopes)
+    printed = ", ".join(f"{found:.2f}".replace("-", "−") for found, _ in slopes)
+    assert f"[{printed}](experiments/results/signal_to_noise.md)" in (EXPERIMENTS.parent / "README.md").read_text()
+
+
+def test_a_ratio_of_signal_to_noise_is_without_bias():
+    """Of gradients with mean 0.1 and variance 1, 1,000 draws: a plain ratio would be 0.105 on average, not 0.1."""
+    found = importlib.import_module("signal_to_noise")
+    ratios = torch.tensor([found.ratio(0.1 + torch.randn(1000, 50).double()) for _ in range(100)])
+    assert abs(ratios.mean() - 0.1) < 5 * ratios.std() / 10
 
 
 class TestSharpness:

@@ -151,6 +151,14 @@ class TestWithTheExactGuide:
         assert objective.loss(vae.model, vae.guide, x) == pytest.approx(-oracle.log_evidence(x).sum().item(), abs=1e-10)
 
     @pytest.mark.parametrize("objective", EXACT, ids=lambda o: f"{type(o).__name__} {getattr(o, 'gradient', '')}")
+    def test_in_double_precision_under_a_single_default(self, objective):
+        torch.set_default_dtype(torch.float32)
+        weight, x = torch.randn(6, 3, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
+        oracle = LinearGaussian(weight, torch.zeros(6, dtype=torch.float64), scale=0.7)
+        vae = oracle.vae("exact")
+        assert objective.loss(vae.model, vae.guide, x) == pytest.approx(-oracle.log_evidence(x).sum().item(), abs=1e-10)
+
+    @pytest.mark.parametrize("objective", EXACT, ids=lambda o: f"{type(o).__name__} {getattr(o, 'gradient', '')}")
     def test_the_guides_gradient_is_zero_without_the_score_and_else_is_not(self, objective, oracle):
         vae, x = oracle.vae("exact"), torch.randn(5, 6)
         loss = objective.differentiable_loss(vae.model, vae.guide, x)

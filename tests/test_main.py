@@ -42,6 +42,9 @@ def run(trained, capsys):
     return Path(shutil.copytree(trained, "run"))
 
 
+COLUMNS = ["train", "valid", "valid_reconstruction", "valid_kl", "train_at_beta_1", "beta", "seconds"]
+
+
 class TestTrain:
     def test_prints_a_table_and_the_run_directory(self, capsys):
         assert main(["train", *SMALL, "--run_dir", "here/run"]) == 0
@@ -84,6 +87,57 @@ class TestTrain:
         assert config["network"]["init_args"]["channels"] == [4]
         assert config["objective"]["init_args"]["beta"] == 0.5
         assert (config["binarize"], config["valid"]) == ("dynamic", 100)
+
+    @pytest.mark.parametrize("how", ["option", "file"])
+    def test_a_class_comes_with_its_own_defaults(self, how, capsys):
+        """And not with the arguments of the class it replaces, where both have them."""
+        Path("c.yaml").write_text("objective:\n  class_path: IWAE\n  init_args:\n    gradient: dreg\n")
+        chosen = ["--objective", "IWAE"] if how == "option" else ["--config", "c.yaml"]
+        with pytest.raises(SystemExit):
+            main(["train", *chosen, "--print_config"])
+        found = yaml.safe_load(capsys.readouterr().out)["objective"]["init_args"]
+        gradient = "pathwise" if how == "option" else "dreg"
+        assert found == {"num_particles": 50, "gradient": gradient, "vectorize_particles": True}
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            (
+                "--objective IWAE --objective.num_particles 3 --objective.gradient dreg",
+                {"class_path": "IWAE", "num_particles": 3, "gradient": "dreg"},
+            ),
+            ("--objective Renyi --objective.alpha 0.3", {"class_path": "Renyi", "alpha": 0.3}),
+            ("--objective ReweightedWakeSleep --objective.num_particles 2", {"class_path": "ReweightedWakeSleep"}),
+            (
+                "--objective.beta Linear --objective.beta.warmup 2",
+                {"beta": {"class_path": "Linear", "warmup": 2, "start": 0.0}},
+            ),
+            (
+                "--objective.beta Cyclical --objective.free_bits 0.1",
+                {"beta": {"class_path": "Cyclical", "warmup": 1.0, "start": 0.0, "cycles": 4, "ramp": 0.5}},
+            ),
+            (
+                "--objective.penalty MMD --objective.penalty.weight 3",
+                {"penalty": {"class_path": "MMD", "weight": 3.0, "bandwidth": None}},
+            ),
+        ],
+    )
+    def test_every_objective_by_name(self, options, expected, capsys):
+        def flat(spec):
+            if not isinstance(spec, dict) or "class_path" not in spec:
+                return spec
+            arguments = {key: flat(value) for key, value in spec.get("init_args", {}).items()}
+            return {"class_path": spec["class_path"].rpartition(".")[2]} | arguments
+
+        assert main(["train", *SMALL, *options.split(), "--run_dir", "r"]) == 0
+        found = flat(load("r")[1]["objective"])
+        assert found.items() >= expected.items()
+        header = Path("r/metrics.csv").read_text().splitlines()[0].split(",")
+        assert header == ["epoch", *COLUMNS]
+        assert main(["train", "--config", "r/config.yaml", "--run_dir", "again"]) == 0
+        texts = (Path(run, "metrics.csv").read_text() for run in ("r", "again"))
+        columns = [[line.split(",")[:-1] for line in text.splitlines()] for text in texts]
+        assert columns[0] == columns[1]
 
     def test_takes_data_and_a_class_of_the_users_own(self, capsys):
         Path("my_parts.py").write_text(
@@ -174,6 +228,32 @@ def text(name, content):
 
 
 BAD = {
+    "unknown objective": (
+        lambda: ["train", "--objective", "Foo"],
+        "--objective to be one of ELBO, IWAE, Renyi, ReweightedWakeSleep, or the import path .*; got Foo",
+    ),
+    "unknown schedule": (
+        lambda: ["train", "--objective.beta", "Foo"],
+        "--objective.beta to be a number, or one of Cosine, Cyclical, Linear, or .*; got Foo",
+    ),
+    "unknown penalty": (lambda: ["train", "--objective.penalty", "Foo"], "one of MMD, TotalCorrelation, .*; got Foo"),
+    "warm-up": (
+        lambda: ["train", "--objective.beta", "Linear", "--objective.beta.warmup", "1.5"],
+        "Expected warmup to be a whole number of steps, as 2000, or a fraction .*; got 1.5",
+    ),
+    "long warm-up": (
+        lambda: ["train", *SMALL, "--objective.beta", "Linear", "--objective.beta.warmup", "5000"],
+        "beta to reach 1 within the run, of .* steps; the warm-up takes 5,000",
+    ),
+    "no particles": (lambda: ["train", "--objective", "IWAE", "--objective.num_particles", "0"], "at least 1; got 0"),
+    "gradient": (
+        lambda: ["train", "--objective.gradient", "dreg"],
+        "--objective.gradient to be 'pathwise', 'stl'; got dreg",
+    ),
+    "penalty's weight": (
+        lambda: ["train", "--objective.penalty", "MMD", "--objective.penalty.weight", "x"],
+        "--objective.penalty.weight to be float or NoneType; got x",
+    ),
     "unknown data set": (lambda: ["train", "--data", "minst"], "Expected one of digits, mnist, .*; got 'minst'"),
     "NaN": (lambda: array(np.full((9, 4), np.nan)), "finite numbers in 'x.npy'; got 36 of 36 that are NaN"),
     "support": (lambda: ["train", "--likelihood", "Bernoulli"], "support of Bernoulli, .* --binarize dynamic"),

@@ -21,6 +21,7 @@ from programs import (
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import VAE, checkpoint, data, fit
 from pyro_vae.objectives import ELBO, IWAE, MMD, Linear, Renyi, ReweightedWakeSleep, TotalCorrelation
@@ -328,6 +329,28 @@ class TestEveryObjective:
                 pyro.sample("z", dist.Normal(torch.tensor([0.4, 0.2]), 0.8).to_event(1))
 
         return model, guide
+
+    def test_can_be_traced_as_a_graph(self, objective):
+        """Nothing in it looks at a number: the graph gives eager Pyro's loss and gradients, and follows a schedule."""
+        vae, x = self.build(), torch.rand(5, 3)
+        objective.start(100)
+        objective.loss(vae.model, vae.guide, x)
+
+        def step(x):
+            loss = objective.terms(vae.model, vae.guide, x).loss
+            return loss, torch.autograd.grad(loss, [*vae.parameters()])
+
+        with pyro.validation_enabled(False):
+            graph = make_fx(step)(x)
+        found = []
+        for _ in range(2):
+            for run in (step, graph):
+                with torch.random.fork_rng():
+                    torch.manual_seed(3)
+                    found.append(run(x))
+            objective.advance()
+        for eager, traced in (found[:2], found[2:]):
+            torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-14)
 
     def test_reports_each_site(self, objective):
         model, guide = local()

@@ -102,6 +102,14 @@ def test_curves_show_reconstruction_and_divergence_apart():
     assert axes[0].get_ylabel() == "nats per datum"
 
 
+def test_curves_show_the_elbo_beside_another_objective():
+    other = HISTORY | {"train_at_beta_1": [4.0, 3.0, 2.0]}
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in plots.curves(other).axes[0].lines}
+    assert drawn["train, -ELBO"] == [4.0, 3.0, 2.0]
+    same = plots.curves(HISTORY | {"train_at_beta_1": HISTORY["train"]}).axes[0].lines
+    assert len(same) == len(drawn) - 1
+
+
 def test_curves_of_one_epoch_are_drawn():
     plots.curves({key: values[:1] for key, values in HISTORY.items()})
 

@@ -9,7 +9,7 @@ from pyro.optim import Adam
 
 from pyro_vae import VAE, data, evaluate, fit, likelihoods
 from pyro_vae.networks import MLP
-from pyro_vae.objectives import ELBO
+from pyro_vae.objectives import ELBO, IWAE, Linear
 
 NETWORK = partial(MLP, hidden=(32,))
 
@@ -101,6 +101,20 @@ def test_beta_is_optimised_but_the_elbo_is_validated():
     free = fit(build(), DIGITS, objective=ELBO(beta=0.01), epochs=15, progress=False)
     assert history["valid_kl"][-1] < free["valid_kl"][-1] / 2
     assert history["valid"][-1] == pytest.approx(history["valid_reconstruction"][-1] + history["valid_kl"][-1])
+
+
+def test_the_log_carries_the_elbo_beside_what_is_optimised():
+    """Of the same draws: for the ELBO at beta = 1 the two are one, for a warm-up at its end, for IWAE never."""
+    plain = quick(build(), DIGITS, objective=ELBO())
+    assert plain["train_at_beta_1"] == pytest.approx(plain["train"], rel=1e-6)
+    assert plain["beta"] == [1.0, 1.0]
+    warm = quick(build(), DIGITS, objective=ELBO(beta=Linear(0.5)), epochs=4)
+    assert warm["beta"] == pytest.approx([5 / 11, 1.0, 1.0, 1.0])  # at the sixth of twelve steps
+    assert warm["train_at_beta_1"][0] > warm["train"][0]
+    assert warm["train_at_beta_1"][2:] == pytest.approx(warm["train"][2:], rel=1e-6)
+    weighted = quick(build(), DIGITS, objective=IWAE(5))
+    assert all(elbo > bound for elbo, bound in zip(weighted["train_at_beta_1"], weighted["train"], strict=True))
+    assert "train_at_beta_1" not in quick(build(), DIGITS, objective=Trace_ELBO())
 
 
 def test_training_starts_at_the_datas_mean():

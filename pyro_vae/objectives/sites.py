@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Independent
 
 __all__ = ["family", "is_delta", "latent", "mean_scale", "observed", "plates", "same", "samples"]
 
@@ -37,15 +38,19 @@ def plates(site: Site) -> list[Any]:
 
 def family(site: Site) -> str:
     """Return the name of a site's distribution."""
-    return type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+    return type(_inner(site["fn"])).__name__
 
 
 def is_delta(site: Site) -> bool:
     """Whether a site is drawn from a point mass."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
+    return isinstance(_inner(site["fn"]), Delta)
+
+
+def _inner(fn: Any) -> Any:
+    """Return a distribution without ``to_event`` and ``mask`` around it."""
+    while isinstance(fn, Independent | MaskedDistribution):
         fn = fn.base_dist
-    return isinstance(fn, Delta)
+    return fn
 
 
 def mean_scale(site: Site) -> float:

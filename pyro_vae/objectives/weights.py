@@ -2,6 +2,7 @@ r"""Importance weights of any Pyro program: one for each particle and datum, wha
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ def power_mean(log_w: Tensor, alpha: float) -> Tensor:
         # Here the logarithm of the mean is of order 1 - alpha, and must not be a difference of larger numbers.
         middle = log_w.detach().mean(0)
         return middle + (power * (log_w - middle)).expm1().mean(0).log1p() / power
-    return ((power * log_w).logsumexp(0) - torch.tensor(float(len(log_w))).log().to(log_w)) / power
+    return ((power * log_w).logsumexp(0) - math.log(len(log_w))) / power
 
 
 def _per_datum(site: Site, keep: set[int]) -> Tensor:
