@@ -204,10 +204,11 @@ def _one_sentence(message: str) -> str:
     message = " ".join(message.split())
     option = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
     got = re.search(r"(?:(?:Got|Given) value|import path string): (.+?)(?:\. Got value|\.?$)", message)
-    part = re.search(r"class_path(?:=| )'([\w.]+)'", message)
+    part = re.search(r"class_path='([\w.]+)'", message)
     kinds = [*dict.fromkeys(re.findall(r"Expected an? (?:<class ')?(.+?)(?:'>)?(?=\. Got| - | Given|$)", message))]
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
-        return f"Expected an argument of {part[1] if part else option}; got --{option}.{unknown[1]}."
+        owner = re.findall(r"class_path(?:=| )'(?:\w+\.)*(\w+)'", message)
+        return f"Expected an argument of {owner[-1] if owner else option}; got --{option}.{unknown[1]}."
     if option in ROOMS and got:
         number = "a number, or " if kinds and kinds[0].startswith("float") else ""
         return (

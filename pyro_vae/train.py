@@ -119,9 +119,9 @@ def _run(
                 bar.set_description(f"epoch {epoch + 1}/{settings['epochs']}")
                 order = torch.randperm(len(train), device=point.device)
                 for step, batch in enumerate(order.split(settings["batch_size"])):
-                    beta = getattr(objective, "beta_now", 1.0)
+                    beta = objective.beta_now if isinstance(objective, Objective) else 1.0
                     total += _step(svi, train[batch].to(point.dtype), f"in epoch {epoch + 1}, step {step + 1}")
-                    plain += float(getattr(objective, "plain", 0.0))
+                    plain += objective.plain.item() if isinstance(objective, Objective) else 0.0
                     bar.update(len(batch))
                 reconstruction, kl = _validate(vae, valid, settings)
                 numbers = {

@@ -293,7 +293,7 @@ BAD = {
     ),
     "argument": (
         lambda: ["train", "--network", "MLP", "--network.depth", "3"],
-        "Expected an argument of pyro_vae.networks.MLP; got --network.depth",
+        "Expected an argument of MLP; got --network.depth",
     ),
     "option": (lambda: ["train", "--epoch_number", "3"], "unrecognized arguments: --epoch_number"),
     "no config": (lambda: ["train", "--config", "no.yaml"], "--config: File does not exist: .*no.yaml"),

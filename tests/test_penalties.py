@@ -89,9 +89,12 @@ class TestFreeBits:
         _, guide = gaussians(self.loc, self.scale)
         trace = poutine.trace(guide).get_trace()
         z = trace.nodes["z"]["value"]
-        each = dist.Normal(self.loc, self.scale).log_prob(z) - dist.StudentT(5.0).log_prob(z)
-        found = ELBO(free_bits=0.2).loss(model, poutine.replay(guide, trace=trace))
-        assert found == pytest.approx(4 * each.mean(0).clamp(min=0.2).sum().item(), rel=1e-12)
+        log_q, replayed = dist.Normal(self.loc, self.scale).log_prob(z), poutine.replay(guide, trace=trace)
+        normal, _ = gaussians(self.loc, self.scale)
+        for kl, program, prior in (("auto", model, dist.StudentT(5.0)), ("sampled", normal, dist.Normal(0.0, 1.0))):
+            found = ELBO(kl=kl, free_bits=0.2).loss(program, replayed)
+            each = log_q - prior.log_prob(z)
+            assert found == pytest.approx(4 * each.mean(0).clamp(min=0.2).sum().item(), rel=1e-12)
 
     def test_dimensions_that_are_not_independent_get_a_sentence(self):
         with pytest.raises(ValueError, match="independent over dimensions at site 'beta', for free bits of each"):
@@ -225,6 +228,8 @@ def test_a_site_elsewhere_gets_a_sentence(program, penalty):
         (lambda: MMD(-1.0), "finite weight of at least 0; got -1"),
         (lambda: MMD(1.0, bandwidth=0.0), "positive bandwidth; got 0"),
         (lambda: TotalCorrelation(float("inf")), "finite weight of at least 0; got inf"),
+        (lambda: ELBO(free_bits=0.1, gradient="stl"), "pathwise' with free bits, .*; got 'stl'"),
+        (lambda: ELBO(gradient="stl", kl="analytic"), "kl='sampled' or 'auto' with gradient='stl'"),
         (lambda: ELBO(free_bits=-0.1), "finite free_bits of at least 0; got -0.1"),
         (lambda: ELBO(penalty=TotalCorrelation()).loss(*local(), X), "independent over latent dimensions, for Total"),
     ],

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences
 from pyro_vae.objectives.particles import OneSubsample, plate_nesting
+from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.objectives.sites import latent, mean_scale, observed, samples
 
 __all__ = ["Objective", "Terms"]
@@ -47,18 +48,28 @@ class Objective(pyro.infer.ELBO, ABC):
         vectorize_particles: Whether to make them at once, in a plate to the left of the model's, so that the guide's
             networks run once; else one after another, for a program that cannot be batched.
         sampled: Why no divergence is in closed form, for :meth:`report`; empty where they may be.
+        beta: Weight of the divergence, or a schedule of it.
 
     Attributes:
         plain: Minus the ELBO at beta = 1 of the last training step, in nats summed over the data.
     """
 
-    def __init__(self, num_particles: int, vectorize_particles: bool, sampled: str = "") -> None:
+    def __init__(
+        self, num_particles: int, vectorize_particles: bool, sampled: str = "", beta: float | Schedule = 1.0
+    ) -> None:
         if num_particles < 1:
             raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
+        if not isinstance(beta, Schedule) and not 0 <= beta < float("inf"):
+            raise ValueError(f"Expected a finite beta of at least 0, or a schedule; got {beta}.")
         # Pyro guesses no depth of plates by itself: it would say so at every new program, and draw in between.
         super().__init__(num_particles, max_plate_nesting=sys.maxsize, vectorize_particles=vectorize_particles)
         self.sampled = sampled
         self.plain = torch.tensor(float("nan"))
+        self.beta = beta
+        self._step = 0
+        self._steps: int | None = None
+        # A tensor that is written in place, so that a step traced once reads it anew.
+        self._beta = torch.tensor(float(beta.start if isinstance(beta, Schedule) else beta))
         self._seen: tuple[Program, Program] | None = None
         self._subsample = OneSubsample()
 
@@ -66,11 +77,27 @@ class Objective(pyro.infer.ELBO, ABC):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the guide and the model; return the loss, and minus the ELBO at beta = 1."""
 
+    @property
+    def beta_now(self) -> float:
+        """The weight of the divergence at the next step."""
+        return self._beta.item()
+
     def start(self, steps: int) -> None:
-        """Begin a run of so many steps; what is scheduled starts anew, and is checked against them."""
+        """Begin a run of so many steps, as ``fit`` does: a scheduled beta starts anew.
+
+        Raises:
+            ValueError: If the schedule would not have reached 1 by then.
+        """
+        self._step, self._steps = 0, steps
+        if isinstance(self.beta, Schedule):
+            self.beta.check(steps)
+            self._beta.fill_(self.beta(0, steps))
 
     def advance(self) -> None:
-        """Go on by one step: every loss with a gradient does so."""
+        """Go on by one step of the schedule; every loss with a gradient does so by itself."""
+        self._step += 1
+        if isinstance(self.beta, Schedule):
+            self._beta.fill_(self.beta(self._step, self._steps))
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:

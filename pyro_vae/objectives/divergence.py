@@ -103,18 +103,20 @@ def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:
     return f"none is known from {family(q)} to {family(p)}" if kl is None else kl
 
 
-def kl_per_dim(q: Distribution, p: Distribution, z: Tensor) -> Tensor | None:
-    """Return the divergence of each dimension of the event, of shape ``(*batch, *event)``, in nats.
+def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None:
+    """Return the divergence of each dimension of a site's event, of shape ``(*batch, *event)``, in nats.
 
-    In closed form, or at the draw z where none is known; None where q or p is not independent over dimensions.
+    In closed form, or at the draw where none is known or ``sampled`` is asked for; None where the guide or the prior is
+    not independent over dimensions.
     """
+    q, p, z = guide["fn"], model["fn"], guide["value"]
     while isinstance(q, Independent) and isinstance(p, Independent):
         if q.reinterpreted_batch_ndims != p.reinterpreted_batch_ndims:
             return None
         q, p = q.base_dist, p.base_dist
     if q.event_shape or p.event_shape:
         return None
-    kl = closed_form_kl(q, p)
+    kl = None if sampled else closed_form_kl(q, p)
     return q.log_prob(z) - p.log_prob(z) if kl is None else kl
 
 

@@ -47,8 +47,8 @@ class ELBO(Objective):
         kl: ``auto``, in closed form where there is one; ``analytic``, the same or an error; ``sampled``, as
             ``Trace_ELBO``.
         beta: Weight of the divergence, or a schedule of it: :class:`Linear`, :class:`Cosine` or :class:`Cyclical`.
-        free_bits: Nats that each latent dimension may have at no cost: its divergence, a mean over the minibatch
-            (over all plates and particles), counts as at least this.
+        free_bits: Nats that each latent dimension may have at no cost: its divergence, a mean over the minibatch (over
+            all plates, and the particles drawn at once), counts as at least this.
         gradient: ``pathwise``, the reparameterised one, with the score function where a site has no ``rsample``;
             ``stl``, sticking the landing: without the score of q, so that the gradient's variance vanishes where q is
             the posterior. It samples the divergence.
@@ -87,43 +87,19 @@ class ELBO(Objective):
             raise ValueError(f"Expected gradient to be pathwise or stl; got {gradient!r}.")
         if gradient == "stl" and kl == "analytic":
             raise ValueError("Expected kl='sampled' or 'auto' with gradient='stl', which drops the score of draws.")
-        if not isinstance(beta, Schedule) and not 0 <= beta < float("inf"):
-            raise ValueError(f"Expected a finite beta of at least 0, or a schedule; got {beta}.")
         if not 0 <= free_bits < float("inf"):
             raise ValueError(f"Expected finite free_bits of at least 0; got {free_bits}.")
+        if free_bits and gradient == "stl":
+            raise ValueError(
+                "Expected gradient='pathwise' with free bits, whose floor has no score to drop; got 'stl'."
+            )
         why = "kl='sampled' was asked for" if kl == "sampled" else "gradient='stl' needs draws"
-        super().__init__(num_particles, vectorize_particles, why if kl == "sampled" or gradient == "stl" else "")
+        sampled = why if kl == "sampled" or gradient == "stl" else ""
+        super().__init__(num_particles, vectorize_particles, sampled, beta)
         self.kl = kl
-        self.beta = beta
         self.free_bits = free_bits
         self.gradient = gradient
         self.penalty = penalty
-        self._step = 0
-        self._steps: int | None = None
-        # A tensor that is written in place, so that a step traced once reads it anew.
-        self._beta = torch.tensor(float(beta.start if isinstance(beta, Schedule) else beta))
-
-    @property
-    def beta_now(self) -> float:
-        """The weight of the divergence at the next step."""
-        return self._beta.item()
-
-    def start(self, steps: int) -> None:
-        """Begin a run of so many steps: a scheduled beta starts anew.
-
-        Raises:
-            ValueError: If the schedule would not have reached 1 by then.
-        """
-        self._step, self._steps = 0, steps
-        if isinstance(self.beta, Schedule):
-            self.beta.check(steps)
-            self._beta.fill_(self.beta(0, steps))
-
-    def advance(self) -> None:
-        """Go on by one step of the schedule."""
-        self._step += 1
-        if isinstance(self.beta, Schedule):
-            self._beta.fill_(self.beta(self._step, self._steps))
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return the loss, with beta, free bits and the penalty, and minus the ELBO without them."""
@@ -156,7 +132,7 @@ class ELBO(Objective):
     def _floored(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return a site's divergence with no dimension's mean below the free bits."""
         q, p = samples(guide_trace)[name], samples(model_trace).get(name)
-        each = kl_per_dim(q["fn"], p["fn"], q["value"]) if p is not None and alike(q, p) else None
+        each = kl_per_dim(q, p, bool(self.sampled)) if p is not None and alike(q, p) else None
         if each is None:
             raise ValueError(
                 f"Expected a guide and a prior that are independent over dimensions at site {name!r}, for free bits of "
