@@ -23,6 +23,15 @@ pytestmark = pytest.mark.usefixtures("float64", "param_store")
 K = 7
 
 
+class Module(torch.nn.Module):
+    def __init__(self, program):
+        super().__init__()
+        self.program = program
+
+    def forward(self, x):
+        return self.program(x)
+
+
 def by_hand(name, alpha=0.0, loops=False):
     """Value and gradients of the program ``local``, from its formulas, with the draws that Pyro makes under seed 3."""
     loc, log_scale = (0.3 * X).requires_grad_(), torch.full_like(X, 0.4).log().requires_grad_()
@@ -475,6 +484,14 @@ class TestWakeSleep:
         weights = (log_p - log_q).detach().softmax(0)
         expected = torch.autograd.grad(-(weights * log_q).sum(), (a, b, c))
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+    def test_pyros_cannot_be_a_module_and_ours_can(self):
+        model, guide = (Module(program) for program in local())
+        for stock in (RenyiELBO(), PyrosWakeSleep()):
+            with pytest.raises(AttributeError, match="differentiable_loss"):
+                stock(model, guide)(X)
+        for objective in (IWAE(3), Renyi(0.5, 3), ReweightedWakeSleep(3)):
+            objective(model, guide)(X).backward()
 
     def test_pyros_weighs_a_minibatch_as_one_point(self):
         """Its bound is that of the joint weights: looser than the sum of the data's own, by 5 standard errors."""

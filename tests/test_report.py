@@ -44,8 +44,12 @@ def test_the_table_says_what_its_numbers_are(likelihood, binarize, words):
     dataset = data.load("digits", binarize=binarize)
     shown = " ".join(table(VAE.build((1, 8, 8), likelihood=likelihood), dataset).split())
     assert words in shown
-    assert "ELBO at beta = 1 with 10 draws" in shown
+    assert "ELBO at beta = 1 with 10 draws, KL in closed form" in shown
     assert "7 draws from the guide" in shown
+
+
+def test_the_table_says_where_the_divergence_is_sampled():
+    assert "with 10 draws, KL sampled" in table(VAE.build((1, 8, 8), latent=2, prior=StudentPrior))
 
 
 def test_figures_of_images():
