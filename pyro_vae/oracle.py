@@ -34,8 +34,8 @@ class LinearGaussian(nn.Module):
         Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse (Lucas et al., 2019).
 
     Arguments:
-        weight: W, of shape ``(d, k)``.
-        bias: b, of shape ``(d,)``.
+        weight: W, of shape ``(d, k)``; trained where it is an ``nn.Parameter``.
+        bias: b, of shape ``(d,)``; the same.
         scale: s, the standard deviation of x given z.
 
     Raises:
@@ -64,8 +64,11 @@ class LinearGaussian(nn.Module):
             )
         if not scale > 0:
             raise ValueError(f"Expected a positive scale; got {scale}.")
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        for name, value in (("weight", weight), ("bias", bias)):
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
         self.scale = float(scale)
 
     def forward(self, z: Tensor) -> TorchDistribution:
@@ -140,6 +143,7 @@ class LinearGaussian(nn.Module):
         """Return the model as a VAE, with the exact posterior or the best diagonal guide as its encoder.
 
         The encoder and the decoder have parameters of their own, which start at the exact values and may be trained.
+        The decoder is a :class:`LinearGaussian` again: ``vae.decoder.log_evidence(x)`` is exact after training too.
 
         Raises:
             ValueError: If the guide is neither.
@@ -149,7 +153,8 @@ class LinearGaussian(nn.Module):
         gain, precision = self._posterior()
         mean = _Affine(gain, -gain @ self.bias)
         prior = StandardNormal(self.weight.shape[1]).to(self.weight)
-        decoder = _Decoder(_Affine(self.weight, self.bias), self.scale)
+        weight = self.weight.clone(memory_format=torch.contiguous_format)
+        decoder = LinearGaussian(nn.Parameter(weight), nn.Parameter(self.bias.clone()), self.scale)
         if guide == "mean-field":
             return VAE(prior, decoder, _MeanField(mean, -0.5 * precision.diagonal().log()))
         return VAE(prior, decoder, _Exact(mean, torch.linalg.cholesky(precision.inverse()).contiguous()))
@@ -168,16 +173,6 @@ class _Affine(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         return a @ self.weight.T + self.bias
-
-
-class _Decoder(nn.Module):
-    def __init__(self, mean: _Affine, scale: float) -> None:
-        super().__init__()
-        self.mean = mean
-        self.scale = scale
-
-    def forward(self, z: Tensor) -> TorchDistribution:
-        return dist.Normal(self.mean(z), self.scale).to_event(1)
 
 
 class _MeanField(nn.Module):

@@ -10,6 +10,17 @@ X = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
 COUNTS = torch.tensor([1.0, 0.0, 4.0, 2.0], dtype=torch.float64)
 
 
+class Module(torch.nn.Module):
+    """A program as a module, for ``objective(model, guide)``."""
+
+    def __init__(self, program):
+        super().__init__()
+        self.program = program
+
+    def forward(self, x):
+        return self.program(x)
+
+
 def local():
     """One latent per datum."""
 

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import PER_DATUM, X, chain, factor_analysis, hierarchical, local, mixture, value_and_gradients
+from programs import PER_DATUM, Module, X, chain, factor_analysis, hierarchical, local, mixture, value_and_gradients
 from pyro import poutine
 from pyro.infer import RenyiELBO
 from pyro.infer import ReweightedWakeSleep as PyrosWakeSleep
@@ -21,15 +21,6 @@ from pyro_vae.oracle import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64", "param_store")
 K = 7
-
-
-class Module(torch.nn.Module):
-    def __init__(self, program):
-        super().__init__()
-        self.program = program
-
-    def forward(self, x):
-        return self.program(x)
 
 
 def by_hand(name, alpha=0.0, loops=False):

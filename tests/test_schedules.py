@@ -3,7 +3,7 @@
 import pyro
 import pytest
 import torch
-from programs import X, local
+from programs import Module, X, local
 from pyro.infer import SVI
 from pyro.optim import Adam
 
@@ -57,7 +57,7 @@ class TestEverySchedule:
                 if step == "svi":
                     svi.step(X)
                 else:
-                    objective(_Module(model), _Module(guide))(X).backward()
+                    objective(Module(model), Module(guide))(X).backward()
 
     def test_the_loss_is_the_one_at_that_beta(self, kind):
         model, guide = local()
@@ -89,15 +89,6 @@ class TestEverySchedule:
                 run_dir=tmp_path / "run",
             )
         assert not (tmp_path / "run").exists()
-
-
-class _Module(torch.nn.Module):
-    def __init__(self, program):
-        super().__init__()
-        self.program = program
-
-    def forward(self, x):
-        return self.program(x)
 
 
 def test_a_fraction_needs_the_length_of_the_run():
