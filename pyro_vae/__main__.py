@@ -216,6 +216,7 @@ def _one_sentence(message: str) -> str:
             f"got {part[1] if part else re.split(' Given | - ', got[1])[0]}."
         )
     if option and got and kinds:
+        kinds = [kind for kind in kinds if kind != "NoneType"] or kinds
         kind = " or ".join(re.sub(r"typing\.Literal\[(.*)\]|(?:\w+\.)*(\w+)", r"\1\2", kind) for kind in kinds)
         found = re.split(" Given | - ", got[1])[0]
         return f"Expected --{option} to be {kind.replace('Sequence', 'a list, as [200, 200]')}; got {found}."

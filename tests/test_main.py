@@ -252,7 +252,7 @@ BAD = {
     ),
     "penalty's weight": (
         lambda: ["train", "--objective.penalty", "MMD", "--objective.penalty.weight", "x"],
-        "--objective.penalty.weight to be float or NoneType; got x",
+        "--objective.penalty.weight to be float; got x",
     ),
     "unknown data set": (lambda: ["train", "--data", "minst"], "Expected one of digits, mnist, .*; got 'minst'"),
     "NaN": (lambda: array(np.full((9, 4), np.nan)), "finite numbers in 'x.npy'; got 36 of 36 that are NaN"),

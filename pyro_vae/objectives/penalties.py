@@ -114,6 +114,7 @@ class MMD(Penalty):
         k(a, b) = e^{-\|a - b\|^2 / (2 h^2)}
 
     for z and z' of two data's posteriors, y and y' draws from the prior; without bias, so that it may be below zero.
+    The paper's :math:`(\alpha, \lambda)` is ``ELBO(beta=1 - alpha, penalty=MMD(alpha + lambda - 1))``.
 
     References:
         InfoVAE: Balancing Learning and Inference in Variational Autoencoders (Zhao, Song and Ermon, 2019).
