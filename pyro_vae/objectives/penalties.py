@@ -46,7 +46,7 @@ class Penalty(ABC):
         """Return the term, summed over data and particles.
 
         Raises:
-            ValueError: If a latent site is not in one plate, or the plate is subsampled or masked unevenly.
+            ValueError: If a latent site is not in one plate, or is masked, or has a scale for each datum.
         """
         total = torch.zeros(())
         for name, q in latent(guide_trace).items():
