@@ -57,7 +57,7 @@ def main(
     data: str = "digits",
     root: str = "data",
     particles: tuple[int, ...] = (1, 5, 50),
-    steps: int = 3000,
+    steps: int = 2000,
     seconds: float = 60.0,
     latent: int = 50,
     hidden: tuple[int, ...] = (200, 200),
@@ -222,7 +222,7 @@ def gradients(vae: VAE, objective: Objective, x: Tensor, draws: int, seed: int) 
 
 def picture(rows: list[dict]) -> Figure:
     """Draw what a step costs and what its gradients are worth, and where training comes to."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     *panels, last = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.6])
     colours = ("#2b6cb0", "#63b3ed", "#2c7a7b", "#dd6b20", "#2f855a", "#c53030", "#805ad5", "#718096")
     for (label, *_), colour in zip(ESTIMATORS, colours, strict=True):
@@ -231,7 +231,7 @@ def picture(rows: list[dict]) -> Figure:
             values = [max(row[key], 1e-4) for row in own]
             axes.plot([int(row["K"]) for row in own], values, "o-", markersize=4, color=colour, label=label)
             axes.set(xscale="log", yscale="log", xlabel="particles K", title=key)
-    panels[0].legend(frameon=False, fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False, fontsize=9)
     places = np.arange(len(rows))
     for key, fmt, colour, shift in (("same steps", "o", colours[0], -0.12), ("same seconds", "s", colours[3], 0.12)):
         means, errors = np.array([row[f"-log p(x), {key}"] for row in rows]).T
