@@ -529,6 +529,23 @@ def test_a_prior_that_shares_the_encoders_parameters_takes_the_models_gradient()
     torch.testing.assert_close(found, -(w * (z - 0.4) + w**2 * slope * X).sum(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("objective", [ELBO(K), IWAE(K), IWAE(K, "dreg"), Renyi(0.5, K), ReweightedWakeSleep(K)])
+def test_deterministic_sites_are_no_part_of_it(objective):
+    """Inside the plate or outside: the loss and its gradients are those of the program without them."""
+    model, guide = local()
+
+    def named(x):
+        pyro.deterministic("total", x.sum())
+        model(x)
+        with pyro.plate("more", len(x)):
+            pyro.deterministic("square", x**2)
+
+    found = value_and_gradients(objective, lambda: (named, guide))
+    expected = value_and_gradients(objective, local)
+    assert found[0] == pytest.approx(expected[0], rel=1e-12)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=1e-14)
+
+
 def refused(model, guide, objective):
     with pytest.raises(ValueError, match="^Expected ") as error:
         objective.differentiable_loss(model, guide, X)

@@ -17,8 +17,9 @@ PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate
 
 
 def samples(trace: Trace) -> dict[str, Site]:
-    """Return the sample sites, in order."""
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    """Return the sample sites, in order, without those of ``pyro.deterministic``, which have no density."""
+    nodes = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    return {name: site for name, site in nodes.items() if not (site["infer"] or {}).get("_deterministic")}
 
 
 def latent(trace: Trace) -> dict[str, Site]:
