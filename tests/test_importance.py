@@ -677,6 +677,17 @@ class TestParticlesInAPlate:
                 model, self.guide, ELBO(5)
             )
 
+    def test_one_that_does_not_run_is_refused_in_a_sentence(self):
+        def model(x):
+            beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(torch.stack([x, x], -1).mv(beta), 1.0), obs=x)
+
+        message = refused(model, self.guide, ELBO(5))
+        assert message.startswith("Expected a program that runs for several particles at once; ")
+        assert "\n" not in message
+        assert math.isfinite(ELBO(5, vectorize_particles=False).loss(model, self.guide, X))
+
     def test_and_right_one_after_another(self):
         def mean(objective, model):
             return torch.tensor([objective.loss(model, self.guide, X) for _ in range(300)])

@@ -87,7 +87,8 @@ def _check(
     except NotImplementedError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"Expected a program that runs for several particles at once; {error} {ADVICE}") from error
+        said = str(error).splitlines()[0].rstrip(".")  # without Pyro's page of shapes
+        raise ValueError(f"Expected a program that runs for several particles at once; {said}. {ADVICE}") from error
     draws = latent(both)
     for name, site in latent(prune_subsample_sites(alone)).items():
         one, two = site["value"], draws[name]["value"]
