@@ -476,6 +476,21 @@ class TestWakeSleep:
         expected = torch.autograd.grad(-(weights * log_q).sum(), (a, b, c))
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
+    def test_pyros_is_given_the_path(self):
+        """Of one datum, where its weights are ours: the second layer's gradients agree, and the first's does not."""
+        model, guide = chain()
+        stock = PyrosWakeSleep(num_particles=K, vectorize_particles=True, max_plate_nesting=1, model_has_params=False)
+        found = []
+        for objective in (ReweightedWakeSleep(K), stock):
+            pyro.clear_param_store()
+            torch.manual_seed(3)
+            objective.loss_and_grads(model, guide, X[:1])
+            found.append({name: p.grad.item() for name, p in pyro.get_param_store().named_parameters()})
+        torch.manual_seed(20261122)
+        ours, pyros = found
+        assert [ours["b"], ours["c"]] == pytest.approx([pyros["b"], pyros["c"]], rel=1e-10)
+        assert ours["a"] != pytest.approx(pyros["a"], rel=0.01)
+
     def test_pyros_cannot_be_a_module_and_ours_can(self):
         model, guide = (Module(program) for program in local())
         for stock in (RenyiELBO(), PyrosWakeSleep()):
