@@ -81,6 +81,18 @@ def test_the_committed_slopes_are_those_of_theory_and_of_the_readme():
     assert f"[{printed}](experiments/results/signal_to_noise.md)" in (EXPERIMENTS.parent / "README.md").read_text()
 
 
+def test_the_committed_lab_says_what_the_readme_and_the_notebook_say():
+    """After the same steps many particles win; after the same seconds one beats five, and five beat fifty."""
+    table = rows(EXPERIMENTS / "results" / "estimators.csv")
+    steps, seconds = (
+        {k: [float(row[f"-log p(x), same {what}"]) for row in table if row["K"] == k] for k in ("1", "5", "50")}
+        for what in ("steps", "seconds")
+    )
+    assert min(steps["50"]) < min(steps["5"]) < min(steps["1"])
+    assert max(seconds["1"]) < min(seconds["5"])
+    assert max(seconds["5"]) < min(seconds["50"])
+
+
 def test_a_ratio_of_signal_to_noise_is_without_bias():
     """Of gradients with mean 0.1 and variance 1, 1,000 draws: a plain ratio would be 0.105 on average, not 0.1."""
     found = importlib.import_module("signal_to_noise")
