@@ -317,16 +317,16 @@ def test_bad_input_gets_one_sentence(arguments, message, run, capsys):
 
 
 def test_interrupted_says_where_the_weights_are(monkeypatch, capsys):
-    from pyro.infer import SVI
+    from pyro_vae.compiled import CompiledSVI
 
     steps = iter(range(3))
 
     def step(self, *args):
         if next(steps) == 2:
             raise KeyboardInterrupt
-        return 1.0
+        return torch.tensor(1.0)
 
-    monkeypatch.setattr(SVI, "step", step)
+    monkeypatch.setattr(CompiledSVI, "update", step)
     assert main(["train", *SMALL, "--run_dir", "run"]) == 130
     assert "interrupted. The weights so far are in run." in capsys.readouterr().err
     assert load("run")[1]["latent"] == 2

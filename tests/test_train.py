@@ -89,7 +89,7 @@ def test_it_is_pyros_svi():
         order = torch.randperm(len(x))
         SVI(stock.model, stock.guide, Adam({"lr": 1e-3}), ELBO()).step(x[order])
     for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)  # fused Adam and another product round otherwise
 
 
 def test_any_pyro_elbo_is_an_objective():
@@ -135,7 +135,7 @@ def test_every_image_is_seen_once_an_epoch(monkeypatch):
     vae = build()
     model = vae.model
     monkeypatch.setattr(vae, "model", lambda x: seen.append(x) or model(x))
-    fit(vae, DIGITS, epochs=1, batch_size=100, progress=False)
+    fit(vae, DIGITS, epochs=1, batch_size=100, compile="off", progress=False)
     train = torch.cat(seen[: -(-1437 // 100)])
     assert len(train) == 1437
     assert sorted(map(tuple, train.flatten(1).tolist())) == sorted(map(tuple, DIGITS.train[:].flatten(1).tolist()))

@@ -1,0 +1,7 @@
+"""SVI as a traced graph: Pyro's handlers run once, and the step is what they left behind."""
+
+from pyro_vae.compiled.precision import fast_products
+from pyro_vae.compiled.svi import CompiledSVI
+from pyro_vae.compiled.traced import Outputs, Traced
+
+__all__ = ["CompiledSVI", "Outputs", "Traced", "fast_products"]

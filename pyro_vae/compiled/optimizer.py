@@ -1,0 +1,94 @@
+"""One torch optimizer for all parameters, where Pyro makes one for each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from pyro.optim.optim import _load_state_dict
+from torch import Tensor
+
+__all__ = ["Optimizer"]
+
+
+class Optimizer:
+    """The optimizer that a ``PyroOptim`` describes, as one object over all parameters, fused where torch can.
+
+    It is put into ``optim.optim_objs``, under the first parameter, so that ``optim.get_state()``, ``set_state()`` and
+    a learning-rate schedule's ``step()`` reach it.
+
+    Arguments:
+        optim: Pyro's recipe: the constructor, its arguments (the same for all, or from a parameter's name), clipping
+            of each parameter by itself, a schedule.
+        clip_norm: Largest norm of the gradient of all parameters together; a longer one is shortened to it.
+
+    Raises:
+        ValueError: If ``clip_norm`` is not positive.
+    """
+
+    def __init__(self, optim: PyroOptim, clip_norm: float | None = None) -> None:
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"Expected a positive clip_norm, or None for no clipping; got {clip_norm}.")
+        self.optim = optim
+        self.clip_norm = clip_norm
+        self._torch: torch.optim.Optimizer | None = None
+        self._clips: list[tuple[Tensor, Callable[[Tensor], None]]] = []
+        self._known: set[Tensor] = set()
+
+    def step(self, parameters: Sequence[Tensor]) -> None:
+        """Step the parameters along their ``grad``, which is then let go."""
+        new = [parameter for parameter in parameters if parameter not in self._known]
+        if new:
+            self._add(new)
+        for parameter, clip in self._clips:
+            if parameter.grad is not None:
+                clip(parameter)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        if self._torch is not None:
+            self._torch.step()
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _add(self, new: list[Tensor]) -> None:
+        self._known.update(new)
+        groups: list[dict[str, Any]] = []
+        for parameter in new:
+            arguments = self.optim._get_optim_args(parameter)
+            same = next((group for group in groups if group["arguments"] == arguments), None)
+            if same is None:
+                groups.append({"arguments": arguments, "params": [parameter]})
+            else:
+                same["params"].append(parameter)
+            clip: Any = cast(Any, self.optim)._get_grad_clip(parameter)
+            if clip:
+                self._clips.append((parameter, clip))
+        flat = [{"params": group["params"], **group["arguments"]} for group in groups]
+        if self._torch is not None:
+            for group in flat:
+                self._torch.add_param_group(group)
+            return
+        self._torch = self._make(flat, new)
+        made: Any = self._torch
+        if isinstance(self.optim, PyroLRScheduler):
+            made = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
+        self.optim.optim_objs = {new[0]: made}
+        self._restore(made)
+
+    def _make(self, groups: list[dict[str, Any]], parameters: list[Tensor]) -> torch.optim.Optimizer:
+        constructor: Any = self.optim.pt_optim_constructor
+        first = {name: value for name, value in groups[0].items() if name != "params"}
+        chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in groups for name in group}
+        can = "fused" in inspect.signature(constructor).parameters and all(p.is_floating_point() for p in parameters)
+        return constructor(groups, **first | ({"fused": True} if can and not chosen else {}))
+
+    def _restore(self, made: Any) -> None:
+        """Take up a state that ``optim.set_state`` was given."""
+        waiting = self.optim._state_waiting_to_be_consumed
+        if waiting:
+            _, state = waiting.popitem()
+            _load_state_dict(made, state)

@@ -1,0 +1,213 @@
+r"""Stochastic variational inference, with the step as a graph."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import torch_item
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_vae.compiled.optimizer import Optimizer
+from pyro_vae.compiled.precision import Precision, autocast, fast_products
+from pyro_vae.compiled.traced import Compile, Outputs, Traced
+from pyro_vae.objectives import ELBO, Objective
+from pyro_vae.objectives.base import Program, Terms
+
+__all__ = ["CompiledSVI"]
+
+
+class CompiledSVI(SVI):
+    r"""Pyro's ``SVI``, as fast as code without Pyro: the step is recorded once and run as a graph.
+
+    The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``; so are the numbers, to rounding. For
+    each shape of the arguments the first step is ordinary Pyro, with all of its validation, the second is recorded,
+    the third is run both ways and compared, and from then on Pyro's handlers are not run. What cannot be recorded, as
+    a model that branches on the numbers in a tensor, goes on in plain Pyro, and a warning says so once. What changes
+    between steps must be a tensor: a count in the model, or a number drawn with NumPy, would stay as it was.
+
+    All parameters are in one torch optimizer, fused where torch has it so. A ``PyroLRScheduler`` is stepped by its
+    own ``step()``, as ever.
+
+    Arguments:
+        model: The model.
+        guide: The guide.
+        optim: A ``PyroOptim``.
+        loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, whose equals of
+            this package are recorded; an ELBO of your own with a ``differentiable_loss`` that looks at no number; or a
+            function of model, guide and arguments. Other losses of Pyro's look at numbers, and run in plain Pyro.
+        loss_and_grads: As in ``SVI``.
+        num_samples: As in ``SVI``.
+        num_steps: As in ``SVI``.
+        compile: ``auto``, the graph, and compiled by TorchInductor in the course of a run that is long enough to pay
+            for it, if there is a compiler; ``off``, plain Pyro; ``graph``; ``inductor``.
+        precision: ``auto``, float32 products in the fastest way that is as accurate as torch's default; ``float32``,
+            torch's default; ``bfloat16``, products of bfloat16 numbers, parameters and optimizer in float32.
+        clip_norm: Largest norm of the whole gradient, of a loss summed over the data; a longer one is shortened.
+        steps: How many steps are to come, if known, so that ``auto`` compiles at the start.
+        reduce: Called with the parameters once their ``grad`` is there, before clipping and the step; as to sum
+            gradients over processes.
+        handler: A context in which model and guide are run. Where there are several, one after another, each has a
+            ``key`` of its own, which says what a graph depends on.
+
+    Raises:
+        ValueError: If an argument is not one of its choices.
+
+    Example:
+        >>> from pyro.optim import Adam
+        >>> from pyro_vae import VAE
+        >>> vae = VAE.build((1, 8, 8), latent=2)
+        >>> svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> losses = [svi.step(torch.rand(32, 1, 8, 8)) for _ in range(5)]  # nats, summed over the 32
+        >>> svi.mode
+        'graph'
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        optim: PyroOptim,
+        loss: pyro.infer.ELBO | Callable[..., Any],
+        loss_and_grads: Callable[..., Any] | None = None,
+        num_samples: int = 0,
+        num_steps: int = 0,
+        *,
+        compile: Compile = "auto",
+        precision: Precision = "auto",
+        clip_norm: float | None = None,
+        steps: int | None = None,
+        reduce: Callable[[Sequence[Tensor]], None] | None = None,
+        handler: AbstractContextManager | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, choices in (
+            ("compile", compile, ("auto", "off", "graph", "inductor")),
+            ("precision", precision, ("auto", "float32", "bfloat16")),
+        ):
+            if value not in choices:
+                raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
+        super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
+        self.precision = precision
+        self.reduce = reduce
+        self.handler = handler
+        self._objective = loss if isinstance(loss, Objective) else None
+        self._terms = None if loss_and_grads else _terms(loss)
+        self._optimizer = Optimizer(optim, clip_norm)
+        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._context)
+        self._value = Traced(self._loss_alone, compile, context=self._context)
+        if self._terms is None and compile != "off":
+            name = type(loss).__name__
+            warnings.warn(
+                f"Going on in plain Pyro: {name} looks at numbers in tensors, so a step cannot be a graph. Use an "
+                "objective of pyro_vae.objectives.",
+                stacklevel=2,
+            )
+
+    @property
+    def mode(self) -> str:
+        """How steps are run now: ``off`` (plain Pyro), ``graph`` or ``inductor``."""
+        return "off" if self._terms is None else self._gradients.mode
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a gradient step; return the loss in nats, summed over the data, as a number."""
+        loss = self.update(*args, **kwargs)
+        return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """Return the loss in nats, summed over the data, without a step."""
+        if self._terms is None:
+            return super().evaluate_loss(*args, **kwargs)
+        with torch.no_grad(), fast_products(self.precision):
+            (loss,), _ = self._value(args, kwargs)
+        return torch_item(loss)
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a gradient step; return the loss as a tensor, so that a GPU need not be waited for."""
+        with fast_products(self.precision):
+            if self._terms is not None:
+                found, parameters = self._gradients(args, kwargs)
+                if parameters:
+                    return self._apply(found, parameters, args, kwargs)
+            with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+                loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            self._finish(_parameters(capture))
+        return loss
+
+    def _apply(self, found: Sequence[Any], parameters: list[Tensor], args: tuple, kwargs: dict) -> Tensor:
+        loss, plain, *gradients = found
+        if loss.device.type == "cpu" and self.mode != "off" and not math.isfinite(loss.item()):
+            self._loss_and_gradients(*args, **kwargs)  # Pyro says what is wrong, where it is something that it checks
+        if self._objective is not None:
+            self._objective.plain = plain
+            self._objective.advance()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._finish(parameters)
+        return loss
+
+    def _finish(self, parameters: list[Tensor]) -> None:
+        if self.reduce is not None:
+            self.reduce(parameters)
+        self._optimizer.step(parameters)
+
+    def _loss_and_gradients(self, *args: Any, **kwargs: Any) -> Outputs:
+        assert self._terms is not None
+        with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+            terms = self._terms(self.model, self.guide, *args, **kwargs)
+        parameters = _parameters(capture)
+        if not (parameters and terms.loss.requires_grad):
+            return Outputs([terms.loss, terms.plain], [])
+        gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
+        return Outputs([terms.loss.detach(), terms.plain, *gradients], parameters)
+
+    def _loss_alone(self, *args: Any, **kwargs: Any) -> Outputs:
+        assert self._terms is not None
+        with torch.no_grad(), self._around(args, kwargs):
+            return Outputs([self._terms(self.model, self.guide, *args, **kwargs).loss], None)
+
+    @contextmanager
+    def _around(self, args: tuple, kwargs: dict) -> Iterator[None]:
+        with self.handler or nullcontext(), autocast(self.precision, _device(args, kwargs)):
+            yield
+
+    def _context(self) -> tuple:
+        """What else a graph depends on: after ``clear_param_store`` the parameters are other tensors."""
+        store = pyro.get_param_store().named_parameters()
+        return tuple((id(value), value.requires_grad) for _, value in store), getattr(self.handler, "key", None)
+
+
+def _terms(loss: Any) -> Callable[..., Terms] | None:
+    """Return the loss as tensors to the end, where it can be."""
+    if type(loss) in (Trace_ELBO, TraceMeanField_ELBO):
+        kl: Any = "sampled" if type(loss) is Trace_ELBO else "auto"
+        loss = ELBO(loss.num_particles, kl=kl, vectorize_particles=loss.vectorize_particles)
+    if isinstance(loss, Objective):
+        return loss.terms
+    if isinstance(loss, pyro.infer.ELBO):
+        if type(loss).__module__.startswith("pyro.") or not hasattr(loss, "differentiable_loss"):
+            return None
+        loss = loss.differentiable_loss
+
+    def terms(*args: Any, **kwargs: Any) -> Terms:
+        return Terms(torch.as_tensor(loss(*args, **kwargs)), torch.tensor(math.nan))
+
+    return terms
+
+
+def _parameters(capture: Any) -> list[Tensor]:
+    """The parameters that Pyro met and that are to be trained, unconstrained, each once, in order."""
+    met = dict.fromkeys(site["value"].unconstrained() for site in capture.trace.nodes.values())
+    return [parameter for parameter in met if parameter.requires_grad]
+
+
+def _device(args: tuple, kwargs: dict) -> torch.device:
+    return next((leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), torch.device("cpu"))

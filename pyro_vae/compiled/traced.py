@@ -1,0 +1,212 @@
+"""A function that becomes a graph where it is called again and again on tensors of one shape."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyro_vae.compiled.graph import Graph, can_compile
+
+__all__ = ["Compile", "Outputs", "Traced"]
+
+Compile = Literal["auto", "off", "graph", "inductor"]
+CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
+# Work before a compiler has paid for itself: some seconds of compiling, for a half to one nanosecond a number.
+PAYS = 1e10
+SHAPES = 32
+
+
+class Outputs(NamedTuple):
+    """What a traced function returns: its tensors, or None in places; and what is kept from the recorded run."""
+
+    tensors: Sequence[Any]
+    kept: Any
+
+
+class Traced:
+    """A function of tensors, run as a graph of its tensor operations.
+
+    For each shape of the arguments: the first call is the function's own, with all of Pyro's validation; the second
+    is recorded (:class:`Graph`); the third is run both ways from the same random state, and the graph is taken only
+    if the two agree. From then on the function is not called. Where it cannot be recorded, or another result comes
+    out, as where it draws with NumPy or counts its calls, a warning says so once and the function goes on as it is.
+
+    Numbers among the arguments are part of the graph: another number is another graph.
+
+    Arguments:
+        function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
+        compile: ``graph``; ``inductor``, the graph compiled by TorchInductor; ``auto``, compiled where it has run for
+            long enough to pay for it and there is a compiler; ``off``, the function as it is.
+        calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
+        context: Says what else a graph depends on, as which tensors are the parameters.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Outputs],
+        compile: Compile = "auto",
+        calls: int | None = None,
+        context: Callable[[], Hashable] = tuple,
+    ) -> None:
+        self.function = function
+        self.compile = compile
+        self.calls = calls
+        self.reason = "compile='off'" if compile == "off" else ""
+        self.context = context
+        self._entries: dict[Hashable, _Entry] = {}
+        self._last: _Entry | None = None
+        self._full = False
+
+    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Outputs:
+        """Call the function."""
+        if self.reason or am_i_wrapped():
+            return self.function(*args, **kwargs)
+        leaves, spec = tree_flatten((args, kwargs))
+        key = (spec, *map(self._describe, leaves))
+        entry = self._entries.get((key, self.context()))
+        if entry is None:
+            found = self.function(*args, **kwargs)
+            self._remember((key, self.context()))
+            return found
+        self._last = entry
+        entry.calls += 1
+        if entry.graph is None:
+            return self._record(entry, leaves, spec)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if entry.calls == 3:
+            return self._check(entry, tensors, args, kwargs)
+        if self._pays(entry, tensors[0].device if tensors else torch.device("cpu")):
+            self._compile(entry, tensors)
+        return Outputs(entry.graph(tensors), entry.kept)
+
+    @property
+    def mode(self) -> str:
+        """How arguments as the last ones are run: ``off``, as the function is, ``graph`` or ``inductor``."""
+        if self.reason or self._last is None or self._last.graph is None:
+            return "off"
+        return "inductor" if self._last.compiled else "graph"
+
+    def _describe(self, leaf: Any) -> Hashable:
+        if isinstance(leaf, Tensor):
+            return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
+        if not isinstance(leaf, CONSTANT):
+            self._go_on(f"an argument is a {type(leaf).__name__}, which may change unseen; pass tensors and numbers")
+        return type(leaf), leaf if isinstance(leaf, CONSTANT) else id(leaf)
+
+    def _remember(self, key: Hashable) -> None:
+        if len(self._entries) < SHAPES:
+            self._entries[key] = _Entry(first=not self._entries)
+        elif not self._full:
+            self._full = True
+            warnings.warn(
+                f"Going on in plain Pyro with further kinds of arguments: got more than {SHAPES}, of which each would "
+                "be a graph of its own. Pass numbers that change as tensors.",
+                stacklevel=5,
+            )
+
+    def _record(self, entry: _Entry, leaves: list[Any], spec: Any) -> Outputs:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+        def function(*inputs: Tensor) -> Sequence[Any]:
+            given = iter(inputs)
+            args, kwargs = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+            found = self.function(*args, **kwargs)
+            entry.kept = found.kept
+            return found.tensors
+
+        before = _random_state(tensors)
+        try:
+            with pyro.validation_enabled(False):
+                entry.graph = Graph(function, tensors)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            tracing = "value out of a tracing tensor" in said
+            self._go_on("it looks at a number in a tensor" if tracing else f"{type(error).__name__}: {said[:150]}")
+            _set_random_state(before)
+            args, kwargs = tree_unflatten(leaves, spec)
+            return self.function(*args, **kwargs)
+        outputs, entry.graph.outputs = entry.graph.outputs, ()
+        return Outputs([None if found is None else found.detach() for found in outputs], entry.kept)
+
+    def _check(self, entry: _Entry, tensors: list[Tensor], args: tuple, kwargs: dict[str, Any]) -> Outputs:
+        """Run function and graph from one state; return the function's outputs where the graph's are others."""
+        assert entry.graph is not None
+        written = entry.graph.written
+        kept, before = [tensor.clone() for tensor in written], _random_state(tensors)
+        found = self.function(*args, **kwargs)
+        after = [tensor.clone() for tensor in written]
+        for tensor, value in zip(written, kept, strict=True):
+            tensor.detach().copy_(value)
+        _set_random_state(before)
+        others = entry.graph(tensors)
+        if all(map(_close, found.tensors, others)):
+            return Outputs(others, entry.kept)
+        for tensor, value in zip(written, after, strict=True):
+            tensor.detach().copy_(value)
+        self._go_on("run again it gives another result; does it draw with NumPy, or change what is no tensor?")
+        return found
+
+    def _pays(self, entry: _Entry, device: torch.device) -> bool:
+        assert entry.graph is not None
+        if entry.compiled or self.compile == "graph":
+            return False
+        work = entry.graph.work
+        expected = 0.5 * (self.calls or 0) if entry.first else 0
+        pays = max(entry.calls, expected) * work >= PAYS and can_compile(device)
+        return self.compile == "inductor" or pays
+
+    def _compile(self, entry: _Entry, tensors: list[Tensor]) -> None:
+        assert entry.graph is not None
+        entry.compiled = True
+        try:
+            entry.graph.compile(tensors)
+        except Exception as error:
+            warnings.warn(
+                f"Expected TorchInductor to compile the step; it did not ({' '.join(str(error).split())[:150]}). "
+                "Going on with the graph as it is, which compile='graph' asks for.",
+                stacklevel=5,
+            )
+
+    def _go_on(self, reason: str) -> None:
+        self.reason = reason
+        warnings.warn(f"Going on in plain Pyro: the step cannot be run as a graph ({reason}).", stacklevel=6)
+
+
+class _Entry:
+    """What is known of one kind of arguments."""
+
+    def __init__(self, first: bool) -> None:
+        self.first = first
+        self.calls = 1
+        self.graph: Graph | None = None
+        self.kept: Any = None
+        self.compiled = False
+
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    size = one.detach().abs().nan_to_num().amax().item() if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * size, equal_nan=True)
+
+
+def _random_state(tensors: Sequence[Tensor]) -> dict[torch.device, Tensor]:
+    state = {torch.device("cpu"): torch.get_rng_state()}
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        state[device] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[torch.device, Tensor]) -> None:
+    for device, value in state.items():
+        if device.type == "cpu":
+            torch.set_rng_state(value)
+        else:
+            torch.cuda.set_rng_state(value, device)

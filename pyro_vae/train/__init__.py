@@ -1,0 +1,6 @@
+"""Training: Pyro's SVI over minibatches, on one process or several."""
+
+from pyro_vae.train.checks import check_device, check_support
+from pyro_vae.train.fit import fit
+
+__all__ = ["check_device", "check_support", "fit"]

@@ -1,0 +1,160 @@
+"""An epoch: batches in a new order, a step of SVI for each, and the ELBO of the validation images."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroLRScheduler, PyroOptim
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from pyro_vae.compiled import CompiledSVI, Outputs, Traced
+from pyro_vae.data import Dataset, Split
+from pyro_vae.objectives import ELBO, Objective
+from pyro_vae.train.processes import Processes
+from pyro_vae.vae import VAE
+
+__all__ = ["Training", "seeded"]
+
+# A number on a GPU is waited for: the loss is looked at once in so many steps there, and at each on the CPU.
+LOOK = 50
+# z has shape (*, data, latent), and x (data, *event).
+OF_Z, OF_X = -2, 0
+
+
+class Training:
+    """What stays the same from epoch to epoch.
+
+    Arguments:
+        vae: On its device.
+        dataset: Its data.
+        objective: What is optimised.
+        settings: The arguments of ``fit``.
+        processes: Who trains.
+    """
+
+    def __init__(
+        self, vae: VAE, dataset: Dataset, objective: pyro.infer.ELBO, settings: dict[str, Any], processes: Processes
+    ) -> None:
+        self.vae, self.objective, self.settings, self.processes = vae, objective, settings, processes
+        self.device, self.dtype = vae.reference.device, vae.reference.dtype
+        self.train, self.valid = dataset.train.to(self.device), dataset.valid.to(self.device)
+        sizes = [settings["batch_size"], len(self.train) % settings["batch_size"] or len(self.train)]
+        processes.check([size for size in sizes if size <= len(self.train)])
+        steps = settings["epochs"] * math.ceil(len(self.train) / settings["batch_size"])
+        self.optim = _optim(settings["lr"], settings["lr_schedule"], steps)
+        self.svi = CompiledSVI(
+            vae.model,
+            vae.guide,
+            self.optim,
+            objective,
+            compile=settings["compile"],
+            precision=settings["precision"],
+            clip_norm=settings["clip_norm"],
+            steps=steps,
+            reduce=processes.reducer(),
+        )
+        self._noise: Any = None
+        self._split = Traced(self._two_terms, settings["compile"], context=lambda: getattr(self._noise, "key", None))
+
+    def epoch(self, where: str, seen: Callable[[int], Any]) -> dict[str, float]:
+        """Train for an epoch and validate; return the numbers, in nats per datum, of all processes together.
+
+        Arguments:
+            where: Which epoch, for messages.
+            seen: Called after each step with how many images it took.
+        """
+        losses: list[Tensor] = []
+        plain: list[Tensor] = []
+        beta = 1.0
+        look = 1 if self.device.type == "cpu" else LOOK
+        ours = isinstance(self.objective, Objective)
+        order = self.processes.same(torch.randperm(len(self.train), device=self.device))
+        for rows in order.split(self.settings["batch_size"]):
+            beta = self.objective.beta_now if isinstance(self.objective, Objective) else 1.0
+            losses.append(self._step(rows, f"{where}, step {len(losses) + 1}"))
+            plain += [self.objective.plain] if isinstance(self.objective, Objective) else []
+            if len(losses) % look == 0:
+                _check(losses[-look:], f"{where}, step {len(losses)}")
+            seen(len(rows))
+        _check(losses[-look:], f"{where}, step {len(losses)}")
+        numbers = {"train": self._mean(losses, len(self.train))} | self.validate()
+        return numbers | ({"train_at_beta_1": self._mean(plain, len(self.train)), "beta": beta} if ours else {})
+
+    def _step(self, rows: Tensor, where: str) -> Tensor:
+        """Take one step of SVI; say in a sentence that it diverged, which Pyro says in a page."""
+        x = self._read(self.train, rows)
+        self.svi.handler = self.processes.noise(len(rows), OF_Z)
+        try:
+            loss = self.svi.update(x)
+        except ValueError as error:
+            broken = re.search(r"parameter (\w+) .*? of distribution (\w+).*? the constraint (\S+?),", str(error))
+            if not broken:
+                raise
+            raise ValueError(
+                f"Training diverged {where}: expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}. "
+                "Try a smaller lr, or scale the data to [0, 1]; a family of your own must keep to that range."
+            ) from error
+        if isinstance(self.optim, PyroLRScheduler):
+            self.optim.step()
+        return torch.as_tensor(loss)
+
+    def _read(self, split: Split, rows: Tensor) -> Tensor:
+        with self.processes.noise(len(rows), OF_X) or nullcontext():
+            return split[self.processes.mine(rows)].to(self.dtype)
+
+    def validate(self) -> dict[str, float]:
+        """Return minus the ELBO at beta = 1 and its two terms, nats per datum, with the same draws at every call."""
+        distortion: list[Tensor] = []
+        whole: list[Tensor] = []
+        with torch.no_grad(), seeded(self.settings["seed"], str(self.device)):
+            for rows in torch.arange(len(self.valid), device=self.device).split(1024):
+                self._noise = self.processes.noise(len(rows), OF_Z)
+                (one, both), _ = self._split((self._read(self.valid, rows),), {})
+                distortion.append(one)
+                whole.append(both)
+        reconstruction, total = self._mean(distortion, len(self.valid)), self._mean(whole, len(self.valid))
+        return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
+
+    def _two_terms(self, x: Tensor) -> Outputs:
+        """E[-log p(x | z)], which is the loss at beta = 0, and minus the ELBO."""
+        with self._noise or nullcontext():
+            return Outputs(list(ELBO(beta=0.0).terms(self.vae.model, self.vae.guide, x)), None)
+
+    def _mean(self, totals: list[Tensor], count: int) -> float:
+        total = math.fsum(torch.stack(totals).tolist())
+        return self.processes.summed(torch.tensor(total, dtype=torch.float64, device=self.device)).item() / count
+
+
+def _optim(lr: float, schedule: str, steps: int) -> PyroOptim:
+    adam = {"optimizer": Adam, "optim_args": {"lr": lr}}
+    if schedule == "cosine":
+        return PyroLRScheduler(CosineAnnealingLR, adam | {"T_max": steps})
+    if schedule == "one-cycle":
+        return PyroLRScheduler(OneCycleLR, adam | {"max_lr": lr, "total_steps": steps + 1})
+    return PyroOptim(Adam, {"lr": lr})
+
+
+def _check(losses: list[Tensor], where: str) -> None:
+    numbers = torch.stack(losses).tolist() if losses else []
+    if wrong := [number for number in numbers if not math.isfinite(number)]:
+        raise ValueError(
+            f"Training diverged {where}: expected a finite loss; got {wrong[0]}. "
+            "Try a smaller lr, or scale the data to [0, 1]."
+        )
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed torch's generators, of the CPU and of ``device``, for as long as the context lasts."""
+    cuda = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
+        torch.manual_seed(seed)
+        yield
