@@ -156,7 +156,7 @@ class _Reducer:
     def __call__(self, parameters: Sequence[Tensor]) -> None:
         if self._parallel is None:
             self._parallel = DistributedDataParallel(_Given(parameters), gradient_as_bucket_view=True)
-            self._parallel.register_comm_hook(None, _sum)
+            self._parallel.register_comm_hook(None, lambda state, bucket: _sum(bucket))
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
@@ -192,6 +192,6 @@ class _Give(torch.autograd.Function):
         return None, *ctx.gradients
 
 
-def _sum(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Sum over processes: losses are sums over the data, and not means."""
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
