@@ -2,6 +2,6 @@
 
 from pyro_vae.compiled.precision import fast_products
 from pyro_vae.compiled.svi import CompiledSVI
-from pyro_vae.compiled.traced import Outputs, Traced
+from pyro_vae.compiled.traced import Compile, Outputs, Traced
 
-__all__ = ["CompiledSVI", "Outputs", "Traced", "fast_products"]
+__all__ = ["Compile", "CompiledSVI", "Outputs", "Traced", "fast_products"]

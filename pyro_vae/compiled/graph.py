@@ -81,8 +81,14 @@ class Graph:
             found[value]
             for arguments, values in writers
             for argument, value in zip(arguments, values, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write and value in found
+            if isinstance(value, fx.Node) and value in found and _writes(argument)
         ]
+
+
+def _writes(argument: Any) -> bool:
+    """Whether an operation writes to an argument, as batch normalisation does to two without its schema saying so."""
+    unsaid = argument.name in ("running_mean", "running_var")
+    return unsaid or (argument.alias_info is not None and argument.alias_info.is_write)
 
 
 def _work(nodes: list[fx.Node]) -> int:

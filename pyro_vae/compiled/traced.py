@@ -42,8 +42,8 @@ class Traced:
 
     Arguments:
         function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
-        compile: ``graph``; ``inductor``, the graph compiled by TorchInductor; ``auto``, compiled where it has run for
-            long enough to pay for it and there is a compiler; ``off``, the function as it is.
+        compile: ``graph``; ``inductor``, that of the first shape compiled by TorchInductor at once; ``auto``, compiled
+            where it has run for long enough to pay for it and there is a compiler; ``off``, the function as it is.
         calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
         context: Says what else a graph depends on, as which tensors are the parameters.
     """
@@ -160,7 +160,7 @@ class Traced:
         work = entry.graph.work
         expected = 0.5 * (self.calls or 0) if entry.first else 0
         pays = max(entry.calls, expected) * work >= PAYS and can_compile(device)
-        return self.compile == "inductor" or pays
+        return pays or (self.compile == "inductor" and entry.first)
 
     def _compile(self, entry: _Entry, tensors: list[Tensor]) -> None:
         assert entry.graph is not None

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from pyro_vae.compiled import CompiledSVI, Outputs, Traced
+from pyro_vae.compiled import Compile, CompiledSVI, Outputs, Traced
 from pyro_vae.data import Dataset, Split
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.train.processes import Processes
@@ -62,7 +62,8 @@ class Training:
             reduce=processes.reducer(),
         )
         self._noise: Any = None
-        self._split = Traced(self._two_terms, settings["compile"], context=lambda: getattr(self._noise, "key", None))
+        how: Compile = "off" if settings["compile"] == "off" else "graph"
+        self._split = Traced(self._two_terms, how, context=lambda: getattr(self._noise, "key", None))
 
     def epoch(self, where: str, seen: Callable[[int], Any]) -> dict[str, float]:
         """Train for an epoch and validate; return the numbers, in nats per datum, of all processes together.

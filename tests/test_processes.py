@@ -1,0 +1,88 @@
+"""Several processes: whose rows are whose, one noise for all, and the same numbers as one process."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyro_vae.train.processes import Processes
+
+DRAWS = {
+    "normal_": lambda p: torch.empty_like(p).normal_(),
+    "uniform_": lambda p: torch.empty_like(p).uniform_(-1, 1),
+    "exponential_": lambda p: torch.empty_like(p).exponential_(),
+    "rand": lambda p: torch.rand(p.shape),
+    "randn": lambda p: torch.randn(p.shape, dtype=torch.float64),
+    "rand_like": lambda p: torch.rand_like(p),
+    "randn_like": lambda p: torch.randn_like(p),
+    "bernoulli": lambda p: torch.bernoulli(p),
+}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_each_row_is_some_ones_and_in_order(world):
+    rows = torch.randperm(11)
+    assert torch.cat([Processes(rank, world).mine(rows) for rank in range(world)]).equal(rows)
+
+
+@pytest.mark.parametrize("dim", [0, -2])
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_the_noise_is_that_of_one_process(draw, dim):
+    """The parts that three processes draw, under one seed, are together what one process draws."""
+    p = torch.rand(11, 4)
+    parts = []
+    for rank in range(3):
+        processes = Processes(rank, 3)
+        torch.manual_seed(5)
+        with processes.noise(11, dim):
+            parts.append(draw(processes.mine(p)))
+    torch.manual_seed(5)
+    whole = draw(p)
+    torch.manual_seed(20261122)
+    assert torch.cat(parts).equal(whole)
+    assert parts[0].dtype == whole.dtype
+
+
+def test_other_noise_is_left_alone():
+    with Processes(0, 2).noise(10, -2):
+        assert torch.rand(3).shape == (3,)
+        assert torch.randn(4, 2).shape == (4, 2)
+    assert Processes().noise(10, -2) is None
+
+
+def test_a_batch_too_small_for_all_gets_a_sentence():
+    with pytest.raises(ValueError, match="Expected a row for each of 3 processes in every batch; got a batch of 2"):
+        Processes(0, 3).check([128, 2])
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize(
+    "options", [[], ["--binarize", "dynamic", "--likelihood", "Bernoulli"]], ids=["grey", "binary"]
+)
+def test_two_processes_give_the_numbers_of_one(options, tmp_path):
+    """The last batch, of 29, does not divide by 2. The first process alone prints and writes."""
+    losses, printed = [], []
+    for world in (1, 2):
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world)]
+        train = ["-m", "pyro_vae", "train", "--epochs", "2", "--latent", "2", "--network.hidden", "[16]", *options]
+        done = subprocess.run(
+            [*launch, "--master-port", str(port), *train, "--run_dir", f"{world}"],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.replace(f"{world}/figures", "").splitlines()[:-1])
+        rows = list(csv.DictReader((tmp_path / f"{world}" / "metrics.csv").open()))
+        losses.append([[float(value) for name, value in row.items() if name != "seconds"] for row in rows])
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-5, atol=1e-5)
+    assert len(printed[0]) == len(printed[1])
