@@ -1,0 +1,136 @@
+"""The rivals that are other libraries, or need their data loaders: NumPyro, pythae, and Pyro's own example.
+
+NumPyro and pythae are needed by nothing else: ``pip install 'pyro_vae[bench]'``.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from rivals import LR, PIXELS, SCALE, Networks, Step, StockVAE
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision import datasets, transforms
+
+__all__ = ["numpyro_programs", "numpyro_update", "pyro_example_epoch", "pythae_epoch"]
+
+
+def numpyro_programs(batch: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return a NumPyro model and guide of x of shape ``(batch, 784)``, as NumPyro's VAE example writes them."""
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from jax.example_libraries.stax import Dense, Relu, serial
+
+    def model(x: Any) -> None:
+        decode = numpyro.module("decoder", serial(Dense(400), Relu, Dense(PIXELS)), (batch, 20))
+        with numpyro.plate("data", batch):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros((batch, 20)), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(decode(z), SCALE).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        encode = numpyro.module("encoder", serial(Dense(400), Relu, Dense(2 * 20)), (batch, PIXELS))
+        mu, log_sigma = jnp.split(encode(x), 2, axis=-1)
+        with numpyro.plate("data", batch):
+            numpyro.sample("z", dist.Normal(mu, jnp.exp(log_sigma)).to_event(1))
+
+    return model, guide
+
+
+def numpyro_update(batch: int) -> Step:
+    """NumPyro: ``svi.update`` jitted, its state kept on the device and given back to be written over.
+
+    The divergence is in closed form (``TraceMeanField_ELBO``). Waits for the loss, as the others do.
+    """
+    import jax
+    import numpyro
+    from numpyro.infer import SVI, TraceMeanField_ELBO
+
+    svi = SVI(*numpyro_programs(batch), numpyro.optim.Adam(LR), TraceMeanField_ELBO())
+    start, data = jax.random.split(jax.random.PRNGKey(0))
+    x = jax.random.uniform(data, (batch, PIXELS))
+    state = svi.init(start, x)
+    update = jax.jit(svi.update, donate_argnums=0)
+
+    def step() -> float:
+        nonlocal state
+        state, loss = update(state, x)
+        return float(loss)
+
+    return step
+
+
+def pythae_epoch(x: Tensor, batch: int) -> Step:
+    """pythae: an epoch of its ``BaseTrainer``, without the callbacks, the copy of the best model and the files.
+
+    Its squared error is a Gaussian of scale 1 without the constant; its encoder gives log variances. The loss is a
+    mean over images, in those units.
+
+    Arguments:
+        x: Images, of shape ``(N, ...)``.
+        batch: Images in a minibatch.
+    """
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae.trainers.training_callbacks import CallbackHandler
+
+    class Encoder(BaseEncoder):
+        def __init__(self, layers: torch.nn.Module) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            mu, log_variance = self.layers(x).chunk(2, -1)
+            return ModelOutput(embedding=mu, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):
+        def __init__(self, layers: torch.nn.Module) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=self.layers(z))
+
+    networks = Networks()
+    config = VAEConfig(input_dim=(PIXELS,), latent_dim=networks.latent, reconstruction_loss="mse")
+    model = VAE(config, Encoder(networks.encoder), Decoder(networks.decoder))
+    logging.getLogger(BaseTrainer.__module__).setLevel(logging.WARNING)
+    trainer = BaseTrainer(
+        model,
+        BaseDataset(x.flatten(1), torch.zeros(len(x))),
+        training_config=BaseTrainerConfig(per_device_train_batch_size=batch, learning_rate=LR, no_cuda=True),
+    )
+    trainer.set_optimizer()
+    trainer.callback_handler = CallbackHandler([], model)
+    return lambda: trainer.train_step(1)
+
+
+def pyro_example_epoch(root: str, batch: int, cached: bool = False) -> Step:
+    """Pyro's own VAE example: its loop over MNIST's 60,000 training images, with the network all rivals have.
+
+    Returns nats per image, as the example prints.
+
+    Arguments:
+        root: Folder where torchvision finds MNIST.
+        batch: Images in a minibatch.
+        cached: Whether images are made tensors once, as in the example's script (examples/vae/vae.py), or at every
+            turn by ``ToTensor``, as in the tutorial (pyro.ai/examples/vae.html). The tutorial's loader has a process
+            of its own, which the script's has not, and neither has here.
+    """
+    mnist = datasets.MNIST(root, train=True, transform=transforms.ToTensor())
+    images: Dataset = TensorDataset(mnist.data.flatten(1) / 255, mnist.targets) if cached else mnist
+    loader = DataLoader(images, batch_size=batch, shuffle=True)
+    svi = StockVAE.gaussian(Networks()).svi(Trace_ELBO())
+
+    def epoch() -> float:
+        total = 0.0
+        for x, _ in loader:
+            total += svi.step(x.reshape(-1, PIXELS))
+        return total / len(mnist)
+
+    return epoch

@@ -1,0 +1,232 @@
+r"""The rivals of the benchmark: others' ways to train the same VAE, each built whole and returned as one callable.
+
+A step trains on one minibatch of random x and returns its loss, in nats summed over the minibatch; an epoch goes once
+through the data. The network is 784-400-20-400-784 with rectifiers and biases everywhere, the likelihood a Gaussian of
+scale 0.1, or for the importance weighted bound 784-200-200-50-200-200-784 with tanh and a Bernoulli; the optimizer Adam
+at 1e-3 in float32. With :math:`z = \mu + \sigma \epsilon` and d pixels,
+
+.. math::
+    -\mathrm{ELBO} = \frac{\|x - \mu_x(z)\|^2}{2 s^2} + \frac{d}{2} \ln 2 \pi s^2
+    + \frac{1}{2} \sum_i (\sigma_i^2 + \mu_i^2 - 1 - \ln \sigma_i^2).
+
+No rival sets threads or how torch multiplies matrices. The caller does: :func:`one_thread_environment` for the
+process, before torch or JAX is imported; and ``torch.backends.mkldnn.matmul.fp32_precision``, which speeds up
+:func:`products` and what is written by hand as it does our own (an expert would find it), and is left alone for the
+libraries, which are timed as their users run them. Compiled steps keep the number of threads they were compiled with.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import count, pairwise
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+__all__ = [
+    "LR",
+    "PIXELS",
+    "Networks",
+    "StockVAE",
+    "elbo_loss",
+    "handwritten",
+    "handwritten_iwae",
+    "iwae_loss",
+    "one_thread_environment",
+    "products",
+    "stock_pyro",
+    "stock_renyi",
+]
+
+Step = Callable[[], float]
+PIXELS, SCALE, LR = 784, 0.1, 1e-3
+
+
+def one_thread_environment(threads: int = 1) -> dict[str, str]:
+    """Return the environment variables that hold torch, its libraries and JAX to so many threads.
+
+    NPROC is what sizes the thread pools of JAX on a CPU (0.10); XLA_FLAGS with ``--xla_cpu_multi_thread_eigen=false
+    intra_op_parallelism_threads=1`` left it at 1.8 cores of 2.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+    return dict.fromkeys(names, str(threads))
+
+
+class Networks(nn.Module):
+    """Two multilayer perceptrons: x to mu and log sigma, and z to the mean of x or its logits.
+
+    Arguments:
+        hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
+        latent: Number of latent dimensions.
+        activation: Between layers.
+    """
+
+    def __init__(
+        self, hidden: tuple[int, ...] = (400,), latent: int = 20, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
+        super().__init__()
+        self.latent = latent
+        self.encoder = _dense((PIXELS, *hidden, 2 * latent), activation)
+        self.decoder = _dense((latent, *reversed(hidden), PIXELS), activation)
+
+    @classmethod
+    def of_iwae(cls) -> "Networks":
+        """The networks of Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)."""
+        return cls((200, 200), 50, nn.Tanh)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mu and log sigma."""
+        mu, log_sigma = self.encoder(x).chunk(2, -1)
+        return mu, log_sigma
+
+
+def _dense(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
+    layers = [layer for before, after in pairwise(sizes) for layer in (nn.Linear(before, after), activation())]
+    return nn.Sequential(*layers[:-1])
+
+
+def elbo_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
+    """Return minus the ELBO, in nats summed over x of shape ``(B, 784)``, for noise of shape ``(B, latent)``."""
+    mu, log_sigma = networks.encode(x)
+    sigma = log_sigma.exp()
+    error = (x - networks.decoder(mu + sigma * noise)).square().sum()
+    kl = 0.5 * (sigma.square() + mu.square() - 1).sum() - log_sigma.sum()
+    return error / (2 * SCALE**2) + 0.5 * x.numel() * math.log(2 * math.pi * SCALE**2) + kl
+
+
+def iwae_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
+    r"""Return :math:`-\ln \frac{1}{K} \sum_k w_k`, in nats summed over x, for noise of shape ``(K, B, latent)``."""
+    mu, log_sigma = networks.encode(x)
+    z = mu + log_sigma.exp() * noise
+    logits = networks.decoder(z)
+    log_likelihood = -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+    log_w = log_likelihood + (0.5 * (noise.square() - z.square()) + log_sigma).sum(-1)
+    return (math.log(len(noise)) - log_w.logsumexp(0)).sum()
+
+
+def products(batch: int) -> Step:
+    """The eleven matrix products of one step, and nothing else: a floor for whoever multiplies with torch.
+
+    Forward four; backward the gradients of four weights and of three inputs (nobody needs that of x). Returns an
+    element of the last, which is no loss.
+    """
+    linears = [layer for layer in Networks().modules() if isinstance(layer, nn.Linear)]
+
+    @torch.no_grad()
+    def operands() -> Iterator[tuple[Tensor, Tensor]]:
+        layers = [
+            (torch.rand(batch, layer.in_features), layer.weight, torch.rand(batch, layer.out_features))
+            for layer in linears
+        ]
+        for a, weight, _ in layers:
+            yield a, weight.detach().T
+        for a, weight, gradient in reversed(layers):
+            yield gradient.T, a
+            if a is not layers[0][0]:
+                yield gradient, weight.detach()
+
+    pairs = [(left, right, left @ right) for left, right in operands()]
+
+    def step() -> float:
+        for left, right, out in pairs:
+            torch.mm(left, right, out=out)
+        return pairs[-1][-1][0, 0].item()
+
+    return step
+
+
+def handwritten(batch: int, compiled: bool = True) -> Step:
+    """A loop by hand: the loss compiled whole, Adam fused, the divergence in closed form."""
+    return _by_hand(elbo_loss, Networks(), torch.rand(batch, PIXELS), (batch,), compiled)
+
+
+def handwritten_iwae(batch: int, particles: int = 50, compiled: bool = True) -> Step:
+    """The importance weighted bound by hand, compiled as :func:`handwritten`."""
+    x = torch.rand(batch, PIXELS).bernoulli()
+    return _by_hand(iwae_loss, Networks.of_iwae(), x, (particles, batch), compiled)
+
+
+def _by_hand(
+    loss_of: Callable[[Networks, Tensor, Tensor], Tensor],
+    networks: Networks,
+    x: Tensor,
+    draws: tuple[int, ...],
+    compiled: bool,
+) -> Step:
+    optimizer = torch.optim.Adam(networks.parameters(), lr=LR, fused=True)
+    # Static shapes, or a second batch size in one process would be compiled for any.
+    forward = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        # Drawn outside the graph: compiled, torch's generator for the CPU is slower.
+        loss = forward(networks, x, torch.randn(*draws, networks.latent))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+class StockVAE:
+    """The model and the guide as Pyro's VAE example writes them, with any networks and likelihood.
+
+    Every instance has names of its own in the param store, since Pyro does not train a second module of one name.
+
+    Arguments:
+        networks: Of the encoder and the decoder.
+        likelihood: From the decoder's output to a distribution over pixels.
+    """
+
+    _instances = count()
+
+    def __init__(self, networks: Networks, likelihood: Callable[[Tensor], dist.TorchDistribution]) -> None:
+        self.networks = networks
+        self.likelihood = likelihood
+        self.name = f"rival {next(self._instances)}"
+
+    def model(self, x: Tensor) -> None:
+        """Draw z from N(0, I), and see x, of shape ``(B, 784)``."""
+        pyro.module(f"{self.name} decoder", self.networks.decoder)
+        with pyro.plate("data", x.shape[0]):
+            loc = x.new_zeros((x.shape[0], self.networks.latent))
+            z = pyro.sample("latent", dist.Normal(loc, torch.ones_like(loc)).to_event(1))
+            pyro.sample("obs", self.likelihood(self.networks.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Draw z given x."""
+        pyro.module(f"{self.name} encoder", self.networks.encoder)
+        with pyro.plate("data", x.shape[0]):
+            mu, log_sigma = self.networks.encode(x)
+            pyro.sample("latent", dist.Normal(mu, log_sigma.exp()).to_event(1))
+
+    @classmethod
+    def gaussian(cls, networks: Networks) -> "StockVAE":
+        """With the Gaussian likelihood of the scale all rivals have."""
+        return cls(networks, lambda mean: dist.Normal(mean, SCALE))
+
+    @classmethod
+    def bernoulli(cls, networks: Networks) -> "StockVAE":
+        """With a Bernoulli likelihood."""
+        return cls(networks, lambda logits: dist.Bernoulli(logits=logits))
+
+    def svi(self, loss: pyro.infer.ELBO) -> SVI:
+        """Return Pyro's SVI of it, with what ``pyro.optim.Adam`` is."""
+        return SVI(self.model, self.guide, PyroOptim(torch.optim.Adam, {"lr": LR}), loss)
+
+
+def stock_pyro(batch: int) -> Step:
+    """Pyro as its users run it: ``SVI`` with ``Trace_ELBO`` (which samples the divergence) and ``pyro.optim.Adam``."""
+    svi, x = StockVAE.gaussian(Networks()).svi(Trace_ELBO()), torch.rand(batch, PIXELS)
+    return lambda: svi.step(x)
+
+
+def stock_renyi(batch: int, particles: int = 50) -> Step:
+    """Pyro's ``RenyiELBO`` at alpha = 0, the importance weighted bound, with all particles at once."""
+    loss = RenyiELBO(alpha=0, num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
+    svi, x = StockVAE.bernoulli(Networks.of_iwae()).svi(loss), torch.rand(batch, PIXELS).bernoulli()
+    return lambda: svi.step(x)
