@@ -9,8 +9,8 @@ at 1e-3 in float32. With :math:`z = \mu + \sigma \epsilon` and d pixels,
     -\mathrm{ELBO} = \frac{\|x - \mu_x(z)\|^2}{2 s^2} + \frac{d}{2} \ln 2 \pi s^2
     + \frac{1}{2} \sum_i (\sigma_i^2 + \mu_i^2 - 1 - \ln \sigma_i^2).
 
-No rival sets threads or how torch multiplies matrices. The caller does: :func:`one_thread_environment` for the
-process, before torch or JAX is imported; and ``torch.backends.mkldnn.matmul.fp32_precision``, which speeds up
+No rival sets threads or how torch multiplies matrices. The caller does: :func:`one_thread_environment` for a
+process to start; and ``torch.backends.mkldnn.matmul.fp32_precision``, which speeds up
 :func:`products` and what is written by hand as it does our own (an expert would find it), and is left alone for the
 libraries, which are timed as their users run them. Compiled steps keep the number of threads they were compiled with.
 """
@@ -47,7 +47,7 @@ PIXELS, SCALE, LR = 784, 0.1, 1e-3
 
 
 def one_thread_environment(threads: int = 1) -> dict[str, str]:
-    """Return the environment variables that hold torch, its libraries and JAX to so many threads.
+    """Return the environment variables of a process to start that hold torch, its libraries and JAX to so many threads.
 
     NPROC is what sizes the thread pools of JAX on a CPU (0.10); XLA_FLAGS with ``--xla_cpu_multi_thread_eigen=false
     intra_op_parallelism_threads=1`` left it at 1.8 cores of 2.
@@ -158,8 +158,9 @@ def _by_hand(
     compiled: bool,
 ) -> Step:
     optimizer = torch.optim.Adam(networks.parameters(), lr=LR, fused=True)
-    # Static shapes, or a second batch size in one process would be compiled for any.
-    forward = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    # Static shapes, or a second batch size in one process would be compiled for any size. With fullgraph the ninth
+    # loop of one process raises; without, it would not be compiled and say little.
+    forward = torch.compile(loss_of, dynamic=False, fullgraph=True) if compiled else loss_of
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
