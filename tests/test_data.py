@@ -145,6 +145,11 @@ class TestOwnData:
         assert set(found.train[:].unique().tolist()) == {0.0, 1.0}
 
 
+def test_at_most_ten_thousand_are_held_out_for_each():
+    found = data.from_tensor(torch.zeros(120_000, 1))
+    assert [len(split) for split in found.splits.values()] == [100_000, 10_000, 10_000]
+
+
 class Fake:
     """Stands for a class of torchvision.datasets: not there unless downloaded, and no network."""
 

@@ -17,6 +17,7 @@ __all__ = ["from_tensor", "load"]
 
 Binarize = Literal["none", "static", "dynamic", "threshold"]
 SEED = 20140416
+MOST = 10_000  # images held out of a source that has no test split
 
 
 def load(
@@ -29,7 +30,8 @@ def load(
     """Load a data set by name, or your own by path.
 
     The splits are fixed. Where the source has a test split it is kept, and a sixth of the rest is held out for
-    validation; otherwise a tenth is held out for each. Which images those are does not depend on any seed.
+    validation; otherwise a tenth is held out for each, but at most 10,000. Which images those are does not depend on
+    any seed.
 
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
@@ -86,7 +88,7 @@ def from_tensor(
     dequantize: bool = False,
     valid: int | None = None,
 ) -> Dataset:
-    """Make a data set of a tensor: a tenth held out for validation, a tenth for test, always the same ones.
+    """Make a data set of a tensor: a tenth held out for validation, a tenth for test, as in :func:`load`.
 
     Arguments:
         x: Shape ``(N, *event)``: bytes (256 grey levels), booleans, or floats, which are x as they are.
@@ -149,7 +151,7 @@ def _rows(images: Images, valid: int | None) -> tuple[Tensor, Tensor, Tensor]:
         rest, test = torch.randperm(total - images.test, generator=generator), torch.arange(total)[-images.test :]
         usual = len(rest) // 6
     else:
-        order, usual = torch.randperm(total, generator=generator), max(1, round(total / 10))
+        order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
         test, rest = order[:usual], order[usual:]
     held_out = usual if valid is None else valid
     if not 1 <= held_out < len(rest):
