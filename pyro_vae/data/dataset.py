@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.data.on_disk import OnDisk
+
 __all__ = ["Dataset", "Split"]
 
 Noise = Literal["bernoulli", "uniform"]
@@ -16,7 +18,7 @@ Noise = Literal["bernoulli", "uniform"]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    r"""Images kept on one device. ``split[index]`` reads a batch of x, as floats, with its noise drawn afresh.
+    r"""Images kept on a device or on disk. ``split[index]`` reads a batch of x, as floats, with its noise drawn afresh.
 
     From pixel p of L grey levels, :math:`x = p / (L - 1)`; with ``noise`` ``bernoulli``, x is drawn with that
     probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation).
@@ -27,7 +29,7 @@ class Split:
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016), for dequantisation.
 
     Arguments:
-        pixels: Shape ``(N, *event)``: bytes, or floats that are x already.
+        pixels: Shape ``(N, *event)``: bytes, or floats that are x already; or the same on disk, read as needed.
         labels: Shape ``(N,)``, or None.
         levels: L, how many grey levels the bytes have.
         noise: What to draw when a batch is read.
@@ -38,7 +40,7 @@ class Split:
         tensor([[0., 1.]])
     """
 
-    pixels: Tensor
+    pixels: Tensor | OnDisk
     labels: Tensor | None = None
     levels: int = 256
     noise: Noise | None = None
@@ -54,15 +56,15 @@ class Split:
         return torch.bernoulli(x) if self.noise == "bernoulli" else x
 
     def to(self, device: str | torch.device) -> Split:
-        """Return the split on another device."""
+        """Return the split on another device; of one on disk, each batch is moved there when it is read."""
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, pixels=self.pixels.to(device), labels=labels)
 
     def frozen(self, generator: torch.Generator) -> Split:
-        """Return the split with its noise drawn once for all."""
+        """Return the split with its noise drawn once for all, in memory."""
         if self.noise == "uniform":
             u = torch.rand(self.pixels.shape, generator=generator)
-            return replace(self, pixels=(self.pixels + u) / self.levels, noise=None)
+            return replace(self, pixels=(self.pixels[:] + u) / self.levels, noise=None)
         if self.noise == "bernoulli":
             x = replace(self, noise=None)[:]
             return replace(self, pixels=torch.bernoulli(x, generator=generator).byte(), levels=2, noise=None)
@@ -71,13 +73,19 @@ class Split:
     @property
     def mean(self) -> Tensor:
         """The mean of x, of shape ``event``, with the noise averaged out."""
-        mean = self.pixels.mean(0, dtype=torch.promote_types(self.pixels.dtype, torch.float32))
+        total = self.pixels.total if isinstance(self.pixels, OnDisk) else _total(self.pixels)
+        mean = (total / len(self)).to(torch.promote_types(self.pixels.dtype, torch.float32))
         return (mean + 0.5) / self.levels if self.noise == "uniform" else mean / self.white
 
     @property
     def white(self) -> int:
         """The pixel at which x is 1."""
-        return 1 if self.pixels.is_floating_point() else self.levels - 1
+        return 1 if self.pixels.dtype.is_floating_point else self.levels - 1
+
+
+def _total(pixels: Tensor) -> Tensor:
+    """Add images up in float64, which of bytes is exact, with no copy of them all."""
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in pixels.split(1024)]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)

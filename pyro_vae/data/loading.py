@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.data.dataset import Dataset, Split
+from pyro_vae.data.on_disk import OnDisk
 from pyro_vae.data.sources import NAMES, Images, digits, file, folder, torchvision_images
 
 __all__ = ["from_tensor", "load"]
@@ -33,6 +34,10 @@ def load(
     validation; otherwise a tenth is held out for each, but at most 10,000. Which images those are does not depend on
     any seed.
 
+    A .npy file of more than 256 MiB stays on disk. It is read through once, to check it (and once more for the mean
+    where binarize is ``threshold``), and then the training images are read batch by batch. In memory are the order,
+    some 16 bytes an image, and the images that are held out.
+
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``);
@@ -51,7 +56,7 @@ def load(
     Raises:
         FileNotFoundError: If there is nothing at the path, or torchvision finds no data and no network.
         ValueError: If the name is unknown, the data cannot be read, are not finite, are fewer than 3 images, or do
-            not suit the options.
+            not suit the options; and, when a batch is read, if a file on disk is not what it was.
 
     References:
         The split of static binarisation is ours, not that of Larochelle and Murray (2011): numbers on the two do
@@ -112,17 +117,19 @@ def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
     whole = Split(images.pixels, images.labels, images.levels)
     _check(whole, images.source, binarize, dequantize)
-    low, high = (edge.item() / whole.white for edge in whole.pixels.aminmax())
+    low, high = images.low / whole.white, images.high / whole.white
     if binarize != "none" and not 0 <= low <= high <= 1:
         raise ValueError(f"Expected pixels in [0, 1] to binarise; got [{low:g}, {high:g}] in {images.source}.")
     if binarize == "threshold":
-        whole = replace(whole, pixels=(whole[:] > 0.5).byte(), levels=2)
+        whole = replace(whole, pixels=_above(whole.pixels, whole.white / 2), levels=2)
     elif binarize != "none" or dequantize:
         whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
     parts = []
     for i, rows in enumerate(_rows(images, config["valid"])):
         labels = None if whole.labels is None else whole.labels[rows]
-        part = replace(whole, pixels=whole.pixels[rows], labels=labels)
+        pixels = whole.pixels
+        pixels = replace(pixels, rows=rows) if i == 0 and isinstance(pixels, OnDisk) else pixels[rows]
+        part = replace(whole, pixels=pixels, labels=labels)
         frozen = i > 0 or binarize == "static"
         parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
     train, valid, test = parts
@@ -134,8 +141,20 @@ def _check(whole: Split, source: str, binarize: str, dequantize: bool) -> None:
         raise ValueError(f"Expected binarize to be {', '.join(get_args(Binarize))}; got {binarize!r}.")
     if dequantize and binarize != "none":
         raise ValueError(f"Expected either binarize or dequantize; got both, binarize={binarize!r}.")
-    if dequantize and whole.pixels.is_floating_point():
+    if dequantize and whole.pixels.dtype.is_floating_point:
         raise ValueError(f"Expected whole grey levels to dequantize; got {whole.pixels.dtype} in {source}.")
+    if binarize == "static" and isinstance(whole.pixels, OnDisk):
+        raise ValueError(
+            f"Expected binarize to be none, dynamic or threshold for {source}, which stays on disk; got 'static', "
+            "whose draws would have to be kept. Use dynamic."
+        )
+
+
+def _above(pixels: Tensor | OnDisk, cut: float) -> Tensor | OnDisk:
+    """Return 1 where a pixel is above ``cut``, and 0 elsewhere."""
+    if isinstance(pixels, OnDisk):
+        return replace(pixels, cut=cut, dtype=torch.uint8)
+    return (pixels > cut).byte()
 
 
 def _support(whole: Split, low: float, high: float) -> constraints.Constraint:

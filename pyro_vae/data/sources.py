@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from pyro_vae.data.on_disk import File, OnDisk, channels_first, survey, to_tensor
 
 __all__ = ["NAMES", "Images", "digits", "file", "folder", "torchvision_images"]
 
@@ -26,46 +30,52 @@ NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L", "LA")
-CHANNELS = (1, 3)
+LARGE = 2**28  # bytes from which a .npy file stays on disk
 
 
 class Images(NamedTuple):
-    """Images of one source: pixels ``(N, *event)``, labels, grey levels, and how many of the last are for test."""
+    """Images of one source: pixels ``(N, *event)`` and their least and greatest, labels, grey levels, name.
 
-    pixels: Tensor
+    ``test`` is how many of the last are for test.
+    """
+
+    pixels: Tensor | OnDisk
+    low: float
+    high: float
     labels: Tensor | None
     levels: int
     test: int
     source: str
 
     @classmethod
-    def of(cls, x: Tensor, labels: Tensor | None, source: str, levels: int = 256, test: int = 0) -> Images:
+    def of(cls, x: Tensor | OnDisk, labels: Tensor | None, source: str, levels: int = 256, test: int = 0) -> Images:
         """Check an array of any kind, and bring images to ``(N, channels, height, width)``.
 
         Booleans, and integers that are all 0 or 1, have 2 grey levels; other integers from 0 to 255 have
         ``levels``; floats are x as they are.
         """
-        if x.dim() < 2 or x.numel() == 0:
+        if len(x.shape) < 2 or 0 in x.shape:
             raise ValueError(
                 f"Expected an array of shape (images, ...), not empty, in {source}; got shape {tuple(x.shape)}."
             )
         if len(x) < 3:
             raise ValueError(f"Expected at least 3 images, one for each split, in {source}; got {len(x)}.")
-        if x.is_complex():
+        if x.dtype.is_complex:
             raise ValueError(f"Expected real numbers in {source}; got complex ones.")
         if labels is not None and labels.shape != x.shape[:1]:
             raise ValueError(f"Expected {len(x)} labels, one an image, in {source}; got shape {tuple(labels.shape)}.")
-        if x.is_floating_point():
-            if wrong := int((~x.isfinite()).sum()):
-                raise ValueError(
-                    f"Expected finite numbers in {source}; got {wrong:,} of {x.numel():,} that are NaN or infinite. "
-                    "Fill them in, or leave those images out."
-                )
-            return cls(_channels_first(x), labels, levels, test, source)
-        low, high = int(x.min()), int(x.max())
-        if low < 0 or high > 255:
-            return cls(_channels_first(x.float()), labels, levels, test, source)
-        return cls(_channels_first(x.byte()), labels, 2 if high <= 1 else levels, test, source)
+        wrong, low, high = x.file.survey if isinstance(x, OnDisk) else survey(x)
+        if wrong:
+            raise ValueError(
+                f"Expected finite numbers in {source}; got {wrong:,} of {math.prod(x.shape):,} that are NaN or "
+                "infinite. Fill them in, or leave those images out."
+            )
+        dtype = x.dtype
+        if not dtype.is_floating_point:
+            grey = 0 <= low <= high <= 255
+            dtype, levels = (torch.uint8, 2 if high <= 1 else levels) if grey else (torch.float32, levels)
+        pixels = replace(x, dtype=dtype) if isinstance(x, OnDisk) else channels_first(x.to(dtype))
+        return cls(pixels, low, high, labels, levels, test, source)
 
 
 def digits() -> Images:
@@ -120,13 +130,17 @@ def _ink(image: Image.Image) -> Tensor:
 
 
 def file(path: Path) -> Images:
-    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels``."""
+    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels``.
+
+    A .npy file of more than ``LARGE`` bytes stays on disk.
+    """
     try:
-        found = np.load(path, allow_pickle=False)
+        found = np.load(path, mmap_mode="r" if path.stat().st_size > LARGE else None, allow_pickle=False)
         arrays = {"x": found} if isinstance(found, np.ndarray) else _unpacked(found)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())})."
+            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())}). "
+            "Write it anew with numpy.save or numpy.savez, in whole."
         ) from error
     if "x" not in arrays and len(arrays) != 1:
         raise ValueError(f"Expected an array named x in {str(path)!r}; got {', '.join(arrays) or 'none'}.")
@@ -135,18 +149,13 @@ def file(path: Path) -> Images:
     for array in (x, labels):
         if array is not None and array.dtype.kind not in "buif":
             raise ValueError(f"Expected numbers in {str(path)!r}; got {array.dtype}.")
-    return Images.of(_tensor(x), None if labels is None else _tensor(labels), repr(str(path)))
+    images = OnDisk.of(File(x)) if isinstance(x, np.memmap) and x.ndim else to_tensor(x)
+    return Images.of(images, None if labels is None else to_tensor(labels), repr(str(path)))
 
 
 def _unpacked(archive: Any) -> dict[str, np.ndarray]:
     with archive:
         return {name: archive[name] for name in archive.files}
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """To float32, which is what networks compute in, and to integers that torch has."""
-    kinds = {"f": np.float32, "u": np.uint8 if array.dtype == np.uint8 else np.int64, "i": np.int64, "b": np.bool_}
-    return torch.from_numpy(array.astype(kinds[array.dtype.kind]))
 
 
 def folder(path: Path) -> Images:
@@ -178,11 +187,3 @@ def _each(paths: Sequence[Path], read: Callable[[Image.Image], Any], what: str) 
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"Expected an image; could not read {str(path)!r}.") from error
     return found
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    if x.dim() == 3:
-        return x.unsqueeze(1)
-    if x.dim() == 4 and x.shape[1] not in CHANNELS and x.shape[-1] in CHANNELS:
-        return x.movedim(-1, 1).contiguous()
-    return x

@@ -1,0 +1,209 @@
+"""Images that stay in their .npy file: rows are read as they are asked for, so memory stays flat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+__all__ = ["File", "OnDisk", "Survey", "channels_first", "survey", "to_tensor"]
+
+AT_ONCE = 2**20  # bytes of the file
+LONG = 2**30  # bytes from which a pass shows its progress
+CHANNELS = (1, 3)
+
+
+class Survey(NamedTuple):
+    """What there is to know of an array before it is used: how many numbers are NaN or infinite, and the extremes."""
+
+    wrong: int
+    low: float
+    high: float
+
+
+def survey(x: Tensor) -> Survey:
+    """Look at every number of a tensor that is not empty.
+
+    Example:
+        >>> survey(torch.tensor([2, 0, 1]))
+        Survey(wrong=0, low=0, high=2)
+    """
+    low, high = x.aminmax()
+    return Survey(int((~x.isfinite()).sum()) if x.is_floating_point() else 0, low.item(), high.item())
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """To float32, which is what networks compute in, and to integers that torch has."""
+    kinds = {"f": np.float32, "u": np.uint8 if array.dtype == np.uint8 else np.int64, "i": np.int64, "b": np.bool_}
+    return torch.from_numpy(array.astype(kinds[array.dtype.kind]))
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Bring images of shape ``(N, height, width)`` or ``(N, height, width, channels)`` to channels first."""
+    if x.dim() == 3:
+        return x.unsqueeze(1)
+    if x.dim() == 4 and x.shape[1] not in CHANNELS and x.shape[-1] in CHANNELS:
+        return x.movedim(-1, 1).contiguous()
+    return x
+
+
+class File:
+    """The rows of a .npy file. It is opened anew for every read, so there is nothing to close, or to share by a fork.
+
+    Pages of a memory map would count as this process's own until they are let go, and a map of a file that is cut
+    short kills the process; a read does neither.
+
+    Arguments:
+        array: The file, as ``numpy.load(path, mmap_mode="r")`` gives it, of shape ``(N, *event)``.
+
+    Raises:
+        ValueError: If rows are not contiguous.
+    """
+
+    def __init__(self, array: np.memmap) -> None:
+        self.path = Path(str(array.filename)).absolute()
+        if not array.flags.c_contiguous:
+            raise ValueError(
+                f"Expected an array in C order in {str(self.path)!r}, to read it image by image; got Fortran order. "
+                "Save numpy.ascontiguousarray of it."
+            )
+        self.shape, self.layout = array.shape, np.dtype((array.dtype, array.shape[1:]))
+        self._start, self._state = array.offset, _state(os.stat(self.path))
+
+    def read(self, rows: list[int]) -> Tensor:
+        """Read rows by their numbers, as a tensor of shape ``(len(rows), *event)``, channels first.
+
+        Raises:
+            ValueError: If the file is not what it was when it was loaded.
+        """
+        size = self.layout.itemsize
+        return self._read([self._start + row * size for row in rows], size)
+
+    def parts(self, doing: str) -> Iterator[Tensor]:
+        """Read the whole file in its order, some rows at a time, with a progress bar if it is long."""
+        total, size = self.shape[0], self.layout.itemsize
+        step = max(1, AT_ONCE // size)
+        show = {"desc": doing, "unit": "B", "unit_scale": True, "leave": False, "disable": total * size < LONG}
+        with tqdm(total=total * size, **show) as bar:
+            for first in range(0, total, step):
+                count = min(step, total - first)
+                yield self._read([self._start + first * size], count * size)
+                bar.update(count * size)
+
+    def _read(self, offsets: list[int], size: int) -> Tensor:
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                number = file.fileno()
+                if hasattr(os, "posix_fadvise"):  # the disk then fetches all rows at a time, not one after another
+                    for offset in offsets:
+                        os.posix_fadvise(number, offset, size, os.POSIX_FADV_WILLNEED)
+                found = b"".join([os.pread(number, size, offset) for offset in offsets])
+                same = _state(os.fstat(number)) == self._state and len(found) == len(offsets) * size
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise ValueError(
+                f"Expected {str(self.path)!r} as it was when it was loaded, since images are read as they are needed; "
+                "got one that was moved, cut or written since. Load it anew, and leave it as it is until the end."
+            )
+        shape = (len(found) // self.layout.itemsize, *self.shape[1:])
+        return channels_first(to_tensor(np.ndarray(shape, self.layout.base, buffer=found)))
+
+    @cached_property
+    def _surveyed(self) -> tuple[Survey, Tensor]:
+        seen, total = [], torch.zeros(())
+        for part in self.parts("checking"):
+            seen.append(survey(part))
+            total = total + part.sum(0, dtype=torch.float64)
+        wrong, low, high = zip(*seen, strict=True)
+        return Survey(sum(wrong), min(low), max(high)), total
+
+    @property
+    def survey(self) -> Survey:
+        """What :func:`survey` says of all the numbers; the file is read through once, and what was seen remembered."""
+        return self._surveyed[0]
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all images in float64, which of integers is exact, of the same reading as :attr:`survey`."""
+        return self._surveyed[1]
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Images of a file, in some order, read when they are indexed: what a :class:`Split` asks of a tensor.
+
+    In memory is the order alone, 8 bytes an image.
+
+    Arguments:
+        file: Where they are.
+        rows: Which rows of the file, in which order, of shape ``(N,)``.
+        dtype: Of what is read.
+        cut: If given, what is read is 1 above it and 0 elsewhere.
+        device: Where what is read is put.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.arange(12.0).reshape(4, 3))
+        ...     x = OnDisk.of(File(np.load(f"{folder}/x.npy", mmap_mode="r")))
+        ...     x.shape, x[torch.tensor([2, 0])]
+        ((4, 3), tensor([[6., 7., 8.],
+                [0., 1., 2.]]))
+    """
+
+    file: File
+    rows: Tensor
+    dtype: torch.dtype
+    cut: float | None = None
+    device: torch.device | str = "cpu"
+
+    @classmethod
+    def of(cls, file: File) -> OnDisk:
+        """All rows of a file, as they are."""
+        return cls(file, torch.arange(file.shape[0]), to_tensor(np.empty(0, file.layout.base)).dtype)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        rows = self.rows[index if isinstance(index, slice) else index.cpu()]
+        parts = rows.split(max(1, AT_ONCE // self.file.layout.itemsize))
+        return torch.cat([self._pixels(self.file.read(part.tolist())) for part in parts]).to(self.device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all images, channels first."""
+        return (len(self), *channels_first(torch.empty(1, *self.file.shape[1:], device="meta")).shape[1:])
+
+    def to(self, where: torch.device | str) -> OnDisk:
+        """Return the images, still on disk, to be read onto another device."""
+        return replace(self, device=where)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """The sum over images, in float64: that of the file, read again only for a cut, less the rows left out."""
+        total = self.file.total if self.cut is None else torch.zeros(())
+        if self.cut is not None:
+            for part in self.file.parts("adding up"):
+                total = total + self._pixels(part).sum(0, dtype=torch.float64)
+        left_out = torch.ones(self.file.shape[0], dtype=torch.bool)
+        left_out[self.rows] = False
+        for rows in left_out.nonzero().squeeze(1).split(1024):
+            total = total - replace(self, rows=rows, device="cpu")[:].sum(0, dtype=torch.float64)
+        return total
+
+    def _pixels(self, read: Tensor) -> Tensor:
+        return (read if self.cut is None else read > self.cut).to(self.dtype)
