@@ -1,21 +1,25 @@
 """Variational autoencoders as probabilistic programs: a Pyro model, a Pyro guide, and SVI."""
 
-from pyro_vae import (
-    conditional,
-    data,
-    evaluate,
-    guides,
-    likelihoods,
-    networks,
-    objectives,
-    oracle,
-    plots,
-    priors,
-    report,
-)
-from pyro_vae.checkpoint import load
-from pyro_vae.train import fit
-from pyro_vae.vae import VAE
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyro_vae import (
+        conditional,
+        data,
+        evaluate,
+        guides,
+        likelihoods,
+        networks,
+        objectives,
+        oracle,
+        plots,
+        priors,
+        report,
+    )
+    from pyro_vae.checkpoint import load
+    from pyro_vae.train.fit import fit
+    from pyro_vae.vae import VAE
 
 __all__ = [
     "VAE",
@@ -33,3 +37,17 @@ __all__ = [
     "priors",
     "report",
 ]
+
+_HOMES = {"VAE": "vae", "fit": "train", "load": "checkpoint"}
+
+if not TYPE_CHECKING:  # mypy would take __getattr__ to have every name, the misspelt ones too
+
+    def __getattr__(name: str) -> object:
+        """Import a room when it is first touched: not all who come in want matplotlib, nor ``--help`` torch."""
+        if name not in __dir__():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        room = import_module(f"{__name__}.{_HOMES.get(name, name)}")
+        return getattr(room, name) if name in _HOMES else room
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_HOMES.values()})

@@ -1,0 +1,54 @@
+"""What an import brings with it: each in a process of its own, which starts with nothing imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+import pyro_vae
+
+HEAVY = {"torch", "pyro", "matplotlib", "jsonargparse", "numpy"}
+
+
+def imported(code):
+    """The packages among ``HEAVY`` that some code imports."""
+    code = f"{code}\nimport sys; print(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return HEAVY.intersection(done.stdout.splitlines()[-1].split())
+
+
+def test_what_needs_no_torch_imports_none():
+    code = "import pyro_vae; assert {'VAE', 'fit', 'objectives'} < set(dir(pyro_vae))"
+    assert imported(code) == set()
+
+
+def test_training_imports_no_matplotlib():
+    code = "from pyro_vae import VAE, data, evaluate, fit, load, objectives"
+    assert imported(code) == {"torch", "pyro", "numpy"}
+
+
+def test_rooms_and_names_are_there_when_touched():
+    code = """
+import pyro_vae
+assert pyro_vae.objectives.ELBO().num_particles == 1
+import pyro_vae.plots
+assert pyro_vae.train.fit is pyro_vae.fit
+assert pyro_vae.checkpoint.load is pyro_vae.load
+from pyro_vae import *
+assert VAE is pyro_vae.vae.VAE
+assert plots is pyro_vae.plots
+"""
+    assert "matplotlib" in imported(code)
+
+
+def test_every_name_is_found_and_listed():
+    assert {*pyro_vae.__all__, "vae", "train", "checkpoint", "__name__"} <= set(dir(pyro_vae))
+    for name in pyro_vae.__all__:
+        assert getattr(pyro_vae, name).__name__.rpartition(".")[2] == name
+
+
+def test_what_is_not_there_is_said_as_ever():
+    with pytest.raises(AttributeError, match="^module 'pyro_vae' has no attribute 'Vae'$"):
+        pyro_vae.Vae  # noqa: B018
+    with pytest.raises(ImportError, match="^cannot import name 'Vae' from 'pyro_vae'"):
+        from pyro_vae import Vae  # noqa: F401
