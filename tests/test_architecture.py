@@ -21,6 +21,7 @@ ROOMS = [
     {"posterior"},
     {"plots"},
     {"report"},
+    {"commands"},
     {"__main__"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}

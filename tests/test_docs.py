@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae import __main__ as command
+from pyro_vae import commands
+from pyro_vae.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -66,10 +67,10 @@ def test_commands_in_the_readme_exist(line, monkeypatch):
         assert [word for word in arguments if "=" not in word][0] in targets
     elif program == "pyro-vae":
         monkeypatch.chdir(ROOT)
-        commands = {"train": command._train, "evaluate": command._evaluate, "generate": command._generate}
+        known = {name: getattr(commands, f"_{name}") for name in COMMANDS}
         shows_help = any("help" in word for word in arguments)
         with pytest.raises(SystemExit, match="0") if shows_help else nullcontext():
-            command._parser(commands).parse_args(arguments)
+            commands._parser(known).parse_args(arguments)
     elif program == "python":
         assert (ROOT / arguments[0]).is_file()
     else:

@@ -8,6 +8,7 @@ import pytest
 import pyro_vae
 
 HEAVY = {"torch", "pyro", "matplotlib", "jsonargparse", "numpy"}
+COMMAND = "from contextlib import suppress; from pyro_vae.__main__ import main\nwith suppress(SystemExit): main({})"
 
 
 def imported(code):
@@ -17,8 +18,14 @@ def imported(code):
     return HEAVY.intersection(done.stdout.splitlines()[-1].split())
 
 
-def test_what_needs_no_torch_imports_none():
-    code = "import pyro_vae; assert {'VAE', 'fit', 'objectives'} < set(dir(pyro_vae))"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pyro_vae; assert {'VAE', 'fit', 'objectives'} < set(dir(pyro_vae))",
+        *(COMMAND.format(arguments) for arguments in ([], ["--help"], ["-h"], ["--version"], ["trian"])),
+    ],
+)
+def test_what_needs_no_torch_imports_none(code):
     assert imported(code) == set()
 
 

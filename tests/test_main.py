@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import data, load
-from pyro_vae.__main__ import ROOMS, main
+from pyro_vae import commands, data, load
+from pyro_vae.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--latent", "2", "--network.hidden", "[16]", "--epochs", "2", "--batch_size", "256"]
@@ -181,6 +182,23 @@ class TestGenerate:
 
 
 class TestHelp:
+    @pytest.mark.parametrize("option", ["--help", "-h"])
+    def test_says_what_each_subcommand_does_in_its_own_words(self, option, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main([option])
+        assert ended.value.code == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert {name: getattr(commands, f"_{name}").__doc__.split("\n")[0] for name in COMMANDS} == COMMANDS
+        for name, line in COMMANDS.items():
+            assert f"{name} {line}" in shown
+        assert "add it as an argument followed by --help" in shown
+
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main(["--version"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == f"pyro-vae {version('pyro_vae')}\n"
+
     @pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
     def test_explains_every_option(self, command, capsys):
         with pytest.raises(SystemExit) as ended:
@@ -194,7 +212,7 @@ class TestHelp:
         shown = " ".join(capsys.readouterr().out.split())
         for known in ("StandardNormal)", "Bernoulli, Gaussian)", "DiagonalNormal)", "MLP, Conv)", "ELBO, IWAE, Renyi,"):
             assert f"known: {known}" in shown
-        assert shown.count("known: ") == len([option for option in ROOMS if "." not in option])
+        assert shown.count("known: ") == len([option for option in commands.ROOMS if "." not in option])
 
     def test_explains_the_arguments_of_a_class(self, capsys):
         with pytest.raises(SystemExit):
@@ -300,6 +318,7 @@ BAD = {
     "bad config": (lambda: ["train", "--config", text("a.yaml", "a: b: c")], "Problems parsing config"),
     "no command": (lambda: [], "train,evaluate,generate"),
     "no such command": (lambda: ["trian"], "invalid choice: 'trian'"),
+    "no such option": (lambda: ["--fast", "train"], "unrecognized arguments: --fast. See pyro-vae --help"),
 }
 
 
