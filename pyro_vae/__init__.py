@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyro_vae import (
+        compiled,
         conditional,
         data,
         evaluate,
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
         report,
     )
     from pyro_vae.checkpoint import load
-    from pyro_vae.train.fit import fit
+    from pyro_vae.compiled import CompiledSVI
+    from pyro_vae.train.fitting import fit
     from pyro_vae.vae import VAE
 
 __all__ = [
+    "CompiledSVI",
     "VAE",
+    "compiled",
     "conditional",
     "data",
     "evaluate",
@@ -38,7 +42,7 @@ __all__ = [
     "report",
 ]
 
-_HOMES = {"VAE": "vae", "fit": "train", "load": "checkpoint"}
+_HOMES = {"CompiledSVI": "compiled", "VAE": "vae", "fit": "train", "load": "checkpoint"}
 
 if not TYPE_CHECKING:  # mypy would take __getattr__ to have every name, the misspelt ones too
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae import VAE, data, fit, guides, likelihoods, load, networks, objectives, plots, priors, report
 from pyro_vae.conditional import Family
-from pyro_vae.train import check_device
+from pyro_vae.train import check_device, is_first
 
 __all__ = ["run"]
 
@@ -41,6 +42,7 @@ def run(given: list[str]) -> int:
     name = f"pyro-vae {given[0]}"
     parser = _parser(commands)
     sys.path.append(str(Path.cwd()))  # where a class of the user's own is
+    show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
         parser = _parser(commands, _chosen(parser, given))
         parsed = parser.parse_args(given)
@@ -60,6 +62,7 @@ def run(given: list[str]) -> int:
         return 130
     finally:
         sys.path.pop()
+        warnings.showwarning = show
     return 0
 
 
@@ -71,7 +74,8 @@ def _train(**options: Any) -> None:
 
     dataset = data.load(**take(data.load))
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
-    print(f"{dataset}: {counts} images of {'x'.join(map(str, dataset.event_shape))}")
+    if is_first():
+        print(f"{dataset}: {counts} images of {'x'.join(map(str, dataset.event_shape))}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options["seed"])
         vae = VAE.build(dataset.event_shape, **take(VAE.build))
@@ -79,6 +83,8 @@ def _train(**options: Any) -> None:
         source = Path(options["data"]).stem or "data"
         options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S}"
     history = fit(vae, dataset, **take(fit))
+    if not is_first():
+        return
     print(f"\n{report.table(vae, dataset)}\n")
     folder = _save({"curves": plots.curves(history)} | report.figures(vae, dataset), options["run_dir"])
     print(f"figures: {folder}\nrun:     {options['run_dir']}")

@@ -82,7 +82,7 @@ def test_two_processes_give_the_numbers_of_one(options, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.replace(f"{world}/figures", "").splitlines()[:-1])
-        rows = list(csv.DictReader((tmp_path / f"{world}" / "metrics.csv").open()))
+        rows = csv.DictReader((tmp_path / f"{world}" / "metrics.csv").read_text().splitlines())
         losses.append([[float(value) for name, value in row.items() if name != "seconds"] for row in rows])
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-5, atol=1e-5)
     assert len(printed[0]) == len(printed[1])

@@ -60,6 +60,11 @@ class Split:
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, pixels=self.pixels.to(device), labels=labels)
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether images are read from a file as they are asked for."""
+        return isinstance(self.pixels, OnDisk)
+
     def frozen(self, generator: torch.Generator) -> Split:
         """Return the split with its noise drawn once for all, in memory."""
         if self.noise == "uniform":

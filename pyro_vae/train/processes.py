@@ -37,9 +37,12 @@ def together(device: str) -> Iterator[Processes]:
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    processes = Processes(dist.get_rank(), dist.get_world_size())
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield processes
+        dist.barrier()  # one that leaves early would take its end of the others' connections with it
     finally:
+        processes.leave()
         dist.destroy_process_group()
 
 
@@ -57,6 +60,7 @@ class Processes:
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank = rank
         self.world = world
+        self._reducer: _Reducer | None = None
 
     def check(self, sizes: Sequence[int]) -> None:
         """Check that each process has a row of every batch.
@@ -95,7 +99,13 @@ class Processes:
 
     def reducer(self) -> Callable[[Sequence[Tensor]], None] | None:
         """Return what sums the gradients of parameters over processes, by PyTorch's ``DistributedDataParallel``."""
-        return None if self.world == 1 else _Reducer()
+        self._reducer = None if self.world == 1 else _Reducer()
+        return self._reducer
+
+    def leave(self) -> None:
+        """Let go of what holds on to the others."""
+        if self._reducer is not None:
+            self._reducer.parallel = None
 
     def _start(self, total: int, rank: int) -> int:
         return total * rank // self.world
@@ -151,16 +161,16 @@ class _Reducer:
     """Hands gradients that are there already to ``DistributedDataParallel``, whose backward pass sums them."""
 
     def __init__(self) -> None:
-        self._parallel: DistributedDataParallel | None = None
+        self.parallel: DistributedDataParallel | None = None
 
     def __call__(self, parameters: Sequence[Tensor]) -> None:
-        if self._parallel is None:
-            self._parallel = DistributedDataParallel(_Given(parameters), gradient_as_bucket_view=True)
-            self._parallel.register_comm_hook(None, lambda state, bucket: _sum(bucket))
+        if self.parallel is None:
+            self.parallel = DistributedDataParallel(_Given(parameters), gradient_as_bucket_view=True)
+            self.parallel.register_comm_hook(None, lambda state, bucket: _sum(bucket))
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
-        self._parallel(_Gradients(gradients)).backward()
+        self.parallel(_Gradients(gradients)).backward()
 
 
 class _Gradients:

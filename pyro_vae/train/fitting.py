@@ -31,14 +31,14 @@ def fit(
     epochs: int = 20,
     batch_size: int = 128,
     lr: float = 1e-3,
-    lr_schedule: Literal["constant", "cosine", "one-cycle"] = "constant",
-    clip_norm: float | None = None,
     seed: int = 0,
     device: str = "cpu",
-    compile: Literal["auto", "off", "graph", "inductor"] = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     run_dir: str | Path | None = None,
     progress: bool = True,
+    lr_schedule: Literal["constant", "cosine", "one-cycle"] = "constant",
+    clip_norm: float | None = None,
+    compile: Literal["auto", "off", "graph", "inductor"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> dict[str, list[float]]:
     """Train a VAE by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
 
@@ -54,20 +54,20 @@ def fit(
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, of all processes together.
         lr: Adam's learning rate; with ``one-cycle`` the largest.
-        lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and
-            down to nearly 0 (Super-Convergence, Smith and Topin, 2018).
-        clip_norm: Largest norm of the whole gradient, of a loss summed over the minibatch; a longer one is shortened.
         seed: Seed of the order, the noise and the draws. The same seed gives the same losses, to the last bit, on
             one machine.
         device: ``cpu`` or ``cuda``.
+        run_dir: Folder for the weights, the configuration and the metrics. If not given nothing is written; the
+            ``pyro-vae`` command makes one in runs/.
+        progress: Whether to show a progress bar.
+        lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and
+            down to nearly 0 (Super-Convergence, Smith and Topin, 2018).
+        clip_norm: Largest norm of the whole gradient, of a loss summed over the minibatch; a longer one is shortened.
         compile: How a step is run once the first has shown that it can: ``graph``, what Pyro does recorded as tensor
             operations; ``inductor``, these compiled by TorchInductor; ``auto``, the graph, compiled where the run is
             long enough to pay for it and there is a compiler; ``off``, plain Pyro.
         precision: ``auto``, float32, matrix products in the fastest way that is as accurate as torch's default;
             ``float32``, torch's default; ``bfloat16``, products of bfloat16 numbers, parameters in float32.
-        run_dir: Folder for the weights, the configuration and the metrics. If not given nothing is written; the
-            ``pyro-vae`` command makes one in runs/.
-        progress: Whether to show a progress bar.
 
     Returns:
         Lists with one number an epoch, in nats per datum: ``train``, the objective's loss, a mean over the epoch as
@@ -91,10 +91,10 @@ def fit(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
-        "lr_schedule": lr_schedule,
-        "clip_norm": clip_norm,
         "seed": seed,
         "device": device,
+        "lr_schedule": lr_schedule,
+        "clip_norm": clip_norm,
         "compile": compile,
         "precision": precision,
     }

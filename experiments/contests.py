@@ -1,0 +1,257 @@
+"""What the benchmark times, each part in a process of its own: threads are set before torch and JAX start."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyro
+import rival_libraries
+import rivals
+import torch
+from pyro.optim import PyroOptim
+from torch.profiler import ProfilerActivity, profile
+
+from pyro_vae import VAE, CompiledSVI, data, fit, likelihoods
+from pyro_vae.networks import MLP
+from pyro_vae.objectives import ELBO, IWAE, Objective
+from pyro_vae.train.loop import Training
+
+__all__ = ["PARTS"]
+
+Step = Callable[[], Any]
+Numbers = dict[str, Any]
+
+
+def vae(event: tuple[int, ...] = (784,), latent: int = 20, hidden: int = 400) -> VAE:
+    """784-400-20-400-784 with a Gaussian of scale 0.1."""
+    gaussian = partial(likelihoods.Gaussian, scale=0.1)
+    return VAE.build(event, latent, likelihood=gaussian, network=partial(MLP, hidden=(hidden,)))
+
+
+def ours(model: VAE, objective: Objective, batch: int, how: Any, precision: Any = "auto", binary: bool = False) -> Step:
+    """A step of ``CompiledSVI`` on one minibatch, warmed up."""
+    x = torch.rand(batch, 784)
+    svi = CompiledSVI(
+        model.model,
+        model.guide,
+        PyroOptim(torch.optim.Adam, {"lr": 1e-3}),
+        objective,
+        compile=how,
+        precision=precision,
+    )
+    step = partial(svi.step, x.bernoulli() if binary else x)
+    for _ in range(5):
+        step()
+    assert svi.mode == how, f"expected a step by {how}; it runs by {svi.mode}"
+    return step
+
+
+@contextmanager
+def switch(on: bool) -> Iterator[None]:
+    """Torch's fast float32 products for a rival, as an expert would find them; or its default, as users have it."""
+    products = getattr(torch.backends.mkldnn, "matmul", None)
+    if products is None:
+        yield
+        return
+    before, products.fp32_precision = products.fp32_precision, "bf16" if on else "none"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def in_turn(contestants: dict[str, tuple[Step, bool]], rounds: int) -> Numbers:
+    """Median milliseconds a step of each, timed one after another, round by round; and the share of a core it got."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    steps: dict[str, int] = {}
+    share = []
+    for turn in range(rounds + 1):
+        for name, (step, on) in contestants.items():
+            with switch(on):
+                step()
+                wall, cpu = time.perf_counter(), time.process_time()
+                for _ in range(steps.get(name, 1)):
+                    step()
+                spent = time.perf_counter() - wall
+                share.append((time.process_time() - cpu) / spent)
+            if turn == 0:
+                steps[name] = max(1, round(0.1 / spent))
+            else:
+                found[name].append(1e3 * spent / steps[name])
+    return {name: median(times) for name, times in found.items()} | {"cpu": median(share)}
+
+
+def steps(batch: int, rounds: int) -> Numbers:
+    """One step of the ELBO."""
+    model = vae()
+    return in_turn(
+        {
+            "ours, inductor": (ours(model, ELBO(), batch, "inductor"), False),
+            "ours, graph": (ours(model, ELBO(), batch, "graph"), False),
+            "ours, bfloat16": (ours(model, ELBO(), batch, "inductor", "bfloat16"), False),
+            "matrix products": (rivals.products(batch), True),
+            "handwritten, compiled": (rivals.handwritten(batch), True),
+            "NumPyro": (rival_libraries.numpyro_update(batch), False),
+            "stock Pyro": (rivals.stock_pyro(batch), False),
+        },
+        rounds,
+    )
+
+
+def iwae(batch: int, rounds: int) -> Numbers:
+    """One step of IWAE with 50 particles on 784-200-200-50, and the most bytes of tensors at a time in it."""
+    network = partial(MLP, hidden=(200, 200), activation="Tanh")
+    model = VAE.build((784,), 50, likelihood=likelihoods.Bernoulli, network=network)
+    contestants = {
+        "ours, inductor": (ours(model, IWAE(50), batch, "inductor", binary=True), False),
+        "ours, graph": (ours(model, IWAE(50), batch, "graph", binary=True), False),
+        "handwritten, compiled": (rivals.handwritten_iwae(batch), True),
+        "stock Pyro": (rivals.stock_renyi(batch), False),
+    }
+    found = in_turn(contestants, rounds)
+    return found | {f"{name}, MB": peak(step) for name, (step, _) in contestants.items()}
+
+
+def peak(step: Step) -> float:
+    """Megabytes of tensors that a step adds at most to those there were."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results: Any = profiler.profiler
+    changes = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most / 2**20
+
+
+def epochs(root: str, batch: int, rounds: int) -> Numbers:
+    """Seconds of an epoch of real MNIST: of ``fit``, with its parts, of pythae's trainer and of Pyro's own example."""
+    mnist = data.load("mnist", root=root)
+    found: dict[str, list[float]] = {"fit": [], "steps": [], "validation": []}
+    spent = {"steps": 0.0, "validation": 0.0}
+
+    def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            start = time.perf_counter()
+            result = method(*args)
+            spent[name] += time.perf_counter() - start
+            return result
+
+        return run
+
+    update, validate = CompiledSVI.update, Training.validate
+    CompiledSVI.update, Training.validate = timed("steps", update), timed("validation", validate)  # type: ignore[method-assign]
+
+    def seen(self: Training, where: str, count: Any) -> dict[str, float]:
+        spent.update(dict.fromkeys(spent, 0.0))
+        start = time.perf_counter()
+        numbers = epoch(self, where, count)
+        for name, seconds in (spent | {"fit": time.perf_counter() - start}).items():
+            found[name].append(seconds)
+        for name, run in others.items():
+            with switch(False):
+                start = time.perf_counter()
+                run()
+                found.setdefault(name, []).append(time.perf_counter() - start)
+        return numbers
+
+    others = {
+        "pythae": rival_libraries.pythae_epoch(mnist.train[:], batch),
+        "Pyro's example": rival_libraries.pyro_example_epoch(root, batch),
+        "Pyro's example, cached": rival_libraries.pyro_example_epoch(root, batch, cached=True),
+    }
+    epoch, Training.epoch = Training.epoch, seen  # type: ignore[method-assign, assignment]
+    fit(vae((1, 28, 28)), mnist, epochs=rounds + 3, batch_size=batch, compile="inductor", progress=False)
+    result = {name: median(times[3:]) for name, times in found.items()}
+    return result | {"start": sum(found["fit"][:3]) - 3 * result["fit"], "images": len(mnist.train)}
+
+
+def scaling(rounds: int) -> Numbers:
+    """Milliseconds a step against batch, particles and latent size, around 256 images, 1 particle, 20 dimensions."""
+    found: Numbers = {}
+    for name, values in SCALES.items():
+        times = []
+        for value in values:
+            size = {"batch": 256, "particles": 1, "latent": 20} | {name: value}
+            with pyro.get_param_store().scope():
+                step = ours(vae(latent=size["latent"]), ELBO(size["particles"]), size["batch"], "graph")
+                times.append(in_turn({"ours": (step, False)}, rounds)["ours"])
+        found[name] = [values, times]
+    return found
+
+
+SCALES = {
+    "batch": [256, 512, 1024, 2048, 4096],
+    "particles": [1, 2, 4, 8, 16, 32],
+    "latent": [128, 256, 512, 1024, 2048],
+}
+
+
+def data_size(images: int, batch: int, rounds: int) -> Numbers:
+    """Seconds of an epoch, and megabytes resident at most, on images in a .npy file that is read as needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npy"
+        file = np.lib.format.open_memmap(path, "w+", np.uint8, (images, 28, 28))
+        generator = np.random.default_rng(0)
+        for start in range(0, images, 10_000):
+            file[start : start + 10_000] = generator.integers(0, 256, (min(10_000, images - start), 28, 28), np.uint8)
+        file.flush()
+        del file
+        dataset = data.load(str(path), valid=1000)
+        history = fit(
+            vae((1, 28, 28), hidden=32), dataset, epochs=rounds, batch_size=batch, compile="graph", progress=False
+        )
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"seconds": min(history["seconds"]), "MB": int(peak.split()[1]) / 1024, "on disk": dataset.train.on_disk}
+
+
+def parallel(root: str, batch: int, rounds: int) -> Numbers:
+    """Seconds of an epoch of real MNIST on the processes that torchrun started, and the losses."""
+    mnist = data.load("mnist", root=root)
+    torch.manual_seed(0)
+    history = fit(vae((1, 28, 28)), mnist, epochs=rounds + 2, batch_size=batch, compile="inductor", progress=False)
+    return {"seconds": median(history["seconds"][2:]), "losses": history["train"] + history["valid"]}
+
+
+def bfloat16(root: str, batch: int, rounds: int) -> Numbers:
+    """The ELBO of MNIST's validation images after the same steps in float32 and bfloat16, nats per image."""
+    mnist = data.load("mnist", root=root)
+    found = {}
+    precision: Any
+    for precision in ("auto", "bfloat16"):
+        torch.manual_seed(0)
+        history = fit(
+            vae((1, 28, 28)),
+            mnist,
+            epochs=rounds,
+            batch_size=batch,
+            precision=precision,
+            progress=False,
+        )
+        found[precision] = -history["valid"][-1]
+    return found
+
+
+PARTS: dict[str, Callable[..., Numbers]] = {
+    part.__name__: part for part in (steps, iwae, epochs, scaling, data_size, parallel, bfloat16)
+}
+
+
+if __name__ == "__main__":
+    name, arguments, output = sys.argv[1:]
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    with pyro.get_param_store().scope():
+        numbers = PARTS[name](**json.loads(arguments))
+    if int(os.environ.get("RANK", 0)) == 0:
+        Path(output).write_text(json.dumps(numbers))

@@ -1,0 +1,221 @@
+"""How fast is explicit Pyro, beside code written by hand and beside other libraries?
+
+Every contest is a process of its own, with one thread (pinned to a core) or all, in which the rivals are timed in
+turn, round by round; what counts is the ratio of medians. Rivals are built by ``rivals`` and ``rival_libraries``, and
+timed by ``contests``. What is written by hand and the bare products have torch's fast float32 products switched on, as
+ours have; the libraries run as their users run them. Needs ``pip install -e '.[bench]'``, NumPyro and pythae.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from common import command, write_table
+from matplotlib import pyplot as plt
+from rivals import one_thread_environment
+from tqdm.auto import tqdm
+
+HERE = Path(__file__).parent
+ALL = os.cpu_count() or 1
+PARTS = ("steps", "iwae", "epochs", "scaling", "data_size", "parallel", "bfloat16", "startup")
+Row = dict[str, Any]
+Numbers = dict[str, Any]
+
+
+def contest(name: str, threads: int, processes: int = 1, **arguments: Any) -> Numbers:
+    """Run one of ``contests.PARTS`` in a new process, or in several by torchrun; return its numbers."""
+    environment = os.environ | one_thread_environment(threads) | {"PYTHONWARNINGS": "ignore"}
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "numbers.json"
+        done = subprocess.run(
+            [*launch, str(HERE / "contests.py"), name, json.dumps(arguments), str(output)],
+            env=environment,
+            preexec_fn=(lambda: os.sched_setaffinity(0, {ALL - 1})) if threads == processes == 1 else None,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ValueError(f"Expected the contest {name!r} to finish; it said: {done.stderr[-1500:]}")
+        return json.loads(output.read_text())
+
+
+def row(what: str, setting: str, ours: float, rival: str, theirs: float, bar: float, unit: str = "ms") -> Row:
+    """One line of the table: ours, a rival's, their ratio, and the most that the ratio was to be."""
+    return {
+        "what": what,
+        "setting": setting,
+        "ours": ours,
+        "unit": unit,
+        "rival": rival,
+        "theirs": theirs,
+        "ratio": ours / theirs,
+        "at most": bar,
+    }
+
+
+def steps(rounds: int) -> Iterator[Row]:
+    """One step of the ELBO, 784-400-20-400-784."""
+    bars = {"NumPyro": 1.0, "handwritten, compiled": 1.05, "stock Pyro": 0.4, "matrix products": 1.6}
+    for threads, batch in product(dict.fromkeys((1, ALL)), (128, 512)):
+        found = contest("steps", threads, batch=batch, rounds=rounds)
+        setting = f"batch {batch}, threads {threads}, core {found['cpu']:.2f}"
+        for rival, bar in bars.items():
+            yield row("step, inductor", setting, found["ours, inductor"], rival, found[rival], bar)
+        yield row("step, graph", setting, found["ours, graph"], "stock Pyro", found["stock Pyro"], 0.4)
+        yield row("step, bfloat16", setting, found["ours, bfloat16"], "float32", found["ours, inductor"], 1.0)
+
+
+def iwae(rounds: int) -> Iterator[Row]:
+    """One step of IWAE, K = 50, 784-200-200-50."""
+    for threads, batch in product(dict.fromkeys((1, ALL)), (20, 100)):
+        found = contest("iwae", threads, batch=batch, rounds=rounds)
+        setting = f"batch {batch}, threads {threads}, core {found['cpu']:.2f}"
+        for how in ("inductor", "graph"):
+            yield row(f"IWAE-50, {how}", setting, found[f"ours, {how}"], "stock Pyro", found["stock Pyro"], 0.35)
+        hand = "handwritten, compiled"
+        yield row("IWAE-50, inductor", setting, found["ours, inductor"], hand, found[hand], 1.05)
+        for how in ("inductor", "graph"):
+            ours = found[f"ours, {how}, MB"]
+            yield row(f"IWAE-50, {how}, peak", setting, ours, hand, found[f"{hand}, MB"], 1.2, "MB")
+
+
+def epochs(rounds: int, root: str) -> Iterator[Row]:
+    """One epoch of real MNIST by ``fit``, 50,000 images and the validation of 10,000; the example's is of 60,000."""
+    for threads in dict.fromkeys((1, ALL)):
+        found = contest("epochs", threads, root=root, batch=128, rounds=min(rounds, 5))
+        setting = f"batch 128, threads {threads}"
+        yield row("epoch of fit", setting, found["fit"], "pythae", found["pythae"], 0.5, "s")
+        share = found["images"] / 60_000
+        for name in ("Pyro's example", "Pyro's example, cached"):
+            yield row("epoch of fit", setting, found["fit"], f"{name}, same images", share * found[name], 0.35, "s")
+        around = found["fit"] - found["steps"] - found["validation"]
+        yield row("around the steps of fit", setting, around, "its epoch", found["fit"], 0.05, "s")
+        yield row("validation of fit", setting, found["validation"], "its epoch", found["fit"], 1.0, "s")
+        yield row("first three epochs' start", setting, found["start"], "its epoch", found["fit"], 100.0, "s")
+
+
+def scaling(rounds: int) -> Iterator[Row]:
+    """Exponents of a step's cost, and of an epoch's in the data's size; a figure."""
+    found = contest("scaling", 1, rounds=rounds)
+    sizes = [50_000, 100_000, 200_000, 400_000, 800_000]
+    runs = [contest("data_size", 1, images=images, batch=512, rounds=2) for images in tqdm(sizes, desc="data size")]
+    found["images"] = [sizes, [1e3 * run["seconds"] for run in runs]]
+    figure, axes = plt.subplots(1, 5, figsize=(15, 3), constrained_layout=True)
+    for axis, (name, (values, times)) in zip(axes, found.items(), strict=False):
+        slope, start = np.polyfit(np.log(values), np.log(times), 1)
+        axis.loglog(values, times, "o", color="tab:blue")
+        axis.loglog(values, np.exp(start) * np.array(values) ** slope, color="grey", linewidth=1)
+        axis.set(xlabel=name, ylabel="ms an epoch" if name == "images" else "ms a step", title=f"exponent {slope:.2f}")
+        yield row(
+            f"cost against {name}", f"{values[0]:,} to {values[-1]:,}", slope, "proportional", 1.0, 1.05, "exponent"
+        )
+    axes[-1].semilogx(sizes, [run["MB"] for run in runs], "o-", color="tab:orange")
+    axes[-1].set(xlabel="images", ylabel="MB resident at most", ylim=(0, None), title="784 bytes an image")
+    for size, run in zip(sizes, runs, strict=True):
+        axes[-1].annotate(
+            "file" if run["on disk"] else "memory", (size, run["MB"]), fontsize=8, ha="center", va="bottom"
+        )
+    figure.savefig(HERE / "results" / "speed.png", dpi=120)
+    on_disk = [run["MB"] for run in runs if run["on disk"]]
+    yield row("memory", f"{sizes[-1]:,} images on disk", on_disk[-1], "400,000", on_disk[0], 1.05, "MB")
+
+
+def parallel(rounds: int, root: str) -> Iterator[Row]:
+    """An epoch of MNIST by two processes of one thread against one, of the same batches."""
+    for batch in (128, 512, 2048):
+        one, two = (contest("parallel", 1, n, root=root, batch=batch, rounds=min(rounds, 5)) for n in (1, 2))
+        yield row("two processes", f"batch {batch}", two["seconds"], "one", one["seconds"], 1 / 1.7, "s")
+        apart = max(abs(a - b) / abs(b) for a, b in zip(two["losses"], one["losses"], strict=True))
+        yield row("two processes, losses apart", f"batch {batch}", apart, "one", 1.0, 1e-5, "relative")
+
+
+def bfloat16(rounds: int, root: str) -> Iterator[Row]:
+    """The ELBO after the same steps."""
+    found = contest("bfloat16", ALL, root=root, batch=128, rounds=min(rounds, 10))
+    apart = abs(found["bfloat16"] - found["auto"])
+    epochs = min(rounds, 10)
+    yield row(
+        "ELBO, bfloat16 and float32 apart", f"{epochs} epochs of MNIST", apart, "1 nat", 1.0, 0.5, "nats an image"
+    )
+
+
+def startup(rounds: int) -> Iterator[Row]:
+    """From nothing to an answer."""
+    new = {
+        "help": ["-m", "pyro_vae", "--help"],
+        "pyro": ["-c", "import pyro"],
+        "both": ["-c", "import pyro; import pyro_vae"],
+        "all": ["-c", "import pyro; from pyro_vae import VAE, data, evaluate, fit, load, objectives"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in new}
+    for _ in range(rounds):
+        for name, arguments in new.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            times[name].append(time.perf_counter() - start)
+    found = {name: float(np.median(values)) for name, values in times.items()}
+    yield row("pyro-vae --help", "a new process", found["help"], "a second", 1.0, 1.0, "s")
+    yield row("import pyro, pyro_vae", "a new process", found["both"], "import pyro", found["pyro"], 1.1, "s")
+    yield row("the same, with VAE, fit, ...", "a new process", found["all"], "import pyro", found["pyro"], 1.1, "s")
+
+
+def main(root: str = "data", parts: Sequence[str] = PARTS, rounds: int = 15) -> None:
+    """Time our steps, epochs and start-up against their rivals; write results/speed.md, .csv and .png.
+
+    Args:
+        root: Folder where torchvision finds MNIST.
+        parts: Which of steps, iwae, epochs, scaling, data_size, parallel, bfloat16, startup; rows of others are kept.
+        rounds: Rounds in which rivals take their turns.
+    """
+    matplotlib.use("agg")
+    contests = {name: globals()[name] for name in PARTS if name != "data_size"}
+    for name in tqdm([part for part in contests if part in parts], desc="contests", unit=" parts"):
+        given = {"root": str(Path(root).resolve())} if name in ("epochs", "parallel", "bfloat16") else {}
+        rows = list(contests[name](rounds, **given))
+        for line in rows:
+            tqdm.write("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line.values()))
+        _keep(name, rows)
+
+
+def _keep(part: str, rows: list[Row]) -> None:
+    """Put the rows of one part among those of earlier runs, and write the table of all."""
+    store = HERE / "results" / "speed.json"
+    held = json.loads(store.read_text()) if store.exists() else {}
+    held[part] = rows
+    store.write_text(json.dumps(held, indent=1) + "\n")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pyro-ppl", "numpyro", "jax", "pythae"))
+    caption = (
+        f"Medians, rivals in turn. {platform.machine()}, {_cpu()}, {ALL} cores, Python {platform.python_version()}, "
+        f"{packages}. Ratio: ours to theirs; a good one is at most the last column. Core: CPU time over wall time, of "
+        "the threads together; under 1 others were at work."
+    )
+    write_table([line for name in PARTS for line in held.get(name, [])], HERE / "results" / "speed", caption)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    command(main)
