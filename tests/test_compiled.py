@@ -259,6 +259,15 @@ class TestWhatAGraphDependsOn:
             svi.step(X)
         assert (pyro.param("loc") != 0.3 * X).all()
 
+    def test_another_modules_parameters_do_not_matter(self):
+        svi = CompiledSVI(*local(), Adam({"lr": 1e-2}), ELBO(), compile="graph")
+        for _ in range(4):
+            svi.step(X)
+        pyro.param("another", torch.tensor(1.0))
+        svi.step(X)
+        assert svi.mode == "graph"
+        assert len(svi._gradients._entries) == 1
+
     def test_a_parameter_that_is_frozen(self):
         vae = VAE.build((4,), latent=2)
         svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 1e-2}), ELBO())
@@ -270,6 +279,10 @@ class TestWhatAGraphDependsOn:
             svi.step(IMAGES)
         moved = {name: not now.equal(then) for (name, now), then in zip(vae.named_parameters(), before, strict=True)}
         assert all(moved[name] == name.startswith("encoder") for name in moved)
+        vae.train().decoder.requires_grad_(True)
+        for _ in range(5):
+            svi.step(IMAGES)
+        assert all(not now.equal(then) for now, then in zip(vae.parameters(), before, strict=True))
 
     def test_buffers_are_written_as_often(self):
         """Batch normalisation: the recording and the comparison must not count twice."""

@@ -102,8 +102,8 @@ class CompiledSVI(SVI):
         self._objective = loss if isinstance(loss, Objective) else None
         self._terms = None if loss_and_grads else _terms(loss)
         self._optimizer = Optimizer(optim, clip_norm)
-        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._context)
-        self._value = Traced(self._loss_alone, compile, context=self._context)
+        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._key, _in_store)
+        self._value = Traced(self._loss_alone, compile, None, self._key, _in_store)
         if self._terms is None and compile != "off":
             name = type(loss).__name__
             warnings.warn(
@@ -134,12 +134,12 @@ class CompiledSVI(SVI):
         """Take a gradient step; return the loss as a tensor, so that a GPU need not be waited for."""
         with fast_products(self.precision):
             if self._terms is not None:
-                found, parameters = self._gradients(args, kwargs)
-                if parameters:
+                found, met = self._gradients(args, kwargs)
+                if parameters := _trained(met):
                     return self._apply(found, parameters, args, kwargs)
             with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-            self._finish(_parameters(capture))
+            self._finish(_trained(_met(capture)))
         return loss
 
     def _apply(self, found: Sequence[Any], parameters: list[Tensor], args: tuple, kwargs: dict) -> Tensor:
@@ -163,26 +163,25 @@ class CompiledSVI(SVI):
         assert self._terms is not None
         with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             terms = self._terms(self.model, self.guide, *args, **kwargs)
-        parameters = _parameters(capture)
-        if not (parameters and terms.loss.requires_grad):
-            return Outputs([terms.loss, terms.plain], [])
-        gradients = torch.autograd.grad(terms.loss, parameters, allow_unused=True)
-        return Outputs([terms.loss.detach(), terms.plain, *gradients], parameters)
+        met = _met(capture)
+        if not (_trained(met) and terms.loss.requires_grad):
+            return Outputs([terms.loss, terms.plain], {})
+        gradients = torch.autograd.grad(terms.loss, _trained(met), allow_unused=True)
+        return Outputs([terms.loss.detach(), terms.plain, *gradients], met)
 
     def _loss_alone(self, *args: Any, **kwargs: Any) -> Outputs:
         assert self._terms is not None
-        with torch.no_grad(), self._around(args, kwargs):
-            return Outputs([self._terms(self.model, self.guide, *args, **kwargs).loss], None)
+        with torch.no_grad(), self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+            loss = self._terms(self.model, self.guide, *args, **kwargs).loss
+        return Outputs([loss], _met(capture))
 
     @contextmanager
     def _around(self, args: tuple, kwargs: dict) -> Iterator[None]:
         with self.handler or nullcontext(), autocast(self.precision, _device(args, kwargs)):
             yield
 
-    def _context(self) -> tuple:
-        """What else a graph depends on: after ``clear_param_store`` the parameters are other tensors."""
-        store = pyro.get_param_store().named_parameters()
-        return tuple((id(value), value.requires_grad) for _, value in store), getattr(self.handler, "key", None)
+    def _key(self) -> Any:
+        return getattr(self.handler, "key", None)
 
 
 def _terms(loss: Any) -> Callable[..., Terms] | None:
@@ -203,10 +202,20 @@ def _terms(loss: Any) -> Callable[..., Terms] | None:
     return terms
 
 
-def _parameters(capture: Any) -> list[Tensor]:
-    """The parameters that Pyro met and that are to be trained, unconstrained, each once, in order."""
-    met = dict.fromkeys(site["value"].unconstrained() for site in capture.trace.nodes.values())
-    return [parameter for parameter in met if parameter.requires_grad]
+def _met(capture: Any) -> dict[str, Tensor]:
+    """The parameters that Pyro met, unconstrained, by name."""
+    return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+
+
+def _trained(met: dict[str, Tensor]) -> list[Tensor]:
+    """Those to be trained, each once."""
+    return [parameter for parameter in dict.fromkeys(met.values()) if parameter.requires_grad]
+
+
+def _in_store(met: dict[str, Tensor]) -> Any:
+    """Which of these tensors Pyro's store holds: after ``clear_param_store`` it makes others."""
+    store = dict(pyro.get_param_store().named_parameters())
+    return [store.get(name) is tensor for name, tensor in met.items()]
 
 
 def _device(args: tuple, kwargs: dict) -> torch.device:

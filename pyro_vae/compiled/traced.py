@@ -45,7 +45,8 @@ class Traced:
         compile: ``graph``; ``inductor``, that of the first shape compiled by TorchInductor at once; ``auto``, compiled
             where it has run for long enough to pay for it and there is a compiler; ``off``, the function as it is.
         calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
-        context: Says what else a graph depends on, as which tensors are the parameters.
+        key: Says what else tells one graph from another.
+        state: From what is kept, says what a graph must find as it was, or is made anew.
     """
 
     def __init__(
@@ -53,13 +54,15 @@ class Traced:
         function: Callable[..., Outputs],
         compile: Compile = "auto",
         calls: int | None = None,
-        context: Callable[[], Hashable] = tuple,
+        key: Callable[[], Hashable] = tuple,
+        state: Callable[[Any], Hashable] = lambda kept: None,
     ) -> None:
         self.function = function
         self.compile = compile
         self.calls = calls
         self.reason = "compile='off'" if compile == "off" else ""
-        self.context = context
+        self.key = key
+        self.state = state
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -69,11 +72,11 @@ class Traced:
         if self.reason or am_i_wrapped():
             return self.function(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        key = (spec, *map(self._describe, leaves))
-        entry = self._entries.get((key, self.context()))
-        if entry is None:
+        key = (spec, self.key(), *map(self._describe, leaves))
+        entry = self._entries.get(key)
+        if entry is None or not self._holds(entry):
             found = self.function(*args, **kwargs)
-            self._remember((key, self.context()))
+            self._remember(key, found.kept)
             return found
         self._last = entry
         entry.calls += 1
@@ -100,9 +103,15 @@ class Traced:
             self._go_on(f"an argument is a {type(leaf).__name__}, which may change unseen; pass tensors and numbers")
         return type(leaf), leaf if isinstance(leaf, CONSTANT) else id(leaf)
 
-    def _remember(self, key: Hashable) -> None:
-        if len(self._entries) < SHAPES:
-            self._entries[key] = _Entry(first=not self._entries)
+    def _holds(self, entry: _Entry) -> bool:
+        """Whether the graph's tensors are still those that the function would meet, and are trained or not as then."""
+        flags = [tensor.requires_grad for tensor in entry.graph.state] if entry.graph else []
+        return entry.state == self.state(entry.kept) and entry.flags == flags
+
+    def _remember(self, key: Hashable, kept: Any) -> None:
+        if key in self._entries or len(self._entries) < SHAPES:
+            first = not self._entries if key not in self._entries else self._entries[key].first
+            self._entries[key] = _Entry(first, kept, self.state(kept))
         elif not self._full:
             self._full = True
             warnings.warn(
@@ -132,6 +141,7 @@ class Traced:
             _set_random_state(before)
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
+        entry.flags = [tensor.requires_grad for tensor in entry.graph.state]
         outputs, entry.graph.outputs = entry.graph.outputs, ()
         return Outputs([None if found is None else found.detach() for found in outputs], entry.kept)
 
@@ -182,11 +192,13 @@ class Traced:
 class _Entry:
     """What is known of one kind of arguments."""
 
-    def __init__(self, first: bool) -> None:
+    def __init__(self, first: bool, kept: Any, state: Hashable) -> None:
         self.first = first
+        self.kept = kept
+        self.state = state
         self.calls = 1
         self.graph: Graph | None = None
-        self.kept: Any = None
+        self.flags: list[bool] = []
         self.compiled = False
 
 

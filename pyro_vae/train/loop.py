@@ -63,7 +63,7 @@ class Training:
         )
         self._noise: Any = None
         how: Compile = "off" if settings["compile"] == "off" else "graph"
-        self._split = Traced(self._two_terms, how, context=lambda: getattr(self._noise, "key", None))
+        self._split = Traced(self._two_terms, how, key=lambda: getattr(self._noise, "key", None))
 
     def epoch(self, where: str, seen: Callable[[int], Any]) -> dict[str, float]:
         """Train for an epoch and validate; return the numbers, in nats per datum, of all processes together.
