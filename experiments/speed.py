@@ -6,6 +6,7 @@ timed by ``contests``. What is written by hand and the bare products have torch'
 ours have; the libraries run as their users run them. Needs ``pip install -e '.[bench]'``, NumPyro and pythae.
 """
 
+import csv
 import json
 import os
 import platform
@@ -13,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from tqdm.auto import tqdm
 
 HERE = Path(__file__).parent
 ALL = os.cpu_count() or 1
-PARTS = ("steps", "iwae", "epochs", "scaling", "data_size", "parallel", "bfloat16", "startup")
 Row = dict[str, Any]
 Numbers = dict[str, Any]
 
@@ -54,9 +54,10 @@ def contest(name: str, threads: int, processes: int = 1, **arguments: Any) -> Nu
         return json.loads(output.read_text())
 
 
-def row(what: str, setting: str, ours: float, rival: str, theirs: float, bar: float, unit: str = "ms") -> Row:
-    """One line of the table: ours, a rival's, their ratio, and the most that the ratio was to be."""
+def line(what: str, setting: str, ours: float, rival: str, theirs: float, bar: float, unit: str = "ms") -> Row:
+    """One line of the table: ours, a rival's, their ratio, and the most that the ratio is to be."""
     return {
+        "part": sys._getframe(1).f_code.co_name,
         "what": what,
         "setting": setting,
         "ours": ours,
@@ -75,9 +76,9 @@ def steps(rounds: int) -> Iterator[Row]:
         found = contest("steps", threads, batch=batch, rounds=rounds)
         setting = f"batch {batch}, threads {threads}, core {found['cpu']:.2f}"
         for rival, bar in bars.items():
-            yield row("step, inductor", setting, found["ours, inductor"], rival, found[rival], bar)
-        yield row("step, graph", setting, found["ours, graph"], "stock Pyro", found["stock Pyro"], 0.4)
-        yield row("step, bfloat16", setting, found["ours, bfloat16"], "float32", found["ours, inductor"], 1.0)
+            yield line("step, inductor", setting, found["ours, inductor"], rival, found[rival], bar)
+        yield line("step, graph", setting, found["ours, graph"], "stock Pyro", found["stock Pyro"], 0.4)
+        yield line("step, bfloat16", setting, found["ours, bfloat16"], "float32", found["ours, inductor"], 1.0)
 
 
 def iwae(rounds: int) -> Iterator[Row]:
@@ -86,12 +87,12 @@ def iwae(rounds: int) -> Iterator[Row]:
         found = contest("iwae", threads, batch=batch, rounds=rounds)
         setting = f"batch {batch}, threads {threads}, core {found['cpu']:.2f}"
         for how in ("inductor", "graph"):
-            yield row(f"IWAE-50, {how}", setting, found[f"ours, {how}"], "stock Pyro", found["stock Pyro"], 0.35)
+            yield line(f"IWAE-50, {how}", setting, found[f"ours, {how}"], "stock Pyro", found["stock Pyro"], 0.35)
         hand = "handwritten, compiled"
-        yield row("IWAE-50, inductor", setting, found["ours, inductor"], hand, found[hand], 1.05)
+        yield line("IWAE-50, inductor", setting, found["ours, inductor"], hand, found[hand], 1.05)
         for how in ("inductor", "graph"):
             ours = found[f"ours, {how}, MB"]
-            yield row(f"IWAE-50, {how}, peak", setting, ours, hand, found[f"{hand}, MB"], 1.2, "MB")
+            yield line(f"IWAE-50, {how}, peak", setting, ours, hand, found[f"{hand}, MB"], 1.2, "MB")
 
 
 def epochs(rounds: int, root: str) -> Iterator[Row]:
@@ -99,17 +100,17 @@ def epochs(rounds: int, root: str) -> Iterator[Row]:
     for threads in dict.fromkeys((1, ALL)):
         found = contest("epochs", threads, root=root, batch=128, rounds=min(rounds, 5))
         setting = f"batch 128, threads {threads}"
-        yield row("epoch of fit", setting, found["fit"], "pythae", found["pythae"], 0.5, "s")
+        yield line("epoch of fit", setting, found["fit"], "pythae", found["pythae"], 0.5, "s")
         share = found["images"] / 60_000
         for name in ("Pyro's example", "Pyro's example, cached"):
-            yield row("epoch of fit", setting, found["fit"], f"{name}, same images", share * found[name], 0.35, "s")
+            yield line("epoch of fit", setting, found["fit"], f"{name}, same images", share * found[name], 0.35, "s")
         around = found["fit"] - found["steps"] - found["validation"]
-        yield row("around the steps of fit", setting, around, "its epoch", found["fit"], 0.05, "s")
-        yield row("validation of fit", setting, found["validation"], "its epoch", found["fit"], 1.0, "s")
-        yield row("first three epochs' start", setting, found["start"], "its epoch", found["fit"], 100.0, "s")
+        yield line("around the steps of fit", setting, around, "its epoch", found["fit"], 0.05, "s")
+        yield line("validation of fit", setting, found["validation"], "its epoch", found["fit"], 1.0, "s")
+        yield line("first three epochs' start", setting, found["start"], "its epoch", found["fit"], 100.0, "s")
 
 
-def scaling(rounds: int) -> Iterator[Row]:
+def scaling(rounds: int, folder: Path) -> Iterator[Row]:
     """Exponents of a step's cost, and of an epoch's in the data's size; a figure."""
     found = contest("scaling", 1, rounds=rounds)
     sizes = [50_000, 100_000, 200_000, 400_000, 800_000]
@@ -121,7 +122,7 @@ def scaling(rounds: int) -> Iterator[Row]:
         axis.loglog(values, times, "o", color="tab:blue")
         axis.loglog(values, np.exp(start) * np.array(values) ** slope, color="grey", linewidth=1)
         axis.set(xlabel=name, ylabel="ms an epoch" if name == "images" else "ms a step", title=f"exponent {slope:.2f}")
-        yield row(
+        yield line(
             f"cost against {name}", f"{values[0]:,} to {values[-1]:,}", slope, "proportional", 1.0, 1.05, "exponent"
         )
     axes[-1].semilogx(sizes, [run["MB"] for run in runs], "o-", color="tab:orange")
@@ -130,18 +131,19 @@ def scaling(rounds: int) -> Iterator[Row]:
         axes[-1].annotate(
             "file" if run["on disk"] else "memory", (size, run["MB"]), fontsize=8, ha="center", va="bottom"
         )
-    figure.savefig(HERE / "results" / "speed.png", dpi=120)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "speed.png", dpi=120)
     on_disk = [run["MB"] for run in runs if run["on disk"]]
-    yield row("memory", f"{sizes[-1]:,} images on disk", on_disk[-1], "400,000", on_disk[0], 1.05, "MB")
+    yield line("memory", f"{sizes[-1]:,} images on disk", on_disk[-1], "400,000", on_disk[0], 1.05, "MB")
 
 
 def parallel(rounds: int, root: str) -> Iterator[Row]:
     """An epoch of MNIST by two processes of one thread against one, of the same batches."""
-    for batch in (128, 512, 2048):
+    for batch in (128, 512, 2048, 8192):
         one, two = (contest("parallel", 1, n, root=root, batch=batch, rounds=min(rounds, 5)) for n in (1, 2))
-        yield row("two processes", f"batch {batch}", two["seconds"], "one", one["seconds"], 1 / 1.7, "s")
-        apart = max(abs(a - b) / abs(b) for a, b in zip(two["losses"], one["losses"], strict=True))
-        yield row("two processes, losses apart", f"batch {batch}", apart, "one", 1.0, 1e-5, "relative")
+        yield line("two processes", f"batch {batch}", two["seconds"], "one", one["seconds"], 1 / 1.7, "s")
+        apart = abs(two["losses"][0] / one["losses"][0] - 1)
+        yield line("two processes, first epoch's loss apart", f"batch {batch}", apart, "one", 1.0, 1e-5, "relative")
 
 
 def bfloat16(rounds: int, root: str) -> Iterator[Row]:
@@ -149,7 +151,7 @@ def bfloat16(rounds: int, root: str) -> Iterator[Row]:
     found = contest("bfloat16", ALL, root=root, batch=128, rounds=min(rounds, 10))
     apart = abs(found["bfloat16"] - found["auto"])
     epochs = min(rounds, 10)
-    yield row(
+    yield line(
         "ELBO, bfloat16 and float32 apart", f"{epochs} epochs of MNIST", apart, "1 nat", 1.0, 0.5, "nats an image"
     )
 
@@ -169,42 +171,64 @@ def startup(rounds: int) -> Iterator[Row]:
             subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
             times[name].append(time.perf_counter() - start)
     found = {name: float(np.median(values)) for name, values in times.items()}
-    yield row("pyro-vae --help", "a new process", found["help"], "a second", 1.0, 1.0, "s")
-    yield row("import pyro, pyro_vae", "a new process", found["both"], "import pyro", found["pyro"], 1.1, "s")
-    yield row("the same, with VAE, fit, ...", "a new process", found["all"], "import pyro", found["pyro"], 1.1, "s")
+    yield line("pyro-vae --help", "a new process", found["help"], "a second", 1.0, 1.0, "s")
+    yield line("import pyro, pyro_vae", "a new process", found["both"], "import pyro", found["pyro"], 1.1, "s")
+    yield line("the same, with VAE, fit, ...", "a new process", found["all"], "import pyro", found["pyro"], 1.1, "s")
 
 
-def main(root: str = "data", parts: Sequence[str] = PARTS, rounds: int = 15) -> None:
-    """Time our steps, epochs and start-up against their rivals; write results/speed.md, .csv and .png.
+PARTS: dict[str, Callable[..., Iterator[Row]]] = {
+    part.__name__: part for part in (steps, iwae, epochs, scaling, parallel, bfloat16, startup)
+}
+
+
+def main(root: str = "data", parts: Sequence[str] = tuple(PARTS), rounds: int = 15, out: str = "") -> None:
+    """Time our steps, epochs and start-up against their rivals; write a table and a figure.
 
     Args:
         root: Folder where torchvision finds MNIST.
-        parts: Which of steps, iwae, epochs, scaling, data_size, parallel, bfloat16, startup; rows of others are kept.
+        parts: Which of steps, iwae, epochs, scaling, parallel, bfloat16, startup; rows of the others are kept.
         rounds: Rounds in which rivals take their turns.
+        out: Where to write. If not given, experiments/results.
     """
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"Expected parts among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}.")
+    folder = Path(out) if out else HERE / "results"
     matplotlib.use("agg")
-    contests = {name: globals()[name] for name in PARTS if name != "data_size"}
-    for name in tqdm([part for part in contests if part in parts], desc="contests", unit=" parts"):
-        given = {"root": str(Path(root).resolve())} if name in ("epochs", "parallel", "bfloat16") else {}
-        rows = list(contests[name](rounds, **given))
-        for line in rows:
-            tqdm.write("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in line.values()))
-        _keep(name, rows)
+    for name in tqdm([part for part in PARTS if part in parts], desc="contests", unit=" parts"):
+        given: dict[str, Any] = {"folder": folder} if name == "scaling" else {}
+        if name in ("epochs", "parallel", "bfloat16"):
+            given["root"] = str(Path(root).resolve())
+        found = []
+        for row in PARTS[name](rounds, **given):
+            found.append(row)
+            tqdm.write("  ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+        _keep(name, found, folder)
 
 
-def _keep(part: str, rows: list[Row]) -> None:
+def _keep(part: str, rows: list[Row], folder: Path) -> None:
     """Put the rows of one part among those of earlier runs, and write the table of all."""
-    store = HERE / "results" / "speed.json"
-    held = json.loads(store.read_text()) if store.exists() else {}
+    path = folder / "speed.csv"
+    held: dict[str, list[Row]] = {}
+    if path.exists():
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                numbers = {key: float(row[key]) for key in ("ours", "theirs", "ratio", "at most")}
+                held.setdefault(row["part"], []).append(row | numbers)
     held[part] = rows
-    store.write_text(json.dumps(held, indent=1) + "\n")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pyro-ppl", "numpyro", "jax", "pythae"))
+    packages = ", ".join(map(_version, ("torch", "pyro-ppl", "numpyro", "jax", "pythae")))
     caption = (
         f"Medians, rivals in turn. {platform.machine()}, {_cpu()}, {ALL} cores, Python {platform.python_version()}, "
         f"{packages}. Ratio: ours to theirs; a good one is at most the last column. Core: CPU time over wall time, of "
         "the threads together; under 1 others were at work."
     )
-    write_table([line for name in PARTS for line in held.get(name, [])], HERE / "results" / "speed", caption)
+    write_table([row for name in PARTS for row in held.get(name, [])], folder / "speed", caption)
+
+
+def _version(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"no {name}"
 
 
 def _cpu() -> str:

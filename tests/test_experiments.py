@@ -17,7 +17,7 @@ def experiments_on_the_path(monkeypatch):
     """As ``python experiments/NAME.py`` has it."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     yield
-    for name in ("common", *SMALL):
+    for name in ("common", "rivals", "speed", *SMALL):
         sys.modules.pop(name, None)
 
 
@@ -111,6 +111,31 @@ def test_a_ratio_of_signal_to_noise_is_without_bias():
     found = importlib.import_module("signal_to_noise")
     ratios = torch.tensor([found.ratio(0.1 + torch.randn(1000, 50).double()) for _ in range(100)])
     assert abs(ratios.mean() - 0.1) < 5 * ratios.std() / 10
+
+
+class TestSpeed:
+    def test_writes_a_table_that_keeps_the_rows_of_other_parts(self, tmp_path, capsys):
+        speed = importlib.import_module("speed")
+        speed.main(parts=("startup",), rounds=1, out=str(tmp_path))
+        first = rows(tmp_path / "speed.csv")
+        assert [row["part"] for row in first] == ["startup"] * 3
+        other = first[0] | {"part": "steps"}
+        with (tmp_path / "speed.csv").open("a") as file:
+            csv.DictWriter(file, other).writerow(other)
+        speed.main(parts=("startup",), rounds=1, out=str(tmp_path))
+        assert [row["part"] for row in rows(tmp_path / "speed.csv")] == ["steps"] + ["startup"] * 3
+        assert (tmp_path / "speed.md").read_text().count("\n|") == 6
+
+    def test_an_unknown_part_gets_a_sentence(self):
+        speed = importlib.import_module("speed")
+        with pytest.raises(ValueError, match="Expected parts among steps, .*; got step."):
+            speed.main(parts=("step",))
+
+    def test_the_committed_ratios_are_those_of_the_numbers_beside_them(self):
+        table = rows(EXPERIMENTS / "results" / "speed.csv")
+        assert {row["part"] for row in table} == set(importlib.import_module("speed").PARTS)
+        for row in table:
+            assert float(row["ratio"]) == pytest.approx(float(row["ours"]) / float(row["theirs"]))
 
 
 class TestSharpness:

@@ -1,3 +1,4 @@
+import math
 import re
 from functools import partial
 
@@ -5,11 +6,12 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.optim import Adam
+from pyro.optim import Adam, PyroLRScheduler
 
-from pyro_vae import VAE, data, evaluate, fit, likelihoods
+from pyro_vae import VAE, CompiledSVI, data, evaluate, fit, likelihoods
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, IWAE, Linear
+from pyro_vae.train import loop
 
 NETWORK = partial(MLP, hidden=(32,))
 
@@ -170,6 +172,13 @@ BAD = {
     "no epochs": (lambda: fit(build(), DIGITS, epochs=0), "epochs of at least 1; got 0"),
     "no batch": (lambda: fit(build(), DIGITS, batch_size=0), "batch_size of at least 1; got 0"),
     "lr": (lambda: fit(build(), DIGITS, lr=-1.0), "positive learning rate; got lr = -1.0"),
+    "schedule": (
+        lambda: fit(build(), DIGITS, lr_schedule="linear"),
+        "lr_schedule to be constant, cosine or one-cycle; got 'linear'",
+    ),
+    "clip": (lambda: fit(build(), DIGITS, clip_norm=-1.0), "positive clip_norm, or None for no clipping; got -1.0"),
+    "compile": (lambda: fit(build(), DIGITS, compile="jit"), "compile to be auto, off, graph or inductor; got 'jit'"),
+    "precision": (lambda: fit(build(), DIGITS, precision="half"), "precision to be auto, float32 or bfloat16"),
     "shape": (
         lambda: fit(build((1, 9, 9)), DIGITS),
         r"shape \(N, 1, 9, 9\), as the VAE was built for; got images of shape",
@@ -199,3 +208,53 @@ def test_bad_input_gets_a_sentence(run, message, capsys):
 def test_no_cuda_gets_a_sentence():
     with pytest.raises(ValueError, match="Expected a device that torch can use, as 'cpu'; got device = 'cuda'"):
         quick(build(), DIGITS, device="cuda")
+
+
+class TestHowAStepIsRun:
+    def test_plain_pyro_and_the_graph_give_the_same_numbers(self):
+        runs = {how: quick(build(), DIGITS, compile=how, objective=ELBO(beta=Linear(0.5))) for how in ("off", "graph")}
+        for name in runs["off"].keys() - {"seconds"}:
+            assert runs["graph"][name] == pytest.approx(runs["off"][name], rel=1e-5)
+
+    def test_bfloat16_is_near_float32(self):
+        one, other = (
+            quick(build(), DIGITS, precision=precision, epochs=8)["valid"] for precision in ("float32", "bfloat16")
+        )
+        assert one != other
+        assert other == pytest.approx(one, rel=0.03)
+
+    def test_learning_rate_schedules_end_low(self):
+        """In the last epoch of a cosine or one cycle next to nothing moves; at a constant rate all goes on."""
+        moved = {}
+        for schedule in ("constant", "cosine", "one-cycle"):
+            vae = build()
+            optim = loop._optim(1e-2, schedule, 6)
+            monitor = []
+            svi = CompiledSVI(vae.model, vae.guide, optim, ELBO())
+            for _ in range(6):
+                svi.step(DIGITS.train[:64])
+                if isinstance(optim, PyroLRScheduler):
+                    optim.step()
+                (made,) = optim.optim_objs.values()
+                monitor.append(getattr(made, "optimizer", made).param_groups[0]["lr"])
+            moved[schedule] = monitor
+            pyro.clear_param_store()
+        assert moved["constant"] == [1e-2] * 6
+        assert moved["cosine"] == pytest.approx([1e-2 * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(1, 7)])
+        assert max(moved["one-cycle"]) == pytest.approx(1e-2, rel=0.1)
+        assert moved["one-cycle"][-1] < 1e-6
+
+    def test_fit_takes_a_schedule_and_clips(self):
+        plain = quick(build(), DIGITS)["valid"]
+        for options in ({"lr_schedule": "cosine"}, {"lr_schedule": "one-cycle"}, {"clip_norm": 1.0}):
+            assert quick(build(), DIGITS, **options)["valid"] != plain
+
+    def test_a_likelihood_that_branches_is_trained_in_plain_pyro(self):
+        class Branching(likelihoods.Gaussian):
+            def law(self, loc):
+                return super().law(loc if loc.mean() > -1e9 else -loc)
+
+        with pytest.warns(UserWarning, match="Going on in plain Pyro: .*it looks at a number in a tensor") as found:
+            history = quick(build(likelihood=Branching), DIGITS)
+        assert len(found) == 1
+        assert history["train"][-1] < history["train"][0]

@@ -49,11 +49,11 @@ class Split:
         return len(self.pixels)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        pixels = self.pixels[index]
+        pixels = _rows(self.pixels, index) if isinstance(self.pixels, Tensor) else self.pixels[index]
         if self.noise == "uniform":
             return (pixels + torch.rand(pixels.shape, device=pixels.device)) / self.levels
         x = pixels / self.white
-        return torch.bernoulli(x) if self.noise == "bernoulli" else x
+        return (torch.rand_like(x) < x).to(x.dtype) if self.noise == "bernoulli" else x  # as torch.bernoulli, faster
 
     def to(self, device: str | torch.device) -> Split:
         """Return the split on another device; of one on disk, each batch is moved there when it is read."""
@@ -86,6 +86,13 @@ class Split:
     def white(self) -> int:
         """The pixel at which x is 1."""
         return 1 if self.pixels.dtype.is_floating_point else self.levels - 1
+
+
+def _rows(pixels: Tensor, index: Tensor | slice) -> Tensor:
+    """``pixels[index]``, which is ten times as slow for the rows of a batch."""
+    if isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
+        return pixels.index_select(0, index)
+    return pixels[index]
 
 
 def _total(pixels: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ def fit(
         run = checkpoint.create(run_dir, _config(vae, dataset, objective, settings)) if run_dir and writes else None
         if isinstance(vae.decoder, Conditional):
             vae.decoder.start_at(dataset.mean)
+        for tensor in vae.state_dict().values():
+            processes.same(tensor)
         return _run(training, run, progress and processes.rank == 0)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from pyro_vae.compiled import Compile, CompiledSVI, Outputs, Traced
+from pyro_vae.compiled import CompiledSVI, Outputs, Traced
 from pyro_vae.data import Dataset, Split
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.train.processes import Processes
@@ -59,11 +59,10 @@ class Training:
             precision=settings["precision"],
             clip_norm=settings["clip_norm"],
             steps=steps,
-            reduce=processes.reducer(),
+            reduce=processes.sum_gradients if processes.world > 1 else None,
         )
         self._noise: Any = None
-        how: Compile = "off" if settings["compile"] == "off" else "graph"
-        self._split = Traced(self._two_terms, how, key=lambda: getattr(self._noise, "key", None))
+        self._split = Traced(self._two_terms, "graph", key=lambda: getattr(self._noise, "key", None))
 
     def epoch(self, where: str, seen: Callable[[int], Any]) -> dict[str, float]:
         """Train for an epoch and validate; return the numbers, in nats per datum, of all processes together.
@@ -118,7 +117,8 @@ class Training:
         with torch.no_grad(), seeded(self.settings["seed"], str(self.device)):
             for rows in torch.arange(len(self.valid), device=self.device).split(1024):
                 self._noise = self.processes.noise(len(rows), OF_Z)
-                (one, both), _ = self._split((self._read(self.valid, rows),), {})
+                x = self._read(self.valid, rows)
+                (one, both), _ = self._two_terms(x) if self.svi.mode == "off" else self._split((x,), {})
                 distortion.append(one)
                 whole.append(both)
         reconstruction, total = self._mean(distortion, len(self.valid)), self._mean(whole, len(self.valid))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Processes", "is_first", "together"]
@@ -37,12 +36,10 @@ def together(device: str) -> Iterator[Processes]:
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    processes = Processes(dist.get_rank(), dist.get_world_size())
     try:
-        yield processes
+        yield Processes(dist.get_rank(), dist.get_world_size())
         dist.barrier()  # one that leaves early would take its end of the others' connections with it
     finally:
-        processes.leave()
         dist.destroy_process_group()
 
 
@@ -60,7 +57,6 @@ class Processes:
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank = rank
         self.world = world
-        self._reducer: _Reducer | None = None
 
     def check(self, sizes: Sequence[int]) -> None:
         """Check that each process has a row of every batch.
@@ -76,6 +72,8 @@ class Processes:
 
     def mine(self, rows: Tensor) -> Tensor:
         """Return this process's part of the rows of a batch."""
+        if self.world == 1:
+            return rows
         return rows[self._start(len(rows), self.rank) : self._start(len(rows), self.rank + 1)]
 
     def noise(self, total: int, dim: int) -> WholeBatch | None:
@@ -97,15 +95,20 @@ class Processes:
             dist.broadcast(tensor, 0)
         return tensor
 
-    def reducer(self) -> Callable[[Sequence[Tensor]], None] | None:
-        """Return what sums the gradients of parameters over processes, by PyTorch's ``DistributedDataParallel``."""
-        self._reducer = None if self.world == 1 else _Reducer()
-        return self._reducer
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Sum the gradients of parameters over processes, all in one message.
 
-    def leave(self) -> None:
-        """Let go of what holds on to the others."""
-        if self._reducer is not None:
-            self._reducer.parallel = None
+        They are there at once, from a graph, so that there is no backward pass that messages of
+        ``DistributedDataParallel`` could overlap with.
+        """
+        if self.world == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def _start(self, total: int, rank: int) -> int:
         return total * rank // self.world
@@ -155,53 +158,3 @@ class WholeBatch(TorchFunctionMode):
     def _mine(self, whole: Tensor) -> Tensor:
         start, rows, _, dim = self.key
         return whole.narrow(dim, start, rows)
-
-
-class _Reducer:
-    """Hands gradients that are there already to ``DistributedDataParallel``, whose backward pass sums them."""
-
-    def __init__(self) -> None:
-        self.parallel: DistributedDataParallel | None = None
-
-    def __call__(self, parameters: Sequence[Tensor]) -> None:
-        if self.parallel is None:
-            self.parallel = DistributedDataParallel(_Given(parameters), gradient_as_bucket_view=True)
-            self.parallel.register_comm_hook(None, lambda state, bucket: _sum(bucket))
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        self.parallel(_Gradients(gradients)).backward()
-
-
-class _Gradients:
-    """A list that ``DistributedDataParallel`` does not look into."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-
-
-class _Given(nn.Module):
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.given = nn.ParameterList(parameters)
-
-    def forward(self, gradients: _Gradients) -> Tensor:
-        return _Give.apply(gradients, *self.given)
-
-
-class _Give(torch.autograd.Function):
-    """Nothing, whose gradient is what it was given."""
-
-    @staticmethod
-    def forward(ctx: Any, gradients: _Gradients, *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients.tensors
-        return parameters[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        return None, *ctx.gradients
-
-
-def _sum(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Sum over processes: losses are sums over the data, and not means."""
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
