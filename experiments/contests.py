@@ -136,7 +136,7 @@ def peak(step: Step) -> float:
     return most / 2**20
 
 
-def epochs(root: str, batch: int, rounds: int) -> Numbers:
+def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
     """Seconds of an epoch of real MNIST: of ``fit``, with its parts, of pythae's trainer and of Pyro's own example."""
     mnist = data.load("mnist", root=root)
     found: dict[str, list[float]] = {"fit": [], "steps": [], "validation": []}
@@ -167,11 +167,15 @@ def epochs(root: str, batch: int, rounds: int) -> Numbers:
                 found.setdefault(name, []).append(time.perf_counter() - start)
         return numbers
 
-    others = {
-        "pythae": rival_libraries.pythae_epoch(mnist.train[:], batch),
-        "Pyro's example": rival_libraries.pyro_example_epoch(root, batch),
-        "Pyro's example, cached": rival_libraries.pyro_example_epoch(root, batch, cached=True),
-    }
+    others = (
+        {}
+        if alone
+        else {
+            "pythae": rival_libraries.pythae_epoch(mnist.train[:], batch),
+            "Pyro's example": rival_libraries.pyro_example_epoch(root, batch),
+            "Pyro's example, cached": rival_libraries.pyro_example_epoch(root, batch, cached=True),
+        }
+    )
     epoch, Training.epoch = Training.epoch, seen  # type: ignore[method-assign, assignment]
     fit(vae((1, 28, 28)), mnist, epochs=rounds + 3, batch_size=batch, compile="inductor", progress=False)
     result = {name: median(times[3:]) for name, times in found.items()}

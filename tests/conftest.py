@@ -23,6 +23,7 @@ def global_state():
             "seed": torch.initial_seed(),
             "gradients on": torch.is_grad_enabled(),
             "threads": torch.get_num_threads(),
+            "matrix products": getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None),
             "numpy's generator": np.random.get_state()[1].tobytes(),
             "Python's generator": random.getstate(),
         }

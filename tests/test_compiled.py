@@ -201,6 +201,7 @@ class TestWhatCannotBeAGraph:
         with pytest.warns(UserWarning, match=r"Expected TorchInductor .* \(no such header\)") as found:
             ours = trained(CompiledSVI, local, ELBO(), compile="inductor")
         assert len(found) == 1
+        assert ours[2].mode == "graph"
         assert_same(ours, trained(SVI, local, ELBO()))
 
 

@@ -165,7 +165,7 @@ class Traced:
 
     def _pays(self, entry: _Entry, device: torch.device) -> bool:
         assert entry.graph is not None
-        if entry.compiled or self.compile == "graph":
+        if entry.tried or self.compile == "graph":
             return False
         work = entry.graph.work
         expected = 0.5 * (self.calls or 0) if entry.first else 0
@@ -174,9 +174,10 @@ class Traced:
 
     def _compile(self, entry: _Entry, tensors: list[Tensor]) -> None:
         assert entry.graph is not None
-        entry.compiled = True
+        entry.tried = True
         try:
             entry.graph.compile(tensors)
+            entry.compiled = True
         except Exception as error:
             warnings.warn(
                 f"Expected TorchInductor to compile the step; it did not ({' '.join(str(error).split())[:150]}). "
@@ -199,7 +200,7 @@ class _Entry:
         self.calls = 1
         self.graph: Graph | None = None
         self.flags: list[bool] = []
-        self.compiled = False
+        self.tried = self.compiled = False
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

@@ -74,17 +74,17 @@ class Training:
         losses: list[Tensor] = []
         plain: list[Tensor] = []
         beta = 1.0
-        look = 1 if self.device.type == "cpu" else LOOK
+        on_cpu = self.device.type == "cpu"
         ours = isinstance(self.objective, Objective)
         order = self.processes.same(torch.randperm(len(self.train), device=self.device))
         for rows in order.split(self.settings["batch_size"]):
             beta = self.objective.beta_now if isinstance(self.objective, Objective) else 1.0
             losses.append(self._step(rows, f"{where}, step {len(losses) + 1}"))
             plain += [self.objective.plain] if isinstance(self.objective, Objective) else []
-            if len(losses) % look == 0:
-                _check(losses[-look:], f"{where}, step {len(losses)}")
+            if len(losses) % LOOK == 0 or (on_cpu and not math.isfinite(losses[-1].item())):
+                _check(losses, where)
             seen(len(rows))
-        _check(losses[-look:], f"{where}, step {len(losses)}")
+        _check(losses, where)
         numbers = {"train": self._mean(losses, len(self.train))} | self.validate()
         return numbers | ({"train_at_beta_1": self._mean(plain, len(self.train)), "beta": beta} if ours else {})
 
@@ -144,12 +144,14 @@ def _optim(lr: float, schedule: str, steps: int) -> PyroOptim:
 
 
 def _check(losses: list[Tensor], where: str) -> None:
-    numbers = torch.stack(losses).tolist() if losses else []
-    if wrong := [number for number in numbers if not math.isfinite(number)]:
-        raise ValueError(
-            f"Training diverged {where}: expected a finite loss; got {wrong[0]}. "
-            "Try a smaller lr, or scale the data to [0, 1]."
-        )
+    """Check the last losses, all that were not looked at before."""
+    first = max(0, len(losses) - LOOK)
+    for step, loss in enumerate(torch.stack(losses[first:]).tolist(), start=first + 1):
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"Training diverged {where}, step {step}: expected a finite loss; got {loss}. "
+                "Try a smaller lr, or scale the data to [0, 1]."
+            )
 
 
 @contextmanager
