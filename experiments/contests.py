@@ -5,8 +5,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -19,7 +18,7 @@ import rival_libraries
 import rivals
 import torch
 from pyro.optim import PyroOptim
-from torch.profiler import ProfilerActivity, profile
+from timing import in_turn, peak, switch, within
 
 from pyro_vae import VAE, CompiledSVI, data, fit, likelihoods
 from pyro_vae.networks import MLP
@@ -56,41 +55,6 @@ def ours(model: VAE, objective: Objective, batch: int, how: Any, precision: Any 
     return step
 
 
-@contextmanager
-def switch(on: bool) -> Iterator[None]:
-    """Torch's fast float32 products for a rival, as an expert would find them; or its default, as users have it."""
-    products = getattr(torch.backends.mkldnn, "matmul", None)
-    if products is None:
-        yield
-        return
-    before, products.fp32_precision = products.fp32_precision, "bf16" if on else "none"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
-
-
-def in_turn(contestants: dict[str, tuple[Step, bool]], rounds: int) -> Numbers:
-    """Median milliseconds a step of each, timed one after another, round by round; and the share of a core it got."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
-    steps: dict[str, int] = {}
-    share = []
-    for turn in range(rounds + 1):
-        for name, (step, on) in contestants.items():
-            with switch(on):
-                step()
-                wall, cpu = time.perf_counter(), time.process_time()
-                for _ in range(steps.get(name, 1)):
-                    step()
-                spent = time.perf_counter() - wall
-                share.append((time.process_time() - cpu) / spent)
-            if turn == 0:
-                steps[name] = max(1, round(0.1 / spent))
-            else:
-                found[name].append(1e3 * spent / steps[name])
-    return {name: median(times) for name, times in found.items()} | {"cpu": median(share)}
-
-
 def steps(batch: int, rounds: int) -> Numbers:
     """One step of the ELBO."""
     model = vae()
@@ -120,20 +84,6 @@ def iwae(batch: int, rounds: int) -> Numbers:
     }
     found = in_turn(contestants, rounds)
     return found | {f"{name}, MB": peak(step) for name, (step, _) in contestants.items()}
-
-
-def peak(step: Step) -> float:
-    """Megabytes of tensors that a step adds at most to those there were."""
-    step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    results: Any = profiler.profiler
-    changes = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most / 2**20
 
 
 def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
@@ -184,23 +134,18 @@ def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
 
 def scaling(rounds: int) -> Numbers:
     """Milliseconds a step against batch, particles and latent size, around 256 images, 1 particle, 20 dimensions."""
+    scales = {"batch": [256, 512, 1024, 2048, 4096], "particles": [1, 2, 4, 8, 16, 32], "latent": [128, 256, 512, 1024]}
     found: Numbers = {}
-    for name, values in SCALES.items():
-        times = []
+    for name, values in scales.items():
+        steps = {}
         for value in values:
             size = {"batch": 256, "particles": 1, "latent": 20} | {name: value}
-            with pyro.get_param_store().scope():
-                step = ours(vae(latent=size["latent"]), ELBO(size["particles"]), size["batch"], "graph")
-                times.append(in_turn({"ours": (step, False)}, rounds)["ours"])
-        found[name] = [values, times]
+            with pyro.get_param_store().scope() as store:
+                step = ours(vae(latent=size["latent"]), ELBO(size["particles"]), size["batch"], "inductor")
+            steps[str(value)] = (partial(within, store, step), False)
+        times = in_turn(steps, rounds)
+        found[name] = [values, [times[value] for value in steps]]
     return found
-
-
-SCALES = {
-    "batch": [256, 512, 1024, 2048, 4096],
-    "particles": [1, 2, 4, 8, 16, 32],
-    "latent": [128, 256, 512, 1024, 2048],
-}
 
 
 def data_size(images: int, batch: int, rounds: int) -> Numbers:

@@ -100,6 +100,16 @@ def test_pyros_handlers_run_three_times_and_no_more():
     assert len(calls) == 3
 
 
+def test_a_draw_that_nothing_needs_is_drawn_all_the_same():
+    """Or what is drawn after it would be other numbers than Pyro's."""
+
+    def program():
+        model, guide = local()
+        return lambda x: (torch.randn(3), model(x)), guide
+
+    assert_same(*(trained(kind, program, ELBO()) for kind in (CompiledSVI, SVI)))
+
+
 def test_the_first_step_is_validated():
     def program():
         return lambda x: pyro.sample("x", dist.Normal(0.0, pyro.param("s", torch.tensor(-1.0))), obs=x[0]), lambda x: 0

@@ -17,7 +17,7 @@ def experiments_on_the_path(monkeypatch):
     """As ``python experiments/NAME.py`` has it."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     yield
-    for name in ("common", "rivals", "speed", *SMALL):
+    for name in ("common", "rivals", "speed", "timing", *SMALL):
         sys.modules.pop(name, None)
 
 
@@ -136,6 +136,21 @@ class TestSpeed:
         assert {row["part"] for row in table} == set(importlib.import_module("speed").PARTS)
         for row in table:
             assert float(row["ratio"]) == pytest.approx(float(row["ours"]) / float(row["theirs"]))
+
+    @pytest.mark.parametrize(
+        ("what", "rival", "sentence"),
+        [
+            ("step, inductor", "stock Pyro", "takes {} of stock Pyro's time"),
+            ("step, inductor", "handwritten, compiled", "{} of that of a loop written by hand"),
+            ("step, inductor", "NumPyro", "{} of NumPyro's"),
+            ("epoch of fit", "pythae", "takes {} of pythae's"),
+        ],
+    )
+    def test_the_readme_says_what_the_committed_table_says(self, what, rival, sentence):
+        table = rows(EXPERIMENTS / "results" / "speed.csv")
+        found = [float(row["ratio"]) for row in table if (row["what"], row["rival"]) == (what, rival)]
+        readme = " ".join((EXPERIMENTS.parent / "README.md").read_text().split())
+        assert sentence.format(f"{min(found):.2f} to {max(found):.2f}") in readme
 
 
 class TestSharpness:

@@ -13,6 +13,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
+from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -146,6 +147,7 @@ class CompiledSVI(SVI):
         loss, plain, *gradients = found
         if loss.device.type == "cpu" and self.mode != "off" and not math.isfinite(loss.item()):
             self._loss_and_gradients(*args, **kwargs)  # Pyro says what is wrong, where it is something that it checks
+            warn_if_nan(loss, "loss")
         if self._objective is not None:
             self._objective.plain = plain
             self._objective.advance()

@@ -71,24 +71,26 @@ class Training:
             where: Which epoch, for messages.
             seen: Called after each step with how many images it took.
         """
-        losses: list[Tensor] = []
-        plain: list[Tensor] = []
-        beta = 1.0
-        on_cpu = self.device.type == "cpu"
-        ours = isinstance(self.objective, Objective)
         order = self.processes.same(torch.randperm(len(self.train), device=self.device))
-        for rows in order.split(self.settings["batch_size"]):
+        batches = order.split(self.settings["batch_size"])
+        # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
+        losses, plain = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
+        look = 1 if self.device.type == "cpu" else LOOK
+        beta = 1.0
+        for step, rows in enumerate(batches):
             beta = self.objective.beta_now if isinstance(self.objective, Objective) else 1.0
-            losses.append(self._step(rows, f"{where}, step {len(losses) + 1}"))
-            plain += [self.objective.plain] if isinstance(self.objective, Objective) else []
-            if len(losses) % LOOK == 0 or (on_cpu and not math.isfinite(losses[-1].item())):
-                _check(losses, where)
+            losses[step] = self._step(rows, f"{where}, step {step + 1}")
+            if isinstance(self.objective, Objective):
+                plain[step] = self.objective.plain
+            if step % look == 0 or step == len(batches) - 1:
+                _check(losses, max(0, step - look), step, where)
             seen(len(rows))
-        _check(losses, where)
         numbers = {"train": self._mean(losses, len(self.train))} | self.validate()
-        return numbers | ({"train_at_beta_1": self._mean(plain, len(self.train)), "beta": beta} if ours else {})
+        if isinstance(self.objective, Objective):
+            numbers |= {"train_at_beta_1": self._mean(plain, len(self.train)), "beta": beta}
+        return numbers
 
-    def _step(self, rows: Tensor, where: str) -> Tensor:
+    def _step(self, rows: Tensor, where: str) -> Any:
         """Take one step of SVI; say in a sentence that it diverged, which Pyro says in a page."""
         x = self._read(self.train, rows)
         self.svi.handler = self.processes.noise(len(rows), OF_Z)
@@ -104,7 +106,7 @@ class Training:
             ) from error
         if isinstance(self.optim, PyroLRScheduler):
             self.optim.step()
-        return torch.as_tensor(loss)
+        return loss
 
     def _read(self, split: Split, rows: Tensor) -> Tensor:
         with self.processes.noise(len(rows), OF_X) or nullcontext():
@@ -112,15 +114,14 @@ class Training:
 
     def validate(self) -> dict[str, float]:
         """Return minus the ELBO at beta = 1 and its two terms, nats per datum, with the same draws at every call."""
-        distortion: list[Tensor] = []
-        whole: list[Tensor] = []
+        batches = torch.arange(len(self.valid), device=self.device).split(1024)
+        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         with torch.no_grad(), seeded(self.settings["seed"], str(self.device)):
-            for rows in torch.arange(len(self.valid), device=self.device).split(1024):
+            for i, rows in enumerate(batches):
                 self._noise = self.processes.noise(len(rows), OF_Z)
                 x = self._read(self.valid, rows)
                 (one, both), _ = self._two_terms(x) if self.svi.mode == "off" else self._split((x,), {})
-                distortion.append(one)
-                whole.append(both)
+                distortion[i], whole[i] = one, both
         reconstruction, total = self._mean(distortion, len(self.valid)), self._mean(whole, len(self.valid))
         return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
 
@@ -129,8 +130,8 @@ class Training:
         with self._noise or nullcontext():
             return Outputs(list(ELBO(beta=0.0).terms(self.vae.model, self.vae.guide, x)), None)
 
-    def _mean(self, totals: list[Tensor], count: int) -> float:
-        total = math.fsum(torch.stack(totals).tolist())
+    def _mean(self, totals: Tensor, count: int) -> float:
+        total = math.fsum(totals.tolist())
         return self.processes.summed(torch.tensor(total, dtype=torch.float64, device=self.device)).item() / count
 
 
@@ -143,10 +144,8 @@ def _optim(lr: float, schedule: str, steps: int) -> PyroOptim:
     return PyroOptim(Adam, {"lr": lr})
 
 
-def _check(losses: list[Tensor], where: str) -> None:
-    """Check the last losses, all that were not looked at before."""
-    first = max(0, len(losses) - LOOK)
-    for step, loss in enumerate(torch.stack(losses[first:]).tolist(), start=first + 1):
+def _check(losses: Tensor, first: int, last: int, where: str) -> None:
+    for step, loss in enumerate(losses[first : last + 1].tolist(), start=first + 1):
         if not math.isfinite(loss):
             raise ValueError(
                 f"Training diverged {where}, step {step}: expected a finite loss; got {loss}. "

@@ -1,0 +1,70 @@
+"""How the benchmark times: rivals in turn, with the matrix products that each is to have; and how much memory."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import pyro
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+__all__ = ["in_turn", "peak", "switch", "within"]
+
+Step = Callable[[], Any]
+
+
+@contextmanager
+def switch(on: bool) -> Iterator[None]:
+    """Torch's fast float32 products for a rival, as an expert would find them; or its default, as users have it."""
+    products = getattr(torch.backends.mkldnn, "matmul", None)
+    if products is None:
+        yield
+        return
+    before, products.fp32_precision = products.fp32_precision, "bf16" if on else "none"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def in_turn(contestants: dict[str, tuple[Step, bool]], rounds: int) -> dict[str, float]:
+    """Median milliseconds a step of each, timed one after another, round by round; and the share of a core it got."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    steps: dict[str, int] = {}
+    share = []
+    for turn in range(rounds + 1):
+        for name, (step, on) in contestants.items():
+            with switch(on):
+                step()
+                wall, cpu = time.perf_counter(), time.process_time()
+                for _ in range(steps.get(name, 1)):
+                    step()
+                spent = time.perf_counter() - wall
+                share.append((time.process_time() - cpu) / spent)
+            if turn == 0:
+                steps[name] = max(1, round(0.1 / spent))
+            else:
+                found[name].append(1e3 * spent / steps[name])
+    return {name: median(times) for name, times in found.items()} | {"cpu": median(share)}
+
+
+def peak(step: Step) -> float:
+    """Megabytes of tensors that a step adds at most to those there were."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results: Any = profiler.profiler
+    changes = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most / 2**20
+
+
+def within(store: Any, step: Step) -> Any:
+    """Take a step in a param store of its own: another VAE has the same names."""
+    with pyro.get_param_store().scope(store):
+        return step()
