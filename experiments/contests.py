@@ -137,7 +137,7 @@ def scaling(rounds: int) -> Numbers:
     scales = {"batch": [256, 512, 1024, 2048, 4096], "particles": [1, 2, 4, 8, 16, 32], "latent": [128, 256, 512, 1024]}
     found: Numbers = {}
     for name, values in scales.items():
-        steps = {}
+        steps: dict[str, tuple[Step, bool]] = {}
         for value in values:
             size = {"batch": 256, "particles": 1, "latent": 20} | {name: value}
             with pyro.get_param_store().scope() as store:

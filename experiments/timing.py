@@ -29,7 +29,7 @@ def switch(on: bool) -> Iterator[None]:
         products.fp32_precision = before
 
 
-def in_turn(contestants: dict[str, tuple[Step, bool]], rounds: int) -> dict[str, float]:
+def in_turn(contestants: dict[str, tuple[Step, bool]], rounds: int) -> dict[str, Any]:
     """Median milliseconds a step of each, timed one after another, round by round; and the share of a core it got."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     steps: dict[str, int] = {}

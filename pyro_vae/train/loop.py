@@ -75,15 +75,15 @@ class Training:
         batches = order.split(self.settings["batch_size"])
         # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
         losses, plain = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
-        look = 1 if self.device.type == "cpu" else LOOK
+        on_cpu = self.device.type == "cpu"
         beta = 1.0
         for step, rows in enumerate(batches):
             beta = self.objective.beta_now if isinstance(self.objective, Objective) else 1.0
-            losses[step] = self._step(rows, f"{where}, step {step + 1}")
+            losses[step] = loss = self._step(rows, f"{where}, step {step + 1}")
             if isinstance(self.objective, Objective):
                 plain[step] = self.objective.plain
-            if step % look == 0 or step == len(batches) - 1:
-                _check(losses, max(0, step - look), step, where)
+            if step % LOOK == 0 or step == len(batches) - 1 or (on_cpu and not math.isfinite(loss)):
+                _check(losses, max(0, step - LOOK), step, where)
             seen(len(rows))
         numbers = {"train": self._mean(losses, len(self.train))} | self.validate()
         if isinstance(self.objective, Objective):
