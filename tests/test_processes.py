@@ -49,7 +49,7 @@ def test_the_noise_is_that_of_one_process(draw, dim):
 
 def test_other_noise_is_left_alone():
     with Processes(0, 2).noise(10, -2):
-        assert torch.rand(3).shape == (3,)
+        assert torch.rand(3).shape == torch.rand(size=(3,)).shape == (3,)
         assert torch.randn(4, 2).shape == (4, 2)
     assert Processes().noise(10, -2) is None
 

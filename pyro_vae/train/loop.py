@@ -25,6 +25,7 @@ __all__ = ["Training", "seeded"]
 
 # A number on a GPU is waited for: the loss is looked at once in so many steps there, and at each on the CPU.
 LOOK = 50
+AT_ONCE = 1024
 # z has shape (*, data, latent), and x (data, *event).
 OF_Z, OF_X = -2, 0
 
@@ -46,8 +47,8 @@ class Training:
         self.vae, self.objective, self.settings, self.processes = vae, objective, settings, processes
         self.device, self.dtype = vae.reference.device, vae.reference.dtype
         self.train, self.valid = dataset.train.to(self.device), dataset.valid.to(self.device)
-        sizes = [settings["batch_size"], len(self.train) % settings["batch_size"] or len(self.train)]
-        processes.check([size for size in sizes if size <= len(self.train)])
+        for split, size in ((self.train, settings["batch_size"]), (self.valid, AT_ONCE)):
+            processes.check([min(size, len(split)), len(split) % size or size])
         steps = settings["epochs"] * math.ceil(len(self.train) / settings["batch_size"])
         self.optim = _optim(settings["lr"], settings["lr_schedule"], steps)
         self.svi = CompiledSVI(
@@ -114,7 +115,7 @@ class Training:
 
     def validate(self) -> dict[str, float]:
         """Return minus the ELBO at beta = 1 and its two terms, nats per datum, with the same draws at every call."""
-        batches = torch.arange(len(self.valid), device=self.device).split(1024)
+        batches = torch.arange(len(self.valid), device=self.device).split(AT_ONCE)
         distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         with torch.no_grad(), seeded(self.settings["seed"], str(self.device)):
             for i, rows in enumerate(batches):

@@ -21,7 +21,11 @@ FACTORIES = {torch.rand, torch.randn}
 
 def is_first() -> bool:
     """Whether this is the process that prints and writes: the first one, or the only one."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return not _launched() or int(os.environ.get("RANK", 0)) == 0
+
+
+def _launched() -> bool:
+    return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 @contextmanager
@@ -30,7 +34,7 @@ def together(device: str) -> Iterator[Processes]:
     if dist.is_available() and dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size())
         return
-    if not dist.is_available() or not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not _launched():
         yield Processes()
         return
     if device.startswith("cuda"):
@@ -134,7 +138,7 @@ class WholeBatch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Do as the function does, for the whole batch."""
         kwargs = kwargs or {}
-        if func in FACTORIES and isinstance(args[0], Sequence) and self._batched(args[0]):
+        if func in FACTORIES and args and isinstance(args[0], Sequence) and self._batched(args[0]):
             return self._mine(func(self._whole(args[0]), *args[1:], **kwargs))
         if func in FILLS and self._batched(args[0].shape):
             whole = args[0].new_empty(self._whole(args[0].shape))
