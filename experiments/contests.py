@@ -163,8 +163,8 @@ def data_size(images: int, batch: int, rounds: int) -> Numbers:
         history = fit(
             vae((1, 28, 28), hidden=32), dataset, epochs=rounds, batch_size=batch, compile="graph", progress=False
         )
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"seconds": min(history["seconds"]), "MB": int(peak.split()[1]) / 1024, "on disk": dataset.train.on_disk}
+    most = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"seconds": min(history["seconds"]), "MB": int(most.split()[1]) / 1024, "on disk": dataset.train.on_disk}
 
 
 def parallel(root: str, batch: int, rounds: int) -> Numbers:

@@ -65,10 +65,9 @@ def vae_program(likelihood=likelihoods.Gaussian):
 IMAGES = torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.skipif(not graph.can_compile(torch.device("cpu")), reason="there is no C++ compiler")
 def test_compiled_by_inductor_the_numbers_are_the_same():
     """To rounding, and of the same draws."""
-    if not graph.can_compile(torch.device("cpu")):
-        pytest.skip("there is no C++ compiler")
     for loss in (lambda: ELBO(beta=Linear(3)), lambda: IWAE(5, gradient="dreg")):
         ours = trained(CompiledSVI, vae_program, loss(), args=(IMAGES,), compile="inductor")
         assert ours[2].mode == "inductor"
@@ -436,9 +435,8 @@ class TestWhenItCompiles:
 
 
 class TestPrecision:
+    @pytest.mark.skipif(precision._products() is None, reason="torch has no switch")
     def test_the_switch_is_put_back(self):
-        if precision._products() is None:
-            pytest.skip("torch has no switch")
         before = precision._products().fp32_precision
         with fast_products("auto"):
             assert (precision._products().fp32_precision == "bf16") == precision.products_are_faster()

@@ -122,7 +122,8 @@ class WholeBatch(TorchFunctionMode):
     """Draws noise for the whole batch, and takes the rows of one process: as if there were only one.
 
     It reaches the noise that reparameterised draws start from (normal, uniform, exponential), Bernoulli draws, and
-    nothing else: a Gamma's rejections and the masks of dropout are each process's own.
+    nothing else: a Gamma's draws and the masks of dropout come from generators that are seeded alike, so that they are
+    alike on all processes. No gradient is biased by that, but its variance is larger than that of one process.
 
     Arguments:
         start: The first row.
