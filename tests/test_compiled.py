@@ -444,6 +444,14 @@ class TestPrecision:
             raise KeyError
         assert precision._products().fp32_precision == before
 
+    def test_what_is_tried_is_of_float32_whatever_the_default(self, monkeypatch):
+        seen = []
+        monkeypatch.setattr(precision, "_seconds", lambda a, b: seen.append((a.dtype, b.dtype)) or 1.0)
+        assert torch.get_default_dtype() == torch.float64
+        assert not precision.products_are_faster.__wrapped__()
+        assert {dtype for pair in seen for dtype in pair} <= {torch.float32}
+        assert len(seen) == (2 if precision._products() is not None else 0)
+
     def test_auto_is_as_accurate_as_float32(self):
         a, b = torch.randn(64, 784, dtype=torch.float32), torch.randn(784, 400, dtype=torch.float32)
         with fast_products("auto"):
