@@ -3,9 +3,13 @@
 import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import starmap
 from math import floor, log10
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +20,12 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torchvision.utils import make_grid
+from tqdm.auto import tqdm
 
 from pyro_vae.data import Dataset
+from pyro_vae.plots import MISSING
 
-__all__ = ["Judge", "command", "over_seeds", "sharpness", "show", "write_table"]
+__all__ = ["Judge", "command", "in_processes", "over_seeds", "sharpness", "show", "write_table"]
 
 Cell = str | int | float | tuple[float, float]
 
@@ -30,6 +36,18 @@ def command(main: Callable[..., None]) -> None:
         auto_cli(main)
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) -> list[Any]:
+    """Call ``function(*job)`` for each job, so many at once in processes of one thread each; return what they did.
+
+    With one worker it is all done here. Jobs and what they return must be plain: numbers, names, arrays.
+    """
+    show = {"total": len(jobs), "unit": " models"}
+    if workers == 1:
+        return [*tqdm(starmap(function, jobs), **show)]
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return [*tqdm(pool.map(function, *zip(*jobs, strict=True)), **show)]
 
 
 class Judge:
@@ -90,7 +108,8 @@ def sharpness(x: Tensor) -> float:
 
 
 def show(axes: Axes, x: Tensor, title: str = "") -> None:
-    """Draw a page of images, for x of shape ``(rows, columns, channels, height, width)``."""
+    """Draw a page of images, for x of shape ``(rows, columns, channels, height, width)``; NaN in a colour."""
+    x = torch.where(x.isnan(), torch.tensor(MISSING).reshape(3, 1, 1), x)
     page = make_grid(x.flatten(0, 1).clamp(0, 1), nrow=x.shape[1], padding=1, pad_value=1.0)
     axes.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_title(title, fontsize=9)

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyro_vae import (
+        compare,
         compiled,
         conditional,
         data,
         evaluate,
         guides,
         likelihoods,
+        missing,
         networks,
         objectives,
         oracle,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompiledSVI",
     "VAE",
+    "compare",
     "compiled",
     "conditional",
     "data",
@@ -34,6 +37,7 @@ __all__ = [
     "guides",
     "likelihoods",
     "load",
+    "missing",
     "networks",
     "objectives",
     "oracle",

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "Train a VAE, print its ELBO and -log p(x) on every split, and draw its figures.",
     "evaluate": "Print the ELBO, its two terms and -log p(x) of a trained VAE, and draw its figures anew.",
     "generate": "Draw images from a trained VAE: z from the prior, and the mean of p(x | z).",
+    "compare": "Rank trained VAEs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.",
 }
 
 

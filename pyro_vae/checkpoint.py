@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from pyro_vae.vae import VAE
 
-__all__ = ["create", "describe", "load", "save_metrics", "save_weights"]
+__all__ = ["create", "describe", "load", "load_metrics", "save_metrics", "save_weights"]
 
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
 
@@ -73,6 +73,23 @@ def save_metrics(run: Path, history: dict[str, list[float]]) -> None:
         writer.writerows([i + 1, *row] for i, row in enumerate(zip(*history.values(), strict=True)))
 
 
+def load_metrics(run_dir: str | Path) -> dict[str, list[float]]:
+    """Return the history that :func:`save_metrics` wrote; empty where there is no file, or no epoch in it.
+
+    Raises:
+        ValueError: If it is no table of numbers.
+    """
+    path = Path(run_dir) / "metrics.csv"
+    if not path.is_file():
+        return {}
+    try:
+        names, *lines = csv.reader(path.read_text().splitlines())
+        epochs = [dict(zip(names, map(float, line), strict=True)) for line in lines]
+        return {name: [epoch[name] for epoch in epochs] for name in names[1:] if epochs}
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"Expected a table of numbers; could not read {str(path)!r} ({_short(error)}).") from error
+
+
 def load(run_dir: str | Path, trust: Sequence[str] = ()) -> tuple[VAE, dict[str, Any]]:
     """Load a trained VAE from a run directory.
 
@@ -81,7 +98,7 @@ def load(run_dir: str | Path, trust: Sequence[str] = ()) -> tuple[VAE, dict[str,
         trust: Modules of your own, beside ``pyro_vae``, whose classes the run may name, as ``["my_priors"]``.
 
     Returns:
-        The VAE on the CPU, and the run's configuration.
+        The VAE on the CPU, in evaluation mode, and the run's configuration.
 
     Raises:
         FileNotFoundError: If the directory is not there or holds no run.
@@ -114,13 +131,14 @@ def load(run_dir: str | Path, trust: Sequence[str] = ()) -> tuple[VAE, dict[str,
     parts = {name: _construct(config[name], trust) for name in ("prior", "likelihood", "guide", "network")}
     with torch.random.fork_rng(devices=[]):
         vae = VAE.build(event_shape, config["latent"], **parts)
+    state.setdefault("encoder.fill", torch.zeros(event_shape))  # runs of before there was one
     try:
         vae.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
             f"Expected weights of the architecture in config.yaml; got others ({_short(error)})."
         ) from error
-    return vae, config
+    return vae.eval(), config
 
 
 def describe(part: Any) -> Any:

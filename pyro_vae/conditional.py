@@ -5,14 +5,16 @@ A prior is ``prior()``, a decoder ``decoder(z)``, an encoder ``encoder(x)``. The
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-__all__ = ["Conditional", "Family", "module"]
+__all__ = ["Conditional", "Family", "mean", "module", "stddev"]
 
 
 class Family(nn.Module, ABC):
@@ -56,8 +58,26 @@ class Family(nn.Module, ABC):
             raise ValueError(f"Expected an event of at least one element; got shape {self.event}.")
 
     def forward(self, phi: Tensor) -> TorchDistribution:
-        """Return the distribution with parameters ``phi``, of shape ``(*, params, *event)``."""
-        law = self.law(*phi.unbind(-1 - len(self.event)))
+        """Return the distribution with parameters ``phi``, of shape ``(*, params, *event)``.
+
+        Raises:
+            ValueError: If ``phi`` is of another shape, or :meth:`law` returns no distribution over the event.
+        """
+        name, shape = type(self).__name__, (self.params, *self.event)
+        if phi.shape[-len(shape) :] != shape:
+            raise ValueError(
+                f"Expected a network whose output ends in {shape} for {name}, (params, *event); got {tuple(phi.shape)}."
+            )
+        law = self.law(*phi.unbind(-len(shape)))
+        if not isinstance(law, TorchDistributionMixin):
+            got = f"{type(law).__module__}.{type(law).__name__}"
+            raise ValueError(f"Expected {name}.law() to return a distribution of pyro.distributions; got {got}.")
+        found = tuple(law.shape())[-max(len(self.event), law.event_dim) :]
+        if found != self.event:
+            raise ValueError(
+                f"Expected {name}.law() to return a distribution over {self.event}; got one over {found}. "
+                "Give it parameters of that shape, and leave to_event to the base class."
+            )
         return law.to_event(len(self.event) - law.event_dim)
 
     @abstractmethod
@@ -71,16 +91,21 @@ class Conditional(nn.Module):
     Arguments:
         network: Maps ``(*, *b)`` to ``(*, params, *event)``.
         family: Maps ``(*, params, *event)`` to a distribution over the event.
+        fill: What the network is given in place of missing elements of b, which are NaN; of the shape of b. Without
+            it a NaN is passed on, so that one which should not be there is not hidden.
     """
 
-    def __init__(self, network: nn.Module, family: Family) -> None:
+    fill: Tensor | None
+
+    def __init__(self, network: nn.Module, family: Family, fill: Tensor | None = None) -> None:
         super().__init__()
         self.network = network
         self.family = family
+        self.register_buffer("fill", fill)
 
     def forward(self, b: Tensor) -> TorchDistribution:
         """Return the distribution given ``b``."""
-        return self.family(self.network(b))
+        return self.family(self.network(b if self.fill is None else torch.where(b.isnan(), self.fill, b)))
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:
@@ -95,6 +120,49 @@ class Conditional(nn.Module):
             return
         if not bias.any():
             bias[0] = self.family.link(mean.to(bias))
+
+    @torch.no_grad()
+    def fill_with(self, mean: Tensor) -> None:
+        """Give the network ``mean``, of the shape of b, in place of what is missing, if it is given zeros as yet."""
+        if self.fill is not None and not self.fill.any():
+            self.fill.copy_(mean)
+
+    @contextmanager
+    def complete(self) -> Iterator[None]:
+        """Take it that nothing is missing, for as long as the context lasts: to look costs some percent of a step."""
+        fill, self.fill = self.fill, None
+        try:
+            yield
+        finally:
+            self.fill = fill
+
+
+def mean(law: TorchDistribution, draws: int = 100) -> Tensor:
+    """Return the mean of a distribution, ``(*batch, *event)``; the average of draws where it has no closed form.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> mean(dist.Normal(torch.ones(3), 2.0))
+        tensor([1., 1., 1.])
+    """
+    try:
+        return law.mean
+    except NotImplementedError:
+        return law.sample(torch.Size([draws])).mean(0)
+
+
+def stddev(law: TorchDistribution, draws: int = 1000) -> Tensor:
+    """Return the standard deviation of each element, ``(*batch, *event)``; that of draws where it has no closed form.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> stddev(dist.Normal(torch.ones(3), 2.0))
+        tensor([2., 2., 2.])
+    """
+    try:
+        return law.stddev
+    except NotImplementedError:
+        return law.sample(torch.Size([draws])).std(0)
 
 
 def module(name: str, nn_module: nn.Module) -> None:

@@ -3,13 +3,22 @@ r"""Guide families q(z | x): families over ``(latent,)``.
 See :class:`pyro_vae.conditional.Family` for how to write one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
 import pyro.distributions as dist
-from pyro.distributions import TorchDistribution
-from torch import Tensor
+import torch
+from pyro.distributions import TorchDistribution, transforms
+from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN
+from torch import Tensor, nn
 
 from pyro_vae.conditional import Family
+from pyro_vae.flows import Autoregressive, Broadcast, check, gentle
 
-__all__ = ["DiagonalNormal"]
+__all__ = ["DiagonalNormal", "Flow", "FullNormal", "LowRankNormal"]
 
 
 class DiagonalNormal(Family):
@@ -37,3 +46,137 @@ class DiagonalNormal(Family):
     def law(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Gaussian with the given means and log standard deviations, each ``(*, latent)``."""
         return dist.Normal(loc, log_scale.exp())
+
+
+class FullNormal(Family):
+    r"""Gaussians with a covariance of their own for each x: they follow the posterior where it is slanted.
+
+    .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), L(x) L(x)^\top), \qquad z = \mu + L \epsilon
+
+    The network gives :math:`\mu` and the rows of the Cholesky factor L, the logarithm of its diagonal. The divergence
+    is sampled, so that with the exact posterior each draw of the ELBO is :math:`\log p(x)`.
+
+    References:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
+
+        An Introduction to Variational Autoencoders (Kingma and Welling, 2019), section 2.5.1.
+
+    Arguments:
+        event: Number of latent dimensions, D. The network gives ``1 + D`` numbers for each.
+
+    Example:
+        >>> FullNormal(20)(torch.zeros(32, 21, 20)).event_shape
+        torch.Size([20])
+    """
+
+    def __init__(self, event: int) -> None:
+        super().__init__(event)
+        self.params = 1 + event
+
+    def law(self, loc: Tensor, *rows: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Gaussian with means, and rows of L, of its diagonal the logarithm, each ``(*, latent)``."""
+        factor = torch.stack(rows, -2)
+        diagonal = factor.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+        return dist.MultivariateNormal(loc, scale_tril=factor.tril(-1) + diagonal)
+
+
+class LowRankNormal(Family):
+    r"""Gaussians that are slanted in a few directions: between :class:`DiagonalNormal` and :class:`FullNormal`.
+
+    .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), F(x) F(x)^\top + \mathrm{diag}\, \sigma^2(x)), \qquad
+        F \in \mathbb{R}^{D \times r}
+
+    References:
+        Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed and Wierstra,
+        2014), section 4.3, for rank 1 (there of the precision).
+
+    Arguments:
+        event: Number of latent dimensions, D.
+        rank: r. The network gives ``2 + r`` numbers for each dimension.
+
+    Raises:
+        ValueError: If the rank is not positive.
+
+    Example:
+        >>> LowRankNormal(20, rank=3)(torch.zeros(32, 5, 20)).event_shape
+        torch.Size([20])
+    """
+
+    def __init__(self, event: int, rank: int = 2) -> None:
+        super().__init__(event)
+        if rank < 1:
+            raise ValueError(f"Expected a rank of at least 1; got {rank}. Use DiagonalNormal for none.")
+        self.params = 2 + rank
+
+    def law(self, loc: Tensor, log_scale: Tensor, *columns: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Gaussian with means, log standard deviations, and F's columns, each ``(*, latent)``."""
+        return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), (2 * log_scale).exp())
+
+
+class Flow(Family):
+    r"""A normalising flow given x: a diagonal Gaussian, bent by invertible transforms that see x as well.
+
+    .. math:: z = T_x(\mu + \sigma \epsilon), \quad \log q(z) = \log \mathcal{N}(\epsilon; 0, I) - \log |dz / d\epsilon|
+
+    The network gives :math:`\mu`, :math:`\log \sigma`, and ``context`` numbers a dimension that all transforms see.
+    ``coupling`` shifts and scales half of the dimensions given the others; ``autoregressive``, the IAF, each given
+    those before: its density is fast at its own draws alone, so not for VampPrior. Its mean is an average of draws.
+
+    References:
+        Variational Inference with Normalizing Flows (Rezende and Mohamed, 2015).
+
+        Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
+
+    Arguments:
+        event: Number of latent dimensions.
+        transform: ``coupling`` or ``autoregressive``.
+        layers: Number of transforms, with the dimensions reversed between them.
+        hidden: Units of the hidden layer of the network in a transform.
+        context: Numbers for each dimension that transforms see of x.
+
+    Raises:
+        ValueError: If the transform is unknown, there are no layers, or there is one dimension alone.
+    """
+
+    reverse: Tensor
+
+    def __init__(
+        self,
+        event: int,
+        transform: Literal["coupling", "autoregressive"] = "coupling",
+        layers: int = 2,
+        hidden: int = 64,
+        context: int = 1,
+    ) -> None:
+        super().__init__(event)
+        check(event, transform, NETS, layers=layers, context=context)
+        self.params = 2 + context
+        self.transform = transform
+        self.nets = nn.ModuleList([gentle(NETS[transform](event, context * event, hidden)) for _ in range(layers)])
+        self.register_buffer("reverse", torch.arange(event).flip(0), persistent=False)
+
+    def law(self, loc: Tensor, log_scale: Tensor, *context: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the flow with the base's means and log standard deviations, and the context, each ``(*, latent)``."""
+        steps: list[Any] = []
+        for net in self.nets:
+            step = TRANSFORMS[self.transform](partial(net, context=torch.cat(context, -1)), *self.event)
+            steps += [transforms.Permute(self.reverse), step]
+        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.TransformedDistribution(base, [*steps[1:], Broadcast(base.batch_shape)])
+
+
+def _coupling(latent: int, context: int, hidden: int) -> nn.Module:
+    rest = latent - latent // 2
+    return ConditionalDenseNN(latent // 2, context, [hidden], [rest, rest])
+
+
+def _autoregressive(latent: int, context: int, hidden: int) -> nn.Module:
+    order: Any = torch.arange(latent)
+    return ConditionalAutoRegressiveNN(latent, context, [max(hidden, latent)], permutation=order)
+
+
+NETS = {"coupling": _coupling, "autoregressive": _autoregressive}
+TRANSFORMS: dict[str, Callable[[Any, int], transforms.Transform]] = {
+    "coupling": lambda net, latent: transforms.AffineCoupling(latent // 2, net),
+    "autoregressive": lambda net, latent: Autoregressive(net),
+}

@@ -11,8 +11,8 @@ ROOT = Path(pyro_vae.__file__).parent
 # Each line may import from the lines above it, never from its own line or below.
 ROOMS = [
     {"networks", "data"},
-    {"conditional"},
-    {"priors", "likelihoods", "guides"},
+    {"conditional", "flows", "missing", "mixtures"},
+    {"priors", "likelihoods", "guides", "parts"},
     {"vae"},
     {"objectives"},
     {"compiled", "checkpoint"},
@@ -20,7 +20,8 @@ ROOMS = [
     {"evaluate", "ais", "oracle"},
     {"posterior"},
     {"plots"},
-    {"report"},
+    {"report", "compare"},
+    {"options"},
     {"commands"},
     {"__main__"},
 ]

@@ -58,6 +58,23 @@ def test_load_gives_the_same_vae_back(run):
     assert found.decoder.family.log_scale == vae.decoder.family.log_scale
 
 
+def test_metrics_come_back_to_the_last_bit(run):
+    assert checkpoint.load_metrics(run[0]) == run[2]
+
+
+def test_metrics_of_an_unfinished_run_are_those_that_there_are(tmp_path):
+    assert checkpoint.load_metrics(tmp_path) == {}
+    (tmp_path / "metrics.csv").write_text("epoch,valid\n")
+    assert checkpoint.load_metrics(tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["epoch,valid\n1,x\n", "epoch,valid\n1,2\n2\n", "epoch\n1,2\n", ""])
+def test_metrics_that_are_no_table_get_a_sentence(text, tmp_path):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match="Expected a table of numbers; could not read '.*metrics.csv'"):
+        checkpoint.load_metrics(tmp_path)
+
+
 def test_load_leaves_the_generator_alone(run):
     before = torch.get_rng_state()
     load(run[0])

@@ -152,6 +152,17 @@ def draws_with_numpy():
     return model, lambda x: None
 
 
+def chooses_numbers():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(50), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z[z > 0].sum() + pyro.param("loc", torch.tensor(0.1)), 1.0), obs=x[0])
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(torch.zeros(50) + pyro.param("mean", torch.tensor(0.2)), 1.0).to_event(1))
+
+    return model, guide
+
+
 class TestWhatCannotBeAGraph:
     @pytest.mark.parametrize(
         ("program", "loss", "why"),
@@ -160,6 +171,7 @@ class TestWhatCannotBeAGraph:
             (lambda: (branches, lambda x: None), Trace_ELBO(), "it looks at a number in a tensor"),
             (draws_with_numpy, ELBO(), "run again it gives another result"),
             (counts_its_calls, ELBO(), "run again it gives another result"),
+            (chooses_numbers, ELBO(), "a shape in it follows from the numbers"),
             (local, RenyiELBO(num_particles=2), "RenyiELBO looks at numbers"),
         ],
     )

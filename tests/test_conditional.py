@@ -5,7 +5,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
 from pyro_vae import VAE
-from pyro_vae.conditional import Conditional, Family
+from pyro_vae.conditional import Conditional, Family, mean
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.networks import MLP
@@ -87,3 +87,43 @@ def test_a_second_vae_in_one_param_store_is_refused_not_left_untrained(param_sto
     before = [parameter.clone() for parameter in second.parameters()]
     svi.step(x)
     assert all((old != new).any() for old, new in zip(before, second.parameters(), strict=True))
+
+
+def a_family(law):
+    return type("Mine", (Family,), {"params": 2, "law": law})((3, 4))
+
+
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        (lambda self, a, b: a, r"Mine.law\(\) to return .* of pyro.distributions; got torch.Tensor"),
+        (
+            lambda self, a, b: torch.distributions.Normal(a, 1.0),
+            "pyro.distributions; got torch.distributions.normal.Normal",
+        ),
+        (lambda self, a, b: dist.Normal(a[..., :2], 1.0), r"distribution over \(3, 4\); got one over \(3, 2\)"),
+        (lambda self, a, b: dist.Normal(a, 1.0).to_event(3), r"distribution over \(3, 4\); got one over \(5, 3, 4\)"),
+        (lambda self, a, b: dist.Normal(a[0, 0, 0], 1.0), r"distribution over \(3, 4\); got one over \(\)"),
+    ],
+)
+def test_a_law_is_over_the_event(law, message):
+    with pytest.raises(ValueError, match=message):
+        a_family(law)(torch.zeros(5, 2, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5, 1, 3, 4), (5, 2, 4, 3), (3, 4)])
+def test_parameters_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"output ends in \(2, 3, 4\) for Mine, \(params, \*event\); got \("):
+        a_family(lambda self, a, b: dist.Normal(a, b.exp()))(torch.zeros(shape))
+
+
+def test_the_mean_is_the_laws_own_or_that_of_draws():
+    """Of 10,000 draws at 5 standard errors: fails once in 1.7 million runs."""
+    law = dist.Normal(torch.tensor([1.0, -2.0]), 3.0).to_event(1)
+    assert (mean(law) == law.mean).all()
+    flow = dist.TransformedDistribution(law, dist.transforms.ExpTransform())
+    draws = dist.TransformedDistribution(law, dist.transforms.AffineTransform(1.0, 0.1, event_dim=1))
+    with pytest.raises(NotImplementedError):
+        flow.mean  # noqa: B018
+    assert mean(flow, draws=7).shape == (2,)
+    assert ((mean(draws, draws=10_000) - torch.tensor([1.1, 0.8])).abs() < 5 * 0.3 / 100).all()

@@ -38,7 +38,7 @@ class TestDigits:
 
 class TestBinarisation:
     def test_none_leaves_grey(self):
-        assert data.load("digits").support is constraints.unit_interval
+        assert data.load("digits").support is data.levels(17)
 
     def test_threshold_is_one_above_half(self):
         found = data.load("digits", binarize="threshold")
@@ -145,6 +145,97 @@ class TestOwnData:
         assert set(found.train[:].unique().tolist()) == {0.0, 1.0}
 
 
+class TestMissing:
+    """20 images, of which a fifth of the elements is missing."""
+
+    MASK = np.random.default_rng(1).random((20, 6, 6)) > 0.2
+
+    def all(self, dataset):
+        return torch.cat([split[:] for split in dataset.splits.values()])
+
+    def rows(self, dataset, array):
+        """What the splits hold of an array whose first column of labels is its order."""
+        return torch.from_numpy(array)[torch.cat([split.labels for split in dataset.splits.values()])]
+
+    def load(self, folder, x, mask=None, **options):
+        arrays = {"x": x, "labels": np.arange(len(x))} | ({} if mask is None else {"mask": mask})
+        return data.load(masked(folder / "x.npz", **arrays), **options)
+
+    def test_nan_is_missing(self, tmp_path):
+        x = np.where(self.MASK, grey() / 255, np.nan)
+        found = self.load(tmp_path, x)
+        torch.testing.assert_close(self.all(found)[:, 0], self.rows(found, x.astype("f4")), equal_nan=True)
+        assert found.support is constraints.unit_interval
+        assert found.missing == pytest.approx(1 - self.MASK.mean())
+        assert str(found).endswith(f"x.npz, not binarised, {100 * found.missing:.3g}% missing")
+
+    @pytest.mark.parametrize("kind", ["bytes", "floats", "real", "booleans", "big"])
+    def test_a_mask_says_what_is_missing_whatever_stands_there(self, kind, tmp_path):
+        whole = {
+            "bytes": grey(),
+            "floats": grey() / 255,
+            "real": grey() - 100.0,
+            "booleans": grey() > 100,
+            "big": grey().astype(int) * 100,
+        }[kind]
+        wild = {"bytes": 99, "floats": np.inf, "real": np.nan, "booleans": True, "big": -1}[kind]
+        found = self.load(tmp_path, np.where(self.MASK, whole, wild).astype(whole.dtype), self.MASK)
+        plain = self.load(tmp_path, whole)
+        seen = self.rows(found, self.MASK).unsqueeze(1)
+        assert torch.equal(self.all(found).isnan(), ~seen)
+        assert torch.equal(self.all(found)[seen], self.all(plain)[seen])
+        assert found.support is plain.support
+        assert found.train.pixels.dtype == plain.train.pixels.dtype
+
+    @pytest.mark.parametrize("shape", [(20, 6, 6), (20, 1, 6, 6), (20, 6, 6, 1)])
+    @pytest.mark.parametrize("axis", [1, -1])
+    def test_a_mask_may_be_for_all_channels(self, shape, axis, tmp_path):
+        found = self.load(tmp_path, np.stack([grey()] * 3, axis=axis), self.MASK.reshape(shape))
+        assert found.event_shape == (3, 6, 6)
+        assert torch.equal(self.all(found).isnan(), ~self.rows(found, self.MASK).unsqueeze(1).expand(-1, 3, -1, -1))
+
+    def test_a_mask_of_all_is_no_mask(self, tmp_path):
+        found = self.load(tmp_path, grey(), np.ones_like(self.MASK))
+        assert found.train.mask is None
+        assert found.missing == 0
+        assert "missing" not in str(found)
+
+    @pytest.mark.parametrize("options", [{"binarize": "dynamic"}, {"binarize": "static"}, {"dequantize": True}])
+    def test_noise_is_drawn_around_it(self, options, tmp_path):
+        found, plain = self.load(tmp_path, grey(), self.MASK, **options), self.load(tmp_path, grey(), **options)
+        again = found.train[:]
+        for x, other in ((found.train[:], again), (found.valid[:], plain.valid[:]), (found.test[:], plain.test[:])):
+            seen = ~x.isnan()
+            assert torch.equal(x[seen], other[seen]) == (other is not again or options == {"binarize": "static"})
+        assert torch.equal(self.all(found).isnan(), ~self.rows(found, self.MASK).unsqueeze(1))
+        index = torch.tensor([5, 0, 7])
+        assert torch.equal(found.train[index].isnan(), again[index].isnan())
+
+    @pytest.mark.parametrize("options", [{}, {"binarize": "threshold"}, {"dequantize": True}, {"binarize": "static"}])
+    def test_the_mean_is_of_what_is_observed(self, options, tmp_path):
+        """To a part in a million; of dequantised pixels within half a grey level, since their noise is averaged out."""
+        mask = self.MASK.copy()
+        mask[:, 2, 3] = False
+        found = self.load(tmp_path, grey(), mask, **options)
+        x = found.train[:]
+        expected = x.nanmean(0)
+        expected[0, 2, 3] = x.nansum() / (~x.isnan()).sum() if not options else found.mean[0, 2, 3]
+        torch.testing.assert_close(found.mean, expected, rtol=1e-5, atol=0.5 / 256 if "dequantize" in options else 1e-6)
+        assert 0 < found.mean[0, 2, 3] < 1
+        assert found.train.frozen(torch.Generator()).mean.isfinite().all()
+
+    def test_of_a_tensor(self):
+        x, mask = torch.randint(256, (30, 3, 4, 4), dtype=torch.uint8), torch.rand(30, 3, 4, 4) > 0.5
+        found = data.from_tensor(x, mask=mask)
+        assert found.missing == pytest.approx(1 - mask.float().mean().item())
+        assert str(found) == f"tensor, not binarised, {100 * found.missing:.3g}% missing"
+        moved = found.train.to("cpu")
+        assert torch.equal(moved[:].isnan(), ~found.train.mask)
+        gappy = torch.rand(30, 4)
+        gappy[3, 2] = float("nan")
+        assert data.from_tensor(gappy).missing == pytest.approx(1 / 120)
+
+
 def test_at_most_ten_thousand_are_held_out_for_each():
     found = data.from_tensor(torch.zeros(120_000, 1))
     assert [len(split) for split in found.splits.values()] == [100_000, 10_000, 10_000]
@@ -207,6 +298,11 @@ def write(path, array):
     return str(path)
 
 
+def masked(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
 def images(folder, sizes):
     for i, size in enumerate(sizes):
         Image.new("L", size).save(folder / f"{i}.png")
@@ -216,8 +312,36 @@ def images(folder, sizes):
 BAD = {
     "unknown name": (lambda p: {"data": "minst"}, ValueError, "Expected one of digits, mnist.*or a path; got 'minst'"),
     "no such file": (lambda p: {"data": str(p / "x.npy")}, FileNotFoundError, "there is nothing at"),
-    "NaN": (lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.nan))}, ValueError, "finite numbers.*got .* NaN"),
-    "infinite": (lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.inf))}, ValueError, "NaN or infinite"),
+    "NaN": (
+        lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.nan))},
+        ValueError,
+        "something observed of every image in .*; got 10 of 10 that are NaN or masked all over. Leave those images out",
+    ),
+    "infinite": (
+        lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.inf))},
+        ValueError,
+        "finite numbers .*; got 40 of 40 that are infinite. Fill them in, .* or make them NaN, which is missing",
+    ),
+    "an image masked all over": (
+        lambda p: {"data": masked(p / "x.npz", x=grey(), mask=np.arange(20).reshape(20, 1, 1) + np.zeros((6, 6)) > 0)},
+        ValueError,
+        "something observed of every image in .*; got 1 of 20",
+    ),
+    "a mask of numbers": (
+        lambda p: {"data": masked(p / "x.npz", x=grey(), mask=np.ones((20, 6, 6)))},
+        ValueError,
+        "mask of booleans, True where observed, in .*; got torch.float32",
+    ),
+    "a mask of another shape": (
+        lambda p: {"data": masked(p / "x.npz", x=grey(), mask=np.ones((20, 6, 5), dtype=bool))},
+        ValueError,
+        r"mask of the shape of x, \(20, 1, 6, 6\), or with one channel, in .*; got \(20, 1, 6, 5\)",
+    ),
+    "one mask for all": (
+        lambda p: {"data": masked(p / "x.npz", x=grey(), mask=np.ones((1, 6, 6), dtype=bool))},
+        ValueError,
+        r"got \(1, 1, 6, 6\)",
+    ),
     "empty": (lambda p: {"data": write(p / "x.npy", np.zeros((0, 4)))}, ValueError, r"not empty.*got shape \(0, 4\)"),
     "one number a row": (lambda p: {"data": write(p / "x.npy", np.zeros(9))}, ValueError, r"shape \(images, ...\)"),
     "two images": (lambda p: {"data": write(p / "x.npy", np.zeros((2, 4)))}, ValueError, "at least 3 images.*got 2"),

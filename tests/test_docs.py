@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae import commands
+from pyro_vae import commands, options
 from pyro_vae.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +74,7 @@ def test_commands_in_the_readme_exist(line, monkeypatch):
         known = {name: getattr(commands, f"_{name}") for name in COMMANDS}
         shows_help = any("help" in word for word in arguments)
         with pytest.raises(SystemExit, match="0") if shows_help else nullcontext():
-            commands._parser(known).parse_args(arguments)
+            options.parser(known).parse_args(options.in_full(arguments))
     elif program == "python":
         assert (ROOT / arguments[0]).is_file()
     else:

@@ -79,7 +79,9 @@ class TestNll:
         """A remainder that is drawn but not counted, or counted but not drawn, would shift the answer."""
         drawn = []
         genuine = evaluate.log_weights
-        monkeypatch.setattr(evaluate, "log_weights", lambda v, x, k: drawn.append((len(x), k)) or genuine(v, x, k))
+        monkeypatch.setattr(
+            evaluate.weights, "log_weights", lambda v, x, k: drawn.append((len(x), k)) or genuine(v, x, k)
+        )
         evaluate.nll(model.vae(), torch.randn(5, 6), num_particles=23, at_once=20)
         assert drawn == [(5, 4)] * 5 + [(5, 3)]
 
@@ -145,6 +147,58 @@ class TestKlPerDim:
             evaluate.kl_per_dim(vae, torch.randn(5, 6))
 
 
+class FlowGuide(nn.Module):
+    """Two dimensions: one knows x to within a tenth, the other nothing. Its mean is in no closed form to torch."""
+
+    def forward(self, x):
+        base = dist.Normal(torch.zeros(len(x), 2), torch.ones(2)).to_event(1)
+        loc = torch.stack([2 * x[:, 0], 0 * x[:, 0]], dim=-1)
+        return dist.TransformedDistribution(base, dist.transforms.AffineTransform(loc, torch.tensor([0.1, 1.0]), 1))
+
+
+class TestActivity:
+    @pytest.mark.parametrize(("beta", "active"), [(0.5, 4), (1.0, 4), (2.0, 3), (8.0, 1), (1e3, 0)])
+    def test_is_one_minus_beta_s2_over_lambda(self, beta, active, float64):
+        """At the optimum of the beta-ELBO, W is of the eigenvalues above beta s^2 (Lucas et al., 2019)."""
+        s2, values = 1.0, torch.tensor([9.0, 5.0, 3.0, 1.5, 0.2, 0.1])
+        x = torch.linalg.qr(torch.randn(400, 7) @ torch.eye(7)[:, :6])[0]
+        x = x - x.mean(0)
+        x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T * values.sqrt()
+        weight = torch.eye(6)[:, :4] * (values[:4] - beta * s2).clamp(min=0).sqrt()
+        vae = LinearGaussian(weight, x.mean(0), scale=math.sqrt(beta * s2)).vae("mean-field")
+        expected = (1 - beta * s2 / values[:4]).clamp(min=0)
+        torch.testing.assert_close(evaluate.activity(vae, x), expected, rtol=0, atol=1e-10)
+        assert evaluate.active_units(vae, x) == active
+
+    def test_of_a_guide_without_a_mean_has_no_bias_of_the_draws(self, float64):
+        """100 repeats of 50 images, at 5 standard errors: 2 numbers that fail once in 1.7 million runs each.
+
+        The variance of one average of 100 draws would be 0.01 too large for the second dimension: 70 standard errors.
+        """
+        vae = VAE.build((6,), latent=2)
+        vae.encoder = FlowGuide()
+        x = torch.randn(50, 6)
+        with pytest.raises(NotImplementedError):
+            vae.encoder(x).mean  # noqa: B018
+        found = torch.stack([evaluate.activity(vae, x) for _ in range(100)])
+        error = found.std(0) / 10
+        assert ((found.mean(0) - torch.stack([4 * x[:, 0].var(), torch.tensor(0.0)])).abs() < 5 * error).all()
+        assert 5 * error[1] < 0.01
+        assert evaluate.active_units(vae, x) == 1
+
+    def test_does_not_depend_on_how_many_fit(self, model, monkeypatch):
+        x = torch.randn(50, 6)
+        expected = evaluate.activity(model.vae(), x)
+        monkeypatch.setattr(evaluate.terms, "how_many_fit", lambda run, most, device: 3)
+        torch.testing.assert_close(evaluate.activity(model.vae(), x), expected, rtol=0, atol=1e-12)
+
+    def test_counts_those_above_the_threshold(self, model):
+        x = torch.randn(50, 6)
+        found = evaluate.activity(model.vae(), x)
+        for threshold in (0.0, found.median().item(), 1e9):
+            assert evaluate.active_units(model.vae(), x, threshold) == (found > threshold).sum()
+
+
 class TestSummary:
     SPLIT = data.load("digits").test
 
@@ -156,6 +210,13 @@ class TestSummary:
         _, kl = evaluate.split(vae, self.SPLIT[:30])
         assert found.kl[0] == pytest.approx(kl.mean().item(), rel=1e-5)
         assert found.kl[1] == pytest.approx(kl.std().item() / math.sqrt(30), rel=1e-5)
+
+    def test_is_the_mean_of_what_it_is_per_image(self):
+        vae = VAE.build((1, 8, 8), latent=2)
+        found, values = (f(vae, self.SPLIT, num_particles=5, images=30) for f in (evaluate.summary, evaluate.per_image))
+        assert (values.elbo == values.reconstruction - values.kl).all()
+        for name, value in values._asdict().items():
+            assert getattr(found, name) == (value.mean().item(), value.std().item() / math.sqrt(30))
 
     def test_repeats_and_leaves_torchs_generator_alone(self):
         vae = VAE.build((1, 8, 8), latent=2)
@@ -185,6 +246,7 @@ X = torch.zeros(2, 6)
         (lambda vae: evaluate.log_weights(vae, X, 0), "num_particles of at least 1; got 0"),
         (lambda vae: evaluate.nll(vae, X, 0), "at least 1 particle, and 1 at once; got 0 and 20000"),
         (lambda vae: evaluate.nll(vae, X, 5, at_once=0), "got 5 and 0"),
+        (lambda vae: evaluate.activity(vae, X[:1]), "at least 2 images, .*; got 1"),
         (lambda vae: evaluate.split(vae, X, 0), "num_particles of at least 1; got 0"),
         (lambda vae: evaluate.summary(vae, data.from_tensor(X.repeat(9, 1)).test, images=0), "at least 1 image"),
     ],

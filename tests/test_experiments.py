@@ -17,7 +17,7 @@ def experiments_on_the_path(monkeypatch):
     """As ``python experiments/NAME.py`` has it."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     yield
-    for name in ("common", "rivals", "speed", "timing", *SMALL):
+    for name in ("common", "imputers", "rivals", "speed", "timing", *SMALL):
         sys.modules.pop(name, None)
 
 
@@ -39,6 +39,29 @@ SMALL = {
         "rounds": 1,
         "images": 20,
         "num_particles": 5,
+    },
+    "imputation": {"fractions": (0.5,), "hidden": (16,), "epochs": 1, "seeds": 2, "num_particles": 3, "images": 20},
+    "likelihoods": {
+        "data": "digits",
+        "chosen": ("Gaussian, learned", "DiscretizedLogistic"),
+        "levels": 17,
+        "hidden": (16,),
+        "epochs": 1,
+        "seeds": 2,
+        "images": 20,
+        "num_particles": 3,
+        "workers": 1,
+    },
+    "priors": {
+        "data": "digits",
+        "chosen": ("StandardNormal", "Flow, affine"),
+        "latent": 4,
+        "hidden": (16,),
+        "epochs": 2,
+        "seeds": 2,
+        "images": 20,
+        "num_particles": 3,
+        "workers": 1,
     },
     "tug_of_war": {"betas": (0.1, 1.0, 10.0), "hidden": (32,), "epochs": 2, "seeds": 2, "samples": 50},
 }
@@ -106,11 +129,65 @@ def test_the_committed_lab_compares_gradients_on_the_same_images_and_draws(k):
         assert found == pytest.approx([found[0]] * 4, rel=1e-3)
 
 
+def test_the_committed_intervals_are_what_their_caption_says():
+    """Right at random holes with a scale per pixel; far too narrow where no image shows both halves."""
+    for row in rows(EXPERIMENTS / "results" / "imputation.csv"):
+        half, ninety = (float(row[f"coverage of {level}%"]) for level in (50, 90))
+        if row["trained on"] == "these holes" and row["missing"] == "a half":
+            assert ninety < 0.76
+            assert float(row["RMSE"]) > float(row["RMSE, mean"])
+        elif row["trained on"] == "these holes":
+            low, high = (
+                ((0.475, 0.515), (0.905, 0.955)) if row["scale"] == "per pixel" else ((0.565, 0.625), (0.87, 0.9))
+            )
+            assert low[0] < half < low[1]
+            assert high[0] < ninety < high[1]
+        assert float(row["RMSE"]) < float(row["RMSE, guide"])
+
+
+def test_imputations_that_are_no_vae_keep_what_is_observed_and_know_a_line():
+    """Of points on a line principal components find the missing coordinate; neighbours one that is near."""
+    imputers = importlib.import_module("imputers")
+    line = torch.linspace(0, 1, 200).unsqueeze(1) * torch.tensor([1.0, 2.0, -1.0])
+    x = line[50:150:10].clone()
+    x[::2, 0] = x[1::2, 2] = float("nan")
+    for found, error in ((imputers.components(line, 1, x), 1e-3), (imputers.neighbours(line, 3, x), 1e-2)):
+        torch.testing.assert_close(found, line[50:150:10], rtol=0, atol=error)
+        assert torch.equal(found[~x.isnan()], x[~x.isnan()])
+
+
 def test_a_ratio_of_signal_to_noise_is_without_bias():
     """Of gradients with mean 0.1 and variance 1, 1,000 draws: a plain ratio would be 0.105 on average, not 0.1."""
     found = importlib.import_module("signal_to_noise")
     ratios = torch.tensor([found.ratio(0.1 + torch.randn(1000, 50).double()) for _ in range(100)])
     assert abs(ratios.mean() - 0.1) < 5 * ratios.std() / 10
+
+
+def test_the_readme_says_what_the_committed_priors_say():
+    table = {row["prior"].split(",")[-1].strip(): row for row in rows(EXPERIMENTS / "results" / "priors.csv")}
+    nll = [float(table[name]["-log p(x)"]) for name in ("500", "100", "spline", "affine", "StandardNormal")]
+    bad = [float(table[name]["unreadable"]) for name in ("500", "100", "spline", "affine", "StandardNormal")]
+    readme = " ".join((EXPERIMENTS.parent / "README.md").read_text().split())
+    vamp, mixture, spline, affine, normal = (f"{number:.1f}" for number in nll)
+    assert f"{vamp} nats with a VampPrior, {mixture} with a mixture, {spline} with a spline flow" in readme
+    assert f"and {affine} with an affine one, {normal} with a standard normal" in readme
+    *first, last = (f"{number:.0%}" for number in bad)
+    assert f"and {', '.join(first)} and {last} of the samples unreadable" in readme
+
+
+def test_the_readme_says_what_the_committed_imputation_says():
+    table = rows(EXPERIMENTS / "results" / "imputation.csv")
+    found = {
+        row["missing"]: float(row["coverage of 90%"])
+        for row in table
+        if (row["scale"], row["trained on"]) == ("per pixel", "these holes")
+    }
+    half = found.pop("a half")
+    readme = " ".join((EXPERIMENTS.parent / "README.md").read_text().split())
+    sentence = (
+        "90% intervals of pixels missing at random hold {:.0%} to {:.0%} of them, and those of missing halves {:.0%}"
+    )
+    assert sentence.format(min(found.values()), max(found.values()), half) in readme
 
 
 class TestSpeed:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import commands, data, load
+from pyro_vae import commands, data, guides, likelihoods, load, networks, options, priors
 from pyro_vae.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +63,18 @@ class TestTrain:
         assert "20 draws" in shown.out
         assert lines[-1] == "run:     here/run"
         assert "valid ELBO" in shown.err  # the bar
+
+    def test_says_how_much_is_missing(self, capsys):
+        generator = np.random.default_rng(0)
+        x, mask = generator.integers(0, 256, (40, 6, 6), dtype=np.uint8), generator.random((40, 6, 6)) > 0.25
+        np.savez("x.npz", x=x, mask=mask)
+        share = f"{100 * (1 - mask.mean()):.3g}% missing"
+        assert main(["train", "--data", "x.npz", "--run_dir", "run", *SMALL]) == 0
+        assert main(["evaluate", "run", "--num_particles", "5"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"x.npz, not binarised, {share}: 32 train, 4 valid, 4 test images of 1x6x6\n")
+        assert shown.count(f"{1 - mask.mean():.1%} of the pixels missing, left out") == 2
+        assert {path.stem for path in Path("run/figures").iterdir()} == FIGURES
 
     def test_draws_every_figure(self, run):
         assert {path.stem for path in (run / "figures").iterdir()} == FIGURES
@@ -181,6 +193,35 @@ class TestGenerate:
         assert (run / "figures" / "generated.png").read_bytes().startswith(b"\x89PNG")
 
 
+class TestCompare:
+    OPTIONS = ("--num_particles", "20", "--images", "50")
+
+    def test_a_table_and_a_figure(self, run, capsys):
+        other = ["--likelihood.scale", "0.3", "--run_dir", "other"]
+        assert main(["train", *SMALL, *other]) == 0
+        capsys.readouterr()
+        assert main(["compare", "run", "other", *self.OPTIONS, "--output", "some/c.png"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(
+            "The same for all: latent 2, prior StandardNormal, guide DiagonalNormal, network Auto("
+        )
+        head = next(i for i, line in enumerate(lines) if line.startswith("run "))
+        assert {line.split()[0] for line in lines[head + 1 : head + 3]} == {"run", "other"}
+        assert "best" in lines[head + 1]
+        assert "20 draws" in " ".join(lines)
+        assert lines[-1] == "figure: some/c.png"
+        assert Path("some/c.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_seed_and_the_split_reach_it(self, run, capsys):
+        shown = []
+        for more in ([], [], ["--seed", "1"], ["--split", "valid"]):
+            assert main(["compare", "run", *self.OPTIONS, *more]) == 0
+            shown.append(capsys.readouterr().out)
+        assert shown[0] == shown[1]
+        assert len({*shown}) == 3
+        assert "50 valid images" in shown[3]
+
+
 class TestHelp:
     @pytest.mark.parametrize("option", ["--help", "-h"])
     def test_says_what_each_subcommand_does_in_its_own_words(self, option, capsys):
@@ -199,7 +240,7 @@ class TestHelp:
         assert ended.value.code == 0
         assert capsys.readouterr().out == f"pyro-vae {version('pyro_vae')}\n"
 
-    @pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
+    @pytest.mark.parametrize("command", ["train", "evaluate", "generate", "compare"])
     def test_explains_every_option(self, command, capsys):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
@@ -210,9 +251,10 @@ class TestHelp:
         with pytest.raises(SystemExit):
             main(["train", "--help"])
         shown = " ".join(capsys.readouterr().out.split())
-        for known in ("StandardNormal)", "Bernoulli, Gaussian)", "DiagonalNormal)", "MLP, Conv)", "ELBO, IWAE, Renyi,"):
-            assert f"known: {known}" in shown
-        assert shown.count("known: ") == len([option for option in commands.ROOMS if "." not in option])
+        for room in (priors, likelihoods, guides, networks):
+            assert f"known: {', '.join(name for name in room.__all__ if name != 'Network')})" in shown
+        assert "known: ELBO, IWAE, Renyi," in shown
+        assert shown.count("known: ") == len([option for option in options.ROOMS if "." not in option])
 
     def test_explains_the_arguments_of_a_class(self, capsys):
         with pytest.raises(SystemExit):
@@ -273,7 +315,10 @@ BAD = {
         "--objective.penalty.weight to be float; got x",
     ),
     "unknown data set": (lambda: ["train", "--data", "minst"], "Expected one of digits, mnist, .*; got 'minst'"),
-    "NaN": (lambda: array(np.full((9, 4), np.nan)), "finite numbers in 'x.npy'; got 36 of 36 that are NaN"),
+    "NaN": (
+        lambda: array(np.full((9, 4), np.nan)),
+        "something observed of every image in 'x.npy'; got 9 of 9 that are NaN",
+    ),
     "support": (lambda: ["train", "--likelihood", "Bernoulli"], "support of Bernoulli, .* --binarize dynamic"),
     "latent 0": (lambda: ["train", "--latent", "0"], "at least 1 latent dimension; got latent = 0"),
     "no path": (lambda: ["train", "--data", "no/x.npy"], "there is nothing at 'no/x.npy'"),
@@ -282,15 +327,20 @@ BAD = {
     "device": (lambda: ["train", "--device", "gpu"], "device that torch can use, as 'cpu'; got device = 'gpu'"),
     "run_dir": (lambda: ["train", "--run_dir", text("file", "") + "/run"], "could not make 'file/run'"),
     "run_dir there": (lambda: ["train", "--run_dir", "r"], "'r' holds a run already. Choose another --run_dir"),
+    "no run to compare": (lambda: ["compare"], "arguments are required: compare.runs. See pyro-vae compare --help"),
+    "one of the runs": (lambda: ["compare", "r", "nowhere"], "there is nothing at 'nowhere'"),
+    "compare's output": (lambda: ["compare", "r", "--output", "x.gif"], "end in .png; got 'x.gif'"),
+    "compare's images": (lambda: ["compare", "r", "--images", "1"], "2 images; got 1 runs, .* images = 1"),
+    "split": (lambda: ["compare", "r", "--split", "tets"], "--split to be 'test', 'valid', 'train'; got tets"),
     "no images": (lambda: ["generate", "r", "--num", "0"], "at least 1 image; got num = 0"),
     "output": (lambda: ["generate", "r", "--output", "x.gif"], "end in .png or .npy; got 'x.gif'"),
     "unknown class": (
         lambda: ["train", "--likelihood", "Gausian"],
-        "--likelihood to be one of Bernoulli, Gaussian, or the import path of a class of yours; got Gausian",
+        "--likelihood to be one of .*Gaussian.*, or the import path .* of yours, a subclass of Family; got Gausian",
     ),
     "unknown module": (
         lambda: ["train", "--prior", "no.Prior"],
-        "--prior to be one of StandardNormal, .* got no.Prior",
+        "--prior to be one of Flow, .* StandardNormal, .* got no.Prior, and there is no no.py here",
     ),
     "another room's": (
         lambda: ["train", "--likelihood", "pyro_vae.priors.StandardNormal"],
@@ -307,7 +357,7 @@ BAD = {
     "choice": (lambda: ["train", "--binarize", "on"], "--binarize to be 'none', .*'threshold'; got on"),
     "either": (
         lambda: ["train", "--likelihood", "Gaussian", "--likelihood.scale", "x"],
-        "--likelihood.scale to be float or 'learned'; got x",
+        "--likelihood.scale to be float or 'learned', 'per-pixel', 'optimal'; got x",
     ),
     "argument": (
         lambda: ["train", "--network", "MLP", "--network.depth", "3"],

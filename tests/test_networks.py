@@ -1,9 +1,11 @@
+import math
 from functools import partial
 
 import pytest
 import torch
 
-from pyro_vae.networks import MLP, Conv
+from pyro_vae import VAE, fit, networks
+from pyro_vae.networks import MLP, Auto, Conv, ResNet
 
 NETWORKS = {
     "MLP": MLP,
@@ -11,6 +13,12 @@ NETWORKS = {
     "MLP linear": partial(MLP, hidden=()),
     "Conv": Conv,
     "Conv three levels": partial(Conv, channels=(4, 8, 16), hidden=32, activation="SiLU"),
+    "Conv two dense layers": partial(Conv, channels=(4,), hidden=(32, 16)),
+    "Conv with no dense layer": partial(Conv, channels=(4,), hidden=()),
+    "ResNet": ResNet,
+    "ResNet three levels of two": partial(ResNet, channels=(4, 8, 16), blocks=2, hidden=32, activation="SiLU"),
+    "Auto": Auto,
+    "Auto, told": partial(Auto, hidden=(30, 20), channels=(4, 8), activation="Tanh"),
 }
 SHAPES = {
     "encoder 8x8": ((1, 8, 8), (2, 5)),
@@ -19,7 +27,14 @@ SHAPES = {
     "decoder 28x28": ((5,), (2, 1, 28, 28)),
     "encoder odd, in colour": ((3, 7, 11), (2, 5)),
     "decoder odd, in colour": ((5,), (2, 3, 7, 11)),
+    "encoder odd, large": ((3, 21, 33), (2, 5)),
+    "decoder odd, large": ((5,), (1, 3, 21, 33)),
 }
+
+
+def test_every_member_is_in_the_contract():
+    made = {getattr(network, "func", network) for network in NETWORKS.values()}
+    assert made == {getattr(networks, name) for name in networks.__all__} - {networks.Network}
 
 
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
@@ -52,6 +67,69 @@ class TestContract:
             net.bias += 1
         torch.testing.assert_close(net(a), before + 1)
 
+    def test_it_runs_where_it_is_put(self, network, shapes, device):
+        in_shape, out_shape = shapes
+        out = network(in_shape, out_shape).double().to(device)(torch.randn(2, *in_shape).double().to(device))
+        assert (out.dtype, out.device.type) == (torch.float64, device)
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_its_steps_are_recorded_and_train(network):
+    """A step that cannot be recorded warns, and a warning is an error here."""
+    x = torch.rand(96, 1, 9, 7).round()
+    with torch.random.fork_rng():
+        vae = VAE.build((1, 9, 7), latent=3, network=network)
+        history = fit(vae, x, compile="graph", epochs=3, batch_size=16, progress=False)
+    assert all(math.isfinite(loss) for loss in history["train"])
+    assert history["train"][-1] < history["train"][0]
+
+
+class TestAuto:
+    @pytest.mark.parametrize("event", [(6,), (1, 8, 8), (1, 28, 28), (1, 32, 32), (4, 2000), (3, 4, 5)], ids=str)
+    def test_small_images_and_vectors_get_the_layers_of_an_mlp(self, event):
+        self.same(MLP, event, hidden=(400,))
+
+    @pytest.mark.parametrize("event", [(3, 32, 32), (1, 33, 32), (1, 64, 64), (3, 19, 19)], ids=str)
+    def test_larger_images_get_the_layers_of_a_conv(self, event):
+        self.same(Conv, event, hidden=400)
+
+    def same(self, kind, event, **arguments):
+        """The same names and the same random numbers, on both sides."""
+
+        def state(network):
+            torch.manual_seed(1)
+            return [*network(event, (2, 5)).state_dict().items(), *network((5,), (1, *event)).state_dict().items()]
+
+        with torch.random.fork_rng():
+            found, expected = state(Auto), state(partial(kind, **arguments))
+        assert [name for name, _ in found] == [name for name, _ in expected]
+        assert all((mine == theirs).all() for (_, mine), (_, theirs) in zip(found, expected, strict=True))
+
+    def test_it_is_what_a_vae_has_when_none_is_named(self):
+        assert type(VAE.build((6,)).encoder.network) is Auto
+
+    def test_a_likelihood_of_many_parameters_makes_no_image_large(self):
+        assert isinstance(Auto((20,), (256, 1, 8, 8)).layers[0], torch.nn.Flatten)
+        assert [name for name, _ in Auto((20,), (256, 1, 8, 8)).named_parameters()] == [
+            name for name, _ in MLP((20,), (256, 1, 8, 8)).named_parameters()
+        ]
+
+
+def test_a_residual_block_starts_near_the_identity():
+    """Its change is an order of magnitude below what goes through, for inputs of size 1."""
+    (block,) = (layer for layer in ResNet((16, 12, 12), (2, 5), channels=(16,)).layers if hasattr(layer, "residual"))
+    h = torch.randn(8, 16, 12, 12)
+    change = (block(h) - h).square().mean().sqrt()
+    assert 0 < change < 0.1
+
+
+def test_data_do_not_meet_in_a_resnet():
+    """No statistics of a batch, in training or not: a datum's output is that of the datum alone."""
+    net, a = ResNet((1, 9, 9), (2, 5)), torch.randn(6, 1, 9, 9)
+    alone = torch.stack([net(row) for row in a])
+    torch.testing.assert_close(net.train()(a), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.eval()(a), alone, rtol=1e-4, atol=1e-5)
+
 
 @pytest.mark.parametrize(
     ("build", "message"),
@@ -60,6 +138,15 @@ class TestContract:
         (lambda: MLP((4,), (2,), activation="Linear"), r"activation in torch.nn, as ReLU or Tanh; got 'Linear'"),
         (lambda: MLP((4,), (2,), hidden=(0,)), r"hidden layers of at least 1 unit; got \(0,\)"),
         (lambda: Conv((64,), (2, 5)), r"Expected images.*got a map from \(64,\) to \(2, 5\)\. Use MLP"),
+        (lambda: ResNet((5,), (1, 64)), r"Expected images.*got a map from \(5,\) to \(1, 64\)\. Use MLP"),
+        (lambda: Conv((1, 8, 8), (2, 5), hidden=0), r"hidden layers of at least 1 unit; got \(0,\)"),
+        (lambda: Conv((5,), (1, 1, 8, 8), channels=(4, 0)), r"at least 1 channel; got \(4, 0\)"),
+        (lambda: ResNet((1, 8, 8), (2, 5), blocks=-1), r"0 or more residual blocks; got -1"),
+        (lambda: Auto((3, 32, 32), (2, 5), activation="Relu"), r"got 'Relu'"),
+        (
+            lambda: networks.Network((4,), (2, 5), torch.nn.Flatten())(torch.zeros(3, 4)),
+            r"layers of Network to give 10 elements a row, for an output of shape \(2, 5\); got 4",
+        ),
         (lambda: MLP((1, 8, 8), (2, 5))(torch.zeros(3, 8, 9)), r"ends in \(1, 8, 8\); got \(3, 8, 9\)"),
         (lambda: MLP((1, 8, 8), (2, 5))(torch.zeros(8)), r"ends in \(1, 8, 8\); got \(8,\)"),
     ],

@@ -48,6 +48,8 @@ ARRAYS = {
     "16 bits of the other byte order": grey(6, 5).astype(">i2"),
     "unsigned 32 bits": grey(6, 5).astype(np.uint32),
     "whole numbers beyond a byte": grey(30, high=1000) - 500,
+    "floats, counts beyond a byte": grey(30, high=1000).astype(np.float32),
+    "floats, zeros and ones": grey(30, high=2).astype(np.float64),
     "float64": grey(30) / 255,
     "float16, real": (grey(30) - 100).astype(np.float16),
 }
@@ -57,14 +59,18 @@ OPTIONS = {
     "threshold": {"binarize": "threshold"},
     "dequantize": {"dequantize": True},
     "valid": {"valid": 7},
+    "counts": {"counts": True},
 }
 BINARY = {"dynamic", "threshold"}
 PAIRS = [
     (kind, option)
     for kind in ARRAYS
     for option in OPTIONS
-    if not (option in BINARY and ("beyond" in kind or "real" in kind)) and not (option == "dequantize" and "o" in kind)
+    if option != "counts"
+    and not (option in BINARY and ("beyond" in kind or "real" in kind))
+    and not (option == "dequantize" and "o" in kind)
 ] + [("booleans", "dequantize"), ("zeros and ones", "dequantize")]
+PAIRS += [(kind, "counts") for kind in ("bytes", "zeros and ones", "floats, counts beyond a byte")]
 
 
 @pytest.mark.parametrize(("kind", "option"), PAIRS)
@@ -214,7 +220,10 @@ BAD = {
     "objects": (lambda p: write(p, np.array([{}, 1], dtype=object)), "file of numbers; could not read .*objects"),
     "text": (lambda p: write(p, np.array([["a"]])), "Expected numbers in"),
     "complex": (lambda p: write(p, np.ones((9, 4), complex)), "Expected numbers in"),
-    "NaN": (lambda p: write(p, np.where(grey(30) == 7, np.nan, 0)), r"finite numbers in .*; got \d+ of 9,000 that"),
+    "NaN": (
+        lambda p: write(p, np.where(grey(30) == 7, np.nan, 0)),
+        r"finite numbers in .*; got \d+ of 9,000 .* save it as .npz",
+    ),
     "one number": (lambda p: write(p, np.array(3.0)), r"shape \(images, ...\)"),
     "one number a row": (lambda p: write(p, np.zeros(9)), r"shape \(images, ...\)"),
     "two images": (lambda p: write(p, np.zeros((2, 4))), "at least 3 images.*got 2"),

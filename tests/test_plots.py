@@ -95,6 +95,41 @@ class TestLatentSpace:
         assert plots.latent_space(torch.randn(30, 2), torch.arange(30)).axes[0].get_legend() is None
 
 
+RUN = {"nll": (3.0, 0.5), "reconstruction": -2.0, "kl": 1.5, "seconds": [1.0, 2.0, 4.0], "valid": [9.0, 5.0, 4.0]}
+GROUPS = [("masses", {"a": RUN, "b": RUN | {"nll": (4.0, 0.1), "valid": [], "seconds": []}}), ("densities", {"c": RUN})]
+
+
+class TestComparison:
+    def test_has_a_row_of_panels_for_each_group_and_the_best_above(self):
+        pages = plots.comparison(GROUPS).subfigs
+        assert [page.get_suptitle() for page in pages] == ["masses", "densities"]
+        left, middle, right = pages[0].axes
+        assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
+        assert left.yaxis_inverted()
+        assert [line.get_xydata().tolist() for line in left.lines if len(line.get_xdata()) == 1][0] == [[3.0, 0.0]]
+        bar = left.collections[0].get_segments()[0]
+        assert bar[:, 0].tolist() == [2.5, 3.5]
+        assert middle.lines[0].get_xydata().tolist() == [[1.5, 2.0]]
+        assert right.lines[0].get_xydata().tolist() == [[1.0, 9.0], [2.0, 5.0], [4.0, 4.0]]
+        assert len(right.lines[1].get_xdata()) == 0
+
+    def test_a_run_has_one_colour_throughout(self):
+        left, middle, right = plots.comparison(GROUPS).subfigs[0].axes
+        for i in range(2):
+            assert left.lines[3 * i].get_color() == middle.lines[i].get_color() == right.lines[i].get_color()
+        assert middle.lines[0].get_color() != middle.lines[1].get_color()
+
+    def test_on_a_line_the_elbo_is_one(self):
+        middle = plots.comparison(GROUPS).subfigs[0].axes[1]
+        lines = middle.lines[2:]
+        assert len(lines) == 7
+        assert all(np.ptp(line.get_xydata().sum(1)) < 1e-9 for line in lines)
+
+    def test_of_one_epoch_or_none_is_drawn(self):
+        for history in ([], [1.0]):
+            plots.comparison([("one", {"run": RUN | {"valid": history, "seconds": history}})])
+
+
 def test_curves_show_reconstruction_and_divergence_apart():
     axes = plots.curves(HISTORY).axes
     drawn = [[line.get_ydata().tolist() for line in one.lines] for one in axes]
@@ -120,6 +155,7 @@ def test_curves_of_one_epoch_are_drawn():
         lambda: plots.samples(torch.rand(4, 1, 8, 8)),
         lambda: plots.latent_space(torch.randn(9, 2), torch.arange(9)),
         lambda: plots.curves(HISTORY),
+        lambda: plots.comparison(GROUPS),
     ],
 )
 def test_a_figure_is_saved_without_a_display_and_pyplot_never_hears_of_it(figure, tmp_path):

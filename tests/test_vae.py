@@ -142,6 +142,8 @@ class Constant(nn.Module):
         ({"event_shape": (0,)}, "event of at least one element"),
         ({"event_shape": (6,), "network": networks.Conv}, "Expected images"),
         ({"likelihood": partial(likelihoods.Gaussian, scale=0)}, "positive scale"),
+        ({"likelihood": partial(likelihoods.Gaussian, sigma=1)}, r"made by likelihood\(\(1, 8, 8\)\); got: .*'sigma'"),
+        ({"prior": Constant}, r"made by prior\(3\); got: .*takes 1 positional argument but 2"),
     ],
 )
 def test_bad_parts_get_a_sentence(parts, message):

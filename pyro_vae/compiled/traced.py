@@ -155,12 +155,16 @@ class Traced:
         for tensor, value in zip(written, kept, strict=True):
             tensor.detach().copy_(value)
         _set_random_state(before)
-        others = entry.graph(tensors)
-        if all(map(_close, found.tensors, others)):
-            return Outputs(others, entry.kept)
+        reason = "run again it gives another result; does it draw with NumPy, or change what is no tensor?"
+        try:
+            others = entry.graph(tensors)
+            if all(map(_close, found.tensors, others)):
+                return Outputs(others, entry.kept)
+        except RuntimeError:
+            reason = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
         for tensor, value in zip(written, after, strict=True):
             tensor.detach().copy_(value)
-        self._go_on("run again it gives another result; does it draw with NumPy, or change what is no tensor?")
+        self._go_on(reason)
         return found
 
     def _pays(self, entry: _Entry, device: torch.device) -> bool:

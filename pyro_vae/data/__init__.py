@@ -2,5 +2,6 @@
 
 from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.loading import from_tensor, load
+from pyro_vae.data.supports import levels, open_unit_interval
 
-__all__ = ["Dataset", "Split", "from_tensor", "load"]
+__all__ = ["Dataset", "Split", "from_tensor", "levels", "load", "open_unit_interval"]

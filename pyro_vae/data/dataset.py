@@ -14,6 +14,7 @@ from pyro_vae.data.on_disk import OnDisk
 __all__ = ["Dataset", "Split"]
 
 Noise = Literal["bernoulli", "uniform"]
+EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +22,8 @@ class Split:
     r"""Images kept on a device or on disk. ``split[index]`` reads a batch of x, as floats, with its noise drawn afresh.
 
     From pixel p of L grey levels, :math:`x = p / (L - 1)`; with ``noise`` ``bernoulli``, x is drawn with that
-    probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation).
+    probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation), which
+    is kept off 0 and 1, where float32 would round it to. With ``counts``, :math:`x = p`. What is missing is NaN.
 
     References:
         On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov and Murray, 2008), for binarisation.
@@ -33,6 +35,8 @@ class Split:
         labels: Shape ``(N,)``, or None.
         levels: L, how many grey levels the bytes have.
         noise: What to draw when a batch is read.
+        counts: Whether x is the pixel as it is.
+        mask: True where a pixel is observed, of the shape of the pixels; or None, if all are.
 
     Example:
         >>> split = Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)
@@ -44,21 +48,28 @@ class Split:
     labels: Tensor | None = None
     levels: int = 256
     noise: Noise | None = None
+    counts: bool = False
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
+        x = self._read(index)
+        return x if self.mask is None else torch.where(_rows(self.mask, index), x, torch.nan)
+
+    def _read(self, index: Tensor | slice) -> Tensor:
         pixels = _rows(self.pixels, index) if isinstance(self.pixels, Tensor) else self.pixels[index]
         if self.noise == "uniform":
-            return (pixels + torch.rand(pixels.shape, device=pixels.device)) / self.levels
+            return self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
         x = pixels / self.white
         return (torch.rand_like(x) < x).to(x.dtype) if self.noise == "bernoulli" else x  # as torch.bernoulli, faster
 
     def to(self, device: str | torch.device) -> Split:
         """Return the split on another device; of one on disk, each batch is moved there when it is read."""
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, pixels=self.pixels.to(device), labels=labels)
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, pixels=self.pixels.to(device), labels=labels, mask=mask)
 
     @property
     def on_disk(self) -> bool:
@@ -69,23 +80,38 @@ class Split:
         """Return the split with its noise drawn once for all, in memory."""
         if self.noise == "uniform":
             u = torch.rand(self.pixels.shape, generator=generator)
-            return replace(self, pixels=(self.pixels[:] + u) / self.levels, noise=None)
+            return replace(self, pixels=self._dequantised(self.pixels[:], u), noise=None)
         if self.noise == "bernoulli":
-            x = replace(self, noise=None)[:]
+            x = replace(self, noise=None, mask=None)[:]
             return replace(self, pixels=torch.bernoulli(x, generator=generator).byte(), levels=2, noise=None)
         return self
 
+    def _dequantised(self, pixels: Tensor, u: Tensor) -> Tensor:
+        return ((pixels + u) / self.levels).clamp(EDGE, 1 - EDGE)
+
     @property
     def mean(self) -> Tensor:
-        """The mean of x, of shape ``event``, with the noise averaged out."""
-        total = self.pixels.total if isinstance(self.pixels, OnDisk) else _total(self.pixels)
-        mean = (total / len(self)).to(torch.promote_types(self.pixels.dtype, torch.float32))
+        """The mean of x, of shape ``event``, with the noise averaged out, over what is observed.
+
+        An element that is observed in no image has the mean of all the others.
+        """
+        total = self.pixels.total if isinstance(self.pixels, OnDisk) else _total(self.pixels, self.mask)
+        mean = total / len(self)
+        if self.mask is not None:
+            count = _total(self.mask)
+            mean = torch.where(count > 0, total / count, total.sum() / count.sum())
+        mean = mean.to(torch.promote_types(self.pixels.dtype, torch.float32))
         return (mean + 0.5) / self.levels if self.noise == "uniform" else mean / self.white
+
+    @property
+    def missing(self) -> float:
+        """The share of pixels that are missing."""
+        return 0.0 if self.mask is None else 1 - _total(self.mask).sum().item() / self.mask.numel()
 
     @property
     def white(self) -> int:
         """The pixel at which x is 1."""
-        return 1 if self.pixels.dtype.is_floating_point else self.levels - 1
+        return 1 if self.counts or self.pixels.dtype.is_floating_point else self.levels - 1
 
 
 def _rows(pixels: Tensor, index: Tensor | slice) -> Tensor:
@@ -95,9 +121,13 @@ def _rows(pixels: Tensor, index: Tensor | slice) -> Tensor:
     return pixels[index]
 
 
-def _total(pixels: Tensor) -> Tensor:
-    """Add images up in float64, which of bytes is exact, with no copy of them all."""
-    return torch.stack([part.sum(0, dtype=torch.float64) for part in pixels.split(1024)]).sum(0)
+def _total(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Add up what is observed of images in float64, which of bytes is exact, with no copy of them all."""
+    sums = []
+    for i, part in enumerate(pixels.split(1024)):
+        seen = part if mask is None else part * mask[1024 * i : 1024 * (i + 1)]
+        sums.append(seen.sum(0, dtype=torch.float64))
+    return torch.stack(sums).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +138,9 @@ class Dataset:
         train: Trained on; noise is drawn afresh at every reading.
         valid: Watched while training; noise drawn once for all, as of ``test``.
         test: Looked at in the end.
-        support: The constraint that every x satisfies: ``boolean``, ``unit_interval`` or ``real``.
+        support: The constraint that every x satisfies: ``boolean``; ``levels(L)``, grey levels as they are;
+            ``unit_interval``, dequantised ones, which keep off its ends, or floats; ``nonnegative_integer``, counts;
+            ``real``.
         config: The arguments of :func:`load` that give the data set again.
     """
 
@@ -133,11 +165,19 @@ class Dataset:
         """The mean of x over the training images, of shape ``event``."""
         return self.train.mean
 
+    @property
+    def missing(self) -> float:
+        """The share of pixels that are missing, of all splits together."""
+        parts = self.splits.values()
+        return sum(part.missing * len(part) for part in parts) / sum(map(len, parts))
+
     def __str__(self) -> str:
+        plain = "counts" if self.config.get("counts") else "not binarised"
         how = {
-            "none": "dequantised" if self.config["dequantize"] else "not binarised",
+            "none": "dequantised" if self.config["dequantize"] else plain,
             "static": "binarised statically",
             "dynamic": "binarised dynamically",
             "threshold": "binarised at one half",
         }
-        return f"{self.config['data']}, {how[self.config['binarize']]}"
+        missing = f", {100 * self.missing:.3g}% missing" if self.missing else ""
+        return f"{self.config['data']}, {how[self.config['binarize']]}{missing}"

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.on_disk import OnDisk
+from pyro_vae.data.on_disk import OnDisk, are_whole
 from pyro_vae.data.sources import NAMES, Images, digits, file, folder, torchvision_images
+from pyro_vae.data.supports import levels
 
 __all__ = ["from_tensor", "load"]
 
@@ -27,6 +28,7 @@ def load(
     binarize: Binarize = "none",
     dequantize: bool = False,
     valid: int | None = None,
+    counts: bool = False,
 ) -> Dataset:
     """Load a data set by name, or your own by path.
 
@@ -40,23 +42,28 @@ def load(
 
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
-            ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``);
-            or a folder of images (subfolders, if any, are the labels).
+            ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``
+            and ``mask``); or a folder of images (subfolders, if any, are the labels). In an array of floats NaN is
+            missing, in any array what ``mask`` says: booleans, True where observed, of the shape of x or with one
+            channel.
         root: Folder where torchvision finds the data set, or puts it.
         binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn afresh
             for every training batch, and once for the validation and test images; ``threshold``, 1 above one half.
         dequantize: Whether to add uniform noise within a grey level, which makes a density of grey pixels a bound
             on their probability.
         valid: How many images to hold out for validation, if not the usual part.
+        counts: Whether x is the pixel as it is stored, a whole number from 0 on. Floats that are all whole numbers
+            from 0 on are counts, or binary, without it.
 
     Returns:
-        Images as float x in [0, 1] of shape ``(channels, height, width)``. Arrays keep their shape; floats outside
-        [0, 1] are left as they are.
+        Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where it is missing. Arrays keep
+        their shape; floats outside [0, 1], and counts, are left as they are.
 
     Raises:
         FileNotFoundError: If there is nothing at the path, or torchvision finds no data and no network.
-        ValueError: If the name is unknown, the data cannot be read, are not finite, are fewer than 3 images, or do
-            not suit the options; and, when a batch is read, if a file on disk is not what it was.
+        ValueError: If the name is unknown, the data cannot be read, are infinite, are fewer than 3 images, have an
+            image of which nothing is observed or are on disk and have missing numbers, or do not suit the options;
+            and, when a batch is read, if a file on disk is not what it was.
 
     References:
         The split of static binarisation is ours, not that of Larochelle and Murray (2011): numbers on the two do
@@ -70,6 +77,7 @@ def load(
         Boolean()
     """
     config = {"data": str(data), "root": str(root), "binarize": binarize, "dequantize": dequantize, "valid": valid}
+    config["counts"] = counts
     if data in NAMES:
         return _dataset(torchvision_images(data, root), config)
     path = Path(data)
@@ -92,6 +100,8 @@ def from_tensor(
     binarize: Binarize = "none",
     dequantize: bool = False,
     valid: int | None = None,
+    counts: bool = False,
+    mask: Tensor | None = None,
 ) -> Dataset:
     """Make a data set of a tensor: a tenth held out for validation, a tenth for test, as in :func:`load`.
 
@@ -101,6 +111,8 @@ def from_tensor(
         binarize: As in :func:`load`.
         dequantize: As in :func:`load`.
         valid: As in :func:`load`.
+        counts: As in :func:`load`.
+        mask: As in :func:`load`.
 
     Raises:
         ValueError: As :func:`load`.
@@ -108,15 +120,24 @@ def from_tensor(
     Example:
         >>> [len(split) for split in from_tensor(torch.rand(100, 5)).splits.values()]
         [80, 10, 10]
+        >>> print(from_tensor(torch.rand(100, 5), mask=torch.arange(5).expand(100, 5) > 0))
+        tensor, not binarised, 20% missing
     """
     config = {"data": "tensor", "root": "", "binarize": binarize, "dequantize": dequantize, "valid": valid}
-    return _dataset(Images.of(x.detach().cpu(), None if labels is None else labels.detach().cpu(), "a tensor"), config)
+    config["counts"] = counts
+    labels, mask = (None if given is None else given.detach().cpu() for given in (labels, mask))
+    return _dataset(Images.of(x.detach().cpu(), labels, "a tensor", mask=mask), config)
 
 
 def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
-    whole = Split(images.pixels, images.labels, images.levels)
+    whole = Split(images.pixels, images.labels, images.levels, counts=config["counts"], mask=images.mask)
     _check(whole, images.source, binarize, dequantize)
+    if whole.counts and not (images.low >= 0 and _are_whole(images.pixels)):
+        raise ValueError(
+            f"Expected whole numbers from 0 on as counts; got others, in [{images.low:g}, {images.high:g}], in "
+            f"{images.source}."
+        )
     low, high = images.low / whole.white, images.high / whole.white
     if binarize != "none" and not 0 <= low <= high <= 1:
         raise ValueError(f"Expected pixels in [0, 1] to binarise; got [{low:g}, {high:g}] in {images.source}.")
@@ -129,7 +150,7 @@ def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
         labels = None if whole.labels is None else whole.labels[rows]
         pixels = whole.pixels
         pixels = replace(pixels, rows=rows) if i == 0 and isinstance(pixels, OnDisk) else pixels[rows]
-        part = replace(whole, pixels=pixels, labels=labels)
+        part = replace(whole, pixels=pixels, labels=labels, mask=None if whole.mask is None else whole.mask[rows])
         frozen = i > 0 or binarize == "static"
         parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
     train, valid, test = parts
@@ -141,6 +162,9 @@ def _check(whole: Split, source: str, binarize: str, dequantize: bool) -> None:
         raise ValueError(f"Expected binarize to be {', '.join(get_args(Binarize))}; got {binarize!r}.")
     if dequantize and binarize != "none":
         raise ValueError(f"Expected either binarize or dequantize; got both, binarize={binarize!r}.")
+    if whole.counts and (dequantize or binarize != "none"):
+        other = "dequantize" if dequantize else f"binarize={binarize!r}"
+        raise ValueError(f"Expected counts alone, which are the pixels as they are stored; got {other} too.")
     if dequantize and whole.pixels.dtype.is_floating_point:
         raise ValueError(f"Expected whole grey levels to dequantize; got {whole.pixels.dtype} in {source}.")
     if binarize == "static" and isinstance(whole.pixels, OnDisk):
@@ -157,9 +181,20 @@ def _above(pixels: Tensor | OnDisk, cut: float) -> Tensor | OnDisk:
     return (pixels > cut).byte()
 
 
+def _are_whole(pixels: Tensor | OnDisk) -> bool:
+    return pixels.file.whole if isinstance(pixels, OnDisk) else are_whole(pixels)
+
+
 def _support(whole: Split, low: float, high: float) -> constraints.Constraint:
-    if whole.noise == "bernoulli" or (whole.levels == 2 and whole.noise is None):
-        return constraints.boolean
+    """What x is, of the extremes ``low`` and ``high`` before any noise."""
+    if whole.noise:
+        return constraints.boolean if whole.noise == "bernoulli" else constraints.unit_interval
+    if whole.counts:
+        return constraints.nonnegative_integer
+    if not whole.pixels.dtype.is_floating_point:
+        return constraints.boolean if whole.levels == 2 else levels(whole.levels)
+    if low >= 0 and _are_whole(whole.pixels):
+        return constraints.nonnegative_integer if high > 1 else constraints.boolean
     return constraints.unit_interval if 0 <= low <= high <= 1 else constraints.real
 
 

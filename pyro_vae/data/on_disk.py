@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["File", "OnDisk", "Survey", "channels_first", "survey", "to_tensor"]
+__all__ = ["File", "OnDisk", "Survey", "are_whole", "channels_first", "survey", "to_tensor"]
 
 AT_ONCE = 2**20  # bytes of the file
 LONG = 2**30  # bytes from which a pass shows its progress
@@ -38,6 +38,11 @@ def survey(x: Tensor) -> Survey:
     """
     low, high = x.aminmax()
     return Survey(int((~x.isfinite()).sum()) if x.is_floating_point() else 0, low.item(), high.item())
+
+
+def are_whole(x: Tensor) -> bool:
+    """Whether all numbers of a tensor are whole ones."""
+    return not x.is_floating_point() or not any(part.frac().any() for part in x.split(1024))
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -118,13 +123,14 @@ class File:
         return channels_first(to_tensor(np.ndarray(shape, self.layout.base, buffer=found)))
 
     @cached_property
-    def _surveyed(self) -> tuple[Survey, Tensor]:
-        seen, total = [], torch.zeros(())
+    def _surveyed(self) -> tuple[Survey, Tensor, bool]:
+        seen, total, whole = [], torch.zeros(()), True
         for part in self.parts("checking"):
             seen.append(survey(part))
             total = total + part.sum(0, dtype=torch.float64)
+            whole = whole and are_whole(part)
         wrong, low, high = zip(*seen, strict=True)
-        return Survey(sum(wrong), min(low), max(high)), total
+        return Survey(sum(wrong), min(low), max(high)), total, whole
 
     @property
     def survey(self) -> Survey:
@@ -135,6 +141,11 @@ class File:
     def total(self) -> Tensor:
         """The sum of all images in float64, which of integers is exact, of the same reading as :attr:`survey`."""
         return self._surveyed[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all its numbers are whole ones, of the same reading too."""
+        return self._surveyed[2]
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ LARGE = 2**28  # bytes from which a .npy file stays on disk
 class Images(NamedTuple):
     """Images of one source: pixels ``(N, *event)`` and their least and greatest, labels, grey levels, name.
 
-    ``test`` is how many of the last are for test.
+    ``test`` is how many of the last are for test; ``mask`` is True where a pixel is observed, or None if all are.
     """
 
     pixels: Tensor | OnDisk
@@ -46,13 +46,22 @@ class Images(NamedTuple):
     levels: int
     test: int
     source: str
+    mask: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor | OnDisk, labels: Tensor | None, source: str, levels: int = 256, test: int = 0) -> Images:
+    def of(
+        cls,
+        x: Tensor | OnDisk,
+        labels: Tensor | None,
+        source: str,
+        levels: int = 256,
+        test: int = 0,
+        mask: Tensor | None = None,
+    ) -> Images:
         """Check an array of any kind, and bring images to ``(N, channels, height, width)``.
 
         Booleans, and integers that are all 0 or 1, have 2 grey levels; other integers from 0 to 255 have
-        ``levels``; floats are x as they are.
+        ``levels``; floats are x as they are. What is missing, NaN or not in the mask, is kept as 0.
         """
         if len(x.shape) < 2 or 0 in x.shape:
             raise ValueError(
@@ -64,18 +73,59 @@ class Images(NamedTuple):
             raise ValueError(f"Expected real numbers in {source}; got complex ones.")
         if labels is not None and labels.shape != x.shape[:1]:
             raise ValueError(f"Expected {len(x)} labels, one an image, in {source}; got shape {tuple(labels.shape)}.")
-        wrong, low, high = x.file.survey if isinstance(x, OnDisk) else survey(x)
+        if isinstance(x, OnDisk):
+            wrong, low, high = x.file.survey
+            advice = (
+                "NaN or infinite, in a file that stays on disk. Fill them in, leave those images out, or save it as "
+                ".npz, which is read into memory, where NaN is missing."
+            )
+        else:
+            x = channels_first(x)
+            mask = seen(x, mask, source)
+            wrong, low, high = survey(x if mask is None else x[mask])
+            advice = "infinite. Fill them in, leave those images out, or make them NaN, which is missing."
         if wrong:
             raise ValueError(
-                f"Expected finite numbers in {source}; got {wrong:,} of {math.prod(x.shape):,} that are NaN or "
-                "infinite. Fill them in, or leave those images out."
+                f"Expected finite numbers in {source}; got {wrong:,} of {math.prod(x.shape):,} that are {advice}"
             )
         dtype = x.dtype
         if not dtype.is_floating_point:
             grey = 0 <= low <= high <= 255
             dtype, levels = (torch.uint8, 2 if high <= 1 else levels) if grey else (torch.float32, levels)
-        pixels = replace(x, dtype=dtype) if isinstance(x, OnDisk) else channels_first(x.to(dtype))
-        return cls(pixels, low, high, labels, levels, test, source)
+        if isinstance(x, OnDisk):
+            return cls(replace(x, dtype=dtype), low, high, labels, levels, test, source)
+        x = x if mask is None else x.masked_fill(~mask, 0)
+        return cls(x.to(dtype), low, high, labels, levels, test, source, mask)
+
+
+def seen(x: Tensor, mask: Tensor | None, source: str) -> Tensor | None:
+    """Return where x is observed: in the mask, if there is one, and not NaN. None, if all of it is.
+
+    Raises:
+        ValueError: If the mask is not of booleans, or of another shape, or nothing is observed of an image.
+    """
+    if mask is None and not x.is_floating_point():
+        return None
+    found = ~x.isnan()
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"Expected a mask of booleans, True where observed, in {source}; got {mask.dtype}.")
+        mask = channels_first(mask)
+        if mask.shape not in (x.shape, (len(x), 1, *x.shape[2:]) if x.dim() == 4 else None):
+            raise ValueError(
+                f"Expected a mask of the shape of x, {tuple(x.shape)}, or with one channel, in {source}; "
+                f"got {tuple(mask.shape)}."
+            )
+        found &= mask
+    if found.all():
+        return None
+    none = int((~found.flatten(1).any(1)).sum())
+    if none:
+        raise ValueError(
+            f"Expected something observed of every image in {source}; got {none:,} of {len(x):,} that are NaN or "
+            "masked all over. Leave those images out."
+        )
+    return found
 
 
 def digits() -> Images:
@@ -130,7 +180,7 @@ def _ink(image: Image.Image) -> Tensor:
 
 
 def file(path: Path) -> Images:
-    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels``.
+    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels`` and ``mask``.
 
     A .npy file of more than ``LARGE`` bytes stays on disk.
     """
@@ -145,12 +195,12 @@ def file(path: Path) -> Images:
     if "x" not in arrays and len(arrays) != 1:
         raise ValueError(f"Expected an array named x in {str(path)!r}; got {', '.join(arrays) or 'none'}.")
     x = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
-    labels = arrays.get("labels")
-    for array in (x, labels):
-        if array is not None and array.dtype.kind not in "buif":
+    for array in (x, *(arrays[name] for name in ("labels", "mask") if name in arrays)):
+        if array.dtype.kind not in "buif":
             raise ValueError(f"Expected numbers in {str(path)!r}; got {array.dtype}.")
     images = OnDisk.of(File(x)) if isinstance(x, np.memmap) and x.ndim else to_tensor(x)
-    return Images.of(images, None if labels is None else to_tensor(labels), repr(str(path)))
+    labels, mask = (to_tensor(arrays[name]) if name in arrays else None for name in ("labels", "mask"))
+    return Images.of(images, labels, repr(str(path)), mask=mask)
 
 
 def _unpacked(archive: Any) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
@@ -48,8 +49,8 @@ def is_delta(site: Site) -> bool:
 
 
 def _inner(fn: Any) -> Any:
-    """Return a distribution without ``to_event`` and ``mask`` around it."""
-    while isinstance(fn, Independent | MaskedDistribution):
+    """Return a distribution without ``to_event``, ``mask`` and ``expand`` around it."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
 

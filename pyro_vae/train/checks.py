@@ -5,13 +5,63 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.distributions import constraints
 
 from pyro_vae.data import Dataset
+from pyro_vae.data.supports import Levels, of_element, open_unit_interval
+from pyro_vae.missing import observed
 from pyro_vae.vae import VAE
 
 __all__ = ["check_device", "check_settings", "check_support"]
 
 AT_ONCE = 4096
+KINDS: dict[type, str] = {
+    type(constraints.boolean): "binary",
+    type(constraints.nonnegative_integer): "counts",
+    type(constraints.integer_interval(0, 1)): "counts",
+    type(constraints.unit_interval): "[0, 1]",
+    type(open_unit_interval): "(0, 1)",
+    type(constraints.real): "real",
+    Levels: "levels",
+}
+BINARY = "A density of two values grows without bound: use Bernoulli."
+COUNTS = "Use Poisson or NegativeBinomial; pixels are grey levels without --counts."
+REAL = "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1]."
+# What to do, by what x is and what the likelihood is of, where the two do not go together.
+ADVICE = {
+    ("binary", "levels"): "Two values are not many levels: use Bernoulli.",
+    ("binary", "counts"): "Two values have no rate: use Bernoulli.",
+    ("binary", "[0, 1]"): BINARY,
+    ("binary", "(0, 1)"): BINARY,
+    ("binary", "real"): BINARY,
+    ("binary", "a density"): BINARY,
+    ("levels", "binary"): "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
+    ("levels", "levels"): "Use --likelihood.levels {levels}, which the data have.",
+    (
+        "levels",
+        "counts",
+    ): "Use --counts true for x that is the pixel as stored, or DiscretizedLogistic for grey levels.",
+    ("levels", "(0, 1)"): "At 0 and 1 its density is 0 or infinite: use --dequantize true, or ContinuousBernoulli.",
+    (
+        "dequantised",
+        "binary",
+    ): "Leave out --dequantize and binarise with --binarize dynamic, or use ContinuousBernoulli.",
+    ("dequantised", "levels"): "Leave out --dequantize: it has the probability of each level itself.",
+    ("dequantised", "counts"): "Leave out --dequantize, and use --counts true for x that is the pixel as stored.",
+    ("[0, 1]", "binary"): "Binarise with --binarize dynamic, or use ContinuousBernoulli or Gaussian for grey x.",
+    ("[0, 1]", "levels"): "Give x as the bytes it was read from, or use ContinuousBernoulli or Gaussian.",
+    ("[0, 1]", "counts"): "A part of a whole is no count: use ContinuousBernoulli or Gaussian.",
+    ("[0, 1]", "(0, 1)"): "At 0 and 1 its density is 0 or infinite: give x as bytes, with --dequantize true.",
+    ("counts", "binary"): COUNTS,
+    ("counts", "levels"): COUNTS,
+    ("counts", "[0, 1]"): COUNTS,
+    ("counts", "(0, 1)"): COUNTS,
+    ("real", "binary"): REAL,
+    ("real", "levels"): REAL,
+    ("real", "counts"): REAL,
+    ("real", "[0, 1]"): REAL,
+    ("real", "(0, 1)"): REAL,
+}
 
 
 def check_settings(settings: dict) -> None:
@@ -41,11 +91,19 @@ def check_device(device: str) -> None:
         raise ValueError(f"Expected a device that torch can use, as 'cpu'; got device = {device!r}.") from error
 
 
-def check_support(vae: VAE, dataset: Dataset) -> None:
+def check_support(vae: VAE, dataset: Dataset, strict: bool = False) -> None:
     """Check that every x can be seen under the likelihood, which Pyro would say in a page; on disk the first 4,096.
 
+    Arguments:
+        vae: Any VAE.
+        dataset: The data.
+        strict: Whether to refuse a density of real numbers for x of two values too. One of fixed scale may be meant,
+            as for squared error; one of learned scale grows without bound.
+
     Raises:
-        ValueError: If an x is of another shape or outside the likelihood's support.
+        ValueError: If an x is of another shape or outside the likelihood's support, or of two values, which are in
+            many a support, and the likelihood is not of two; or some of it is missing and the likelihood's elements
+            are not independent.
     """
     point = vae.reference
     with torch.no_grad():
@@ -55,17 +113,27 @@ def check_support(vae: VAE, dataset: Dataset) -> None:
                 f"Expected data of shape (N, {', '.join(map(str, law.event_shape))}), as the VAE was built for; "
                 f"got images of shape {dataset.event_shape}."
             )
-        name = type(getattr(law, "base_dist", law)).__name__
+        family = getattr(vae.decoder, "family", None) or getattr(law, "base_dist", law)
+        name, support = type(family).__name__, of_element(law.support)
+        pair = "dequantised" if dataset.config["dequantize"] else _kind(dataset.support), _kind(support)
+        advice = ADVICE.get(pair, "Use a likelihood whose support has them, as Gaussian has real numbers.")
+        advice = advice.format(levels=getattr(dataset.support, "number", 2))
+        if pair[0] == "binary" and pair in ADVICE and (strict or pair[1] != "real"):  # 0 and 1 are in many a support
+            raise ValueError(f"Expected a likelihood of two values for {dataset}; got {name}. {advice}")
         for split in dataset.splits.values():
             for start in range(0, AT_ONCE if split.on_disk else len(split), AT_ONCE):
                 x = split[slice(start, start + AT_ONCE)].to(point)
+                if split.mask is not None:
+                    _, x = observed(law, x)  # which has no NaN, and the same extremes
                 if not law.support.check(x).all():
                     low, high = x.min().item(), x.max().item()
                     raise ValueError(
-                        f"Expected x in the support of {name}, {_support(law)}; got values in [{low:g}, {high:g}] "
-                        f"({dataset}). Binarise with --binarize dynamic, or use the Gaussian likelihood."
+                        f"Expected x in the support of {name}, {support}; got values in [{low:g}, {high:g}] "
+                        f"({dataset}). {advice}"
                     )
 
 
-def _support(law: torch.distributions.Distribution) -> str:
-    return str(getattr(law.support, "base_constraint", law.support))
+def _kind(support: constraints.Constraint) -> str:
+    """Name what numbers a support has, as :data:`ADVICE` does."""
+    other = "a mass" if support.is_discrete else "a density"
+    return "binary" if getattr(support, "number", 0) == 2 else KINDS.get(type(support), other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -42,12 +43,15 @@ def fit(
 ) -> dict[str, list[float]]:
     """Train a VAE by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
 
-    An untrained decoder starts where its mean is the data's. Global state is left as it was: the seed reaches only
-    this call, and Pyro's param store is put back, so that one VAE after another may be trained. Under ``torchrun``
-    the processes share each batch, and the numbers are those of one process.
+    An untrained decoder starts where its mean is the data's, an untrained VampPrior at training images. Where elements
+    of x are missing, as NaN, all is of what is observed (:class:`pyro_vae.missing.Missing`), and the encoder's network
+    is given the data's mean in their place. Global state is left as it was: the seed reaches only this call, and Pyro's
+    param store is put back, so that one VAE after another may be trained. Under ``torchrun`` the processes share each
+    batch, and the numbers are those of one
+    process.
 
     Arguments:
-        vae: Trained in place, and left on ``device``.
+        vae: Trained in place, in training mode; left in evaluation mode, on ``device``.
         dataset: From :func:`pyro_vae.data.load`; or a tensor of shape ``(N, *event)``, split by
             :func:`pyro_vae.data.from_tensor`.
         objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``. A schedule of its beta starts anew.
@@ -109,8 +113,13 @@ def fit(
         training = Training(vae, dataset, objective, settings, processes)
         writes = run_dir and processes.rank == 0
         run = checkpoint.create(run_dir, _config(vae, dataset, objective, settings)) if run_dir and writes else None
+        mean = dataset.mean
         if isinstance(vae.decoder, Conditional):
-            vae.decoder.start_at(dataset.mean)
+            vae.decoder.start_at(mean)
+        if isinstance(vae.encoder, Conditional):
+            vae.encoder.fill_with(mean)
+        if start_at := getattr(vae.prior, "start_at", None):
+            start_at(dataset.train)
         for tensor in vae.state_dict().values():
             processes.same(tensor)
         return _run(training, run, progress and processes.rank == 0)
@@ -125,7 +134,8 @@ def _run(training: Training, run: Path | None, progress: bool) -> dict[str, list
             for epoch in range(epochs):
                 start = time.perf_counter()
                 bar.set_description(f"epoch {epoch + 1}/{epochs}")
-                numbers = training.epoch(f"in epoch {epoch + 1}", bar.update)
+                with nullcontext() if training.missing else _complete(training.vae):
+                    numbers = training.epoch(f"in epoch {epoch + 1}", bar.update)
                 for name, number in (numbers | {"seconds": time.perf_counter() - start}).items():
                     history.setdefault(name, []).append(number)
                 bar.set_postfix_str(_numbers(numbers))
@@ -136,9 +146,15 @@ def _run(training: Training, run: Path | None, progress: bool) -> dict[str, list
             checkpoint.save_weights(run, training.vae)
             raise KeyboardInterrupt(f"The weights so far are in {run}.") from None
         raise
+    finally:
+        training.vae.eval()
     if run:
         checkpoint.save_weights(run, training.vae)
     return history
+
+
+def _complete(vae: VAE) -> AbstractContextManager:
+    return vae.encoder.complete() if isinstance(vae.encoder, Conditional) else nullcontext()
 
 
 def _numbers(numbers: dict[str, float]) -> str:

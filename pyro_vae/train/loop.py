@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from pyro_vae.compiled import CompiledSVI, Outputs, Traced
+from pyro_vae.compiled import CompiledSVI, Outputs, Traced, how_many_fit
 from pyro_vae.data import Dataset, Split
+from pyro_vae.missing import Missing
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.train.processes import Processes
 from pyro_vae.vae import VAE
@@ -45,6 +46,8 @@ class Training:
         self, vae: VAE, dataset: Dataset, objective: pyro.infer.ELBO, settings: dict[str, Any], processes: Processes
     ) -> None:
         self.vae, self.objective, self.settings, self.processes = vae, objective, settings, processes
+        self.missing = dataset.missing > 0
+        self.model = Missing()(vae.model) if self.missing else vae.model
         self.device, self.dtype = vae.reference.device, vae.reference.dtype
         self.train, self.valid = dataset.train.to(self.device), dataset.valid.to(self.device)
         for split, size in ((self.train, settings["batch_size"]), (self.valid, AT_ONCE)):
@@ -52,7 +55,7 @@ class Training:
         steps = settings["epochs"] * math.ceil(len(self.train) / settings["batch_size"])
         self.optim = _optim(settings["lr"], settings["lr_schedule"], steps)
         self.svi = CompiledSVI(
-            vae.model,
+            self.model,
             vae.guide,
             self.optim,
             objective,
@@ -63,6 +66,7 @@ class Training:
             reduce=processes.sum_gradients if processes.world > 1 else None,
         )
         self._noise: Any = None
+        self._at_once = 0
         self._split = Traced(self._two_terms, "graph", key=lambda: getattr(self._noise, "key", None))
 
     def epoch(self, where: str, seen: Callable[[int], Any]) -> dict[str, float]:
@@ -78,6 +82,7 @@ class Training:
         losses, plain = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         on_cpu = self.device.type == "cpu"
         beta = 1.0
+        self.vae.train()
         for step, rows in enumerate(batches):
             beta = self.objective.beta_now if isinstance(self.objective, Objective) else 1.0
             losses[step] = loss = self._step(rows, f"{where}, step {step + 1}")
@@ -114,8 +119,15 @@ class Training:
             return split[self.processes.mine(rows)].to(self.dtype)
 
     def validate(self) -> dict[str, float]:
-        """Return minus the ELBO at beta = 1 and its two terms, nats per datum, with the same draws at every call."""
-        batches = torch.arange(len(self.valid), device=self.device).split(AT_ONCE)
+        """Return minus the ELBO at beta = 1 and its two terms, nats per datum, with the same draws at every call.
+
+        In evaluation mode, where the VAE is left, and with the first process's buffers, since running values differ.
+        """
+        self.vae.eval()
+        for buffer in self.vae.buffers():
+            self.processes.same(buffer)
+        self._at_once = self._at_once or self._room()
+        batches = torch.arange(len(self.valid), device=self.device).split(self._at_once)
         distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         with torch.no_grad(), seeded(self.settings["seed"], str(self.device)):
             for i, rows in enumerate(batches):
@@ -129,7 +141,15 @@ class Training:
     def _two_terms(self, x: Tensor) -> Outputs:
         """E[-log p(x | z)], which is the loss at beta = 0, and minus the ELBO."""
         with self._noise or nullcontext():
-            return Outputs(list(ELBO(beta=0.0).terms(self.vae.model, self.vae.guide, x)), None)
+            return Outputs(list(ELBO(beta=0.0).terms(self.model, self.vae.guide, x)), None)
+
+    def _room(self) -> int:
+        """How many validation images fit in memory at once, with a row for each process in the last batch too."""
+        x = self.valid[slice(0, 4)].to(self.dtype)
+        size = 2 * how_many_fit(lambda n: self._two_terms(x[: 2 * n]), AT_ONCE // 2, self.device)
+        while 0 < len(self.valid) % size < self.processes.world:
+            size -= 1
+        return size
 
     def _mean(self, totals: Tensor, count: int) -> float:
         total = math.fsum(totals.tolist())

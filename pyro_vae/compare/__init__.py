@@ -1,0 +1,6 @@
+"""Runs side by side: one table and one figure. What may not be ranked together is not."""
+
+from pyro_vae.compare.rows import Row, compare
+from pyro_vae.compare.shown import figure, table
+
+__all__ = ["Row", "compare", "figure", "table"]

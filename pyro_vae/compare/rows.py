@@ -1,0 +1,204 @@
+"""Runs evaluated on the same images, and ranked where they may be."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm.auto import tqdm
+
+from pyro_vae import data, evaluate
+from pyro_vae.checkpoint import load, load_metrics
+from pyro_vae.compare.words import defaults, short
+from pyro_vae.data import Dataset, Split
+from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.train import check_device, fit
+from pyro_vae.vae import VAE
+
+__all__ = ["Row", "compare"]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A run, as it stands among the others of its group.
+
+    Arguments:
+        name: The run directory, or its last part where that says which.
+        group: Which group it is ranked in, from 0.
+        basis: What all of a group share: the arguments of ``data.load``, and whether p(x | z) is a density or a mass.
+        settings: What it was trained with, in a few words each.
+        about: The data set, in words.
+        values: For each image the ELBO, its terms and -log p(x), in nats.
+        difference: From the best of the group in -log p(x), in nats, and the standard error of that over the images,
+            paired; 0 and 0 for the best itself.
+        num_particles: Draws per image for -log p(x).
+        active: How many latent dimensions are used, of the images: :func:`pyro_vae.evaluate.active_units`.
+        latent: Of how many.
+        parameters: How many numbers are trained.
+        history: The columns of metrics.csv.
+    """
+
+    name: str
+    group: int
+    basis: dict[str, Any]
+    settings: dict[str, str]
+    about: str
+    values: evaluate.Values
+    difference: tuple[float, float]
+    num_particles: int
+    active: int
+    latent: int
+    parameters: int
+    history: dict[str, list[float]]
+
+    @property
+    def nll(self) -> tuple[float, float]:
+        """-log p(x), its mean and standard error over the images, in nats."""
+        return mean_and_error(self.values.nll)
+
+    @property
+    def seconds(self) -> float:
+        """How long the training took; nan where the run does not say."""
+        return sum(self.history.get("seconds", [math.nan]))
+
+
+def compare(
+    runs: Sequence[str | Path],
+    num_particles: int = 1000,
+    images: int = 1000,
+    seed: int = 0,
+    split: Literal["test", "valid", "train"] = "test",
+    device: str = "cpu",
+    trust: Sequence[str] = (),
+    progress: bool = True,
+) -> list[Row]:
+    """Evaluate runs on the same images and rank them by -log p(x), best first, in groups of what may be compared.
+
+    A group is one data set, binarised and dequantised in one way, and densities or masses: log p(x) of a density may
+    be of any size, and changes with the units of x; log p(x) of a mass is at most 0. The difference of two runs is
+    over the same images, so its standard error is that of the paired differences, which is smaller than the two runs'
+    own say.
+
+    Arguments:
+        runs: Run directories.
+        num_particles: Draws per image for -log p(x).
+        images: How many images of the split, the first ones.
+        seed: Seed of the draws; torch's own state is left as it was.
+        split: ``test``, ``valid`` or ``train``.
+        device: ``cpu`` or ``cuda``.
+        trust: Modules of your own whose classes the runs may name.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A row for each run; :func:`table` and :func:`figure` show them.
+
+    Raises:
+        FileNotFoundError: If a run is not there.
+        ValueError: If there are none, a run cannot be read or was trained on a tensor, or an argument is out of range.
+    """
+    if not runs or num_particles < 1 or images < 2:
+        raise ValueError(
+            "Expected at least 1 run, 1 particle and 2 images; "
+            f"got {len(runs)} runs, num_particles = {num_particles} and images = {images}."
+        )
+    if split not in ("test", "valid", "train"):
+        raise ValueError(f"Expected split to be test, valid or train; got {split!r}.")
+    check_device(device)
+    found = [_read(run, trust) for run in runs]  # all of them before the first is evaluated
+    folders = [Path(run).resolve().name for run in runs]
+    datasets: dict[str, Dataset] = {}
+    rows = []
+    with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
+        for run, folder, (vae, config) in zip(runs, folders, found, strict=True):
+            bar.set_description(folder)
+            options = {key: config.pop(key) for key in inspect.signature(data.load).parameters}
+            if str(options) not in datasets:
+                datasets[str(options)] = data.load(**options)
+            dataset = datasets[str(options)]
+            _check_shape(vae, run, dataset)
+            part = dataset.splits[split].to(device)
+            values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
+            row = Row(
+                name=folder if folders.count(folder) == 1 else str(run),
+                group=0,
+                about=_about(dataset, f"{len(values.nll):,} {split} images"),
+                basis=_basis(vae, options),
+                settings={key: short(value) for key, value in config.items()},
+                values=values,
+                difference=(0.0, 0.0),
+                num_particles=num_particles,
+                active=_active(vae, part, images, seed),
+                latent=config["latent"],
+                parameters=sum(parameter.numel() for parameter in vae.parameters()),
+                history=load_metrics(run),
+            )
+            rows.append(row)
+            bar.update()
+    return _ranked(rows)
+
+
+def _read(run: str | Path, trust: Sequence[str]) -> tuple[VAE, dict[str, Any]]:
+    """Load a run, with today's defaults for what its configuration does not say; an error names the run."""
+    try:
+        vae, config = load(run, trust)
+        load_metrics(run)
+    except (ValueError, OSError) as error:
+        named = str(run) in str(error)
+        raise type(error)(str(error) if named else f"{error} The run is {str(run)!r}.") from error
+    if config.get("data", "tensor") == "tensor":
+        raise ValueError(
+            f"Expected runs on named data sets; {str(run)!r} was trained on a tensor. Save the tensor with numpy.save "
+            "and train on the file, or use evaluate.per_image."
+        )
+    usual = {key: value for function in (data.load, VAE.build, fit) for key, value in defaults(function).items()}
+    return vae, {key: value for key, value in (usual | config).items() if key not in ("run_dir", "progress")}
+
+
+def _check_shape(vae: VAE, run: str | Path, dataset: Dataset) -> None:
+    shape = tuple(vae.parts["event_shape"]) if vae.parts else ()
+    if shape != dataset.event_shape:
+        raise ValueError(
+            f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "
+            f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}."
+        )
+
+
+def _about(dataset: Dataset, images: str) -> str:
+    held_out = dataset.config["valid"]
+    return f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}, {images}"
+
+
+def _basis(vae: VAE, options: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must share to be ranked. The root of a data set with a name is not of it."""
+    path = Path(options["data"])
+    options = {key: value for key, value in options.items() if key != "root"}
+    law = vae.decoder(torch.zeros(1, *vae.prior().event_shape).to(vae.reference))
+    kind = "a mass" if law.support.is_discrete else "a density"
+    return options | {"data": str(path.resolve()) if path.exists() else options["data"], "log p(x)": f"of {kind}"}
+
+
+def _active(vae: VAE, part: Split, images: int, seed: int) -> int:
+    point = vae.reference
+    with torch.random.fork_rng(devices=[point.device] if point.is_cuda else []):
+        torch.manual_seed(seed)
+        return evaluate.active_units(vae, part[slice(0, images)].to(point))
+
+
+def _ranked(rows: Sequence[Row]) -> list[Row]:
+    """Number the groups in order of appearance, and sort each by -log p(x)."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row.basis), []).append(row)
+    ranked = []
+    for number, group in enumerate(groups.values()):
+        group.sort(key=lambda row: (math.isnan(row.nll[0]), row.nll[0]))
+        best = group[0].values.nll
+        for row in group:
+            paired = (0.0, 0.0) if row is group[0] else mean_and_error(row.values.nll - best)
+            ranked.append(replace(row, group=number, difference=paired))
+    return ranked

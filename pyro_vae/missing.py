@@ -1,0 +1,158 @@
+r"""Missing data: an element of x that is NaN is left out of the likelihood by a handler, and imputed afterwards.
+
+With :math:`x = (x_o, x_m)`, observed and missing, and a likelihood whose elements are independent given z,
+:math:`p(x_o \mid z) = \prod_{i \in o} p(x_i \mid z)`: what is missing is marginalised by leaving its factors out. The
+ELBO is then one of :math:`\log p(x_o)`, which is right where values are missing at random, so that their being missing
+depends on nothing but what is observed.
+
+References:
+    Statistical Analysis with Missing Data (Little and Rubin, 2002), for missing at random.
+
+    MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
+
+    Handling Incomplete Heterogeneous Data using VAEs (Nazabal, Olmos, Ghahramani and Valera, 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Categorical, Independent
+
+__all__ = ["Missing", "impute", "log_prob", "observed"]
+
+Program = Callable[[Tensor], Any]
+AT_ONCE = 20_000  # images decoded
+
+
+def observed(law: Any, x: Tensor) -> tuple[TorchDistribution, Tensor]:
+    r"""Leave out what is missing: return the law of what is observed, and x with no NaN in it.
+
+    In place of a missing element stands the least observed one of the whole tensor, which is in the support of a law
+    that treats all elements alike; its factor and its gradients are zero. With nothing observed it is 0 for a mass,
+    and 0.5 for a density. Nothing here looks at a number, so that a step of SVI can be recorded as a graph.
+
+    A law whose ``mask`` method is its own is asked to mask itself, as one that estimates a scale from x has to.
+
+    Arguments:
+        law: A distribution whose elements are independent: one with ``to_event`` around it, of event shape ``event``.
+        x: Shape ``(*, *event)``, NaN where it is missing.
+
+    Returns:
+        The law, masked, and x, both of the shapes they had.
+
+    Raises:
+        ValueError: If the elements of the law are not independent, so that leaving some out is no marginal of it.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> law, x = observed(dist.Normal(torch.zeros(3), 1.0).to_event(1), torch.tensor([2.0, float("nan"), 1.0]))
+        >>> x, law.log_prob(x)  # of two elements: -log(2 pi) - 5 / 2
+        (tensor([2., 1., 1.]), tensor(-4.3379))
+    """
+    if not x.is_floating_point() or not x.numel():
+        return law, x
+    base, event_dim = law, 0
+    while isinstance(base, Independent):
+        base, event_dim = base.base_dist, event_dim + base.reinterpreted_batch_ndims
+    if base.event_dim:
+        raise ValueError(
+            f"Expected a law whose elements are independent, to leave missing ones out; got {type(base).__name__}. "
+            "Use a likelihood of one law for each element, as Gaussian or Bernoulli."
+        )
+    seen = ~x.isnan()
+    least = torch.where(seen, x, torch.inf).amin()
+    inside = torch.where(least.isinf(), 0.0 if base.support.is_discrete else 0.5, least)
+    return base.mask(seen).to_event(event_dim), torch.where(seen, x, inside)
+
+
+def log_prob(law: Any, x: Tensor) -> Tensor:
+    r"""Return the log-density of what is observed of x, in nats, of shape ``(*,)``; that of x if nothing is missing.
+
+    .. math:: \log p(x_o) = \sum_{i \in o} \log p(x_i)
+
+    Arguments:
+        law: Over the event; of independent elements, if any are missing.
+        x: Shape ``(*, *event)``, NaN where it is missing.
+
+    Raises:
+        ValueError: As :func:`observed`, if any are missing.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> log_prob(dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), torch.tensor([1.0, 0.0, float("nan")])).exp()
+        tensor(0.2500)
+    """
+    if x.isnan().any():
+        law, x = observed(law, x)
+    return law.log_prob(x)
+
+
+class Missing(Messenger):
+    """A handler that leaves the NaN of every observed site out of its likelihood, as :func:`observed` does.
+
+    For any Pyro model: ``Missing()(model)`` is the model of what is observed. ``fit`` puts it around a VAE's model
+    where the data have missing elements. The guide is given x as it is: the encoder of ``VAE.build`` puts the mean of
+    the data in the place of NaN before its network sees it.
+
+    A site where nothing is missing keeps its log-density, to the bit. What the model is returned of a site with missing
+    elements is x with no NaN in it.
+
+    Raises:
+        ValueError: At a site of floats, if the elements of its law are not independent.
+
+    Example:
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro.optim import Adam
+        >>> from pyro_vae import VAE
+        >>> x = torch.rand(32, 1, 8, 8).masked_fill(torch.rand(32, 1, 8, 8) < 0.3, float("nan"))
+        >>> vae = VAE.build((1, 8, 8), latent=2)
+        >>> svi = SVI(Missing()(vae.model), vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> isinstance(svi.step(x), float)
+        True
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not (msg["infer"] or {}).get("_deterministic"):
+            msg["fn"], msg["value"] = observed(msg["fn"], msg["value"])
+
+
+@torch.no_grad()
+def impute(p: Any, encoder: Program, decoder: Program, x: Tensor, num: int, num_particles: int) -> Tensor:
+    """Draw what is missing of x by sampling importance resampling: see :meth:`pyro_vae.VAE.impute`.
+
+    Arguments:
+        p: The prior p(z).
+        encoder: From x to q(z | x).
+        decoder: From z to p(x | z).
+        x: Shape ``(B, *event)``, NaN where it is missing.
+        num: Draws for each x.
+        num_particles: Draws of z for each of them, of which it takes one.
+
+    Returns:
+        Shape ``(num, B, *event)``.
+
+    Raises:
+        ValueError: If there are no draws or no particles.
+    """
+    if num < 1 or num_particles < 1:
+        raise ValueError(f"Expected at least 1 draw and 1 particle; got num = {num}, num_particles = {num_particles}.")
+    parts = []
+    for rows in x.split(max(1, AT_ONCE // num_particles)):
+        q, size = encoder(rows), max(1, AT_ONCE // (num_particles * len(rows)))
+        draws = [_draw(p, q, decoder, rows, min(size, num - i), num_particles) for i in range(0, num, size)]
+        parts.append(torch.cat(draws))
+    return torch.cat(parts, dim=1)
+
+
+def _draw(p: Any, q: Any, decoder: Program, x: Tensor, num: int, num_particles: int) -> Tensor:
+    z = q.sample((num_particles, num))
+    log_w = p.log_prob(z) - q.log_prob(z) + log_prob(decoder(z), x)
+    chosen = Categorical(logits=log_w.movedim(0, -1)).sample()
+    z = z.gather(0, chosen[None, ..., None].expand(1, *z.shape[1:])).squeeze(0)
+    return torch.where(x.isnan(), decoder(z).sample(), x)

@@ -1,0 +1,12 @@
+r"""Networks: tensors in, tensors out, no probability.
+
+A network maps ``(*, *in_shape)`` to ``(*, *out_shape)``, where ``*`` is any number of dimensions that belong to
+Pyro's plates. A decoder's ``out_shape`` is ``(params, *event)``, an encoder's is ``(params, latent)``.
+"""
+
+from pyro_vae.networks.auto import Auto
+from pyro_vae.networks.base import Network
+from pyro_vae.networks.dense import MLP
+from pyro_vae.networks.images import Conv, ResNet
+
+__all__ = ["MLP", "Auto", "Conv", "Network", "ResNet"]
