@@ -39,7 +39,8 @@ class Family(nn.Module, ABC):
 
     A family may also have :attr:`link`, the link function of generalised linear models: from the mean of the
     event to the first parameter (McCullagh and Nelder, Generalized Linear Models, 1989). With it training
-    starts where the decoder's mean is the data's.
+    starts where the decoder's mean is the data's. And :attr:`features`, where numbers have no bound: from the
+    event and its mean to what an encoder is given of it.
 
     Arguments:
         event: Shape of the event, or its size where it is a vector.
@@ -50,6 +51,7 @@ class Family(nn.Module, ABC):
 
     params: int
     link: Callable[[Tensor], Tensor] | None = None
+    features: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, event: int | Sequence[int]) -> None:
         super().__init__()
@@ -93,19 +95,36 @@ class Conditional(nn.Module):
         family: Maps ``(*, params, *event)`` to a distribution over the event.
         fill: What the network is given in place of missing elements of b, which are NaN; of the shape of b. Without
             it a NaN is passed on, so that one which should not be there is not hidden.
+        features: What the network is given of b, a function of it and of ``fill``; if None, b itself.
+
+    Raises:
+        ValueError: If there are features and no ``fill``.
     """
 
     fill: Tensor | None
 
-    def __init__(self, network: nn.Module, family: Family, fill: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        family: Family,
+        fill: Tensor | None = None,
+        features: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.family = family
+        self.features = features
+        self.looks = True
+        if features and fill is None:
+            raise ValueError("Expected fill, a mean of b, for features of b; got none. Use zeros where it is unknown.")
         self.register_buffer("fill", fill)
 
     def forward(self, b: Tensor) -> TorchDistribution:
         """Return the distribution given ``b``."""
-        return self.family(self.network(b if self.fill is None else torch.where(b.isnan(), self.fill, b)))
+        if self.fill is not None:
+            b = torch.where(b.isnan(), self.fill, b) if self.looks else b
+            b = self.features(b, self.fill) if self.features else b
+        return self.family(self.network(b))
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:
@@ -130,11 +149,11 @@ class Conditional(nn.Module):
     @contextmanager
     def complete(self) -> Iterator[None]:
         """Take it that nothing is missing, for as long as the context lasts: to look costs some percent of a step."""
-        fill, self.fill = self.fill, None
+        looks, self.looks = self.looks, False
         try:
             yield
         finally:
-            self.fill = fill
+            self.looks = looks
 
 
 def mean(law: TorchDistribution, draws: int = 100) -> Tensor:

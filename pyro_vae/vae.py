@@ -103,7 +103,10 @@ class VAE(nn.Module):
             prior=p_z,
             decoder=Conditional(made("network", network, (latent,), (p_x.params, *p_x.event)), p_x),
             encoder=Conditional(
-                made("network", network, event_shape, (q_z.params, *q_z.event)), q_z, fill=torch.zeros(event_shape)
+                made("network", network, event_shape, (q_z.params, *q_z.event)),
+                q_z,
+                fill=torch.zeros(event_shape),
+                features=p_x.features,
             ),
         )
         if attach := getattr(p_z, "attach", None):

@@ -1,6 +1,7 @@
 """What is a likelihood's own; what all have in common is in test_parts.py."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
@@ -9,7 +10,7 @@ import scipy.stats
 import torch
 from pyro.optim import Adam
 
-from pyro_vae import VAE, CompiledSVI, likelihoods, load
+from pyro_vae import VAE, CompiledSVI, likelihoods, load, priors
 from pyro_vae.compiled.graph import Graph
 from pyro_vae.data import levels
 from pyro_vae.networks import MLP
@@ -240,6 +241,37 @@ def test_each_element_has_a_dispersion_of_its_own():
     law = made(torch.full((1, 2, 3), 3.0).log())
     torch.testing.assert_close(law.mean, torch.full((2, 3), 3.0))
     torch.testing.assert_close(law.variance, 3 + 9 / torch.arange(6.0).exp().view(2, 3))
+
+
+class TestLargeCounts:
+    """Of counts as they are, in the hundreds, codes would be so wide at the start that the rates overflow."""
+
+    COUNTS = torch.arange(0.0, 500.0, 5.0) * torch.linspace(0.5, 1.5, 33).unsqueeze(1).round(decimals=1)
+
+    @pytest.mark.parametrize("part", [likelihoods.Poisson, likelihoods.NegativeBinomial])
+    @pytest.mark.parametrize("prior", [priors.StandardNormal, priors.VampPrior])
+    def test_the_first_loss_is_of_the_size_of_that_of_the_mean(self, part, prior, param_store):
+        """Ten VAEs; given counts as they are, some have a loss that is NaN."""
+        x = self.COUNTS.round()
+        at_the_mean = -part((100,))(part.link(x.mean(0)).unsqueeze(0)).log_prob(x).mean()
+        for _ in range(10):
+            vae = VAE.build((100,), 10, prior, part, network=MLP)
+            vae.decoder.start_at(x.mean(0))
+            vae.encoder.fill_with(x.mean(0))
+            param_store.clear()
+            loss = ELBO().loss(vae.model, vae.guide, x) / len(x)
+            assert at_the_mean < loss < 3 * at_the_mean
+
+    @pytest.mark.parametrize("missing", [True, False])
+    def test_the_encoder_is_given_the_logarithm_over_the_mean(self, missing):
+        x, mean = self.COUNTS[:, 20:], self.COUNTS[16, 20:]
+        vae = VAE.build((80,), 10, likelihood=likelihoods.Poisson)
+        vae.encoder.fill_with(mean)
+        given = []
+        vae.encoder.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        with nullcontext() if missing else vae.encoder.complete():
+            vae.encoder(x)
+        torch.testing.assert_close(given[0], (x / mean).log(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("part", [likelihoods.Gaussian, likelihoods.Laplace, likelihoods.StudentT])

@@ -226,6 +226,10 @@ class TestEncoder:
             Conditional(MLP((4,), (2, 3)), DiagonalNormal(3))(torch.full((1, 4), NAN))
         assert VAE.build((4,), latent=2).decoder.fill is None
 
+    def test_features_need_one(self):
+        with pytest.raises(ValueError, match="Expected fill, a mean of b, for features of b; got none"):
+            Conditional(MLP((4,), (2, 3)), DiagonalNormal(3), features=lambda x, mean: x - mean)
+
     def test_a_run_keeps_it_and_an_old_one_has_zeros(self, tmp_path):
         x = holes(torch.rand(100, 4))
         vae = VAE.build((4,), latent=2)
@@ -264,12 +268,12 @@ class TestFit:
             histories.append(fit(vae, dataset, epochs=2, batch_size=32, compile=compile, progress=False)["valid"])
         assert histories[0] == pytest.approx(histories[1], rel=1e-4)
 
-    def test_of_complete_data_looks_for_no_nan_and_puts_the_fill_back(self):
+    def test_of_complete_data_it_looks_for_no_nan_and_does_again_after(self):
         x, vae, given = self.DIGITS.train[:100], VAE.build((1, 8, 8), latent=2), []
-        vae.encoder.network.register_forward_hook(lambda *_: given.append(vae.encoder.fill))
+        vae.encoder.network.register_forward_hook(lambda *_: given.append(vae.encoder.looks))
         fit(vae, data.from_tensor(x, mask=torch.ones_like(x, dtype=torch.bool)), epochs=1, progress=False)
         assert given
-        assert all(fill is None for fill in given)
+        assert not any(given)
         assert vae.encoder.fill.any()
         vae.encoder(torch.full((1, 1, 8, 8), NAN))
 

@@ -1,4 +1,8 @@
-"""Masses of whole numbers from 0 on."""
+r"""Masses of whole numbers from 0 on.
+
+Counts have no bound, and the rates are an exponential: an encoder that is given counts of a hundred as they are draws
+codes so wide at the start that the rates overflow. So it is given about the logarithm of a count over its mean.
+"""
 
 from collections.abc import Sequence
 
@@ -12,6 +16,11 @@ from pyro_vae.conditional import Family
 __all__ = ["NegativeBinomial", "Poisson"]
 
 RARE = 1e-3  # the least mean that training starts at
+
+
+def relative(x: Tensor, mean: Tensor) -> Tensor:
+    """Return asinh(x) - asinh(mean), as large counts log(x / mean), and below 0, as a pseudo-input may be, no NaN."""
+    return x.asinh() - mean.asinh()
 
 
 class Poisson(Family):
@@ -33,6 +42,7 @@ class Poisson(Family):
     """
 
     params = 1
+    features = staticmethod(relative)
 
     def law(self, log_rate: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Poisson law of the given log rates, of shape ``(*, *event)``."""
@@ -66,6 +76,7 @@ class NegativeBinomial(Family):
     """
 
     params = 1
+    features = staticmethod(relative)
 
     def __init__(self, event: int | Sequence[int]) -> None:
         super().__init__(event)

@@ -47,8 +47,7 @@ def fit(
     of x are missing, as NaN, all is of what is observed (:class:`pyro_vae.missing.Missing`), and the encoder's network
     is given the data's mean in their place. Global state is left as it was: the seed reaches only this call, and Pyro's
     param store is put back, so that one VAE after another may be trained. Under ``torchrun`` the processes share each
-    batch, and the numbers are those of one
-    process.
+    batch, and the numbers are those of one process.
 
     Arguments:
         vae: Trained in place, in training mode; left in evaluation mode, on ``device``.
