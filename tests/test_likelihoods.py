@@ -87,6 +87,20 @@ class TestOptimalScale:
         torch.manual_seed(20261122)
         assert values[0] == pytest.approx(values[1], rel=1e-5)
 
+    def test_a_graph_of_training_mode_is_not_run_in_evaluation_mode(self, param_store):
+        x = torch.rand(16, 6)
+        vae = VAE.build((6,), latent=2, likelihood=optimal, network=partial(MLP, hidden=(8,)))
+        svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.01}), ELBO())
+        found = []
+        for training in (True, False, True):
+            vae.train(training)
+            before = vae.decoder.family.way.mean_square.item()
+            for _ in range(4):
+                svi.step(x)
+            found.append(vae.decoder.family.way.mean_square.item() != before)
+        assert svi.mode == "graph"
+        assert found == [True, False, True]
+
 
 class TestModes:
     """``fit`` trains in training mode and validates in evaluation mode, and leaves the VAE so."""

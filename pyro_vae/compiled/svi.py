@@ -183,7 +183,7 @@ class CompiledSVI(SVI):
             yield
 
     def _key(self) -> Any:
-        return getattr(self.handler, "key", None)
+        return getattr(self.handler, "key", None), _training(self.model), _training(self.guide)
 
 
 def _terms(loss: Any) -> Callable[..., Terms] | None:
@@ -212,6 +212,11 @@ def _met(capture: Any) -> dict[str, Tensor]:
 def _trained(met: dict[str, Tensor]) -> list[Tensor]:
     """Those to be trained, each once."""
     return [parameter for parameter in dict.fromkeys(met.values()) if parameter.requires_grad]
+
+
+def _training(program: Any) -> bool | None:
+    """Whether the module that a program is, or is a method of, is in training mode."""
+    return getattr(getattr(program, "__self__", program), "training", None)
 
 
 def _in_store(met: dict[str, Tensor]) -> Any:
