@@ -17,7 +17,7 @@ train: $(INSTALLED)
 	$(BIN)/pyro-vae train --config experiments/digits.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ References:
 
     Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for active units.
 
-The committed table and figure: ``python experiments/priors.py --root DATA`` (an hour on two cores); there is
+The committed table and figure: ``python experiments/priors.py --root DATA`` (half an hour on two cores); there is
 ``Flow, autoregressive`` too, for ``--chosen``.
 """
 

@@ -1,6 +1,11 @@
 """Tests run stricter than users do: warnings are errors, and a test that leaves global state changed fails."""
 
 import os
+
+# Tensors here are small: where other programs run too, threads wait for each other ten times as long as they work.
+# Before numpy and torch, which read it when they are imported, as do the programs that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import random
 
 import numpy as np
@@ -9,10 +14,6 @@ import pytest
 import torch
 
 SEED = 20261122
-
-# Tensors here are small, and where other programs run too, threads wait for each other ten times as long as they work.
-os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
-torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
