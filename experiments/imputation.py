@@ -19,10 +19,10 @@ in; and a mean over nearest neighbours. The rank and the number of neighbours ar
 validation images, of which the truth is known; nothing of the VAE is chosen so.
 
 What the committed run shows: at random holes the intervals of a scale per pixel are nearly right, and those of one
-scale too wide for pixels that hardly vary; the guide alone is worse, but where next to nothing is
-seen, and surer than it should be; a VAE trained on
-complete images is too sure of many holes, of which its guide saw none. Trained on halves it is worse than a pixel's
-mean and far too sure, resampled or not: no image has two opposite halves, so the data do not say which go together.
+scale too wide for pixels that hardly vary; the guide alone is worse, but where next to nothing is seen, and surer than
+it should be; a VAE trained on complete images is too sure of many holes, of which its guide saw none. Trained on halves
+it is worse than a pixel's mean and far too sure, resampled or not: no image has two opposite halves, so the data do not
+say which go together.
 
 References:
     MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
