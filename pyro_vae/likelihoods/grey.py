@@ -165,7 +165,7 @@ class GridCategorical(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "GridCategorical":
         """Return it in a larger batch."""
-        return GridCategorical(self.logits.expand(*batch_shape, -1), validate_args=False)
+        return GridCategorical(self.logits.expand(*batch_shape, -1), self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log mass."""
@@ -210,7 +210,7 @@ class GridLogistic(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "GridLogistic":
         """Return it in a larger batch."""
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return GridLogistic(loc, scale, self.last + 1, validate_args=False)
+        return GridLogistic(loc, scale, self.last + 1, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Return the log mass, by :math:`\sigma(a) - \sigma(b) = \sigma(a) \, \sigma(-b) \, (1 - e^{b - a})`."""

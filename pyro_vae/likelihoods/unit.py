@@ -147,7 +147,7 @@ class Exponentials(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Exponentials":
         """Return it in a larger batch."""
-        return Exponentials(self.logits.expand(batch_shape), validate_args=False)
+        return Exponentials(self.logits.expand(batch_shape), self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, with the normaliser in a form that is exact for small and large logits."""
