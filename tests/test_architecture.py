@@ -60,7 +60,8 @@ def test_imports_only_go_down(file):
 
 
 def test_plots_see_arrays_only():
-    assert list(imported_rooms(ROOT / "plots.py")) == []
+    for file in (ROOT / "plots").glob("*.py"):
+        assert set(imported_rooms(file)) <= {"plots"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -1,0 +1,23 @@
+"""Figures. They see arrays only, and return a ``matplotlib.figure.Figure`` that a notebook shows and ``savefig`` saves.
+
+A notebook shows them once ``%matplotlib inline`` has been run in it, or pyplot imported.
+
+Images are float tensors ``(..., channels, height, width)`` or ``(..., height, width)``; 0 is drawn black, 1 white, and
+NaN, which is missing, a flat greyish blue.
+"""
+
+from pyro_vae.plots.images import MISSING as MISSING
+from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal
+from pyro_vae.plots.latent import latent_space
+from pyro_vae.plots.training import comparison, curves
+
+__all__ = [
+    "comparison",
+    "curves",
+    "interpolation",
+    "latent_space",
+    "manifold",
+    "reconstructions",
+    "samples",
+    "traversal",
+]

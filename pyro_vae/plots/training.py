@@ -1,0 +1,90 @@
+"""Curves of a training, and runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_vae.plots.colours import BLUE, GREEN, ORANGE
+
+__all__ = ["comparison", "curves"]
+
+
+def curves(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw training curves, with reconstruction and divergence apart, from what ``fit`` returns.
+
+    Where the objective is not the ELBO at beta = 1, that is drawn beside it.
+    """
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    epochs = np.arange(1, len(history["train"]) + 1)
+    lines: list[tuple[str, list[tuple[str, str, str]]]] = [
+        ("Loss", [("train", "train, the objective", BLUE), ("valid", "valid, -ELBO", ORANGE)]),
+        ("Reconstruction: E[-log p(x | z)], valid", [("valid_reconstruction", "", ORANGE)]),
+        ("Divergence: KL(q || p), valid", [("valid_kl", "", GREEN)]),
+    ]
+    if not np.array_equal(history.get("train_at_beta_1", history["train"]), history["train"]):
+        lines[0][1].insert(1, ("train_at_beta_1", "train, -ELBO", GREEN))
+    for axes, (title, series) in zip(figure.subplots(1, 3), lines, strict=True):
+        for key, label, colour in series:
+            axes.plot(epochs, history[key], color=colour, label=label, linewidth=1.5)
+        if len(series) > 1:
+            axes.legend(frameon=False)
+        tails = [np.asarray(history[key])[len(epochs) // 20 :] for key, _, _ in series]
+        _leave_the_first_epochs_out(axes, np.concatenate(tails))
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel="epoch")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("nats per datum")
+    return figure
+
+
+def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Figure:
+    """Draw runs side by side, a row of panels for each group of those that may be ranked together.
+
+    Left -log p(x), best above; in the middle the ELBO's two terms, with lines of one ELBO; right -ELBO of the
+    validation images against seconds of training.
+
+    Arguments:
+        groups: A title and runs by name, each with ``nll``, a mean and its standard error; ``reconstruction`` and
+            ``kl``, numbers; ``seconds`` since the start and ``valid``, one number an epoch, or none.
+    """
+    heights = [1.6 + max(1.4, 0.28 * len(runs)) for _, runs in groups]
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    pages = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)
+    for page, (title, runs) in zip(pages[:, 0], groups, strict=True):
+        page.suptitle(title, fontsize=10)
+        left, middle, right = page.subplots(1, 3)
+        for i, run in enumerate(runs.values()):
+            colour = f"C{i % 10}"
+            left.errorbar(run["nll"][0], i, xerr=run["nll"][1], fmt="o", color=colour, capsize=3)
+            middle.plot(run["kl"], -run["reconstruction"], "o", color=colour)
+            right.plot(run["seconds"], run["valid"], color=colour, linewidth=1.5, marker="o", markevery=[-1])
+        left.set_yticks(range(len(runs)), [*runs])
+        left.set(ylim=(len(runs) - 0.5, -0.5), xlabel="-log p(x), nats per datum")
+        _lines_of_one_elbo(middle)
+        middle.set(xlabel="KL(q || p), nats; one ELBO on each line", ylabel="E[-log p(x | z)], nats")
+        right.set(xlabel="seconds of training", xlim=(0, None), ylabel="-ELBO, valid, nats")
+        tails = [run["valid"][len(run["valid"]) // 4 :] for run in runs.values()]
+        _leave_the_first_epochs_out(right, np.concatenate([*tails, []]))
+        for axes in (left, middle, right):
+            axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _leave_the_first_epochs_out(axes: Any, tail: np.ndarray) -> None:
+    """They fall so far that the rest would look flat: fit the axis to the rest."""
+    if len(tail):
+        margin = 0.05 * (tail.max() - tail.min()) or 1.0
+        axes.set(ylim=(tail.min() - margin, tail.max() + margin))
+
+
+def _lines_of_one_elbo(axes: Any) -> None:
+    """Draw, over the same limits, the lines on which the sum of the two coordinates is one."""
+    axes.margins(0.2)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    for total in np.linspace(left + low, right + high, 9)[1:-1]:
+        axes.plot([left, right], [total - left, total - right], color="0.85", linewidth=0.8, zorder=0)
+    axes.set(xlim=(left, right), ylim=(low, high))
