@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyro_vae import (
+        ais,
         compare,
         compiled,
         conditional,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         objectives,
         oracle,
         plots,
+        posterior,
         priors,
         report,
     )
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompiledSVI",
     "VAE",
+    "ais",
     "compare",
     "compiled",
     "conditional",
@@ -42,6 +45,7 @@ __all__ = [
     "objectives",
     "oracle",
     "plots",
+    "posterior",
     "priors",
     "report",
 ]

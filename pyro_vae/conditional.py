@@ -121,10 +121,14 @@ class Conditional(nn.Module):
 
     def forward(self, b: Tensor) -> TorchDistribution:
         """Return the distribution given ``b``."""
+        return self.family(self.propose(b))
+
+    def propose(self, b: Tensor) -> Tensor:
+        """Return its parameters, of shape ``(*, params, *event)``."""
         if self.fill is not None:
             b = torch.where(b.isnan(), self.fill, b) if self.looks else b
             b = self.features(b, self.fill) if self.features else b
-        return self.family(self.network(b))
+        return self.network(b)
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:

@@ -14,6 +14,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
+from pyro_vae.conditional import Conditional, Family
+from pyro_vae.guides import DiagonalNormal, FullNormal
 from pyro_vae.priors import StandardNormal
 from pyro_vae.vae import VAE
 
@@ -151,13 +153,16 @@ class LinearGaussian(nn.Module):
         if guide not in ("exact", "mean-field"):
             raise ValueError(f"Expected guide to be exact or mean-field; got {guide!r}.")
         gain, precision = self._posterior()
-        mean = _Affine(gain, -gain @ self.bias)
         prior = StandardNormal(self.weight.shape[1]).to(self.weight)
         weight = self.weight.clone(memory_format=torch.contiguous_format)
         decoder = LinearGaussian(nn.Parameter(weight), nn.Parameter(self.bias.clone()), self.scale)
+        family: Family
         if guide == "mean-field":
-            return VAE(prior, decoder, _MeanField(mean, -0.5 * precision.diagonal().log()))
-        return VAE(prior, decoder, _Exact(mean, torch.linalg.cholesky(precision.inverse()).contiguous()))
+            family, rest = DiagonalNormal(len(gain)), -0.5 * precision.diagonal().log().unsqueeze(0)
+        else:
+            family, rest = FullNormal(len(gain)), torch.linalg.cholesky(precision.inverse())
+            rest = rest + (rest.diagonal().log() - rest.diagonal()).diag()
+        return VAE(prior, decoder, Conditional(_Affine(gain, -gain @ self.bias, rest), family))
 
     def _posterior(self) -> tuple[Tensor, Tensor]:
         """Return M^-1 W^T, of shape (k, d), and the posterior's precision M / s^2."""
@@ -166,30 +171,14 @@ class LinearGaussian(nn.Module):
 
 
 class _Affine(nn.Module):
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    """From x to the parameters of a Gaussian: its mean, affine in x, and the rest, which is the same for every x."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, rest: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
-        self.bias = nn.Parameter(bias.clone())
+        self.weight, self.bias, self.rest = (
+            nn.Parameter(value.clone(memory_format=torch.contiguous_format)) for value in (weight, bias, rest)
+        )
 
-    def forward(self, a: Tensor) -> Tensor:
-        return a @ self.weight.T + self.bias
-
-
-class _MeanField(nn.Module):
-    def __init__(self, mean: _Affine, log_scale: Tensor) -> None:
-        super().__init__()
-        self.mean = mean
-        self.log_scale = nn.Parameter(log_scale)
-
-    def forward(self, x: Tensor) -> TorchDistribution:
-        return dist.Normal(self.mean(x), self.log_scale.exp()).to_event(1)
-
-
-class _Exact(nn.Module):
-    def __init__(self, mean: _Affine, scale_tril: Tensor) -> None:
-        super().__init__()
-        self.mean = mean
-        self.scale_tril = nn.Parameter(scale_tril)
-
-    def forward(self, x: Tensor) -> TorchDistribution:
-        return dist.MultivariateNormal(self.mean(x), scale_tril=self.scale_tril.tril())
+    def forward(self, x: Tensor) -> Tensor:
+        mean = (x @ self.weight.T + self.bias).unsqueeze(-2)
+        return torch.cat([mean, self.rest.expand(*mean.shape[:-2], -1, -1)], dim=-2)

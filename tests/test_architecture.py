@@ -10,16 +10,16 @@ import pyro_vae
 ROOT = Path(pyro_vae.__file__).parent
 # Each line may import from the lines above it, never from its own line or below.
 ROOMS = [
-    {"networks", "data"},
+    {"networks", "data", "plots"},
     {"conditional", "flows", "missing", "mixtures"},
     {"priors", "likelihoods", "guides", "parts"},
     {"vae"},
     {"objectives"},
     {"compiled", "checkpoint"},
     {"train"},
-    {"evaluate", "ais", "oracle"},
+    {"evaluate", "annealing", "oracle"},
+    {"ais"},
     {"posterior"},
-    {"plots"},
     {"report", "compare"},
     {"options"},
     {"commands"},

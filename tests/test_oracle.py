@@ -139,8 +139,8 @@ class TestELBO:
         """The approximation gap, and an amortisation gap of our own making; z-test at 5 standard errors."""
         vae, x = model.vae("mean-field"), torch.randn(4, 6)
         with torch.no_grad():
-            vae.encoder.mean.weight.add_(0.1 * torch.randn(3, 6))
-            vae.encoder.log_scale.add_(0.3)
+            vae.encoder.network.weight.add_(0.1 * torch.randn(3, 6))
+            vae.encoder.network.rest.add_(0.3)
             exact = model.elbo(x, vae.encoder(x)).sum()
         assert exact < model.elbo(x).sum() - 0.1
         for objective in (ELBO(100), ELBO(100, kl="sampled")):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pyro_vae.data import Split
+from pyro_vae.evaluate.seeds import forked
 from pyro_vae.evaluate.terms import split
-from pyro_vae.evaluate.weights import nll, room
+from pyro_vae.evaluate.weights import nll
 from pyro_vae.vae import VAE
 
 __all__ = ["Summary", "Values", "mean_and_error", "per_image", "summary"]
@@ -65,12 +65,9 @@ def per_image(
     if images < 1:
         raise ValueError(f"Expected at least 1 image to evaluate on; got {images}.")
     point = vae.reference
-    with torch.random.fork_rng(devices=[point.device] if point.is_cuda else []):
-        torch.manual_seed(seed)
+    with forked(point.device, seed):
         x = data[slice(0, images)].to(point)
-        at_once, draws = room(vae, x)
-        terms = [split(vae, rows, DRAWS) for rows in x.split(max(1, min(at_once, draws // DRAWS)))]
-        reconstruction, kl = (torch.cat(column) for column in zip(*terms, strict=True))
+        reconstruction, kl = split(vae, x, DRAWS)
         return Values(reconstruction - kl, reconstruction, kl, nll(vae, x, num_particles, progress=progress))
 
 

@@ -8,6 +8,8 @@ from torch.distributions import Independent
 
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import mean
+from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.weights import room
 from pyro_vae.missing import log_prob
 from pyro_vae.objectives import closed_form_kl
 from pyro_vae.vae import VAE
@@ -16,19 +18,33 @@ __all__ = ["active_units", "activity", "kl_per_dim", "split"]
 
 
 @torch.no_grad()
-def split(vae: VAE, x: Tensor, num_particles: int = 1) -> tuple[Tensor, Tensor]:
+def split(vae: VAE, x: Tensor, num_particles: int = 1, seed: int | None = None) -> tuple[Tensor, Tensor]:
     r"""Return the two terms of the ELBO per datum, each of shape ``(B,)``, in nats.
 
     .. math:: \mathrm{ELBO} = \mathbb{E}_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
     The first is a mean over ``num_particles`` draws; the second is in closed form where there is one, else a mean
-    over the same draws.
+    over the same draws. Memory is bounded, as in :func:`pyro_vae.evaluate.log_weights`.
+
+    Arguments:
+        vae: Any VAE.
+        x: Shape ``(B, *event)``.
+        num_particles: Draws per datum.
+        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Raises:
-        ValueError: If there are no particles.
+        ValueError: If there are no particles or no images.
     """
     if num_particles < 1:
         raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
+    images, draws = room(vae, x)
+    with forked(x.device, seed):
+        terms = [_split(vae, rows, num_particles) for rows in x.split(max(1, min(images, draws // num_particles)))]
+    reconstruction, kl = (torch.cat(column) for column in zip(*terms, strict=True))
+    return reconstruction, kl
+
+
+def _split(vae: VAE, x: Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
     q, p = vae.encoder(x), vae.prior()
     z = q.sample((num_particles,))
     kl = closed_form_kl(q, p)
@@ -66,7 +82,7 @@ def kl_per_dim(vae: VAE, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def activity(vae: VAE, x: Tensor) -> Tensor:
+def activity(vae: VAE, x: Tensor, seed: int | None = None) -> Tensor:
     r"""Return how much each latent dimension knows of x, of shape ``(latent,)``: 0 where it knows nothing.
 
     .. math:: \mathrm{Var}_x \big( \mathbb{E}_{q(z \mid x)}[z_i] \big)
@@ -81,6 +97,7 @@ def activity(vae: VAE, x: Tensor) -> Tensor:
     Arguments:
         vae: Any VAE.
         x: Shape ``(B, *event)``, of some hundred images or more.
+        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Raises:
         ValueError: If there are fewer than 2 images.
@@ -98,11 +115,12 @@ def activity(vae: VAE, x: Tensor) -> Tensor:
         return torch.stack([mean(q), mean(q)])
 
     fit = 2 * how_many_fit(lambda n: means(x[: 2 * n]), len(x), x.device)
-    one, other = torch.cat([means(rows) for rows in x.split(fit)], dim=1)
+    with forked(x.device, seed):
+        one, other = torch.cat([means(rows) for rows in x.split(fit)], dim=1)
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(x) - 1)
 
 
-def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> int:
+def active_units(vae: VAE, x: Tensor, threshold: float = 0.01, seed: int | None = None) -> int:
     r"""Return how many latent dimensions are used: those whose :func:`activity` is above a threshold.
 
     None is used where the posterior has collapsed to the prior. The threshold is that of the paper, for a prior of
@@ -115,6 +133,7 @@ def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> int:
         vae: Any VAE.
         x: Shape ``(B, *event)``, of some hundred images or more.
         threshold: In the units of z, squared.
+        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Raises:
         ValueError: If there are fewer than 2 images.
@@ -125,4 +144,4 @@ def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> int:
         >>> active_units(model.vae(), torch.randn(100, 2))
         1
     """
-    return int((activity(vae, x) > threshold).sum())
+    return int((activity(vae, x, seed) > threshold).sum())

@@ -3,45 +3,71 @@ r"""Per-datum log-weights, and what is read off them: bounds on log p(x)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.compiled import how_many_fit
+from pyro_vae.evaluate.seeds import forked
 from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
 
-__all__ = ["elbo", "ess", "iwae", "log_weights", "nll", "room"]
+__all__ = ["elbo", "ess", "iwae", "iwae_curve", "log_weights", "nll", "room"]
 
 MOST = 20_000  # images decoded at once; more are no faster
 
 
-@torch.no_grad()
-def log_weights(vae: VAE, x: Tensor, num_particles: int) -> Tensor:
+def log_weights(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int,
+    at_once: int | None = None,
+    progress: bool = False,
+    seed: int | None = None,
+) -> Tensor:
     r"""Return the log importance weights of draws from the guide.
 
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
+
+    Memory is bounded whatever the parts are, but for the answer: how many images are decoded at once is measured
+    (:func:`room`). Where that alone is too large, as of 5,000 draws for each of a million images, :func:`nll` adds up
+    as it goes.
 
     Arguments:
         vae: Any VAE.
         x: Shape ``(B, *event)``.
         num_particles: K, draws per datum.
+        at_once: Images decoded at once, if not as many as fit. The draws depend on it, what they estimate does not.
+        progress: Whether to show a progress bar.
+        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Returns:
         Shape ``(K, B)``, in nats, unscaled.
 
     Raises:
-        ValueError: If there are no particles.
+        ValueError: If there are no particles or no images, or ``at_once`` is not positive.
 
     Example:
         >>> from pyro_vae import VAE
         >>> log_weights(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
         torch.Size([100, 5])
     """
-    if num_particles < 1:
-        raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
+    images, draws = _sizes(vae, x, num_particles, at_once)
+    found = torch.empty(num_particles, len(x)).to(x)
+    with forked(x.device, seed), _bar(len(x) * num_particles, progress) as bar:
+        for i in range(0, len(x), images):
+            rows, k = x[i : i + images], 0
+            for some in _chunks(num_particles, max(1, draws // len(rows))):
+                found[k : k + some, i : i + len(rows)] = _log_weights(vae, rows, some)
+                k += some
+                bar.update(some * len(rows))
+    return found
+
+
+@torch.no_grad()
+def _log_weights(vae: VAE, x: Tensor, num_particles: int) -> Tensor:
     q = vae.encoder(x)
     z = q.sample((num_particles,))
     return vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - q.log_prob(z)
@@ -72,6 +98,34 @@ def iwae(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
+def iwae_curve(log_w: Tensor, particles: Sequence[int]) -> Tensor:
+    r"""Return the importance weighted bound per datum as it would be with fewer particles, in nats.
+
+    .. math:: \mathcal{L}_k = \frac{1}{\lfloor K / k \rfloor} \sum_g \log \frac{1}{k} \sum_{i \in g} w_i
+
+    over disjoint groups g of k of the K weights: unbiased for the bound with k particles.
+
+    Arguments:
+        log_w: Log-weights, of shape ``(K, B)``.
+        particles: How many, P numbers from 1 to K.
+
+    Returns:
+        Shape ``(P, B)``.
+
+    Raises:
+        ValueError: If a number is not from 1 to K.
+
+    Example:
+        >>> iwae_curve(torch.tensor([[1.0], [3.0]]).log(), [1, 2])
+        tensor([[0.5493],
+                [0.6931]])
+    """
+    if not all(1 <= k <= len(log_w) for k in particles):
+        raise ValueError(f"Expected numbers of particles from 1 to {len(log_w)}; got {[*particles]}.")
+    groups = (log_w[: len(log_w) // k * k].unflatten(0, (-1, k)) for k in particles)
+    return torch.stack([(group.logsumexp(1) - math.log(group.shape[1])).mean(0) for group in groups])
+
+
 def ess(log_w: Tensor) -> Tensor:
     r"""Return the effective sample size per datum, from ``(K, B)`` to ``(B,)``, between 1 and K.
 
@@ -87,7 +141,14 @@ def ess(log_w: Tensor) -> Tensor:
     return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
 
 
-def nll(vae: VAE, x: Tensor, num_particles: int = 5000, at_once: int | None = None, progress: bool = False) -> Tensor:
+def nll(
+    vae: VAE,
+    x: Tensor,
+    num_particles: int = 5000,
+    at_once: int | None = None,
+    progress: bool = False,
+    seed: int | None = None,
+) -> Tensor:
     r"""Estimate :math:`-\log p(x)` per datum by importance sampling.
 
     It is minus the importance weighted bound with ``num_particles`` draws from the guide, so it is too large on
@@ -103,6 +164,7 @@ def nll(vae: VAE, x: Tensor, num_particles: int = 5000, at_once: int | None = No
         num_particles: K, draws per datum.
         at_once: Images decoded at once, if not as many as fit. The draws depend on it, what they estimate does not.
         progress: Whether to show a progress bar.
+        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Returns:
         Shape ``(B,)``, in nats.
@@ -115,20 +177,14 @@ def nll(vae: VAE, x: Tensor, num_particles: int = 5000, at_once: int | None = No
         >>> nll(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
         torch.Size([5])
     """
-    most = MOST if at_once is None else at_once
-    if num_particles < 1 or most < 1:
-        raise ValueError(f"Expected at least 1 particle, and 1 at once; got {num_particles} and {most}.")
-    if len(x) == 0:
-        raise ValueError("Expected at least 1 image; got none.")
-    images, draws_in_all = room(vae, x) if at_once is None else (at_once, at_once)
+    images, draws = _sizes(vae, x, num_particles, at_once)
     parts = []
-    show = {"desc": "-log p(x)", "unit": " draws", "unit_scale": True, "leave": False, "disable": not progress}
-    with tqdm(total=len(x) * num_particles, **show) as bar:
+    with forked(x.device, seed), _bar(len(x) * num_particles, progress) as bar:
         for rows in x.split(images):
             total = torch.full((len(rows),), -math.inf).to(x)
-            for draws in _chunks(num_particles, max(1, draws_in_all // len(rows))):
-                total = torch.logaddexp(total, log_weights(vae, rows, draws).logsumexp(0))
-                bar.update(draws * len(rows))
+            for some in _chunks(num_particles, max(1, draws // len(rows))):
+                total = torch.logaddexp(total, _log_weights(vae, rows, some).logsumexp(0))
+                bar.update(some * len(rows))
             parts.append(math.log(num_particles) - total)
     return torch.cat(parts)
 
@@ -148,10 +204,23 @@ def room(vae: VAE, x: Tensor, most: int = MOST) -> tuple[int, int]:
         >>> room(VAE.build((64,), latent=2), torch.rand(5, 64))
         (20000, 20000)
     """
+    if len(x) == 0:
+        raise ValueError("Expected at least 1 image; got none.")
     pair = x[:2]  # one image alone may be a case of its own, as for batch normalisation
-    images = 2 * how_many_fit(lambda n: log_weights(vae, x[: 2 * n], 1), most // 2, x.device)
-    draws = how_many_fit(lambda n: log_weights(vae, pair, n), most // len(pair), x.device)
+    images = 2 * how_many_fit(lambda n: _log_weights(vae, x[: 2 * n], 1), most // 2, x.device)
+    draws = how_many_fit(lambda n: _log_weights(vae, pair, n), most // len(pair), x.device)
     return images, draws * len(pair)
+
+
+def _sizes(vae: VAE, x: Tensor, num_particles: int, at_once: int | None) -> tuple[int, int]:
+    for name, number in {"num_particles": num_particles, "at_once": at_once}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"Expected {name} of at least 1; got {number}.")
+    return room(vae, x) if at_once is None else (at_once, at_once)
+
+
+def _bar(total: int, progress: bool) -> tqdm:
+    return tqdm(total=total, desc="-log p(x)", unit=" draws", unit_scale=True, leave=False, disable=not progress)
 
 
 def _chunks(total: int, size: int) -> Iterator[int]:
