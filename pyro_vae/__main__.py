@@ -9,7 +9,7 @@ __all__ = ["main"]
 # The first lines of the docstrings in ``commands``, whose import takes seconds.
 COMMANDS = {
     "train": "Train a VAE, print its ELBO and -log p(x) on every split, and draw its figures.",
-    "evaluate": "Print the ELBO, its two terms and -log p(x) of a trained VAE, and draw its figures anew.",
+    "evaluate": "Say how good a trained VAE and its guide are, with a diagnosis in words, and draw its figures anew.",
     "generate": "Draw images from a trained VAE: z from the prior, and the mean of p(x | z).",
     "compare": "Rank trained VAEs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.",
 }

@@ -129,6 +129,7 @@ class Ladder:
             way = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(0)])
             size = number + 1 if i == rounds - 1 else PILOT
             betas = _interpolate(torch.linspace(0, 1, size).to(way).unsqueeze(1), way / way[-1], plan.betas)
+            betas[-1] = 1.0  # it would end before, where the last of the way is nothing up to rounding
             plan = Plan(betas, _interpolate(betas, plan.betas, torch.stack(steps[SETTLE:])))
             update(PILOT)
         return plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime
@@ -75,14 +76,23 @@ def _train(**options: Any) -> None:
 
 
 def _evaluate(
-    run: str, num_particles: int = 1000, images: int = 1000, seed: int = 0, device: str = "cpu", trust: str = ""
+    run: str,
+    num_particles: int = 1000,
+    images: int = 1000,
+    chosen: int = 50,
+    temperatures: int = 500,
+    seed: int = 0,
+    device: str = "cpu",
+    trust: str = "",
 ) -> None:
-    """Print the ELBO, its two terms and -log p(x) of a trained VAE, and draw its figures anew.
+    """Say how good a trained VAE and its guide are, with a diagnosis in words, and draw its figures anew.
 
     Args:
         run: Run directory.
         num_particles: Draws per datum for -log p(x).
         images: How many images of each split, the first ones.
+        chosen: How many of them for AIS, BDMC and refined guides, which cost much; 0 for none.
+        temperatures: Of AIS.
         seed: Seed of the draws.
         device: ``cpu`` or ``cuda``.
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
@@ -92,8 +102,12 @@ def _evaluate(
     if config["data"] == "tensor":
         raise ValueError(f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table.")
     dataset = data.load(**{key: config[key] for key in inspect.signature(data.load).parameters if key in config})
-    print(report.table(vae.to(device), dataset, num_particles, images, seed))
-    print(f"\nfigures: {_save(report.figures(vae, dataset, seed), run)}")
+    started = time.perf_counter()
+    found = report.evaluation(vae.to(device), dataset, num_particles, images, chosen, temperatures, seed)
+    took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
+    print(f"{found}\n\nfigures: {_save(found.figures | report.figures(vae, dataset, seed), run)}")
+    found.save(run)
+    print(f"also:    evaluation.txt, .json and .csv (an image a line) in {run}\ntook:    {took}{_peak()}")
 
 
 def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "") -> None:
@@ -138,6 +152,16 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     compare.figure(rows).savefig(path, dpi=150)
     print(f"{compare.table(rows)}\n\nfigure: {path}")
+
+
+def _peak() -> str:
+    """Say how much memory was resident at most, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f", at most {peak / 2 ** (30 if sys.platform == 'darwin' else 20):.2f} GiB of memory"
 
 
 def _save(figures: dict[str, Figure], run: str | Path) -> Path:

@@ -1,14 +1,19 @@
 """What is read off log-weights, against exact answers: a linear-Gaussian model, and weights written by hand."""
 
+import contextlib
+import importlib
 import math
+from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from test_priors import EVENT, built
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_vae import VAE, data, evaluate
+from pyro_vae import VAE, ais, data, evaluate, guides, posterior, priors
 from pyro_vae.oracle import LinearGaussian
 
 
@@ -44,6 +49,52 @@ class TestLogWeights:
     def test_leave_no_graph(self, model):
         assert not evaluate.log_weights(VAE.build((6,), latent=2).double(), torch.rand(3, 6), 2).requires_grad
 
+    @pytest.mark.parametrize(("particles", "at_once"), [(7, 3), (10, 5), (13, 1), (23, 20), (5, 1000)])
+    def test_chunks_do_not_change_an_exact_answer(self, model, particles, at_once):
+        x = torch.randn(5, 6)
+        found = evaluate.log_weights(model.vae(), x, particles, at_once)
+        torch.testing.assert_close(found, model.log_evidence(x).expand(particles, 5), rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("sizes", [(2, 6), (3, 4), (50, 20), (5, 5), (1, 1)])
+    def test_each_draw_of_each_datum_is_in_its_place(self, model, monkeypatch, sizes):
+        """Of 7 draws for each of 5 data: the first of a datum is 0, the next is 1, and so on."""
+        drawn = torch.zeros(5)
+
+        def count(vae, x, k):
+            rows = x[:, 0].long()
+            assert len(rows) * k <= sizes[1] or k == 1
+            found = 100 * x[:, 0] + drawn[rows] + torch.arange(k).unsqueeze(1)
+            drawn[rows] += k
+            return found
+
+        monkeypatch.setattr(evaluate.weights, "_log_weights", count)
+        monkeypatch.setattr(evaluate.weights, "room", lambda vae, x: sizes)
+        found = evaluate.log_weights(model.vae(), torch.arange(5.0).unsqueeze(1).expand(5, 6), 7)
+        assert torch.equal(found, 100 * torch.arange(5.0) + torch.arange(7.0).unsqueeze(1))
+
+    def test_memory_is_bounded_by_at_once(self, model):
+        seen = []
+        vae = model.vae()
+        vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(law.batch_shape.numel()))
+        assert evaluate.log_weights(vae, torch.randn(50, 6), 9, at_once=20).shape == (9, 50)
+        assert max(seen) <= 20
+
+    def test_a_seed_draws_the_same(self, model):
+        vae, x = model.vae("mean-field"), torch.randn(5, 6)
+        for f in (evaluate.log_weights, evaluate.nll):
+            same, other = f(vae, x, 7, seed=3), f(vae, x, 7, seed=4)
+            torch.rand(1)
+            assert torch.equal(f(vae, x, 7, seed=3), same)
+            assert not torch.equal(other, same)
+            assert torch.equal(f(vae, x, 7), f(vae, x, 7))
+
+    def test_nll_is_of_the_same_draws(self, model):
+        vae, x = model.vae("mean-field"), torch.randn(5, 6)
+        for at_once in (None, 10):
+            log_w = evaluate.log_weights(vae, x, 23, at_once, seed=3)
+            found = evaluate.nll(vae, x, 23, at_once, seed=3)
+            torch.testing.assert_close(found, -evaluate.iwae(log_w), rtol=0, atol=1e-12)
+
 
 class TestBounds:
     def test_of_weights_written_by_hand(self):
@@ -66,6 +117,40 @@ class TestBounds:
         w = (log_w - model.log_evidence(x)).exp()
         assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w))).all()
         assert (evaluate.elbo(log_w) < evaluate.iwae(log_w)).all()
+
+
+class TestIwaeCurve:
+    def test_its_ends_are_the_elbo_and_the_importance_weighted_bound(self, float64):
+        log_w = 3 * torch.randn(30, 4)
+        found = evaluate.iwae_curve(log_w, [1, 30])
+        torch.testing.assert_close(found[0], evaluate.elbo(log_w), rtol=0, atol=1e-12)
+        torch.testing.assert_close(found[1], evaluate.iwae(log_w), rtol=0, atol=1e-12)
+
+    def test_is_a_mean_over_groups(self):
+        """Of 5 weights, 2 groups of 2, and one that is left over."""
+        log_w = torch.tensor([[1.0], [3.0], [5.0], [11.0], [1e9]]).log()
+        expected = torch.tensor([[0.5 * math.log(2.0 * 8.0)], [math.log(3.0)]])
+        torch.testing.assert_close(evaluate.iwae_curve(log_w, [2, 3]), expected)
+
+    def test_rises_where_each_number_divides_the_next(self, float64):
+        """By Jensen's inequality, and so for each datum; not just on average."""
+        log_w = 3 * torch.randn(120, 50)
+        assert (evaluate.iwae_curve(log_w, [1, 2, 4, 12, 60, 120]).diff(dim=0) > 0).all()
+
+    def test_is_unbiased_for_the_bound_with_as_many_particles(self, model):
+        """Mean-field guide, 20,000 estimates of each of 3 bounds for 4 data: each of 12 fails once in 1.7 million."""
+        vae, x = model.vae("mean-field"), torch.randn(4, 6)
+        log_w = evaluate.log_weights(vae, x, 20_000, seed=0)
+        for k in (1, 3, 10):
+            bound = evaluate.iwae(evaluate.log_weights(vae, x, 20_000 * k, seed=k).unflatten(0, (k, 20_000)))
+            groups = log_w[: 20_000 // k * k].unflatten(0, (-1, k)).logsumexp(1) - math.log(k)
+            error = (bound.var(0) / len(bound) + groups.var(0) / len(groups)).sqrt()
+            assert ((evaluate.iwae_curve(log_w, [k])[0] - bound.mean(0)).abs() < 5 * error).all()
+
+    @pytest.mark.parametrize("particles", [[0], [1, 31], [-1]])
+    def test_says_which_numbers_there_are(self, particles):
+        with pytest.raises(ValueError, match="numbers of particles from 1 to 30; got "):
+            evaluate.iwae_curve(torch.zeros(30, 2), particles)
 
 
 class TestNll:
@@ -199,6 +284,72 @@ class TestActivity:
             assert evaluate.active_units(model.vae(), x, threshold) == (found > threshold).sum()
 
 
+class TestAggregate:
+    @pytest.fixture
+    def model(self, float64):
+        left, right = (torch.linalg.qr(torch.randn(size, 2))[0] for size in (6, 2))
+        return LinearGaussian(left * torch.tensor([3.0, 2.0]) @ right, torch.randn(6), scale=2.0)
+
+    def test_of_many_data_of_the_model_it_is_the_information_between_x_and_z(self, model):
+        """I = 1/2 log det(M / s^2), here 0.94; the aggregate posterior is the prior. At 5 standard errors.
+
+        What one draw tells varies by the sum of 1 - s^2 / m_i over M's eigenvalues m. That there are but N = 4000 data
+        takes less than exp(2 I) / N = 0.0016 from it and adds that to the divergence, which is allowed 3 times as much.
+        """
+        values = torch.linalg.eigvalsh(model.weight.T @ model.weight / 4 + torch.eye(2))
+        information, bias = 0.5 * values.log().sum(), values.prod() / 4000
+        x = model(torch.randn(4000, 2)).sample()
+        found = evaluate.aggregate(model.vae(), x, seed=0)
+        error = ((1 - 1 / values).sum() / 4000).sqrt()
+        assert abs(found.mutual_information - information) < 5 * error + bias
+        assert abs(found.kl) < 3 * bias
+        assert evaluate.mutual_information(model.vae(), x, seed=0) == found.mutual_information
+
+    def test_the_two_add_up_to_the_mean_divergence(self, model):
+        """5 draws of each of 300 codes, at 5 standard errors: fails once in 1.7 million runs."""
+        vae, x = model.vae("mean-field"), 3 * torch.randn(300, 6)
+        exact = evaluate.split(vae, x)[1]
+        q = vae.encoder(x)
+        z = q.sample((500,))
+        error = (q.log_prob(z) - vae.prior().log_prob(z)).var(0).mean().div(5 * 300).sqrt()
+        assert abs(sum(evaluate.aggregate(vae, x, 5)) - exact.mean()) < 5 * error
+
+    def test_is_as_the_formula_says(self, model):
+        vae, x = model.vae("mean-field"), torch.randn(7, 6)
+        with torch.random.fork_rng():
+            found = evaluate.aggregate(vae, x, 3)
+        q = vae.encoder(x)
+        z = q.sample((3,))
+        aggregate = dist.MixtureSameFamily(dist.Categorical(torch.ones(7)), q).log_prob(z)
+        assert found.mutual_information == pytest.approx((q.log_prob(z) - aggregate).mean().item(), abs=1e-12)
+        assert found.kl == pytest.approx((aggregate - vae.prior().log_prob(z)).mean().item(), abs=1e-12)
+
+    def test_is_at_most_the_logarithm_of_how_many_there_are(self, float64):
+        """And comes to it where codes are sharp."""
+        vae = LinearGaussian(torch.randn(6, 2), torch.zeros(6), scale=1e-4).vae()
+        found = evaluate.mutual_information(vae, torch.randn(20, 6))
+        assert found == pytest.approx(math.log(20), abs=1e-6)
+        assert found <= math.log(20) + 1e-12
+
+    def test_is_zero_where_the_posterior_has_collapsed(self, float64):
+        vae = LinearGaussian(torch.zeros(6, 2), torch.zeros(6), scale=1.0).vae()
+        assert evaluate.aggregate(vae, torch.randn(20, 6)) == pytest.approx((0.0, 0.0), abs=1e-12)
+
+    @pytest.mark.parametrize("guide", [guides.DiagonalNormal, guides.FullNormal, guides.Flow])
+    @pytest.mark.parametrize("fit", [1, 7, 1000])
+    def test_chunks_change_nothing(self, guide, fit, monkeypatch):
+        vae, x = built(guide=guide).double(), torch.randn(9, *EVENT).double()
+        expected = evaluate.aggregate(vae, x, 4)
+        room = importlib.import_module("pyro_vae.evaluate.aggregate")  # evaluate.aggregate is the function
+        monkeypatch.setattr(room, "how_many_fit", lambda run, most, device: fit)
+        assert evaluate.aggregate(vae, x, 4) == pytest.approx(expected, abs=1e-10)
+
+    @pytest.mark.parametrize(("number", "particles"), [(1, 1), (0, 1), (5, 0)])
+    def test_says_what_it_needs(self, model, number, particles):
+        with pytest.raises(ValueError, match=f"at least 2 images and 1 particle; got {number} and {particles}"):
+            evaluate.aggregate(model.vae(), torch.zeros(number, 6), particles)
+
+
 class TestSummary:
     SPLIT = data.load("digits").test
 
@@ -229,12 +380,62 @@ class TestSummary:
         assert math.isnan(evaluate.summary(VAE.build((1, 8, 8)), self.SPLIT, 2, images=1).nll[1])
 
 
-def test_it_leaves_the_vae_alone():
-    vae = VAE.build((1, 8, 8), latent=2)
-    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-    evaluate.summary(vae, data.load("digits").test, num_particles=5, images=10)
-    assert all((tensor == before[name]).all() for name, tensor in vae.state_dict().items())
-    assert all(parameter.grad is None for parameter in vae.parameters())
+# What is asked of a trained VAE, each in one line.
+CALLS = {
+    "log_weights": lambda vae, x: evaluate.log_weights(vae, x, 3),
+    "log_weights, seed": lambda vae, x: evaluate.log_weights(vae, x, 3, seed=1),
+    "nll": lambda vae, x: evaluate.nll(vae, x, 3),
+    "split": lambda vae, x: evaluate.split(vae, x),
+    "kl_per_dim": lambda vae, x: evaluate.kl_per_dim(vae, x),
+    "activity": lambda vae, x: evaluate.activity(vae, x),
+    "active_units": lambda vae, x: evaluate.active_units(vae, x),
+    "aggregate": lambda vae, x: evaluate.aggregate(vae, x),
+    "mutual_information": lambda vae, x: evaluate.mutual_information(vae, x, seed=1),
+    "per_image": lambda vae, x: evaluate.per_image(vae, data.from_tensor(x.repeat(5, 1, 1, 1)).test, 3),
+    "summary": lambda vae, x: evaluate.summary(vae, data.from_tensor(x.repeat(5, 1, 1, 1)).test, 3),
+    "ais": lambda vae, x: ais.ais(vae, x, chains=2, temperatures=3),
+    "ais.log_weights": lambda vae, x: ais.log_weights(vae, x, chains=2, temperatures=3, start="prior", seed=1),
+    "bdmc": lambda vae, x: ais.bdmc(vae, num=2, chains=2, temperatures=3),
+    "refine": lambda vae, x: posterior.refine(vae, x, steps=3),
+    "gaps": lambda vae, x: posterior.gaps(vae, x, num_particles=3, steps=3, temperatures=3),
+    "to_arviz": lambda vae, x: posterior.to_arviz(vae, x, draws=25, predictive_draws=2),
+}
+VAES = {
+    "DiagonalNormal": built,
+    "Flow, VampPrior": partial(built, partial(priors.VampPrior, components=3), guides.Flow),
+}
+
+
+def state(vae):
+    """All that a call at test time has to leave as it was."""
+    tensors = {**dict(vae.named_parameters()), **dict(vae.named_buffers())}
+    tensors |= {f"{name}.grad": value.grad for name, value in vae.named_parameters()}
+    tensors["torch's generator"] = torch.get_rng_state()
+    values = {name: value.clone() for name, value in tensors.items() if value is not None}
+    flags = {name: (id(value), value.requires_grad) for name, value in vae.named_parameters()}
+    flags |= {f"{name} trains": module.training for name, module in vae.named_modules()}
+    return values, (flags, sorted(pyro.get_param_store().keys()), torch.is_grad_enabled())
+
+
+@pytest.mark.filterwarnings("ignore:AIS accepted")
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("vae", VAES.values(), ids=VAES)
+@pytest.mark.parametrize("name", CALLS)
+def test_it_leaves_the_vae_and_everything_else_alone(name, vae, trains, monkeypatch):
+    """Parameters, buffers, gradients of a step that is under way, training mode, the param store, random states."""
+    monkeypatch.setattr("pyro_vae.annealing.PILOT", 3)
+    monkeypatch.setattr("pyro_vae.annealing.SETTLE", 1)
+    vae, x = vae().train(trains), torch.rand(2, *EVENT)
+    vae.decoder.train(not trains)
+    (vae.decoder(vae.encoder(x).rsample()).log_prob(x) + vae.prior().log_prob(torch.zeros(4))).sum().backward()
+    values, rest = state(vae)
+    apart = name == "kl_per_dim" and vae.encoder.family.__class__ is guides.Flow
+    with pytest.raises(ValueError, match="independent over latent dimensions") if apart else contextlib.nullcontext():
+        CALLS[name](vae, x)
+    after, rest_after = state(vae)
+    assert rest_after == rest
+    assert after.keys() == values.keys()
+    assert [key for key, value in values.items() if not torch.equal(after[key], value)] == []
 
 
 X = torch.zeros(2, 6)

@@ -1,6 +1,23 @@
-"""Questions to a posterior: in ArviZ, against NUTS, against one guide for each datum, and whether it is calibrated."""
+"""Questions to a posterior: in ArviZ, beside NUTS, beside one guide for each datum; and whether it is calibrated."""
 
 from pyro_vae.posterior.arviz import to_arviz
+from pyro_vae.posterior.calibration import Calibration, sbc
+from pyro_vae.posterior.comparison import Comparison, Moments, compare
 from pyro_vae.posterior.local import Gaps, gaps, refine
+from pyro_vae.posterior.nuts import Chains, Grid, grid, nuts
 
-__all__ = ["Gaps", "gaps", "refine", "to_arviz"]
+__all__ = [
+    "Calibration",
+    "Chains",
+    "Comparison",
+    "Gaps",
+    "Grid",
+    "Moments",
+    "compare",
+    "gaps",
+    "grid",
+    "nuts",
+    "refine",
+    "sbc",
+    "to_arviz",
+]

@@ -155,6 +155,7 @@ def _climb(
 def gaps(
     vae: VAE,
     x: Tensor,
+    log_p: Tensor | None = None,
     num_particles: int = 1000,
     steps: int = 500,
     temperatures: int = 500,
@@ -176,6 +177,7 @@ def gaps(
     Arguments:
         vae: Any VAE whose encoder is a :class:`pyro_vae.conditional.Conditional`.
         x: Shape ``(B, *event)``, NaN where it is missing.
+        log_p: A lower bound on log p(x), of shape ``(B,)``, as from ``ais``, to be taken in place of the second.
         num_particles: Draws per datum for each ELBO and for importance sampling.
         steps: Of :func:`refine`.
         temperatures: Of annealed importance sampling, 16 chains; 0 for none.
@@ -196,7 +198,7 @@ def gaps(
     ours, theirs = (
         evaluate.log_weights(each, x, num_particles, progress=progress, seed=seed) for each in (refined, vae)
     )
-    log_p = evaluate.iwae(ours)
-    if temperatures:
-        log_p = torch.maximum(log_p, ais.ais(refined, x, temperatures=temperatures, seed=seed, progress=progress))
-    return Gaps(log_p, evaluate.elbo(ours), evaluate.elbo(theirs))
+    if log_p is None and temperatures:
+        log_p = ais.ais(refined, x, temperatures=temperatures, seed=seed, progress=progress)
+    bound = evaluate.iwae(ours)
+    return Gaps(bound if log_p is None else torch.maximum(bound, log_p), evaluate.elbo(ours), evaluate.elbo(theirs))

@@ -1,24 +1,22 @@
-"""What is shown of a VAE at the end of a run: one table and a set of figures."""
+"""The closing table of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae import evaluate, plots
-from pyro_vae.conditional import mean
+from pyro_vae import evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element
+from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import closed_form_kl
 from pyro_vae.vae import VAE
 
-__all__ = ["figures", "table"]
+__all__ = ["table", "written"]
 
 
 def table(
@@ -37,6 +35,22 @@ def table(
     Returns:
         Nats per datum, mean and standard error over the images, from :func:`pyro_vae.evaluate.summary`.
     """
+    points = {name: part.to(vae.reference.device) for name, part in dataset.splits.items()}
+    values = {
+        name: evaluate.per_image(vae, part, num_particles, images, seed, progress) for name, part in points.items()
+    }
+    return written(vae, dataset, values, num_particles)
+
+
+def written(vae: VAE, dataset: Dataset, values: Mapping[str, evaluate.Values], num_particles: int) -> str:
+    """Write what was found of each image of each split as a table.
+
+    Arguments:
+        vae: Whose values they are.
+        dataset: What of.
+        values: Of each split, by its name.
+        num_particles: Of which -log p(x) is.
+    """
     with torch.no_grad():
         law = vae.decoder(torch.zeros(1, *vae.prior().event_shape).to(vae.reference))
         kind = "mass" if law.support.is_discrete else "density"
@@ -47,11 +61,11 @@ def table(
     rows = [
         f"{'split':6}{'images':>8}" + "".join(f"{head:>18}" for head in heads) + (f"{'bits/dim':>12}" if bits else "")
     ]
-    for name, part in dataset.splits.items():
-        found = evaluate.summary(vae, part.to(vae.reference.device), num_particles, images, seed, progress)
-        cells = (f"{mean:.2f} ± {error:.2f}" for mean, error in found[1:])
-        row = f"{name:6}{found.images:8,}" + "".join(f"{cell:>18}" for cell in cells)
-        rows.append(f"{row}{bits(found.nll[0]):>12.3f}" if bits else row)
+    for name, found in values.items():
+        pairs = [mean_and_error(column) for column in found]
+        cells = (f"{mean:.2f} ± {error:.2f}" for mean, error in pairs)
+        row = f"{name:6}{len(found.nll):8,}" + "".join(f"{cell:>18}" for cell in cells)
+        rows.append(f"{row}{bits(pairs[-1][0]):>12.3f}" if bits else row)
     left_out = f"; {dataset.missing:.1%} of the pixels missing, left out" if dataset.missing else ""
     notes = (
         f"nats per datum, mean ± standard error over the images; {dataset}; log p(x) is of a {kind}{left_out}.\n"
@@ -82,42 +96,3 @@ def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[
             "--dequantize true, or a mass, as DiscretizedLogistic."
         )
     return None, ""
-
-
-def figures(vae: VAE, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
-    """Draw what can be drawn of a VAE; torch's own state is left as it was.
-
-    Returns:
-        By name: ``latent_space``, of training images; and, where x is an image, ``reconstructions``, ``samples``,
-        ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2.
-    """
-    point = vae.reference
-    with torch.random.fork_rng(devices=[point.device] if point.is_cuda else []), torch.no_grad():
-        torch.manual_seed(seed)
-        train = dataset.train[slice(0, 2000)].to(point)
-        labels = None if dataset.train.labels is None else dataset.train.labels[: len(train)]
-        title = f"Means of q(z | x), {len(train):,} training images"
-        drawn = {"latent_space": plots.latent_space(mean(vae.encoder(train)), labels, title)}
-        if len(dataset.event_shape) in (2, 3):
-            x = dataset.test[slice(0, 1000)].to(point)
-            counted = dataset.support is constraints.nonnegative_integer
-            drawn |= _pictures(vae, x, white=max(x.max().item(), 1.0) if counted else 1.0)
-    return drawn
-
-
-def _pictures(vae: VAE, x: Tensor, white: float) -> dict[str, Figure]:
-    pictures = {
-        "reconstructions": plots.reconstructions(x[:16] / white, vae.reconstruct(x[:16]) / white),
-        "samples": plots.samples(vae.generate(100) / white),
-        "interpolation": plots.interpolation(vae.interpolate(x[:8], x.roll(-8, 0)[:8]) / white),
-    }
-    try:
-        nats = evaluate.kl_per_dim(vae, x).mean(0)
-    except ValueError:
-        pictures["traversal"] = plots.traversal(vae.traverse(x[0]) / white)
-    else:
-        order = nats.argsort(descending=True)[:20].tolist()
-        pictures["traversal"] = plots.traversal(vae.traverse(x[0]) / white, order=order, nats=nats.tolist())
-    if vae.prior().event_shape == (2,):
-        pictures["manifold"] = plots.manifold(vae.manifold() / white)
-    return pictures

@@ -1,0 +1,153 @@
+"""What is found of test images: of the model, of the guide, of codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae import ais, evaluate, plots, posterior
+from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.vae import VAE
+
+__all__ = ["Findings"]
+
+PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
+MOST_CODES = 2000  # images whose codes are compared with each other: the work grows with their square
+SIMULATED = 500  # data for calibration
+
+
+class Findings:
+    """What is found of test images, section by section.
+
+    Arguments:
+        vae: Any VAE.
+        x: Shape ``(B, *event)``.
+        log_w: Log-weights of its guide's draws, of shape ``(K, B)``.
+        values: What the table has of the same images.
+    """
+
+    def __init__(self, vae: VAE, x: Tensor, log_w: Tensor, values: evaluate.Values) -> None:
+        self.vae, self.x, self.log_w = vae, x, log_w
+        self.sections: dict[str, list[str]] = {}
+        self.numbers: dict[str, float] = {}
+        names = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
+        self.images = {name: column.tolist() for name, column in zip(names, values, strict=True)}
+        self.figures: dict[str, Figure] = {}
+        self.log_p: Tensor | None = None  # by AIS, of the chosen images
+
+    def bounds(self, chosen: int, temperatures: int, progress: bool) -> None:
+        """Ask how good the model is: log p(x), by more and more particles and by AIS."""
+        particles = [k for k in PARTICLES if k < len(self.log_w)] + [len(self.log_w)]
+        pairs = [mean_and_error(bound) for bound in -evaluate.iwae_curve(self.log_w, particles)]
+        lines = [
+            "particles  " + "".join(f"{k:>16,}" for k in particles),
+            "-log p(x) ≤" + "".join(f"{_pair(pair):>16}" for pair in pairs),
+        ]
+        others = {}
+        if chosen:
+            x = self.x[:chosen]
+            try:
+                self.log_p = ais.ais(self.vae, x, temperatures=temperatures, progress=progress)
+                lower, upper = ais.bdmc(self.vae, len(x), temperatures=temperatures, progress=progress)
+            except ValueError as error:
+                lines.append(f"No AIS: {error}")
+            else:
+                weighted = evaluate.iwae(self.log_w[:, : len(x)])
+                difference = others[f"AIS, {len(x)} images"] = mean_and_error(weighted - self.log_p)
+                self.numbers |= {"AIS - IS": -difference[0], "AIS - IS, error": difference[1]}
+                self.numbers |= {"AIS": -self.log_p.mean().item(), "BDMC gap": (upper - lower).mean().item()}
+                self.images["-log p(x) by AIS"] = (-self.log_p).tolist()
+                lines += [
+                    f"AIS, {temperatures:,} temperatures, the first {len(x)} images: -log p(x) ≤ "
+                    f"{_pair(mean_and_error(-self.log_p))}; with {len(self.log_w):,} particles, on the same, "
+                    f"{-difference[0]:.2f} ± {difference[1]:.2f} more.",
+                    f"BDMC, {len(x)} images that the model draws: {-upper.mean():.2f} ≤ -log p(x) ≤ "
+                    f"{-lower.mean():.2f}; {(upper - lower).mean():.2f} apart, {(upper - lower).max():.2f} at most.",
+                ]
+        title = f"-log p(x) of {self.log_w.shape[1]:,} test images: ± standard error over them"
+        means, errors = zip(*pairs, strict=True)
+        self.figures["bounds"] = plots.bounds(particles, means, errors, others, title)
+        self._add("How good is the model?", lines)
+
+    def guide(self, chosen: int, progress: bool) -> None:
+        """Ask how good the guide is: its weights, its gaps, its calibration."""
+        k, ess = evaluate.pareto_k(self.log_w), evaluate.ess(self.log_w)
+        shares = {line: (k > line).double().mean().item() for line in (0.5, 0.7)}
+        self.numbers |= {"k, median": k.median().item(), "k > 0.7": shares[0.7], "ESS, median": ess.median().item()}
+        self.images |= {"k-hat": k.tolist(), "ESS": ess.tolist()}
+        worst = k.argsort(descending=True)[:8].tolist()
+        lines = [
+            f"Pareto k-hat: median {k.median():.2f}; above 0.5 for {shares[0.5]:.1%} of the images, above 0.7 for "
+            f"{shares[0.7]:.1%}. Largest: " + ", ".join(f"{k[i]:.2f} (image {i})" for i in worst[:4]) + ".",
+            f"Effective sample size of {len(self.log_w):,} draws: median {ess.median():,.0f}, least {ess.min():,.1f}.",
+        ]
+        self.figures["weights"] = plots.weights(k, ess, len(self.log_w))
+        if self.x.dim() in (3, 4):
+            white = max(self.x.nan_to_num(0.0).max().item(), 1.0)
+            self.figures["worst"] = plots.worst(self.x / white, self.vae.reconstruct(self.x) / white, k)
+        if chosen:
+            x = self.x[:chosen]
+            try:
+                gaps = posterior.gaps(self.vae, x, self.log_p, temperatures=0, progress=progress)
+            except ValueError as error:
+                lines.append(f"No gaps: {error}")
+            else:
+                pairs = [mean_and_error(gap) for gap in (gaps.approximation, gaps.amortisation)]
+                self.numbers |= {"approximation": pairs[0][0], "amortisation": pairs[1][0]}
+                self.images |= {
+                    "approximation": gaps.approximation.tolist(),
+                    "amortisation": gaps.amortisation.tolist(),
+                }
+                lines.append(
+                    f"log p(x) - ELBO, the first {len(x)} images: approximation {_pair(pairs[0])} + amortisation "
+                    f"{_pair(pairs[1])} nats."
+                )
+                self.figures["gaps"] = plots.gaps(gaps.approximation, gaps.amortisation)
+        ranks = posterior.sbc(self.vae, SIMULATED)
+        held = self.numbers["coverage at 0.9"] = ranks.coverage([0.9]).mean().item()
+        p = ranks.p_values
+        lines.append(
+            f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {held:.1%} of the true z; ranks "
+            f"uniform, of {len(p)} tests the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
+        )
+        self.figures["calibration"] = ranks.figure()
+        self._add("How good is the guide?", lines)
+
+    def codes(self) -> None:
+        """Ask what codes say: of which dimensions, how much, and where they are."""
+        activity = evaluate.activity(self.vae, self.x)
+        active, latent = int((activity > 0.01).sum()), len(activity)
+        few = self.x[:MOST_CODES]
+        information, divergence = evaluate.aggregate(self.vae, few)
+        self.numbers |= {"active": active, "latent": latent, "log N": math.log(len(few))}
+        self.numbers |= {"mutual information": information, "aggregate KL": divergence}
+        lines = [f"{active} of {latent} dimensions are active: their mean varies over the images by more than 0.01."]
+        try:
+            kl: Tensor | None = evaluate.kl_per_dim(self.vae, self.x).mean(0)
+        except ValueError:
+            kl = None  # the guide or the prior is not independent over dimensions
+        if kl is not None:
+            lines.append(f"KL by dimension, nats: {_listed(kl)}.")
+        lines.append(f"Activity: {_listed(activity)}.")
+        lines.append(
+            f"Of {len(few):,} codes: mutual information {information:.2f} nats (at most log N = "
+            f"{math.log(len(few)):.2f}) + KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}."
+        )
+        self.figures["dimensions"] = plots.dimensions(activity, kl)
+        self._add("What do codes say?", lines)
+
+    def _add(self, head: str, lines: Sequence[str]) -> None:
+        self.sections[f"{head} The first {len(self.x):,} test images"] = [*lines]
+
+
+def _pair(values: tuple[float, float]) -> str:
+    return f"{values[0]:.2f} ± {values[1]:.2f}"
+
+
+def _listed(values: Tensor, most: int = 12) -> str:
+    order = values.argsort(descending=True).tolist()
+    shown = ", ".join(f"z{i} {values[i]:.2f}" for i in order[:most])
+    return shown + (f", ... z{order[-1]} {values[order[-1]]:.2f}" if len(order) > most else "")
