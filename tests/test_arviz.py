@@ -28,7 +28,7 @@ GROUPS = {
     "prior_predictive": ["x"],
     "observed_data": ["x"],
     "log_likelihood": ["x"],
-    "sample_stats": ["log_p", "log_q", "log_weight"],
+    "sample_stats": ["log_p", "log_q", "log_weight", "pareto_k"],
     "constant_data": ["pareto_k"],
 }
 SAMPLE = ("chain", "draw")
@@ -281,7 +281,7 @@ class TestArviZ:
         z = found["posterior"]["z"].values
         assert table["mean"].astype(float).values == pytest.approx(z.mean((0, 1)).ravel(), abs=0.1)
         assert len(az.summary(found, group="sample_stats", var_names=["log_weight"])) == 3
-        assert len(az.summary(found, group="sample_stats")) == 9
+        assert len(az.summary(found, group="sample_stats")) == 12
         assert az.extract(found, group="sample_stats").sizes["sample"] == 200
 
     # Matplotlib 3.11 on ArviZ 0.23.

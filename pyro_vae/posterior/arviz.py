@@ -70,6 +70,7 @@ def to_arviz(
     log_likelihood        x              chain, draw, datum: log p(x | z), of what is observed
     sample_stats          log_p, log_q,  chain, draw, datum: log p(x, z), log q(z | x), and their difference
                           log_weight
+    sample_stats          pareto_k       chain, draw, datum: the same for all draws of a datum
     constant_data         pareto_k       datum: :func:`pyro_vae.evaluate.pareto_k` of the draws of the guide
     ===================== ============== ======================================================================
 
@@ -144,8 +145,9 @@ def to_arviz(
             "log_likelihood": _sampled({"x": (("datum",), posterior.log_likelihood)}),
             "sample_stats": _sampled(
                 {name: (("datum",), getattr(posterior, name)) for name in ("log_p", "log_q", "log_weight")}
+                # ArviZ 1.x takes every variable here to have draws.
+                | {"pareto_k": (("datum",), k.expand(draws, -1))}
             ),
-            # Not in sample_stats: ArviZ 1.x takes every variable there to have draws.
             "constant_data": {"pareto_k": (("datum",), k)},
         },
         coords,
