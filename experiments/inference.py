@@ -50,7 +50,7 @@ def main(
     data: str = "mnist",
     root: str = "data",
     chosen: tuple[str, ...] = tuple(GUIDES),
-    latent: int = 20,
+    latent: int = 50,
     hidden: tuple[int, ...] = (200, 200),
     epochs: int = 60,
     batch_size: int = 128,
