@@ -125,10 +125,10 @@ class Ladder:
                 steps.append(step)
                 spreads.append((here.joint - here.start).std(0, correction=0))
             spread = torch.stack(spreads[SETTLE:]).nan_to_num(0.0)
-            lengths = plan.betas.diff(dim=0) * (spread[1:] + spread[:-1] + 1e-6)
+            lengths = plan.betas.double().diff(dim=0) * (spread[1:] + spread[:-1] + 1e-6)
             way = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(0)])
-            size = number + 1 if i == rounds - 1 else PILOT
-            betas = _interpolate(torch.linspace(0, 1, size).to(way).unsqueeze(1), way / way[-1], plan.betas)
+            even = torch.linspace(0, 1, number + 1 if i == rounds - 1 else PILOT).to(way).unsqueeze(1)
+            betas = _interpolate(even, way / way[-1], plan.betas.double()).to(self.low)
             betas[-1] = 1.0  # it would end before, where the last of the way is nothing up to rounding
             plan = Plan(betas, _interpolate(betas, plan.betas, torch.stack(steps[SETTLE:])))
             update(PILOT)

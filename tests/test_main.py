@@ -1,5 +1,6 @@
 """The command: what it writes, what it prints, and what it says of bad input."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,19 +13,19 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import commands, data, guides, likelihoods, load, networks, options, priors
+from pyro_vae import commands, data, guides, likelihoods, load, networks, options, priors, report
 from pyro_vae.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--latent", "2", "--network.hidden", "[16]", "--epochs", "2", "--batch_size", "256"]
 FIGURES = {"curves", "interpolation", "latent_space", "manifold", "reconstructions", "samples", "traversal"}
+EVALUATION = {"bounds", "calibration", "dimensions", "weights", "worst"}  # and gaps, where images are chosen
+FAST = ["--num_particles", "25", "--images", "50", "--chosen", "0"]
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """Every test in an empty folder of its own; evaluation with few draws."""
-    from pyro_vae import report
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
 
@@ -70,11 +71,11 @@ class TestTrain:
         np.savez("x.npz", x=x, mask=mask)
         share = f"{100 * (1 - mask.mean()):.3g}% missing"
         assert main(["train", "--data", "x.npz", "--run_dir", "run", *SMALL]) == 0
-        assert main(["evaluate", "run", "--num_particles", "5"]) == 0
+        assert main(["evaluate", "run", *FAST]) == 0
         shown = capsys.readouterr().out
         assert shown.startswith(f"x.npz, not binarised, {share}: 32 train, 4 valid, 4 test images of 1x6x6\n")
         assert shown.count(f"{1 - mask.mean():.1%} of the pixels missing, left out") == 2
-        assert {path.stem for path in Path("run/figures").iterdir()} == FIGURES
+        assert {path.stem for path in Path("run/figures").iterdir()} == FIGURES | EVALUATION
 
     def test_draws_every_figure(self, run):
         assert {path.stem for path in (run / "figures").iterdir()} == FIGURES
@@ -161,16 +162,48 @@ class TestTrain:
         assert {path.stem for path in Path("r/figures").iterdir()} == {"curves", "latent_space"}
         assert main(["evaluate", "r"]) == 2
         assert "If you trust it: " in capsys.readouterr().err
-        assert main(["evaluate", "r", "--trust", "my_parts"]) == 0
+        assert main(["evaluate", "r", "--trust", "my_parts", *FAST]) == 0
         del sys.modules["my_parts"]
 
 
 class TestEvaluate:
-    def test_repeats_the_closing_table(self, capsys):
+    def test_repeats_the_closing_table(self, capsys, monkeypatch):
+        monkeypatch.setattr(report.table, "__defaults__", (25, 50, 0, False))
         assert main(["train", *SMALL, "--run_dir", "run"]) == 0
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "valid", "test"))]
-        assert main(["evaluate", "run", "--num_particles", "20", "--images", "50"]) == 0
+        assert main(["evaluate", "run", *FAST]) == 0
         assert [line for line in capsys.readouterr().out.splitlines() if "±" in line][:3] == rows
+
+    @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
+    def test_prints_and_writes_the_evaluation_and_draws_its_figures(self, run, capsys):
+        options = ["--num_particles", "30", "--images", "40", "--chosen", "2", "--temperatures", "15", "--seed", "3"]
+        assert main(["evaluate", "run", *options]) == 0
+        shown = capsys.readouterr().out
+        written = (run / "evaluation.txt").read_text()
+        assert shown.startswith(written)
+        figures, also, took = shown[len(written) :].split("\n")[1:-1]
+        assert figures == "figures: run/figures"
+        assert also == "also:    evaluation.txt, .json and .csv (an image a line) in run"
+        assert re.fullmatch(r"took:    \d+\.\d minutes(, at most \d+\.\d\d GiB of memory)?", took)
+        assert {path.stem for path in (run / "figures").iterdir()} == FIGURES | EVALUATION | {"gaps"}
+        vae, config = load(run)
+        found = report.evaluation(vae, data.load("digits"), 30, 40, 2, 15, 3, progress=False)
+        assert written == f"{found}\n"
+        assert json.loads((run / "evaluation.json").read_text()) == found.numbers | {"diagnosis": found.diagnosis}
+        assert len((run / "evaluation.csv").read_text().splitlines()) == 41
+        for words in (
+            "AIS, 15 temperatures, the first 2 images",
+            "30 draws from the guide",
+            "The first 40 test images",
+        ):
+            assert words in written
+        assert load(run)[1] == config
+
+    def test_with_none_chosen_there_is_no_ais(self, run, capsys):
+        assert main(["evaluate", "run", *FAST]) == 0
+        assert "temperatures, the first" not in capsys.readouterr().out
+        assert {path.stem for path in (run / "figures").iterdir()} == FIGURES | EVALUATION
+        assert "AIS" not in (run / "evaluation.csv").read_text()
 
     def test_a_run_on_a_tensor_says_so(self, run, capsys):
         config = yaml.safe_load((run / "config.yaml").read_text()) | {"data": "tensor"}
@@ -332,6 +365,14 @@ BAD = {
     "compare's output": (lambda: ["compare", "r", "--output", "x.gif"], "end in .png; got 'x.gif'"),
     "compare's images": (lambda: ["compare", "r", "--images", "1"], "2 images; got 1 runs, .* images = 1"),
     "split": (lambda: ["compare", "r", "--split", "tets"], "--split to be 'test', 'valid', 'train'; got tets"),
+    "evaluate's particles": (
+        lambda: ["evaluate", "r", "--num_particles", "24"],
+        "Expected at least 25 particles and 2 images, .* got num_particles = 24, images = 1000 and chosen = 50",
+    ),
+    "evaluate's images": (lambda: ["evaluate", "r", "--images", "1"], "2 images, .* images = 1 and chosen"),
+    "chosen": (lambda: ["evaluate", "r", "--chosen", "-1"], "chosen of at least 0; .* chosen = -1"),
+    "temperatures": (lambda: ["evaluate", "r", "--temperatures", "x"], "Expected --temperatures to be int; got x"),
+    "evaluate's device": (lambda: ["evaluate", "r", "--device", "gpu"], "torch can use, as 'cpu'; got device = 'gpu'"),
     "no images": (lambda: ["generate", "r", "--num", "0"], "at least 1 image; got num = 0"),
     "output": (lambda: ["generate", "r", "--output", "x.gif"], "end in .png or .npy; got 'x.gif'"),
     "unknown class": (

@@ -1,12 +1,17 @@
 """Figures hold what they were given: read back from the axes, not looked at."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from scipy.stats import binom
 
 from pyro_vae import plots
+from pyro_vae.plots.colours import BLUE, GREY
 
 EVENTS = [(8, 8), (1, 8, 8), (3, 9, 7)]
 HISTORY = {
@@ -149,6 +154,243 @@ def test_curves_of_one_epoch_are_drawn():
     plots.curves({key: values[:1] for key, values in HISTORY.items()})
 
 
+K = torch.tensor([0.1, 0.6, 0.9, 0.3])
+X, X_HAT = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def bars(axes):
+    return [patch.get_height() for patch in axes.patches]
+
+
+def colours(axes):
+    return [to_hex(patch.get_facecolor()) for patch in axes.patches]
+
+
+class TestBounds:
+    PARTICLES, MEANS, ERRORS = (1, 10, 50), (105.0, 101.0, 100.0), (2.0, 1.5, 1.0)
+
+    def test_are_drawn_against_particles_with_their_errors(self):
+        axes = plots.bounds(self.PARTICLES, self.MEANS, self.ERRORS, title="Here").axes[0]
+        assert axes.lines[0].get_xydata().tolist() == [[1.0, 105.0], [10.0, 101.0], [50.0, 100.0]]
+        segments = axes.collections[0].get_segments()
+        assert [segment[:, 1].tolist() for segment in segments] == [[103.0, 107.0], [99.5, 102.5], [99.0, 101.0]]
+        assert (axes.get_xscale(), axes.get_ylabel(), axes.get_title()) == ("log", "nats per datum", "Here")
+        assert [(text.get_text(), text.xy) for text in axes.texts] == [("-ELBO", (1, 105.0))]
+        assert axes.get_legend() is None
+
+    def test_others_lie_as_far_from_the_last_as_they_differ_from_it(self):
+        others = {"AIS": (-4.0, 0.5), "another": (1.0, 0.0)}
+        axes = plots.bounds(self.PARTICLES, self.MEANS, self.ERRORS, others).axes[0]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AIS", "another"]
+        lines = {line.get_label(): line for line in axes.lines}
+        assert lines["AIS"].get_ydata() == [96.0, 96.0]
+        assert lines["another"].get_ydata() == [101.0, 101.0]
+        assert lines["AIS"].get_color() != lines["another"].get_color()
+        band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+        assert (band.y0, band.y1) == pytest.approx((95.5, 96.5))
+
+    def test_of_one_number_without_an_error_are_drawn(self, tmp_path):
+        plots.bounds([1], [3.0], [float("nan")], {"AIS": (1.0, float("nan"))}).savefig(tmp_path / "x.png")
+
+
+class TestWeights:
+    def test_every_image_is_in_both_histograms(self):
+        left, right = plots.weights(torch.rand(200) * 2 - 0.5, 1 + 99 * torch.rand(200), 100).axes
+        assert sum(bars(left)) == sum(bars(right)) == 200
+
+    def test_weights_that_are_constant_but_for_rounding_are_counted(self):
+        """A sample of as many as there are draws, or none, of the last or first bin."""
+        right = plots.weights(torch.zeros(3), torch.tensor([100.0001, 100.0, 0.9999]), 100).axes[1]
+        assert (bars(right)[0], bars(right)[-1]) == (1, 2)
+
+    def test_titles_say_how_many_are_poor_and_the_median(self):
+        left, right = plots.weights(K, torch.tensor([1.0, 20.0, 30.0, 50.0]), 1000).axes
+        assert left.get_title() == "Pareto k-hat: 25.0% of 4 images above 0.7"
+        assert right.get_title() == "Effective sample size of 1,000 draws: median 25"
+        assert [line.get_xdata()[0] for line in left.lines] == [0.5, 0.7]
+
+    def test_poor_images_are_of_another_colour(self):
+        left = plots.weights(K, torch.ones(4), 100).axes[0]
+        edges = np.array([patch.get_x() for patch in left.patches])
+        drawn = [colours(left)[(edges < k + 1e-6).sum() - 1] for k in K.sort().values.tolist()]
+        assert drawn[0] == drawn[1]
+        assert len({*drawn}) == 3
+
+    @pytest.mark.parametrize("k", [[0.1, math.inf, 1.3], [math.inf, math.inf], [0.4, 0.4, 0.4], [1.0]])
+    def test_infinite_k_are_counted_as_the_largest(self, k):
+        left = plots.weights(torch.tensor(k), torch.ones(len(k)), 100).axes[0]
+        assert sum(bars(left)) == len(k)
+        poor = sum(each > 0.7 for each in k) / len(k)
+        assert f"{poor:.1%} of {len(k)} images above 0.7" in left.get_title()
+        if k == [0.1, math.inf, 1.3]:
+            assert (bars(left)[0], bars(left)[-1]) == (1, 2)
+
+
+class TestDimensions:
+    KL, ACTIVITY = torch.tensor([0.5, 3.0, 0.0]), torch.tensor([0.8, 0.02, -1e-4])
+
+    def test_are_in_order_of_their_divergence(self):
+        above, below = plots.dimensions(self.ACTIVITY, self.KL).axes
+        assert bars(above) == [3.0, 0.5, 0.0]
+        assert bars(below) == pytest.approx([0.02, 0.8, 1e-6])  # on a logarithmic axis, where below 0 is nothing
+        assert [label.get_text() for label in below.get_xticklabels()] == ["z1", "z0", "z2"]
+        assert (above.get_ylabel(), below.get_ylabel(), below.get_yscale()) == ("KL, nats", "activity", "log")
+
+    def test_without_a_divergence_are_in_order_of_their_activity(self):
+        (axes,) = plots.dimensions(self.ACTIVITY).axes
+        assert bars(axes) == pytest.approx([0.8, 0.02, 1e-6])
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["z0", "z1", "z2"]
+
+    @pytest.mark.parametrize(("threshold", "active"), [(0.01, 2), (0.1, 1), (1.0, 0)])
+    def test_those_in_use_are_counted_and_of_another_colour(self, threshold, active):
+        above, below = plots.dimensions(self.ACTIVITY, self.KL, threshold).axes
+        assert above.get_title().startswith(f"{active} of 3 dimensions are active")
+        assert below.lines[0].get_ydata() == [threshold, threshold]
+        used = [self.ACTIVITY[i] > threshold for i in (1, 0, 2)]
+        assert colours(above) == colours(below) == [to_hex(BLUE if each else GREY) for each in used]
+
+    def test_of_one_and_of_many_are_drawn(self):
+        for latent in (1, 64):
+            assert len(bars(plots.dimensions(torch.rand(latent), torch.rand(latent)).axes[0])) == latent
+
+
+class TestGaps:
+    def test_are_bars_on_each_other_the_largest_first(self):
+        axes = plots.gaps(torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.5, 3.0, 2.0])).axes[0]
+        assert bars(axes) == [2.0, 0.5, 1.0, 3.0, 2.0, 0.5]
+        assert [patch.get_y() for patch in axes.patches] == [0.0, 0.0, 0.0, 2.0, 0.5, 1.0]
+        names = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert names == ["approximation, 1.17 nats on average", "amortisation, 1.83 nats on average"]
+
+    def test_below_zero_they_do_not_carry_the_other(self):
+        axes = plots.gaps(torch.tensor([-0.5]), torch.tensor([2.0])).axes[0]
+        assert bars(axes) == [-0.5, 2.0]
+        assert [patch.get_y() for patch in axes.patches] == [0.0, 0.0]
+
+
+class TestWorst:
+    @pytest.mark.parametrize("event", EVENTS, ids=str)
+    def test_are_over_their_reconstructions_with_the_best_below(self, event):
+        x, x_hat = torch.rand(2, 4, *event)
+        pages = plots.worst(x, x_hat, K, num=2).subfigs
+        assert [page.get_suptitle().partition(".")[0] for page in pages] == [
+            "Largest k-hat: the guide is worst",
+            "Smallest: the guide is best",
+        ]
+        for page, order in zip(pages, ([2, 1], [0, 3]), strict=True):
+            for axes, source in ((page.axes[:2], x), (page.axes[2:], x_hat)):
+                for one, i in zip(axes, order, strict=True):
+                    shown = np.asarray(one.images[0].get_array())
+                    np.testing.assert_array_equal(
+                        np.broadcast_to(shown.T, (3, *shown.T.shape[-2:])).T, as_drawn(source[i])
+                    )
+                    assert one.images[0].get_clim() == (0, 1)
+            assert [one.get_title() for one in page.axes] == [f"{K[i]:.2f}" for i in order] + ["", ""]
+
+    def test_of_one_image_with_an_infinite_k_are_drawn(self):
+        first, second = plots.worst(X[:1], X_HAT[:1], torch.tensor([math.inf])).subfigs
+        assert len(first.axes) == len(second.axes) == 2
+        assert first.axes[0].get_title() == "inf"
+
+    def test_what_is_missing_or_out_of_range_is_drawn(self):
+        x = torch.tensor([[[math.nan, -1.0], [2.0, 0.25]]])
+        shown = plots.worst(x, x, torch.zeros(1)).subfigs[0].axes[0].images[0].get_array()
+        assert np.isfinite(shown).all()
+        np.testing.assert_array_equal(np.asarray(shown).ravel()[1:], [0.0, 1.0, 0.25])
+
+    def test_no_more_than_asked_for(self):
+        assert len(plots.worst(X, X_HAT, K).subfigs[0].axes) == 8
+        assert len(plots.worst(X, X_HAT, K, num=1).subfigs[0].axes) == 2
+
+
+COVERED = torch.tensor([[0.0, 0.0, 0.0], [0.2, 0.5, 0.6], [1.0, 1.0, 1.0]])
+
+
+def calibrated(counts, p_values, **options):
+    names = [*(f"z{i}" for i in range(counts.shape[1] - 1)), "log p(x, z)"]
+    return plots.calibration(
+        counts, names, torch.tensor([0.0, 0.5, 1.0]), COVERED[:, : counts.shape[1] - 1], 100, p_values, **options
+    )
+
+
+class TestCalibration:
+    COUNTS = torch.tensor([[25, 10, 24, 30], [25, 40, 26, 20], [30, 40, 25, 25], [20, 10, 25, 25]])
+    P = torch.tensor([0.5, 1e-9, 0.9, 0.2])
+
+    def test_histograms_are_of_the_counts_the_least_uniform_first(self):
+        axes = calibrated(self.COUNTS, self.P).axes
+        for one, i in zip(axes, (1, 3, 0, 2), strict=False):
+            assert bars(one)[1:] == self.COUNTS[:, i].tolist()  # the first is the band
+        assert [one.get_title() for one in axes[:4]] == [
+            "z1, p = 1e-09", "log p(x, z), p = 0.2", "z0, p = 0.5", "z2, p = 0.9",
+        ]  # fmt: skip
+        assert [one.get_xlabel() for one in axes[:4]] == ["rank of the true z", "rank", *["rank of the true z"] * 2]
+
+    def test_the_band_holds_99_in_100_counts(self):
+        one = calibrated(self.COUNTS, self.P).axes[0]
+        band = one.patches[0].get_extents().transformed(one.transData.inverted())
+        assert (band.y0, band.y1) == pytest.approx(binom.interval(0.99, 100, 0.25))
+        assert one.lines[0].get_ydata() == [25.0, 25.0]
+
+    def test_coverage_is_a_line_for_each_dimension(self):
+        axes = calibrated(self.COUNTS, self.P).axes[4]
+        assert axes.get_title() == "coverage, a line a dimension"
+        assert axes.lines[0].get_xydata().tolist() == [[0.0, 0.0], [1.0, 1.0]]
+        for line, expected in zip(axes.lines[1:], COVERED.T, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), torch.stack([torch.tensor([0.0, 0.5, 1.0]), expected], 1))
+
+    def test_panels_that_are_left_over_are_blank(self):
+        assert [one.axison for one in calibrated(self.COUNTS, self.P).axes] == [True] * 5 + [False] * 3
+
+    def test_of_many_only_the_least_uniform_are_drawn(self):
+        axes = calibrated(self.COUNTS, self.P, most=2).axes
+        assert [one.get_title().partition(",")[0] for one in axes] == ["z1", "log p(x", "coverage"]
+        assert len(calibrated(torch.ones(4, 4), torch.ones(4), most=7).axes) == 8
+
+
+class TestPosteriors:
+    def test_pairs_are_below_the_diagonal_and_densities_on_it(self):
+        guide, posterior = torch.randn(2, 300, 4)
+        axes = plots.posteriors(guide, posterior, dims=(1, 3)).axes
+        assert [one.axison for one in axes] == [True, False, True, True]
+        for lines, z in zip(axes[2].lines, (posterior, guide), strict=True):
+            np.testing.assert_array_equal(lines.get_xydata(), z[:, [1, 3]])
+        assert (axes[2].get_xlabel(), axes[2].get_ylabel(), axes[3].get_xlabel()) == ("z1", "z3", "z3")
+        names = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
+        assert sorted(names) == ["guide", "posterior, by NUTS"]
+
+    def test_densities_are_of_the_draws(self):
+        """Of one dimension the height at 0 is 1 / sqrt(2 pi) / stddev: 2e5 draws, 4000 or more in a bin, to a tenth."""
+        stddev = torch.tensor([0.5, 2.0])
+        guide, posterior = torch.randn(2, 200_000, 2) * stddev[:, None, None]
+        *filled, line = plots.posteriors(guide, posterior, dims=(0, 1)).axes[0].patches
+        assert len(filled) == 49
+        assert filled[24].get_x() < 0 < filled[24].get_x() + filled[24].get_width()
+        highest = torch.tensor([line.get_xy()[:, 1].max(), filled[24].get_height()])
+        torch.testing.assert_close(highest * stddev, torch.full((2,), 0.3989), rtol=0.1, atol=0, check_dtype=False)
+
+    def test_no_more_than_2000_points_are_drawn(self):
+        z = torch.randn(5000, 2)
+        assert all(len(line.get_xdata()) == 2000 for line in plots.posteriors(z, z, (0, 1)).axes[2].lines)
+
+    def test_contours_are_of_the_exact_density_and_hold_their_shares(self):
+        """Of a Gaussian those around a share s are circles of radius sqrt(-2 log(1 - s))."""
+        z0, z1 = torch.linspace(-6, 6, 200), torch.linspace(-5, 7, 200)
+        density = (-(z0[:, None] ** 2 + (z1[None] - 1) ** 2) / 2).exp()
+        (contours,) = (
+            plots.posteriors(torch.randn(9, 2), torch.randn(9, 2), (0, 1), (z0, z1, density)).axes[2].collections
+        )
+        for path, share in zip(contours.get_paths(), (0.99, 0.9, 0.5), strict=True):
+            radius = np.hypot(*(path.vertices - [0, 1]).T)
+            np.testing.assert_allclose(radius, math.sqrt(-2 * math.log(1 - share)), rtol=0.02)
+
+    @pytest.mark.parametrize("dims", [(0,), (0, 1, 2, 3)])
+    def test_any_number_of_dimensions(self, dims):
+        figure = plots.posteriors(torch.randn(30, 4), torch.randn(30, 4), dims)
+        assert len(figure.axes) == len(dims) ** 2
+        assert sum(one.axison for one in figure.axes) == len(dims) * (len(dims) + 1) / 2
+
+
 @pytest.mark.parametrize(
     "figure",
     [
@@ -156,6 +398,18 @@ def test_curves_of_one_epoch_are_drawn():
         lambda: plots.latent_space(torch.randn(9, 2), torch.arange(9)),
         lambda: plots.curves(HISTORY),
         lambda: plots.comparison(GROUPS),
+        lambda: plots.bounds([1, 10], [3.0, 2.0], [0.1, 0.1], {"AIS": (-0.5, 0.1)}),
+        lambda: plots.calibration(
+            torch.ones(20, 3), ["z0", "z1", "log p"], torch.rand(5), torch.rand(5, 2), 20, torch.rand(3)
+        ),
+        lambda: plots.dimensions(torch.rand(3), torch.rand(3)),
+        lambda: plots.gaps(torch.rand(9), torch.rand(9)),
+        lambda: plots.posteriors(torch.randn(50, 3), torch.randn(50, 3), (0, 1, 2)),
+        lambda: plots.posteriors(
+            *torch.randn(2, 50, 2), (0, 1), (torch.arange(3.0), torch.arange(4.0), torch.rand(3, 4))
+        ),
+        lambda: plots.weights(torch.rand(9), 1 + torch.rand(9), 100),
+        lambda: plots.worst(X, X_HAT, K),
     ],
 )
 def test_a_figure_is_saved_without_a_display_and_pyplot_never_hears_of_it(figure, tmp_path):

@@ -1,9 +1,16 @@
+import csv
+import json
+import math
+from functools import cache, partial
+
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
-from pyro_vae import VAE, data, evaluate, likelihoods, report
+from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, posterior, report
+from pyro_vae.conditional import Family
+from pyro_vae.report.findings import SIMULATED
 
 DIGITS = data.load("digits")
 IMAGES = {"latent_space", "reconstructions", "samples", "interpolation", "traversal"}
@@ -84,3 +91,254 @@ def test_torchs_generator_is_left_alone():
     table(vae)
     report.figures(vae, data.load("digits", binarize="dynamic"))
     assert (torch.get_rng_state() == before).all()
+
+
+TINY = partial(networks.MLP, hidden=(16,))
+HEADS = ("How good is the model?", "How good is the guide?", "What do codes say?")
+FREE = {"bounds", "calibration", "dimensions", "weights"}  # figures of any evaluation
+COSTLY = {"AIS", "AIS - IS", "AIS - IS, error", "BDMC gap", "approximation", "amortisation"}
+
+
+def evaluation(vae, dataset=DIGITS, **options):
+    settings = {"num_particles": 30, "images": 40, "chosen": 0, "temperatures": 10, "progress": False}
+    return report.evaluation(vae, dataset, **(settings | options))
+
+
+@cache
+def tiny():
+    """A VAE that knows a little of digits, so that its numbers are not all at an end."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        vae = VAE.build((1, 8, 8), latent=3, likelihood=likelihoods.Bernoulli, network=TINY)
+        optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+        x = data.load("digits", binarize="threshold").train[:200]
+        for _ in range(50):
+            optimizer.zero_grad()
+            q = vae.encoder(x)
+            z = q.rsample()
+            (-vae.decoder(z).log_prob(x) - vae.prior().log_prob(z) + q.log_prob(z)).mean().backward()
+            optimizer.step()
+    return vae.requires_grad_(False), data.load("digits", binarize="threshold")
+
+
+@cache
+def full():
+    return evaluation(*tiny(), num_particles=50, chosen=4, temperatures=20, seed=5)
+
+
+@pytest.mark.filterwarnings("ignore:AIS")
+class TestEvaluation:
+    def test_the_table_is_that_of_a_run_with_the_same_seed(self):
+        assert full().table == report.table(*tiny(), num_particles=50, images=40, seed=5, progress=False)
+
+    def test_log_p_and_its_estimates_are_those_of_the_functions(self):
+        vae, dataset = tiny()
+        x = dataset.test[:40]
+        log_w = evaluate.log_weights(vae, x, 50, seed=5)
+        numbers, images = full().numbers, full().images
+        torch.testing.assert_close(torch.tensor(images["-log p(x)"]), -evaluate.iwae(log_w))
+        k, ess = evaluate.pareto_k(log_w), evaluate.ess(log_w)
+        assert images["k-hat"] == k.tolist()
+        assert images["ESS"] == ess.tolist()
+        assert numbers["k > 0.7"] == pytest.approx((k > 0.7).double().mean().item())
+        assert (numbers["k, median"], numbers["ESS, median"]) == (k.median().item(), ess.median().item())
+        log_p = ais.ais(vae, x[:4], temperatures=20, seed=5)
+        assert images["-log p(x) by AIS"] == (-log_p).tolist()
+        difference = log_p - evaluate.iwae(log_w[:, :4])
+        assert numbers["AIS"] == pytest.approx(-log_p.mean().item())
+        assert numbers["AIS - IS"] == pytest.approx(difference.mean().item())
+        assert numbers["AIS - IS, error"] == pytest.approx(difference.std().item() / 2)
+        lower, upper = ais.bdmc(vae, 4, temperatures=20, seed=5)
+        assert numbers["BDMC gap"] == pytest.approx((upper - lower).mean().item())
+        gaps = posterior.gaps(vae, x[:4], log_p, temperatures=0, seed=5)
+        assert images["approximation"] == gaps.approximation.tolist()
+        assert numbers["amortisation"] == pytest.approx(gaps.amortisation.mean().item())
+
+    def test_calibration_and_codes_are_those_of_the_functions(self):
+        vae, dataset = tiny()
+        x, numbers = dataset.test[:40], full().numbers
+        assert numbers["coverage at 0.9"] == posterior.sbc(vae, SIMULATED).coverage([0.9]).mean().item()
+        assert (numbers["active"], numbers["latent"]) == (evaluate.active_units(vae, x), 3)
+        found = evaluate.aggregate(vae, x, seed=5)
+        assert (numbers["mutual information"], numbers["aggregate KL"]) == tuple(found)
+        assert numbers["log N"] == math.log(40)
+        train = evaluate.per_image(vae, dataset.train, 50, 40, seed=5).nll
+        test = torch.tensor(full().images["-log p(x)"])
+        assert numbers["train -log p(x)"] == pytest.approx(train.mean().item())
+        assert numbers["test -log p(x)"] == pytest.approx(test.mean().item())
+        assert numbers["test - train, error"] == pytest.approx(math.hypot(train.std(), test.std()) / 40**0.5)
+
+    def test_sections_say_what_the_numbers_are(self):
+        found = full()
+        assert [*found.sections] == [f"{head} The first 40 test images" for head in HEADS]
+        model, guide, codes = ("\n".join(lines) for lines in found.sections.values())
+        n = found.numbers
+        assert model.splitlines()[0].split() == ["particles", "1", "10", "50"]
+        last = f"{n['test -log p(x)']:.2f} ± "
+        assert last in model.splitlines()[1].rpartition("  ")[2]
+        assert f"the first 4 images: -log p(x) ≤ {n['AIS']:.2f} ± " in model
+        assert f"with 50 particles, on the same, {n['AIS - IS']:.2f} ± {n['AIS - IS, error']:.2f} more." in model
+        assert "BDMC, 4 images that the model draws: " in model
+        assert f"{n['BDMC gap']:.2f} apart" in model
+        worst = max(range(40), key=found.images["k-hat"].__getitem__)
+        assert f"median {n['k, median']:.2f}" in guide
+        assert f"Largest: {found.images['k-hat'][worst]:.2f} (image {worst})" in guide
+        assert f"approximation {n['approximation']:.2f} ± " in guide
+        assert f"90% intervals hold {n['coverage at 0.9']:.1%} of the true z" in guide
+        assert f"{n['active']} of 3 dimensions are active" in codes
+        assert f"mutual information {n['mutual information']:.2f} nats (at most log N = 3.69)" in codes
+
+    def test_bounds_fall_with_particles(self):
+        means = full().figures["bounds"].axes[0].lines[0].get_ydata()
+        assert means[0] > means[1] > means[2]
+
+    def test_printed_it_is_table_sections_and_diagnosis(self):
+        shown, found = str(full()), full()
+        assert shown.startswith(found.table + "\n\n")
+        places = [shown.index(f"\n\n{head}") for head in (*found.sections, "Diagnosis\n")]
+        assert places == sorted(places)
+        assert all(len(line) <= 110 for line in shown[len(found.table) :].splitlines())
+        assert found.diagnosis == report.diagnosis(found.numbers)
+        words = " ".join(shown[places[-1] :].split())
+        assert words == "Diagnosis " + " ".join(f"- {line}" for line in found.diagnosis)
+
+    def test_every_figure_is_there(self):
+        assert set(full().figures) == FREE | {"worst", "gaps"}
+
+    def test_is_saved_as_text_numbers_and_a_line_an_image(self, tmp_path):
+        found = full()
+        found.save(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {f"evaluation.{end}" for end in ("txt", "json", "csv")}
+        assert (tmp_path / "evaluation.txt").read_text() == f"{found}\n"
+        assert json.loads((tmp_path / "evaluation.json").read_text()) == found.numbers | {"diagnosis": found.diagnosis}
+        with (tmp_path / "evaluation.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row.pop("image") for row in rows] == [str(i) for i in range(40)]
+        assert [*rows[0]] == [*found.images]
+        for name, column in found.images.items():
+            assert [float(row[name]) for row in rows[: len(column)]] == pytest.approx(column)
+            assert {row[name] for row in rows[len(column) :]} <= {""}
+        assert len(found.images["-log p(x) by AIS"]) == len(found.images["amortisation"]) == 4
+        assert rows[4]["approximation"] == rows[39]["-log p(x) by AIS"] == ""
+
+    def test_numbers_that_are_not_finite_are_saved_as_words(self, tmp_path):
+        numbers = full().numbers | {"k, median": math.inf, "AIS - IS, error": math.nan}
+        report.Evaluation(full().table, {}, numbers, full().images, {}).save(tmp_path)
+        found = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
+        assert (found["k, median"], found["AIS - IS, error"]) == ("inf", "nan")
+
+    def test_with_none_chosen_what_costs_much_is_left_out(self):
+        found = evaluation(*tiny())
+        assert set(found.figures) == FREE | {"worst"}
+        assert set(full().numbers) - set(found.numbers) == COSTLY
+        assert set(found.images) == {"ELBO", "E[log p(x|z)]", "KL", "-log p(x)", "k-hat", "ESS"}
+        said = " ".join(line for lines in found.sections.values() for line in lines)
+        assert all(words not in said for words in ("AIS", "BDMC", "amortisation"))
+
+    def test_the_seed_says_what_is_drawn_and_torchs_state_is_left_alone(self):
+        vae, dataset = VAE.build((1, 8, 8), latent=2, network=TINY), data.load("digits", binarize="dynamic")
+        before = torch.get_rng_state()
+        one, same, other = (evaluation(vae, dataset, images=10, seed=seed) for seed in (3, 3, 4))
+        assert (torch.get_rng_state() == before).all()
+        assert str(one) == str(same)
+        assert one.numbers == same.numbers
+        assert one.table != other.table
+        assert all(parameter.grad is None for parameter in vae.parameters())
+        assert vae.training
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"num_particles": 24},
+                "25 particles and 2 images, and chosen of at least 0; got num_particles = 24, images",
+            ),
+            ({"images": 1}, "got num_particles = 30, images = 1 and chosen = 0"),
+            ({"chosen": -1}, "images = 40 and chosen = -1"),
+        ],
+    )
+    def test_bad_arguments_get_a_sentence(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            evaluation(tiny()[0], **options)
+
+
+class Gamma(nn.Module):
+    """A prior of positive z."""
+
+    def __init__(self, latent):
+        super().__init__()
+        self.latent = latent
+
+    def forward(self):
+        return dist.Gamma(torch.full((self.latent,), 2.0), 1.0).to_event(1)
+
+
+class LogNormal(Family):
+    params = 2
+
+    def law(self, loc, log_scale):
+        return dist.LogNormal(loc, log_scale.exp())
+
+
+@pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
+class TestEvaluationOfAnyVAE:
+    def test_with_positive_z_it_says_why_there_is_no_ais(self):
+        vae = VAE.build((1, 8, 8), latent=2, prior=Gamma, guide=LogNormal, network=TINY)
+        found = evaluation(vae, chosen=2)
+        (said,) = (line for line in found.sections[f"{HEADS[0]} The first 40 test images"] if line.startswith("No AIS"))
+        assert said.startswith("No AIS: Expected")
+        assert {"AIS", "AIS - IS", "BDMC gap"}.isdisjoint(found.numbers)
+        assert {"approximation", "amortisation", "coverage at 0.9"} < set(found.numbers)
+        assert "KL sampled" in found.table
+        assert all("AIS and" not in line and "AIS itself" not in line for line in found.diagnosis)
+
+    def test_with_an_encoder_of_unknown_parameters_it_says_why_there_are_no_gaps(self):
+        class Encoder(nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x):
+                return self.inner(x)
+
+        vae = VAE.build((1, 8, 8), latent=2, network=TINY)
+        found = evaluation(VAE(vae.prior, vae.decoder, Encoder(vae.encoder)), chosen=2)
+        lines = found.sections[f"{HEADS[1]} The first 40 test images"]
+        assert any(line.startswith("No gaps: Expected an encoder that is a Conditional") for line in lines)
+        assert "gaps" not in found.figures
+        assert "AIS" in found.numbers
+        assert "approximation" not in found.numbers
+
+    def test_with_missing_pixels(self):
+        x = torch.rand(400, 1, 8, 8)
+        dataset = data.from_tensor(x.masked_fill(torch.rand_like(x) < 0.25, math.nan))
+        found = evaluation(VAE.build((1, 8, 8), latent=2, network=TINY), dataset, chosen=2)
+        assert "of the pixels missing, left out" in found.table
+        assert all(math.isfinite(value) for value in found.numbers.values())
+        assert set(found.figures) == FREE | {"worst", "gaps"}
+
+    def test_of_vectors_it_shows_no_images(self):
+        dataset = data.from_tensor(torch.rand(400, 5))
+        assert set(evaluation(VAE.build((5,), latent=3, network=TINY), dataset).figures) == FREE
+
+    def test_with_dimensions_that_are_not_independent_it_leaves_their_divergences_out(self):
+        found = evaluation(VAE.build((1, 8, 8), latent=3, guide=guides.FullNormal, network=TINY))
+        assert len(found.figures["dimensions"].axes) == 1
+        assert "KL by dimension" not in str(found)
+        assert "Activity: " in str(found)
+
+    def test_of_fewer_images_than_it_is_asked_for(self):
+        """Of 20 images 2 are for test."""
+        dataset = data.from_tensor(torch.rand(20, 1, 8, 8))
+        found = evaluation(VAE.build((1, 8, 8), latent=2, network=TINY), dataset, chosen=9)
+        assert [*found.sections] == [f"{head} The first 2 test images" for head in HEADS]
+        assert len(found.images["approximation"]) == len(found.images["ELBO"]) == 2
+
+    def test_with_one_dimension_and_one_chosen_image(self, tmp_path):
+        """Whose standard error is not known."""
+        found = evaluation(VAE.build((1, 8, 8), latent=1, network=TINY), images=10, chosen=1)
+        assert found.numbers["latent"] == 1
+        assert math.isnan(found.numbers["AIS - IS, error"])
+        found.save(tmp_path)
+        for name in ("bounds", "calibration", "gaps"):
+            found.figures[name].savefig(tmp_path / f"{name}.png")

@@ -63,7 +63,7 @@ def weights(k: Tensor, ess: Tensor, num_particles: int) -> Figure:
     share = (k > POOR).double().mean().item()
     left.set_title(f"Pareto k-hat: {share:.1%} of {len(k):,} images above {POOR}", fontsize=10)
     left.set(xlabel="k-hat of an image's weights", ylabel="images")
-    size = ess.detach().cpu().double().clamp(min=1).numpy()
+    size = ess.detach().cpu().double().clamp(1, num_particles).numpy()  # but for rounding
     right.hist(size, bins=np.geomspace(1, num_particles, 40).tolist(), color=BLUE)
     right.set_xscale("log")
     right.set_title(f"Effective sample size of {num_particles:,} draws: median {np.median(size):,.0f}", fontsize=10)

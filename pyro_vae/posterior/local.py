@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -41,23 +40,21 @@ class Gaps(NamedTuple):
         return self.refined - self.elbo
 
 
-class Local(nn.Module):
-    """A guide of its own for each datum it was made for, and for no other.
+class Table(nn.Module):
+    """A network that knows the data it was made for, and no other: of each it has a row of parameters.
 
     Arguments:
-        family: Of the guide.
-        phi: Its parameters, of shape ``(B, params, *event)``.
+        phi: Its rows, of shape ``(B, params, *event)``.
         x: What they are for, of shape ``(B, *event)``.
     """
 
-    def __init__(self, family: Family, phi: Tensor, x: Tensor) -> None:
+    def __init__(self, phi: Tensor, x: Tensor) -> None:
         super().__init__()
-        self.family = family
         self.phi = nn.Parameter(phi)
         self.rows = {key: i for i, key in enumerate(_keys(x))}
 
-    def forward(self, x: Tensor) -> TorchDistribution:
-        """Return q(z | x) of some of the data.
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rows of some of the data, in their order.
 
         Raises:
             ValueError: If one of them is none that it was made for.
@@ -66,7 +63,7 @@ class Local(nn.Module):
             rows = [self.rows[key] for key in _keys(x)]
         except KeyError:
             raise ValueError("Expected data that the guide was refined for; got others. Refine one for them.") from None
-        return self.family(self.phi[torch.tensor(rows, device=self.phi.device)])
+        return self.phi[torch.tensor(rows, device=self.phi.device)]
 
 
 def _keys(x: Tensor) -> list[bytes]:
@@ -86,7 +83,8 @@ def refine(
 
     The VAE that is returned has the prior and the decoder of the one given, and a guide for these data alone: ask it
     what you would ask the other, as ``evaluate.nll(refined, x)``. It starts where the encoder is. Adam, its rate
-    falling along a cosine, climbs the ELBO by the gradient that sticks the landing, noiseless near the posterior.
+    falling along a cosine, climbs the ELBO by the gradient that sticks the landing, noiseless near the posterior; what
+    is returned is the mean over the second half of its steps.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
@@ -132,24 +130,27 @@ def refine(
             with torch.no_grad():
                 phi = vae.encoder.propose(rows)
             parts.append(_climb(vae, vae.encoder.family, phi, rows, steps, num_particles, lr, bar))
-    return VAE(vae.prior, vae.decoder, Local(vae.encoder.family, torch.cat(parts), x))
+    return VAE(vae.prior, vae.decoder, Conditional(Table(torch.cat(parts), x), vae.encoder.family))
 
 
 def _climb(
     vae: VAE, family: Family, phi: Tensor, x: Tensor, steps: int, num_particles: int, lr: float, bar: Any
 ) -> Tensor:
     phi = phi.clone().requires_grad_()
-    optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # at the best guide, no steps on rounding
+    optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    tail = steps - steps // 2
+    average = torch.zeros_like(phi)
     with torch.enable_grad():
-        for _ in range(steps):
+        for step in range(steps):
             z = family(phi).rsample((num_particles,))
             log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - family(phi.detach()).log_prob(z)
             (phi.grad,) = torch.autograd.grad(-log_w.mean(0).sum(), phi)
             optimizer.step()
             schedule.step()
+            average += phi.detach() / tail if step >= steps - tail else 0
             bar.update()
-    return phi.detach()
+    return average
 
 
 def gaps(

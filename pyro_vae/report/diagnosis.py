@@ -55,7 +55,7 @@ def _trust(n: Mapping[str, float]) -> Iterator[str]:
         return
     yield (
         f"k-hat is above 0.7 for {share:.1%} of the images: there the guide leaves out a part of the posterior, and "
-        "more particles help little. Quote AIS, and try a richer guide, as --guide FullNormal or --guide Flow."
+        "more particles help little. Quote AIS."
     )
 
 

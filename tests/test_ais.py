@@ -1,0 +1,362 @@
+"""Annealed importance sampling and bidirectional Monte Carlo, against evidence in closed form and by quadrature.
+
+Monte Carlo means are compared by z-tests at 5 standard errors: each number fails once in 1.7 million runs.
+"""
+
+import math
+from functools import partial
+
+import pyro.distributions as dist
+import pytest
+import torch
+from test_parts import LIKELIHOODS
+from test_priors import EVENT, GUIDES, PRIORS, built
+from torch import nn
+
+from pyro_vae import VAE, ais, evaluate, networks
+from pyro_vae.annealing import Ladder
+from pyro_vae.oracle import LinearGaussian
+
+STARTS = pytest.mark.parametrize("start", ["guide", "prior"])
+
+
+@pytest.fixture
+def model(float64):
+    """Whose posterior is narrower than the prior, and correlated: the mean-field guide is 0.2 nats off."""
+    weight = torch.tensor([[0.9, 0.3], [0.4, 0.8], [-0.5, 0.6], [0.7, 0.7]])
+    return LinearGaussian(weight, torch.randn(4), scale=0.8)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Pilot runs of a few moves, for what does not depend on how good they are."""
+    monkeypatch.setattr("pyro_vae.annealing.PILOT", 6)
+    monkeypatch.setattr("pyro_vae.annealing.SETTLE", 2)
+
+
+def data(model, number):
+    """Data of the model, and the z they are of."""
+    z = torch.randn(number, model.weight.shape[1])
+    return model(z).sample(), z
+
+
+def off(vae):
+    """The VAE with its guide twice too wide, and somewhat beside the posterior."""
+    with torch.no_grad():
+        vae.encoder.network.bias.add_(0.3)
+        vae.encoder.network.rest.add_(math.log(2.0))
+    return vae
+
+
+class TestEvidence:
+    @pytest.mark.parametrize(("chains", "temperatures", "leapfrog"), [(1, 1, 1), (3, 2, 4), (16, 30, 3)])
+    def test_from_the_posterior_every_chain_is_exact(self, model, chains, temperatures, leapfrog, short):
+        x, z = data(model, 5)
+        settings = {"chains": chains, "temperatures": temperatures, "leapfrog": leapfrog}
+        exact = model.log_evidence(x)
+        log_w = ais.log_weights(model.vae(), x, **settings)
+        torch.testing.assert_close(log_w, exact.expand(chains, 5), rtol=0, atol=1e-10)
+        for bound in (ais.ais(model.vae(), x, **settings), *ais.bdmc(model.vae(), joint=(z, x), **settings)):
+            torch.testing.assert_close(bound, exact, rtol=0, atol=1e-10)
+
+    @STARTS
+    def test_of_one_temperature_it_is_importance_sampling(self, model, start, short):
+        """Chains that do not move: from the guide the same draws give the log-weights of ``evaluate``."""
+        vae, x = off(model.vae("mean-field")), data(model, 5)[0]
+        law = vae.encoder(x) if start == "guide" else vae.prior().expand((5,))
+        ladder = Ladder(vae, x, start, 3)
+        with torch.no_grad():
+            plan = ladder.plan(4, 1, 1, lambda number: None)
+            with torch.random.fork_rng():
+                log_w, _ = ladder.climb(4, plan, lambda: None)
+            z = law.sample((4,))
+            expected = vae.prior().log_prob(z) + vae.decoder(z).log_prob(x) - law.log_prob(z)
+        torch.testing.assert_close(log_w, expected, rtol=0, atol=1e-10)
+
+    @STARTS
+    @pytest.mark.parametrize("temperatures", [2, 5])
+    def test_weights_are_unbiased_however_few_temperatures(self, model, start, temperatures, short):
+        """E[w] = p(x), whatever the pilot found: the mean of w / p(x) over 5000 chains, for each of 3 data."""
+        x = data(model, 3)[0]
+        log_w = ais.log_weights(off(model.vae("mean-field")), x, 5000, temperatures, start=start)
+        w = (log_w - model.log_evidence(x)).exp()
+        assert w.std() > 0.1
+        assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w))).all()
+
+    def test_from_the_prior_it_owes_the_guide_nothing(self, float64):
+        """300 chains of 300 temperatures, to 0.06 nats: over 5 standard errors of each of 5 numbers."""
+        model = LinearGaussian(torch.randn(4, 2), torch.zeros(4), scale=1.0)
+        x = data(model, 5)[0]
+        found = ais.ais(model.vae(), x, chains=300, temperatures=300, start="prior")
+        torch.testing.assert_close(found, model.log_evidence(x), rtol=0, atol=0.06)
+
+    def test_rises_with_temperatures(self, model):
+        """From the prior, mean over 1000 data: each rise is some 10 of its standard errors."""
+        vae, x = model.vae("mean-field"), data(model, 1000)[0]
+        exact = model.log_evidence(x).mean()
+        gap = [exact - ais.ais(vae, x, 2, number, start="prior", seed=0).mean() for number in (1, 5, 50)]
+        assert gap[0] > gap[1] > gap[2] > -0.05
+
+    def test_is_tighter_than_as_many_draws_of_a_poor_guide(self, model):
+        vae, x = off(model.vae("mean-field")), data(model, 50)[0]
+        gaps = [
+            (model.log_evidence(x) - bound).mean()
+            for bound in (ais.ais(vae, x, 4, 50, seed=0), -evaluate.nll(vae, x, 4), -evaluate.nll(vae, x, 1))
+        ]
+        assert 4 * gaps[0].abs() < gaps[1] < gaps[2]
+
+    def test_ess_says_how_far_chains_agree(self, model):
+        vae, x = off(model.vae("mean-field")), data(model, 3)[0]
+        few, many = (evaluate.ess(ais.log_weights(vae, x, 50, number, seed=0)) for number in (1, 100))
+        assert (many > 45).all()
+        assert (few < many).all()
+
+    def test_bound_is_of_the_log_weights(self, model, short):
+        vae, x = model.vae("mean-field"), data(model, 5)[0]
+        log_w = ais.log_weights(vae, x, 7, 3, 2, "prior", seed=5)
+        assert log_w.shape == (7, 5)
+        assert torch.equal(ais.ais(vae, x, 7, 3, 2, "prior", seed=5), evaluate.iwae(log_w))
+
+
+class TestBothWays:
+    @STARTS
+    def test_bounds_are_unbiased_each_in_its_way(self, model, start, short):
+        """E[w] = p(x) of chains to the posterior, E[1 / w] = 1 / p(x) of chains from it; one of each for 4000 data."""
+        x, z = data(model, 4000)
+        lower, upper = ais.bdmc(off(model.vae("mean-field")), None, 1, 5, start=start, joint=(z, x))
+        exact = model.log_evidence(x)
+        for ratio in ((lower - exact).exp(), (exact - upper).exp()):
+            assert ratio.std() > 0.1
+            assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(4000)
+
+    @STARTS
+    def test_bounds_are_on_either_side_and_near(self, model, start):
+        """Means over 20 data: either side at 5 standard errors, and 0.05 nats between the two, where it is some 0.02.
+
+        All chains of a datum go back from the same z, and more of them make the upper bound no better than that.
+        """
+        x, z = data(model, 20)
+        lower, upper = ais.bdmc(off(model.vae("mean-field")), None, 64, 200, start=start, joint=(z, x))
+        exact = model.log_evidence(x)
+        for above in (lower - exact, exact - upper):
+            assert above.mean() < 5 * above.std() / math.sqrt(20)
+        assert (upper - lower).abs().mean() < 0.05
+
+    def test_data_are_drawn_where_none_are_given(self, model, short):
+        vae = model.vae()
+        lower, upper = ais.bdmc(vae, 7, 2, 3)
+        x = vae.decoder(vae.prior().sample((7,))).sample()  # the same: the state was put back
+        torch.testing.assert_close(lower, model.log_evidence(x), rtol=0, atol=1e-10)
+        torch.testing.assert_close(upper, model.log_evidence(x), rtol=0, atol=1e-10)
+
+
+class TestMissing:
+    def test_it_is_of_what_is_observed(self, model):
+        """Of the oracle of the observed rows of W; 300 chains of 100 temperatures, to 0.06 nats: 5 standard errors."""
+        vae, x = model.vae(), data(model, 4)[0]
+        vae.encoder.fill = model.bias.clone()
+        x[:, 2] = math.nan
+        seen = torch.tensor([0, 1, 3])
+        expected = LinearGaussian(model.weight[seen], model.bias[seen], model.scale).log_evidence(x[:, seen])
+        for start in ("guide", "prior"):
+            found = ais.ais(vae, x, 300, 100, start=start)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0.06)
+
+    def test_patterns_may_differ(self, model):
+        vae, x = model.vae(), data(model, 4)[0]
+        vae.encoder.fill = model.bias.clone()
+        seen = ~torch.eye(4, dtype=torch.bool)
+        x[~seen] = math.nan
+        expected = torch.cat(
+            [
+                LinearGaussian(model.weight[rows], model.bias[rows], model.scale).log_evidence(row[rows].unsqueeze(0))
+                for rows, row in zip(seen, x, strict=True)
+            ]
+        )
+        torch.testing.assert_close(ais.ais(vae, x, 300, 100), expected, rtol=0, atol=0.06)
+
+
+class TestLadder:
+    def test_goes_from_the_start_to_the_posterior(self, model, short):
+        for start in ("guide", "prior"):
+            with torch.no_grad():
+                plan = Ladder(model.vae("mean-field"), data(model, 5)[0], start, 3).plan(4, 30, 2, lambda number: None)
+            assert plan.betas.shape == plan.steps.shape == (31, 5)
+            assert (plan.betas[0] == 0).all()
+            assert (plan.betas[-1] == 1).all()
+            assert (plan.betas.diff(dim=0) >= 0).all()
+            assert (plan.steps > 0).all()
+
+    def test_ends_there_also_where_the_last_of_the_way_is_lost_in_rounding(self):
+        """The prior is 1e8 nats off, the posterior 3."""
+        model = LinearGaussian(torch.randn(784, 10), torch.zeros(784), scale=1e-4)
+        with torch.no_grad():
+            plan = Ladder(model.vae("mean-field"), data(model, 3)[0], "prior", 3).plan(4, 9, 2, lambda number: None)
+        assert (plan.betas[-1] == 1).all()
+
+    def test_log_f_is_between_the_two(self, model):
+        vae, (x, z) = model.vae("mean-field"), data(model, 5)
+        here = Ladder(vae, x, "guide", 3).at(z.expand(2, 5, 2))
+        start, end = vae.encoder(x).log_prob(z), vae.prior().log_prob(z) + vae.decoder(z).log_prob(x)
+        beta = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])
+        torch.testing.assert_close(here.log_f(beta)[1], (1 - beta) * start + beta * end, rtol=0, atol=1e-10)
+        moved = z.clone().requires_grad_()
+        of_z = (1 - beta) * vae.encoder(x).log_prob(moved)
+        of_z = of_z + beta * (vae.prior().log_prob(moved) + vae.decoder(moved).log_prob(x))
+        (gradient,) = torch.autograd.grad(of_z.sum(), moved)
+        torch.testing.assert_close(here.grad(beta)[0], gradient, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("step", [0.1, 0.6, 1.5])
+    def test_a_move_leaves_the_density_as_it_is(self, model, step):
+        """Means and squares of 20,000 exact draws of the posterior after 3 moves, whatever the step: 5 numbers."""
+        x = data(model, 1)[0]
+        ladder = Ladder(off(model.vae("mean-field")), x, "guide", 3)
+        law = model.posterior(x)
+        one = torch.ones(1)
+        with torch.no_grad():
+            here = ladder.at(law.sample((20_000,)))
+            for _ in range(3):
+                here, chance = ladder.move(here, one, step * one)
+        assert 0.02 < chance.mean() < 1
+        r = (here.z - law.mean)[:, 0]
+        expected = torch.stack([law.covariance_matrix[0, i, j] for i, j in ((0, 0), (0, 1), (1, 1))])
+        squares = torch.stack([r[:, 0] ** 2, r[:, 0] * r[:, 1], r[:, 1] ** 2], -1)
+        for value, truth in ((r, torch.zeros(2)), (squares, expected)):
+            assert ((value.mean(0) - truth).abs() < 5 * value.std(0) / math.sqrt(len(value))).all()
+
+
+def quadrature(vae, x):
+    """log p(x) over a grid of 2-D codes."""
+    grid = torch.linspace(-8, 8, 400)
+    z = torch.cartesian_prod(grid, grid)
+    with torch.no_grad():
+        log_p = vae.prior().log_prob(z).unsqueeze(1) + vae.decoder(z.unsqueeze(1)).log_prob(x)
+    return log_p.logsumexp(0) + 2 * math.log(grid[1] - grid[0])
+
+
+PARTS = {
+    **{f"prior: {name}": (prior, GUIDES["DiagonalNormal"]) for name, prior in PRIORS.items()},
+    **{f"guide: {name}": (PRIORS["StandardNormal"], guide) for name, guide in GUIDES.items()},
+}
+
+
+@pytest.mark.filterwarnings("ignore:AIS accepted")  # after so short a pilot run
+class TestParts:
+    @pytest.mark.parametrize(("prior", "guide"), PARTS.values(), ids=PARTS)
+    def test_every_prior_and_guide_comes_to_log_p(self, prior, guide, short, float64):
+        """By quadrature: E[w] = p(x) of 100 chains from either start; within half a nat."""
+        vae = built(prior, guide, latent=2, stir=False).double()
+        x = vae.generate(3) + 0.5 * torch.randn(3, *EVENT)
+        with torch.no_grad():
+            vae.decoder.family.log_scale.fill_(math.log(0.7))
+        exact = quadrature(vae, x)
+        for start in ("guide", "prior"):
+            w = (ais.log_weights(vae, x, 100, 10, start=start) - exact).exp()
+            assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w)) + 1e-3).all()
+            assert (w.mean(0).log().abs() < 0.5).all()
+
+    @pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+    def test_every_likelihood_is_finite(self, likelihood, short):
+        vae = VAE.build((6,), 2, likelihood=likelihood, network=partial(networks.MLP, hidden=(8,)))
+        lower, upper = ais.bdmc(vae, 3, 2, 5)
+        assert lower.isfinite().all()
+        assert upper.isfinite().all()
+
+    def test_a_prior_of_infinite_variance(self, model, short):
+        """E[w] = p(x), by quadrature."""
+
+        class Heavy(nn.Module):
+            def forward(self):
+                return dist.StudentT(1.5, torch.zeros(2), 1.0).to_event(1)
+
+        vae, x = model.vae(), data(model, 3)[0]
+        vae.prior = Heavy()
+        w = (ais.log_weights(vae, x, 500, 10) - quadrature(vae, x)).exp()
+        assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w))).all()
+
+
+class TestRuns:
+    def test_chunks_over_images_change_no_exact_answer(self, model, short, monkeypatch):
+        x, z = data(model, 5)
+        sizes = []
+        monkeypatch.setattr(ais, "how_many_fit", lambda run, most, device: 2)
+        genuine = Ladder.climb
+        monkeypatch.setattr(Ladder, "climb", lambda self, *a: sizes.append(len(self.x)) or genuine(self, *a))
+        for bound in (ais.ais(model.vae(), x, 3, 4), *ais.bdmc(model.vae(), None, 3, 4, joint=(z, x))):
+            torch.testing.assert_close(bound, model.log_evidence(x), rtol=0, atol=1e-10)
+        assert sizes == [2, 2, 1] * 2
+        assert ais.log_weights(off(model.vae("mean-field")), x, 3, 4, start="prior").isfinite().all()
+
+    def test_a_seed_draws_the_same(self, model, short):
+        vae, (x, z) = off(model.vae("mean-field")), data(model, 3)
+        for run in (
+            partial(ais.log_weights, vae, x, 3, 4),
+            lambda seed=None: torch.stack(ais.bdmc(vae, None, 3, 4, joint=(z, x), seed=seed)),
+            lambda seed=None: torch.stack(ais.bdmc(vae, 3, 3, 4, seed=seed)),
+        ):
+            same, other = run(seed=3), run(seed=4)
+            assert not torch.equal(same, other)
+            torch.rand(1)
+            assert torch.equal(run(seed=3), same)
+            assert torch.equal(run(), run())
+
+    def test_says_where_moves_are_not_accepted(self, model, short, monkeypatch):
+        monkeypatch.setattr("pyro_vae.annealing.FAR", -1e6)  # everywhere is too far
+        with pytest.warns(UserWarning, match="AIS accepted 0% of its moves: the bound may be loose."):
+            found = ais.ais(model.vae(), data(model, 3)[0], 2, 5)
+        assert found.isfinite().all()
+
+    def test_says_where_chains_do_not_agree(self, float64):
+        sharp = LinearGaussian(torch.randn(20, 3), torch.zeros(20), scale=0.05)
+        with pytest.warns(UserWarning, match=r"AIS: of 16 chains 1\.\d count, .*Use more temperatures"):
+            ais.ais(sharp.vae(), data(sharp, 5)[0], temperatures=5, start="prior")
+
+    def test_one_datum_alone_and_a_progress_bar(self, model, short, capsys):
+        x = data(model, 1)[0]
+        torch.testing.assert_close(ais.ais(model.vae(), x, 1, 5, progress=True), model.log_evidence(x))
+        assert "AIS: " in capsys.readouterr().err
+
+    def test_devices(self, device, short):
+        vae, x = VAE.build((6,), latent=2).to(device), torch.rand(3, 6, device=device)
+        for bound in (ais.ais(vae, x, 2, 5, seed=0), *ais.bdmc(vae, 3, 2, 5, start="prior", seed=0)):
+            assert (bound.device.type, bound.dtype, bound.shape) == (device, torch.float32, (3,))
+            assert bound.isfinite().all()
+
+
+class Positive(nn.Module):
+    """A prior over positive codes."""
+
+    def __init__(self, law):
+        super().__init__()
+        self.law = law.to_event(1)
+
+    def forward(self):
+        return self.law
+
+
+@pytest.mark.parametrize("law", [dist.Gamma(torch.ones(2), 1.0), dist.HalfNormal(torch.ones(2))], ids=repr)
+def test_a_prior_over_some_codes_alone_gets_a_sentence(law, model):
+    vae = model.vae()
+    vae.prior = Positive(law)
+    for start in ("guide", "prior"):
+        with pytest.raises(ValueError, match="prior over all real z, to move in; got one over "):
+            ais.ais(vae, torch.zeros(2, 4), start=start)
+
+
+X = torch.zeros(2, 6)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda vae: ais.ais(vae, X, chains=0), "chains of at least 1; got 0"),
+        (lambda vae: ais.log_weights(vae, X, temperatures=0), "temperatures of at least 1; got 0"),
+        (lambda vae: ais.bdmc(vae, leapfrog=0), "leapfrog of at least 1; got 0"),
+        (lambda vae: ais.ais(vae, X, start="posterior"), "start to be guide or prior; got 'posterior'"),
+        (lambda vae: ais.ais(vae, X[:0]), "at least 1 image; got none"),
+        (lambda vae: ais.bdmc(vae, num=0), "at least 1 image; got none"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(run, message):
+    with pytest.raises(ValueError, match=message):
+        run(VAE.build((6,), latent=2))

@@ -1,0 +1,146 @@
+"""What is said of an evaluation's numbers: each sentence under its condition, with the number that says so."""
+
+import math
+import re
+
+import pytest
+
+from pyro_vae import commands
+from pyro_vae.options import parse
+from pyro_vae.report import diagnosis
+
+AIS = {"AIS - IS": 0.05, "AIS - IS, error": 0.02}
+FIT = {"test -log p(x)": 100.0, "train -log p(x)": 99.0, "test - train, error": 1.0}
+CODES = {"mutual information": 3.0, "aggregate KL": 0.4, "log N": 6.9}
+
+# By subject: numbers, and what is said of them.
+SAID = {
+    "all dimensions in use": (
+        {"active": 20, "latent": 20},
+        ["All 20 dimensions are used: the activity of each is above 0.01."],
+    ),
+    "some collapsed": (
+        {"active": 13, "latent": 20},
+        ["7 of 20 dimensions collapsed: .* --objective.free_bits 0.1, .* a smaller --latent does as well."],
+    ),
+    "all collapsed": ({"active": 0, "latent": 2}, ["All of the 2 dimensions collapsed: "]),
+    "k small": ({"k > 0.7": 0.1}, [r"above 0.7 for 10.0% of the images: importance sampling .* is to be trusted\."]),
+    "k large": (
+        {"k > 0.7": 0.234},
+        [r"above 0.7 for 23.4% of the images: there the guide leaves out .* Quote AIS\.$"],
+    ),
+    "AIS agrees": (AIS, [r"Importance sampling and AIS agree: \+0.05 ± 0.02 nats between them"]),
+    "AIS agrees within its error": (
+        AIS | {"AIS - IS": 0.5, "AIS - IS, error": 0.3},
+        [r"agree: \+0.50 ± 0.30 nats between them"],
+    ),
+    "AIS is better": (
+        AIS | {"AIS - IS": 0.5},
+        [r"Importance sampling falls 0.50 ± 0.02 nats short of AIS .* more --num_particles, or quote AIS"],
+    ),
+    "AIS of one image": (AIS | {"AIS - IS": 0.5, "AIS - IS, error": math.nan}, ["falls 0.50 ± nan nats short"]),
+    "BDMC tight": (
+        AIS | {"BDMC gap": 0.95},
+        ["agree", r"AIS itself is at most 0.95 nats short, .* the model draws\.$"],
+    ),
+    "BDMC loose": (AIS | {"BDMC gap": 1.05}, ["agree", r"at most 1.05 nats short, .* Take more --temperatures\.$"]),
+    "no gap": (
+        {"approximation": 0.2, "amortisation": 0.25},
+        [r"The guide is near the posterior: the ELBO is 0.45 nats below log p\(x\)\."],
+    ),
+    "the encoder's gap": (
+        {"approximation": 0.5, "amortisation": 1.25},
+        ["0.50 nats are what its family cannot do, 1.25 what the encoder does not. .* larger encoder .*network.hidden"],
+    ),
+    "the family's gap": (
+        {"approximation": 1.25, "amortisation": 0.5},
+        ["1.25 nats are what its family cannot do, 0.50 what the encoder does not. Try a richer family: --guide Full"],
+    ),
+    "no overfitting": (FIT, [r"No sign of overfitting: -log p\(x\) changes by \+1.0 ± 1.0 nats from train to test\."]),
+    "better on test images": (FIT | {"train -log p(x)": 103.0}, ["No sign of overfitting: .* by -3.0 ± 1.0 nats"]),
+    "overfitting": (
+        FIT | {"train -log p(x)": 97.5},
+        ["is 2.5 nats larger on test images .* the model overfits. Try fewer"],
+    ),
+    "overfitting within its error": (
+        FIT | {"train -log p(x)": 97.5, "test - train, error": 1.3},
+        [r"No sign of overfitting: .* by \+2.5 ± 1.3 nats"],
+    ),
+    "overfitting of little": (FIT | {"train -log p(x)": 98.1, "test - train, error": 0.1}, ["No sign of overfitting"]),
+    "overfitting of a density": (
+        {"test -log p(x)": -100.0, "train -log p(x)": -110.0, "test - train, error": 1.0},
+        ["is 10.0 nats larger on test images than on training images"],
+    ),
+    "codes on the prior": (CODES, [r"are where the prior is: KL\(q\(z\) \|\| p\(z\)\) is 0.4 nats\."]),
+    "codes off the prior": (
+        CODES | {"aggregate KL": 2.26},
+        [r"KL\(q\(z\) \|\| p\(z\)\) is 2.3 nats: codes together are not where the prior is\. .* --prior VampPrior or"],
+    ),
+    "too few images": (
+        CODES | {"mutual information": 6.2, "aggregate KL": 9.0},
+        [r"mutual information is at least 6.2 nats, of log N = 6.9\. So .* at most 9.0; more --images would say"],
+    ),
+    "calibrated": (
+        {"coverage at 0.9": 0.87},
+        [r"90% intervals hold 87.0% of the true z: calibrated, in each dimension"],
+    ),
+    "too sure": (
+        {"coverage at 0.9": 0.589},
+        [r"hold 58.9% of the true z: it is too sure of itself\. .*to_arviz\(..., resample=True\)"],
+    ),
+    "too wide": ({"coverage at 0.9": 0.997}, [r"hold 99.7% of the true z: it is too wide\."]),
+}
+
+
+@pytest.mark.parametrize(("numbers", "expected"), SAID.values(), ids=SAID)
+def test_it_says_what_the_numbers_say_and_no_more(numbers, expected):
+    said = diagnosis(numbers)
+    assert len(said) == len(expected)
+    for sentence, words in zip(said, expected, strict=True):
+        assert re.search(words, sentence), sentence
+        assert sentence.endswith(".")
+        assert "\n" not in sentence
+
+
+def test_of_nothing_it_says_nothing():
+    assert diagnosis({}) == []
+    assert diagnosis({"k, median": 0.3, "ESS, median": 40.0, "AIS": 100.0}) == []
+
+
+def test_of_all_subjects_it_speaks_in_their_order():
+    first = ("some collapsed", "k large", "BDMC tight", "the family's gap", "overfitting", "codes on the prior")
+    first = (*first, "too sure")
+    numbers = {name: number for subject in reversed(first) for name, number in SAID[subject][0].items()}
+    said = diagnosis(numbers)
+    for sentence, words in zip(said, [words for subject in first for words in SAID[subject][1]], strict=True):
+        assert re.search(words, sentence), sentence
+
+
+SUGGESTED = sorted(
+    {
+        re.sub(r"[.,;)]+$", "", found)
+        for numbers, _ in SAID.values()
+        for sentence in diagnosis(numbers)
+        for found in re.findall(r"--[\w.]+(?: (?:[A-Z]\w+|[\d.]+))?", sentence)
+    }
+)
+
+
+def test_there_are_suggestions():
+    assert {option.split()[0] for option in SUGGESTED} == {
+        "--guide", "--images", "--latent", "--network.hidden", "--num_particles", "--objective.beta",
+        "--objective.beta.warmup", "--objective.free_bits", "--prior", "--temperatures",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", SUGGESTED)
+def test_what_it_suggests_is_an_option(option):
+    """Of ``train``, or of ``evaluate``, and takes the value where one is named."""
+    name, *value = option.split()
+    ours = name in ("--num_particles", "--images", "--temperatures")
+    words = ["evaluate", "run"] if ours else ["train"]
+    words += ["--objective.beta", "Linear"] if name == "--objective.beta.warmup" else []
+    words += [name, *(value or ["[16]" if name == "--network.hidden" else "20"])]
+    command, options = parse({"train": commands._train, "evaluate": commands._evaluate}, words)
+    assert command == words[0]
+    assert name[2:].partition(".")[0] in options
