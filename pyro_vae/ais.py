@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from pyro_vae.annealing import PILOT, Ladder
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import ess, iwae
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Bounds", "ais", "bdmc", "log_weights"]
@@ -155,7 +155,7 @@ def bdmc(
         True
     """
     run = _Run(chains, temperatures, leapfrog, start)
-    with forked(vae.reference.device, seed), torch.no_grad():
+    with at_test(vae, vae.reference.device, seed), torch.no_grad():
         if joint is None:
             z = vae.prior().sample((num,))
             joint = z, vae.decoder(z).sample()
@@ -179,7 +179,7 @@ class _Run:
         """Return log-weights ``(C, B)`` of chains to the posterior and, where exact z are given, of chains back."""
         if len(x) == 0:
             raise ValueError("Expected at least 1 image; got none.")
-        with forked(x.device, seed):
+        with at_test(vae, x.device, seed):
             size = how_many_fit(lambda n: self._ladder(vae, x[:n]).begin(self.chains), len(x), x.device)
             done, accepted = [], []
             total = math.ceil(len(x) / size) * (ROUNDS * PILOT + (1 + (z is not None)) * self.temperatures)

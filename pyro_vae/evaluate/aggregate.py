@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compiled import how_many_fit
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Aggregate", "aggregate", "mutual_information"]
@@ -55,7 +55,7 @@ def aggregate(vae: VAE, x: Tensor, num_particles: int = 1, seed: int | None = No
     """
     if len(x) < 2 or num_particles < 1:
         raise ValueError(f"Expected at least 2 images and 1 particle; got {len(x)} and {num_particles}.")
-    with forked(x.device, seed):
+    with at_test(vae, x.device, seed):
         p, q = vae.prior(), vae.encoder(x)
         z = q.sample((num_particles,))
         own, of_prior = q.log_prob(z).mean(), p.log_prob(z).mean()

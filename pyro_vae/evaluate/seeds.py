@@ -1,4 +1,4 @@
-"""What is drawn to evaluate leaves torch's random state as it was."""
+"""To evaluate leaves all as it was: torch's random state, and the mode of a VAE's layers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
-__all__ = ["forked"]
+__all__ = ["at_test", "forked"]
 
 
 @contextmanager
@@ -32,3 +33,27 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def at_test(vae: nn.Module, device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """As :func:`forked`, with all layers in evaluation mode; put that back too.
+
+    Dropout leaves nothing out, and batch normalisation learns nothing from what is only looked at.
+
+    Example:
+        >>> layer = torch.nn.Dropout()
+        >>> with at_test(layer, torch.device("cpu")):
+        ...     print(layer.training)
+        False
+        >>> layer.training
+        True
+    """
+    modes = [(layer, layer.training) for layer in vae.modules()]
+    with forked(device, seed):
+        try:
+            vae.eval()
+            yield
+        finally:
+            for layer, training in modes:
+                layer.training = training

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.terms import split
 from pyro_vae.evaluate.weights import nll
 from pyro_vae.vae import VAE
@@ -65,7 +65,7 @@ def per_image(
     if images < 1:
         raise ValueError(f"Expected at least 1 image to evaluate on; got {images}.")
     point = vae.reference
-    with forked(point.device, seed):
+    with at_test(vae, point.device, seed):
         x = data[slice(0, images)].to(point)
         reconstruction, kl = split(vae, x, DRAWS)
         return Values(reconstruction - kl, reconstruction, kl, nll(vae, x, num_particles, progress=progress))

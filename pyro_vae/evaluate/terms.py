@@ -8,7 +8,7 @@ from torch.distributions import Independent
 
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import mean
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weights import room
 from pyro_vae.missing import log_prob
 from pyro_vae.objectives import closed_form_kl
@@ -38,7 +38,7 @@ def split(vae: VAE, x: Tensor, num_particles: int = 1, seed: int | None = None) 
     if num_particles < 1:
         raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
     images, draws = room(vae, x)
-    with forked(x.device, seed):
+    with at_test(vae, x.device, seed):
         terms = [_split(vae, rows, num_particles) for rows in x.split(max(1, min(images, draws // num_particles)))]
     reconstruction, kl = (torch.cat(column) for column in zip(*terms, strict=True))
     return reconstruction, kl
@@ -69,7 +69,8 @@ def kl_per_dim(vae: VAE, x: Tensor) -> Tensor:
         >>> kl_per_dim(VAE.build((64,), latent=2), torch.rand(5, 64)).shape
         torch.Size([5, 2])
     """
-    q, p = vae.encoder(x), vae.prior()
+    with at_test(vae, x.device):
+        q, p = vae.encoder(x), vae.prior()
     kl = None
     if isinstance(q, Independent) and isinstance(p, Independent):
         kl = closed_form_kl(q.base_dist, p.base_dist)
@@ -114,8 +115,8 @@ def activity(vae: VAE, x: Tensor, seed: int | None = None) -> Tensor:
         q = vae.encoder(rows)
         return torch.stack([mean(q), mean(q)])
 
-    fit = 2 * how_many_fit(lambda n: means(x[: 2 * n]), len(x), x.device)
-    with forked(x.device, seed):
+    with at_test(vae, x.device, seed):
+        fit = 2 * how_many_fit(lambda n: means(x[: 2 * n]), len(x), x.device)
         one, other = torch.cat([means(rows) for rows in x.split(fit)], dim=1)
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(x) - 1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.compiled import how_many_fit
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
 
@@ -56,7 +56,7 @@ def log_weights(
     """
     images, draws = _sizes(vae, x, num_particles, at_once)
     found = torch.empty(num_particles, len(x)).to(x)
-    with forked(x.device, seed), _bar(len(x) * num_particles, progress) as bar:
+    with at_test(vae, x.device, seed), _bar(len(x) * num_particles, progress) as bar:
         for i in range(0, len(x), images):
             rows, k = x[i : i + images], 0
             for some in _chunks(num_particles, max(1, draws // len(rows))):
@@ -179,7 +179,7 @@ def nll(
     """
     images, draws = _sizes(vae, x, num_particles, at_once)
     parts = []
-    with forked(x.device, seed), _bar(len(x) * num_particles, progress) as bar:
+    with at_test(vae, x.device, seed), _bar(len(x) * num_particles, progress) as bar:
         for rows in x.split(images):
             total = torch.full((len(rows),), -math.inf).to(x)
             for some in _chunks(num_particles, max(1, draws // len(rows))):
@@ -207,8 +207,9 @@ def room(vae: VAE, x: Tensor, most: int = MOST) -> tuple[int, int]:
     if len(x) == 0:
         raise ValueError("Expected at least 1 image; got none.")
     pair = x[:2]  # one image alone may be a case of its own, as for batch normalisation
-    images = 2 * how_many_fit(lambda n: _log_weights(vae, x[: 2 * n], 1), most // 2, x.device)
-    draws = how_many_fit(lambda n: _log_weights(vae, pair, n), most // len(pair), x.device)
+    with at_test(vae, x.device):
+        images = 2 * how_many_fit(lambda n: _log_weights(vae, x[: 2 * n], 1), most // 2, x.device)
+        draws = how_many_fit(lambda n: _log_weights(vae, pair, n), most // len(pair), x.device)
     return images, draws * len(pair)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.plots.colours import BLUE, GREEN, GREY, ORANGE, RED
+from pyro_vae.plots.images import MISSING
 
 __all__ = ["bounds", "dimensions", "gaps", "weights", "worst"]
 
-GOOD, POOR = 0.5, 0.7  # k-hat
+GOOD, POOR, BIN = 0.5, 0.7, 0.05  # k-hat
 
 
 def bounds(
@@ -54,10 +56,12 @@ def weights(k: Tensor, ess: Tensor, num_particles: int) -> Figure:
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = k.detach().cpu().double().numpy()
-    shown = np.where(np.isfinite(shown), shown, np.nanmax(np.where(np.isfinite(shown), shown, POOR)))
-    _, edges, bars = left.hist(shown, bins=40, color=BLUE)
-    for edge, bar in zip(edges, bars, strict=False):
-        bar.set_facecolor(RED if edge >= POOR else ORANGE if edge >= GOOD else BLUE)
+    finite = np.append(shown[np.isfinite(shown)], [GOOD, POOR])
+    low, high = math.floor(finite.min() / BIN), math.ceil(finite.max() / BIN) + 1  # the last is for infinite ones
+    edges = BIN * np.arange(low, high + 1)
+    _, _, bars = left.hist(np.where(np.isfinite(shown), shown, edges[-2] + BIN / 2), bins=edges.tolist())
+    for middle, bar in zip(edges + BIN / 2, bars, strict=False):
+        bar.set_facecolor(RED if middle > POOR else ORANGE if middle > GOOD else BLUE)
     for line, colour in ((GOOD, ORANGE), (POOR, RED)):
         left.axvline(line, color=colour, linewidth=1, linestyle="--")
     share = (k > POOR).double().mean().item()
@@ -140,15 +144,16 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
         page.suptitle(f"{title}. Reconstructions below", fontsize=10)
         for axes, i in zip(page.subplots(2, num, squeeze=False).T, chosen.tolist(), strict=True):
             for one, image in zip(axes, (x[i], x_hat[i]), strict=True):
-                one.imshow(_grey(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                one.imshow(_shown(image), interpolation="nearest")
                 one.set_axis_off()
             axes[0].set_title(f"{k[i].item():.2f}", fontsize=8)
     return figure
 
 
-def _grey(image: Tensor) -> np.ndarray:
-    """From ``([channels,] height, width)`` to what matplotlib shows."""
-    image = image.detach().cpu().float().nan_to_num(0.5).clamp(0, 1)
-    if image.dim() == 2:
-        return image.numpy()
-    return image[0].numpy() if len(image) < 3 else torch.movedim(image[:3], 0, -1).numpy()
+def _shown(image: Tensor) -> np.ndarray:
+    """From ``([channels,] height, width)`` to colours."""
+    image = image.detach().cpu().float().clamp(0, 1)
+    image = image.unsqueeze(0) if image.dim() == 2 else image
+    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    missing = torch.tensor(MISSING).reshape(3, 1, 1)
+    return torch.where(image.isnan().any(0), missing, image).movedim(0, -1).numpy()

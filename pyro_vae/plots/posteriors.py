@@ -55,7 +55,8 @@ def posteriors(
                 limits = np.quantile(np.concatenate([ours, theirs])[:, [column, row]], [0.0005, 0.9995], axis=0)
                 axes.set(xlim=limits[:, 0], ylim=limits[:, 1])
                 if exact is not None:
-                    _contours(axes, *(values.detach().cpu().double().numpy() for values in exact))
+                    z0, z1, density = (values.detach().cpu().double().numpy() for values in exact)
+                    _contours(axes, z0, z1, density.T) if column == 0 else _contours(axes, z1, z0, density)
             if i == size - 1:
                 axes.set_xlabel(f"z{column}")
             if j == 0 and i > 0:
@@ -65,11 +66,11 @@ def posteriors(
     return figure
 
 
-def _contours(axes: Axes, z0: np.ndarray, z1: np.ndarray, density: np.ndarray) -> None:
+def _contours(axes: Axes, across: np.ndarray, up: np.ndarray, density: np.ndarray) -> None:
     heights = np.sort(density.ravel())[::-1]
     held = np.cumsum(heights) / heights.sum()
     levels = sorted({float(heights[np.searchsorted(held, share)]) for share in SHARES})
-    axes.contour(z0, z1, density.T, levels=levels, colors="black", linewidths=0.9)
+    axes.contour(across, up, density, levels=levels, colors="black", linewidths=0.9)
 
 
 def calibration(

@@ -4,7 +4,8 @@ from pyro_vae.posterior.arviz import to_arviz
 from pyro_vae.posterior.calibration import Calibration, sbc
 from pyro_vae.posterior.comparison import Comparison, Moments, compare
 from pyro_vae.posterior.local import Gaps, gaps, refine
-from pyro_vae.posterior.nuts import Chains, Grid, grid, nuts
+from pyro_vae.posterior.nuts import Chains, nuts
+from pyro_vae.posterior.plane import Grid, grid
 
 __all__ = [
     "Calibration",

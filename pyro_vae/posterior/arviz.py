@@ -14,9 +14,10 @@ from torch.distributions import Categorical
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import pareto_k
 from pyro_vae.evaluate.pareto import FEWEST
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weights import room
 from pyro_vae.missing import log_prob
+from pyro_vae.posterior.plane import check
 from pyro_vae.vae import VAE
 
 __all__ = ["to_arviz"]
@@ -124,9 +125,9 @@ def to_arviz(
             f"draws = {draws}, num_particles = {num_particles}, predictive_draws = {predictive_draws}."
         )
     point = vae.reference
-    with forked(point.device, seed):
+    with at_test(vae, point.device, seed):
         prior = vae.prior().sample((draws,))
-        _check(x, tuple(vae.decoder(prior[:2]).event_shape))
+        check(x, vae.decoder(prior[:2]).event_shape)
         x = x.to(point)
         coords = {
             "datum": _names("index", index, len(x)),
@@ -152,14 +153,6 @@ def to_arviz(
         },
         coords,
     )
-
-
-def _check(x: Tensor, event: tuple[int, ...]) -> None:
-    if x.shape[1:] != event or x.dim() != len(event) + 1 or not len(x):
-        raise ValueError(
-            f"Expected x of shape (B, {', '.join(map(str, event))}) with B of at least 1; got {tuple(x.shape)}. "
-            "Of one datum, x.unsqueeze(0) is such."
-        )
 
 
 def _names(argument: str, given: Sequence[Any] | Tensor | None, size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import plots
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weights import room
 from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
@@ -39,9 +39,9 @@ class Calibration:
 
     @property
     def bins(self) -> int:
-        """How many bins of equally many ranks there are: up to 20, with 10 data or more expected in each."""
-        most = max(2, min(20, len(self.ranks) // 10))
-        return max((n for n in range(2, most + 1) if (self.draws + 1) % n == 0), default=self.draws + 1)
+        """How many bins there are: up to 20, 10 data or more expected in each; of equally many ranks, if may be."""
+        most = min(20, len(self.ranks) // 10, self.draws + 1)
+        return max((n for n in range(2, most + 1) if (self.draws + 1) % n == 0), default=most)
 
     @property
     def counts(self) -> Tensor:
@@ -52,7 +52,9 @@ class Calibration:
     @property
     def p_values(self) -> Tensor:
         """Of the hypothesis that ranks are uniform, by the chi-squared test of :attr:`counts`: ``(latent + 1,)``."""
-        expected = len(self.ranks) / self.bins
+        ranks = torch.arange(self.draws + 1).to(self.ranks)
+        shares = torch.bincount(ranks * self.bins // (self.draws + 1)).double() / (self.draws + 1)
+        expected = len(self.ranks) * shares.unsqueeze(1)
         statistic = ((self.counts - expected).square() / expected).sum(0)
         return torch.from_numpy(chi2.sf(statistic.cpu().numpy(), self.bins - 1))
 
@@ -111,7 +113,7 @@ def sbc(vae: VAE, num: int = 1000, draws: int = 99, seed: int = 0, progress: boo
     if num < 20 or draws < 1:
         raise ValueError(f"Expected at least 20 data and 1 draw; got num = {num} and draws = {draws}.")
     point, found = vae.reference, []
-    with forked(point.device, seed), tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar:
+    with at_test(vae, point.device, seed), tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar:
         prior = vae.prior()
         images, at_once = room(vae, vae.decoder(prior.sample((2,))).sample())
         for z in prior.sample((num,)).split(max(1, min(images, at_once // draws))):

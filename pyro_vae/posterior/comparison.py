@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import evaluate, plots
-from pyro_vae.evaluate.seeds import forked
-from pyro_vae.posterior.nuts import Chains, Grid, grid, nuts
+from pyro_vae.evaluate.seeds import at_test
+from pyro_vae.posterior.nuts import Chains, nuts
+from pyro_vae.posterior.plane import Grid, grid, on_plane
 from pyro_vae.vae import VAE
 
 __all__ = ["Comparison", "Moments", "compare"]
@@ -144,7 +145,8 @@ def compare(
     made = chains if isinstance(chains, Chains) else nuts(vae, x, draws, warmup, chains, seed=seed, progress=progress)
     if made.z.shape[2] != len(x):
         raise ValueError(f"Expected chains of the {len(x)} data that are given; got chains of {made.z.shape[2]}.")
-    with forked(x.device, seed), torch.no_grad():
+    with at_test(vae, x.device, seed), torch.no_grad():
         z = vae.encoder(x).sample((made.z.shape[0] * made.z.shape[1],))
         k = evaluate.pareto_k(evaluate.log_weights(vae, x, max(1000, len(z))))
-    return Comparison(made, z, k, grid(vae, x) if z.shape[-1] == 2 else None)
+        exact = grid(vae, x) if on_plane(vae.prior()) else None
+    return Comparison(made, z, k, exact)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import ais, evaluate
 from pyro_vae.conditional import Conditional, Family
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weights import room
 from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
@@ -122,7 +122,7 @@ def refine(
     images, draws = room(vae, x)
     fit = max(1, min(images, draws // num_particles))
     with (
-        forked(x.device, seed),
+        at_test(vae, x.device, seed),
         tqdm(total=-(-len(x) // fit) * steps, desc="refine", leave=False, disable=not progress) as bar,
     ):
         parts = []

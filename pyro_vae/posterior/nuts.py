@@ -1,11 +1,10 @@
-r"""The true posterior of chosen data under a trained decoder: by Pyro's NUTS; and on a grid, for z of 2 dimensions."""
+r"""The true posterior of chosen data under a trained decoder, by Pyro's NUTS."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pyro.infer import MCMC, NUTS
@@ -14,17 +13,14 @@ from torch import Tensor
 from torch.distributions import biject_to
 from tqdm.auto import tqdm
 
-from pyro_vae.compiled import how_many_fit
-from pyro_vae.conditional import mean, stddev
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.missing import log_prob
+from pyro_vae.posterior.plane import check
 from pyro_vae.vae import VAE
 
-__all__ = ["Chains", "Grid", "grid", "nuts"]
+__all__ = ["Chains", "nuts"]
 
 AGREE = 1.05  # R-hat above which chains are said to disagree
-WIDE = 7.0  # standard deviations of the prior where the grid begins
-LOW = 18.0  # nats below the peak, where the grid may end
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +61,6 @@ class Chains:
         return effective_sample_size(self.z, chain_dim=0, sample_dim=1)
 
 
-class Grid(NamedTuple):
-    """Axes ``(B, steps)``, the posterior's density ``(B, steps, steps)``, z0 by z1, and log p(x), ``(B,)``, in nats."""
-
-    z0: Tensor
-    z1: Tensor
-    density: Tensor
-    log_evidence: Tensor
-
-
 def nuts(
     vae: VAE,
     x: Tensor,
@@ -109,7 +96,7 @@ def nuts(
         Draws, with R-hat and effective sample sizes. A warning says where chains disagree.
 
     Raises:
-        ValueError: If a number is not positive, or there are no images.
+        ValueError: If a number is too small (4 draws are the fewest that R-hat is told of), or x is of another shape.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -118,13 +105,14 @@ def nuts(
         >>> abs(found.mean - model.posterior(x).mean).item() < 0.1
         True
     """
-    for name, number in {"draws": draws, "warmup": warmup, "chains": chains, "len(x)": len(x)}.items():
-        if number < 1:
-            raise ValueError(f"Expected {name} of at least 1; got {number}.")
+    for name, number, least in (("draws", draws, 4), ("warmup", warmup, 1), ("chains", chains, 1)):
+        if number < least:
+            raise ValueError(f"Expected {name} of at least {least}; got {number}.")
     if start not in ("prior", "guide"):
         raise ValueError(f"Expected start to be prior or guide; got {start!r}.")
-    with torch.no_grad():
+    with at_test(vae, x.device), torch.no_grad():
         prior: Any = vae.prior()
+        check(x, vae.decoder(prior.sample((1,))).event_shape)
     to_support = biject_to(prior.support)
 
     def potential(parameters: dict[str, Tensor]) -> Tensor:
@@ -134,7 +122,8 @@ def nuts(
 
     found = []
     with (
-        forked(x.device, seed),
+        at_test(vae, x.device, seed),
+        torch.enable_grad(),
         tqdm(total=chains * (warmup + draws), desc="NUTS", leave=False, disable=not progress) as bar,
     ):
         for _ in range(chains):
@@ -149,7 +138,7 @@ def nuts(
                 hook_fn=lambda *_: bar.update(),
             )
             chain.run()
-            found.append(to_support(chain.get_samples()["u"]))
+            found.append(to_support(chain.get_samples()["u"]).detach())
     made = Chains(torch.stack(found))
     if (worst := made.r_hat.max().item()) > AGREE:
         warnings.warn(
@@ -158,57 +147,3 @@ def nuts(
             stacklevel=2,
         )
     return made
-
-
-@torch.no_grad()
-def grid(vae: VAE, x: Tensor, steps: int = 200) -> Grid:
-    r"""Compute the true posterior of 2-D codes on a grid, and log p(x), which is then known to many digits.
-
-    .. math:: p(z \mid x) = \frac{p(z) \, p(x \mid z)}{p(x)}, \qquad p(x) = \int p(z) \, p(x \mid z) \, dz
-
-    A coarse grid over the prior finds where the density is within 18 nats of its peak, and a fine one covers that.
-
-    Arguments:
-        vae: A VAE of 2 latent dimensions.
-        x: Shape ``(B, *event)``, NaN where it is missing.
-        steps: Points of each axis.
-
-    Raises:
-        ValueError: If z has not 2 dimensions, or there are fewer than 2 steps.
-
-    Example:
-        >>> from pyro_vae.oracle import LinearGaussian
-        >>> model, x = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale=0.5), torch.randn(3, 4)
-        >>> bool(((grid(model.vae(), x).log_evidence - model.log_evidence(x)).abs() < 1e-3).all())
-        True
-    """
-    prior: Any = vae.prior()
-    if prior.event_shape != (2,) or steps < 2:
-        raise ValueError(
-            f"Expected 2 latent dimensions and at least 2 steps; got {prior.event_shape[0]} and {steps}. Use nuts."
-        )
-
-    def log_joint(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """On a grid between corners ``(B, 2)``: axes ``(2, B, steps)``, log p(x, z) ``(B, steps, steps)``."""
-        axes = torch.stack([low + (high - low) * u for u in torch.linspace(0, 1, steps).to(low)], -1).movedim(1, 0)
-        z = torch.stack(torch.broadcast_tensors(axes[0].unsqueeze(-1), axes[1].unsqueeze(-2)), -1)
-        rows = z.flatten(1, 2).movedim(1, 0)  # points, B, 2
-        fit = how_many_fit(lambda n: log_prob(vae.decoder(rows[:n]), x), len(rows), x.device)
-        parts = [prior.log_prob(part) + log_prob(vae.decoder(part), x) for part in rows.split(fit)]
-        return axes, torch.cat(parts).movedim(0, 1).unflatten(1, (steps, steps))
-
-    centre, reach = mean(prior).expand(len(x), 2), WIDE * stddev(prior)
-    low, high = centre - reach, centre + reach
-    for _ in range(2):
-        axes, density = log_joint(low, high)
-        inside = density > density.amax((1, 2), keepdim=True) - LOW
-        seen = torch.stack([inside.any(2), inside.any(1)])  # 2, B, steps
-        edge = (axes[..., 1:2] - axes[..., :1]) * 1.5
-        low, high = (
-            (end(torch.where(seen, axes, fill), -1) + side * edge.squeeze(-1)).T
-            for end, fill, side in ((torch.amin, math.inf, -1), (torch.amax, -math.inf, 1))
-        )
-    axes, density = log_joint(low, high)
-    cell = ((axes[..., 1] - axes[..., 0]).log()).sum(0)
-    log_evidence = density.flatten(1).logsumexp(1) + cell
-    return Grid(axes[0], axes[1], (density - log_evidence[:, None, None]).exp(), log_evidence)

@@ -55,7 +55,7 @@ def _trust(n: Mapping[str, float]) -> Iterator[str]:
         return
     yield (
         f"k-hat is above 0.7 for {share:.1%} of the images: there the guide leaves out a part of the posterior, and "
-        "more particles help little. Quote AIS."
+        f"more particles help little. {'Quote AIS.' if 'AIS' in n else 'Ask AIS, with --chosen 50.'}"
     )
 
 
@@ -67,6 +67,11 @@ def _distance(n: Mapping[str, float]) -> Iterator[str]:
         yield (
             f"Importance sampling falls {short:.2f} ± {error:.2f} nats short of AIS on the same images: -log p(x) "
             "above is too large by at least as much. Take more --num_particles, or quote AIS."
+        )
+    elif -short > max(SHORT, 2 * error):
+        yield (
+            f"AIS falls {-short:.2f} ± {error:.2f} nats short of importance sampling on the same images: take more "
+            "--temperatures."
         )
     else:
         yield f"Importance sampling and AIS agree: {short:+.2f} ± {error:.2f} nats between them on the same images."

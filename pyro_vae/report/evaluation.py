@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae import evaluate
 from pyro_vae.data import Dataset
-from pyro_vae.evaluate.seeds import forked
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.report.diagnosis import diagnosis
 from pyro_vae.report.findings import Findings
@@ -96,7 +96,7 @@ def evaluation(
         progress: Whether to show progress bars.
 
     Raises:
-        ValueError: If there are fewer than 25 particles or 2 images, or ``chosen`` is negative.
+        ValueError: If there are fewer than 25 particles, 2 images or 1 temperature, or ``chosen`` is negative.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -106,23 +106,27 @@ def evaluation(
         >>> sorted(found.figures)
         ['bounds', 'calibration', 'dimensions', 'weights', 'worst']
     """
-    if num_particles < 25 or images < 2 or chosen < 0:
-        raise ValueError(
-            "Expected at least 25 particles and 2 images, and chosen of at least 0; "
-            f"got num_particles = {num_particles}, images = {images} and chosen = {chosen}."
-        )
+    for name, number, least in (
+        ("num_particles", num_particles, 25),
+        ("images", images, 2),
+        ("chosen", chosen, 0),
+        ("temperatures", temperatures, 1),
+        ("test images", len(dataset.test), 2),
+    ):
+        if number < least:
+            raise ValueError(f"Expected {name} of at least {least}; got {number}.")
     point = vae.reference
     values = {
         name: evaluate.per_image(vae, part.to(point.device), num_particles, images, seed, progress)
         for name, part in dataset.splits.items()
         if name != "test"
     }
-    with forked(point.device, seed):
+    with at_test(vae, point.device, seed):
         x = dataset.test.to(point.device)[slice(0, images)].to(point)
         reconstruction, kl = evaluate.split(vae, x, evaluate.DRAWS)
         log_w = evaluate.log_weights(vae, x, num_particles, progress=progress)
         values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, -evaluate.iwae(log_w))
-        found = Findings(vae, x, log_w, values["test"])
+        found = Findings(vae, x, log_w, values["test"], seed)
         found.bounds(chosen, temperatures, progress)
         found.guide(chosen, progress)
         found.codes()

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vae import ais, evaluate, plots, posterior
+from pyro_vae.conditional import Conditional
+from pyro_vae.data.supports import of_element
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.vae import VAE
 
@@ -27,9 +30,11 @@ class Findings:
         x: Shape ``(B, *event)``.
         log_w: Log-weights of its guide's draws, of shape ``(K, B)``.
         values: What the table has of the same images.
+        seed: Of simulated data.
     """
 
-    def __init__(self, vae: VAE, x: Tensor, log_w: Tensor, values: evaluate.Values) -> None:
+    def __init__(self, vae: VAE, x: Tensor, log_w: Tensor, values: evaluate.Values, seed: int) -> None:
+        self.seed = seed
         self.vae, self.x, self.log_w = vae, x, log_w
         self.sections: dict[str, list[str]] = {}
         self.numbers: dict[str, float] = {}
@@ -49,12 +54,11 @@ class Findings:
         others = {}
         if chosen:
             x = self.x[:chosen]
-            try:
+            if of_element(self.vae.prior().support) is not constraints.real:
+                lines.append("No AIS: the prior is not over all real z, and chains would leave where it is.")
+            else:
                 self.log_p = ais.ais(self.vae, x, temperatures=temperatures, progress=progress)
                 lower, upper = ais.bdmc(self.vae, len(x), temperatures=temperatures, progress=progress)
-            except ValueError as error:
-                lines.append(f"No AIS: {error}")
-            else:
                 weighted = evaluate.iwae(self.log_w[:, : len(x)])
                 difference = others[f"AIS, {len(x)} images"] = mean_and_error(weighted - self.log_p)
                 self.numbers |= {"AIS - IS": -difference[0], "AIS - IS, error": difference[1]}
@@ -90,11 +94,10 @@ class Findings:
             self.figures["worst"] = plots.worst(self.x / white, self.vae.reconstruct(self.x) / white, k)
         if chosen:
             x = self.x[:chosen]
-            try:
-                gaps = posterior.gaps(self.vae, x, self.log_p, temperatures=0, progress=progress)
-            except ValueError as error:
-                lines.append(f"No gaps: {error}")
+            if not isinstance(self.vae.encoder, Conditional):
+                lines.append("No gaps: the encoder is no Conditional, whose guide could be refined for each image.")
             else:
+                gaps = posterior.gaps(self.vae, x, self.log_p, temperatures=0, progress=progress)
                 pairs = [mean_and_error(gap) for gap in (gaps.approximation, gaps.amortisation)]
                 self.numbers |= {"approximation": pairs[0][0], "amortisation": pairs[1][0]}
                 self.images |= {
@@ -106,7 +109,7 @@ class Findings:
                     f"{_pair(pairs[1])} nats."
                 )
                 self.figures["gaps"] = plots.gaps(gaps.approximation, gaps.amortisation)
-        ranks = posterior.sbc(self.vae, SIMULATED)
+        ranks = posterior.sbc(self.vae, SIMULATED, seed=self.seed)
         held = self.numbers["coverage at 0.9"] = ranks.coverage([0.9]).mean().item()
         p = ranks.p_values
         lines.append(
