@@ -2,6 +2,7 @@ r"""A guide of its own for each datum, and with it the two reasons why an ELBO f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_vae import ais, evaluate
-from pyro_vae.conditional import Conditional, Family
+from pyro_vae.compiled import how_many_fit
+from pyro_vae.conditional import Conditional
 from pyro_vae.evaluate.seeds import at_test
-from pyro_vae.evaluate.weights import room
 from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
 
@@ -111,45 +112,47 @@ def refine(
         >>> bool((evaluate.nll(exact, x, 10) + model.log_evidence(x) < 1e-3).all())
         True
     """
-    if not isinstance(vae.encoder, Conditional):
+    encoder = vae.encoder
+    if not isinstance(encoder, Conditional):
         raise ValueError(
             f"Expected an encoder that is a Conditional, whose parameters can be refined; got "
-            f"{type(vae.encoder).__name__}. Write it as Conditional(network, family)."
+            f"{type(encoder).__name__}. Write it as Conditional(network, family)."
         )
     for name, number in {"steps": steps, "num_particles": num_particles, "lr": lr}.items():
         if number <= 0:
             raise ValueError(f"Expected a positive {name}; got {number}.")
-    images, draws = room(vae, x)
-    fit = max(1, min(images, draws // num_particles))
-    with (
-        at_test(vae, x.device, seed),
-        tqdm(total=-(-len(x) // fit) * steps, desc="refine", leave=False, disable=not progress) as bar,
-    ):
-        parts = []
-        for rows in x.split(fit):
-            with torch.no_grad():
-                phi = vae.encoder.propose(rows)
-            parts.append(_climb(vae, vae.encoder.family, phi, rows, steps, num_particles, lr, bar))
-    return VAE(vae.prior, vae.decoder, Conditional(Table(torch.cat(parts), x), vae.encoder.family))
+    if len(x) == 0:
+        raise ValueError("Expected at least 1 image; got none.")
+
+    def climb(rows: Tensor, number: int, update: Callable[[], Any]) -> Tensor:
+        return _climb(vae, encoder, rows, number, num_particles, lr, update)
+
+    with at_test(vae, x.device, seed):
+        fit = how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device)
+        total = -(-len(x) // fit) * steps
+        with tqdm(total=total, desc="refine", leave=False, disable=not progress) as bar:
+            phi = torch.cat([climb(rows, steps, bar.update) for rows in x.split(fit)])
+    return VAE(vae.prior, vae.decoder, Conditional(Table(phi, x), encoder.family))
 
 
 def _climb(
-    vae: VAE, family: Family, phi: Tensor, x: Tensor, steps: int, num_particles: int, lr: float, bar: Any
+    vae: VAE, encoder: Conditional, x: Tensor, steps: int, num_particles: int, lr: float, update: Callable[[], Any]
 ) -> Tensor:
-    phi = phi.clone().requires_grad_()
+    with torch.no_grad():
+        phi = encoder.propose(x).clone().requires_grad_()
     optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     tail = steps - steps // 2
     average = torch.zeros_like(phi)
     with torch.enable_grad():
         for step in range(steps):
-            z = family(phi).rsample((num_particles,))
-            log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - family(phi.detach()).log_prob(z)
+            z = encoder.family(phi).rsample((num_particles,))
+            log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - encoder.family(phi.detach()).log_prob(z)
             (phi.grad,) = torch.autograd.grad(-log_w.mean(0).sum(), phi)
             optimizer.step()
             schedule.step()
             average += phi.detach() / tail if step >= steps - tail else 0
-            bar.update()
+            update()
     return average
 
 
