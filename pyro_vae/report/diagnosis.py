@@ -76,8 +76,9 @@ def _distance(n: Mapping[str, float]) -> Iterator[str]:
     else:
         yield f"Importance sampling and AIS agree: {short:+.2f} ± {error:.2f} nats between them on the same images."
     if "BDMC gap" in n:
-        more = " Take more --temperatures." if n["BDMC gap"] > LOOSE else ""
-        yield f"AIS is within {abs(n['BDMC gap']):.2f} nats of log p(x), on average of images that the model draws.{more}"
+        gap = abs(n["BDMC gap"])
+        more = " Take more --temperatures." if gap > LOOSE else ""
+        yield f"AIS is within {gap:.2f} nats of log p(x), on average of images that the model draws.{more}"
 
 
 def _gaps(n: Mapping[str, float]) -> Iterator[str]:
