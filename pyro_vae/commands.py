@@ -72,7 +72,7 @@ def _train(**options: Any) -> None:
         return
     print(f"\n{report.table(vae, dataset)}\n")
     folder = _save({"curves": plots.curves(history)} | report.figures(vae, dataset), options["run_dir"])
-    print(f"figures: {folder}\nrun:     {options['run_dir']}")
+    print(f"figures: {folder}\nrun:     {options['run_dir']}\nmore:    pyro-vae evaluate {options['run_dir']}")
 
 
 def _evaluate(

@@ -1,6 +1,7 @@
 """What is read off log-weights, against exact answers: a linear-Gaussian model, and weights written by hand."""
 
 import contextlib
+import dataclasses
 import importlib
 import math
 from functools import partial
@@ -13,7 +14,8 @@ from test_priors import EVENT, built
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_vae import VAE, ais, data, evaluate, guides, posterior, priors
+from pyro_vae import VAE, ais, data, evaluate, guides, networks, posterior, priors
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.oracle import LinearGaussian
 
 
@@ -398,11 +400,28 @@ CALLS = {
     "bdmc": lambda vae, x: ais.bdmc(vae, num=2, chains=2, temperatures=3),
     "refine": lambda vae, x: posterior.refine(vae, x, steps=3),
     "gaps": lambda vae, x: posterior.gaps(vae, x, num_particles=3, steps=3, temperatures=3),
+    "nuts": lambda vae, x: posterior.nuts(vae, x, draws=4, warmup=2, chains=1),
+    "compare": lambda vae, x: posterior.compare(vae, x, draws=4, warmup=2, chains=1),
+    "grid": lambda vae, x: posterior.grid(vae, x, steps=20),
+    "sbc": lambda vae, x: posterior.sbc(vae, num=20, draws=3),
     "to_arviz": lambda vae, x: posterior.to_arviz(vae, x, draws=25, predictive_draws=2),
 }
+
+
+class Normed(networks.Network):
+    """What is another function in training: of a batch, and of what dropout leaves."""
+
+    def __init__(self, in_shape, out_shape):
+        layers = (nn.Flatten(), nn.Linear(math.prod(in_shape), 8), nn.BatchNorm1d(8), nn.Dropout(), nn.ReLU())
+        super().__init__(in_shape, out_shape, nn.Sequential(*layers, nn.Linear(8, math.prod(out_shape), bias=False)))
+
+
 VAES = {
-    "DiagonalNormal": built,
-    "Flow, VampPrior": partial(built, partial(priors.VampPrior, components=3), guides.Flow),
+    "DiagonalNormal": partial(built, latent=2),
+    "Flow, VampPrior": partial(built, partial(priors.VampPrior, components=3), guides.Flow, latent=2),
+    "batch normalisation, VampPrior": partial(
+        VAE.build, EVENT, 2, partial(priors.VampPrior, components=3), network=Normed
+    ),
 }
 
 
@@ -417,7 +436,23 @@ def state(vae):
     return values, (flags, sorted(pyro.get_param_store().keys()), torch.is_grad_enabled())
 
 
-@pytest.mark.filterwarnings("ignore:AIS accepted")
+def numbers(found):
+    """All tensors in what a call returns."""
+    if isinstance(found, VAE):
+        return [*found.encoder.network.parameters()]
+    if hasattr(found, "children"):  # ArviZ's container
+        found = [found[group][name].values for group, name in (("posterior", "z"), ("posterior_predictive", "x"))]
+    elif dataclasses.is_dataclass(found):
+        found = [getattr(found, field.name) for field in dataclasses.fields(found)]
+    if isinstance(found, (tuple, list)):
+        return [value for each in found for value in numbers(each)]
+    return [] if found is None else [torch.as_tensor(found)]
+
+
+BRIEF = ("ignore:AIS", "ignore:NUTS. the chains disagree")  # runs that are too short to be good
+
+
+@pytest.mark.filterwarnings(*BRIEF)
 @pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("vae", VAES.values(), ids=VAES)
 @pytest.mark.parametrize("name", CALLS)
@@ -427,15 +462,39 @@ def test_it_leaves_the_vae_and_everything_else_alone(name, vae, trains, monkeypa
     monkeypatch.setattr("pyro_vae.annealing.SETTLE", 1)
     vae, x = vae().train(trains), torch.rand(2, *EVENT)
     vae.decoder.train(not trains)
-    (vae.decoder(vae.encoder(x).rsample()).log_prob(x) + vae.prior().log_prob(torch.zeros(4))).sum().backward()
+    (vae.decoder(vae.encoder(x).rsample()).log_prob(x) + vae.prior().log_prob(torch.zeros(2))).sum().backward()
     values, rest = state(vae)
-    apart = name == "kl_per_dim" and vae.encoder.family.__class__ is guides.Flow
+    apart = name == "kl_per_dim" and isinstance(vae.prior, priors.VampPrior)
     with pytest.raises(ValueError, match="independent over latent dimensions") if apart else contextlib.nullcontext():
         CALLS[name](vae, x)
     after, rest_after = state(vae)
     assert rest_after == rest
     assert after.keys() == values.keys()
     assert [key for key, value in values.items() if not torch.equal(after[key], value)] == []
+
+
+@pytest.mark.filterwarnings(*BRIEF)
+@pytest.mark.parametrize("name", CALLS)
+def test_of_a_vae_in_training_it_is_what_it_is_of_one_at_test(name, monkeypatch):
+    monkeypatch.setattr("pyro_vae.annealing.PILOT", 3)
+    monkeypatch.setattr("pyro_vae.annealing.SETTLE", 1)
+    vae, x = VAE.build(EVENT, 2, network=Normed), torch.rand(9, *EVENT)
+    vae.decoder(vae.encoder(x).rsample())  # running means that are not where they start
+    found, expected = (numbers(CALLS[name](vae.train(trains), x[:3])) for trains in (True, False))
+    assert found
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_error_puts_modes_and_torchs_state_back():
+    vae, before = built().train(), torch.get_rng_state()
+    vae.decoder.eval()
+    with pytest.raises(KeyError), at_test(vae, torch.device("cpu"), seed=1):
+        assert not any(module.training for module in vae.modules())
+        assert torch.initial_seed() == 1
+        raise KeyError
+    assert (vae.training, vae.encoder.training, vae.decoder.training) == (True, True, False)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 X = torch.zeros(2, 6)

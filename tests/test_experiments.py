@@ -41,6 +41,18 @@ SMALL = {
         "num_particles": 5,
     },
     "imputation": {"fractions": (0.5,), "hidden": (16,), "epochs": 1, "seeds": 2, "num_particles": 3, "images": 20},
+    "inference": {
+        "data": "digits",
+        "chosen": ("DiagonalNormal", "FullNormal"),
+        "latent": 3,
+        "hidden": (16,),
+        "epochs": 1,
+        "images": 10,
+        "num_particles": 30,
+        "temperatures": 30,
+        "steps": 3,
+        "workers": 1,
+    },
     "likelihoods": {
         "data": "digits",
         "chosen": ("Gaussian, learned", "DiscretizedLogistic"),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from pyro_vae import plots
-from pyro_vae.plots.colours import BLUE, GREY
+from pyro_vae.plots.colours import BLUE, GREY, ORANGE, RED
 
 EVENTS = [(8, 8), (1, 8, 8), (3, 9, 7)]
 HISTORY = {
@@ -223,7 +223,22 @@ class TestWeights:
         poor = sum(each > 0.7 for each in k) / len(k)
         assert f"{poor:.1%} of {len(k)} images above 0.7" in left.get_title()
         if k == [0.1, math.inf, 1.3]:
-            assert (bars(left)[0], bars(left)[-1]) == (1, 2)
+            assert (bars(left)[0], bars(left)[-1]) == (1, 1)
+        assert colours(left)[-1] == to_hex(RED)
+
+    @pytest.mark.parametrize("k", [[-0.33, 0.21], [0.49, 0.51, 0.69, 0.71], [0.7, 2.52, math.inf], [math.inf]])
+    def test_bins_are_0_05_wide_and_part_where_k_is_judged(self, k):
+        """Of float32, 0.7 is below 0.7, and as little poor."""
+        k = torch.tensor(k)
+        patches = plots.weights(k, torch.ones(len(k)), 100).axes[0].patches
+        edges = np.array([[patch.get_x(), patch.get_x() + patch.get_width()] for patch in patches])
+        np.testing.assert_allclose(np.diff(edges), 0.05)
+        assert all(np.abs(edges - line).min() < 1e-9 for line in (0.5, 0.7))
+        for patch, (low, high) in zip(patches, edges, strict=True):
+            colour = RED if low > 0.699 else ORANGE if low > 0.499 else BLUE
+            assert to_hex(patch.get_facecolor()) == to_hex(colour)
+            inside = ((k > low) & (k < high)) | (k.isinf() & (patch is patches[-1]))
+            assert patch.get_height() == inside.sum()
 
 
 class TestDimensions:
@@ -280,11 +295,7 @@ class TestWorst:
         for page, order in zip(pages, ([2, 1], [0, 3]), strict=True):
             for axes, source in ((page.axes[:2], x), (page.axes[2:], x_hat)):
                 for one, i in zip(axes, order, strict=True):
-                    shown = np.asarray(one.images[0].get_array())
-                    np.testing.assert_array_equal(
-                        np.broadcast_to(shown.T, (3, *shown.T.shape[-2:])).T, as_drawn(source[i])
-                    )
-                    assert one.images[0].get_clim() == (0, 1)
+                    np.testing.assert_array_equal(one.images[0].get_array(), as_drawn(source[i]))
             assert [one.get_title() for one in page.axes] == [f"{K[i]:.2f}" for i in order] + ["", ""]
 
     def test_of_one_image_with_an_infinite_k_are_drawn(self):
@@ -292,11 +303,14 @@ class TestWorst:
         assert len(first.axes) == len(second.axes) == 2
         assert first.axes[0].get_title() == "inf"
 
-    def test_what_is_missing_or_out_of_range_is_drawn(self):
-        x = torch.tensor([[[math.nan, -1.0], [2.0, 0.25]]])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_what_is_missing_or_out_of_range_is_drawn(self, channels):
+        """A pixel is missing where one of its channels is."""
+        x = torch.tensor([[[[0.5, -1.0], [2.0, 0.25]]]]).repeat(1, channels, 1, 1)
+        x[0, -1, 0, 0] = math.nan
         shown = plots.worst(x, x, torch.zeros(1)).subfigs[0].axes[0].images[0].get_array()
-        assert np.isfinite(shown).all()
-        np.testing.assert_array_equal(np.asarray(shown).ravel()[1:], [0.0, 1.0, 0.25])
+        expected = [list(plots.MISSING), [0.0] * 3, [1.0] * 3, [0.25] * 3]
+        np.testing.assert_array_equal(np.reshape(shown, (4, 3)), np.array(expected, dtype=np.float32))
 
     def test_no_more_than_asked_for(self):
         assert len(plots.worst(X, X_HAT, K).subfigs[0].axes) == 8
@@ -373,15 +387,16 @@ class TestPosteriors:
         z = torch.randn(5000, 2)
         assert all(len(line.get_xdata()) == 2000 for line in plots.posteriors(z, z, (0, 1)).axes[2].lines)
 
-    def test_contours_are_of_the_exact_density_and_hold_their_shares(self):
-        """Of a Gaussian those around a share s are circles of radius sqrt(-2 log(1 - s))."""
-        z0, z1 = torch.linspace(-6, 6, 200), torch.linspace(-5, 7, 200)
+    @pytest.mark.parametrize("dims", [(0, 1), (1, 0)])
+    def test_contours_are_of_the_exact_density_and_hold_their_shares(self, dims):
+        """Of a Gaussian those around a share s are circles of radius sqrt(-2 log(1 - s)), in whatever order of dims."""
+        z0, z1 = torch.linspace(-6, 6, 200), torch.linspace(-5, 7, 190)
         density = (-(z0[:, None] ** 2 + (z1[None] - 1) ** 2) / 2).exp()
-        (contours,) = (
-            plots.posteriors(torch.randn(9, 2), torch.randn(9, 2), (0, 1), (z0, z1, density)).axes[2].collections
-        )
+        axes = plots.posteriors(torch.randn(9, 2), torch.randn(9, 2), dims, (z0, z1, density)).axes[2]
+        assert (axes.get_xlabel(), axes.get_ylabel()) == tuple(f"z{i}" for i in dims)
+        (contours,) = axes.collections
         for path, share in zip(contours.get_paths(), (0.99, 0.9, 0.5), strict=True):
-            radius = np.hypot(*(path.vertices - [0, 1]).T)
+            radius = np.hypot(*(path.vertices - dims).T)  # the mean of z0 is 0, of z1 it is 1
             np.testing.assert_allclose(radius, math.sqrt(-2 * math.log(1 - share)), rtol=0.02)
 
     @pytest.mark.parametrize("dims", [(0,), (0, 1, 2, 3)])

@@ -12,7 +12,7 @@ import torch
 from matplotlib.contour import ContourSet
 from torch import nn
 
-from pyro_vae import VAE, networks, posterior
+from pyro_vae import VAE, networks, posterior, priors
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.posterior import Calibration, Chains, Moments, calibration
 
@@ -50,6 +50,10 @@ def narrow(x, at=1.4):
 # x = z^2 + noise, observed at 2: two modes, and 22 nats between them.
 SQUARE = program(normal, lambda z: dist.Normal(z**2, 0.3).to_event(1), narrow)
 TWO = DOUBLE([[2.0]])
+
+# Counts at rates that are positive, with a posterior that is a gamma again.
+SHAPE, RATE = DOUBLE([2.0, 4.0]), DOUBLE([1.0, 2.0])
+COUNTS = program(lambda: dist.Gamma(SHAPE, RATE).to_event(1), lambda z: dist.Poisson(z).to_event(1))
 
 
 def true_posterior(model, x):
@@ -94,12 +98,9 @@ class TestNuts:
 
     def test_constrained_z_stay_in_their_support_and_have_the_right_moments(self):
         """A gamma prior of Poisson rates: p(z | x) is a gamma. 4 moments, at 4 standard errors, once in 4000 runs."""
-        shape, rate = DOUBLE([2.0, 4.0]), DOUBLE([1.0, 2.0])
-        vae = program(lambda: dist.Gamma(shape, rate).to_event(1), lambda z: dist.Poisson(z).to_event(1))
-        x = DOUBLE([[3.0, NAN]])
-        z = posterior.nuts(vae, x, draws=200, warmup=80, chains=2).z
+        z = posterior.nuts(COUNTS, DOUBLE([[3.0, NAN]]), draws=200, warmup=80, chains=2).z
         assert (z > 0).all()
-        exact = torch.distributions.Gamma(shape + DOUBLE([3.0, 0.0]), rate + DOUBLE([1.0, 0.0]))
+        exact = torch.distributions.Gamma(SHAPE + DOUBLE([3.0, 0.0]), RATE + DOUBLE([1.0, 0.0]))
         assert (off(z, exact.mean) < 4).all()
         assert (off((z - exact.mean).square(), exact.variance) < 4).all()
 
@@ -126,6 +127,14 @@ class TestNuts:
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
 
+    def test_without_gradients_on_it_draws_the_same(self):
+        with warnings.catch_warnings(action="ignore"):
+            expected = posterior.nuts(SQUARE, TWO, 5, 5, 1).z
+            with torch.no_grad():
+                found = posterior.nuts(SQUARE, TWO, 5, 5, 1).z
+                assert not torch.is_grad_enabled()
+        assert torch.equal(found, expected)
+
     @pytest.mark.parametrize("training", [True, False])
     def test_a_vae_is_left_as_it_was(self, training):
         vae = VAE.build((1, 8, 8), latent=2, network=partial(networks.MLP, hidden=(8,))).train(training)
@@ -142,10 +151,12 @@ class TestNuts:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"draws": 0}, "Expected draws of at least 1; got 0"),
+            ({"draws": 3}, "Expected draws of at least 4; got 3"),
             ({"warmup": 0}, "Expected warmup of at least 1; got 0"),
             ({"chains": 0}, "Expected chains of at least 1; got 0"),
-            ({"x": X[:0]}, r"Expected len\(x\) of at least 1; got 0"),
+            ({"x": X[:0]}, r"Expected x of shape \(B, 3\) with B of at least 1; got \(0, 3\)"),
+            ({"x": X[0]}, r"got \(3,\)\. Of one datum, x.unsqueeze\(0\) is such"),
+            ({"x": X[:, :2]}, r"Expected x of shape \(B, 3\) .*; got \(3, 2\)"),
             ({"start": "mode"}, "Expected start to be prior or guide; got 'mode'"),
         ],
     )
@@ -173,15 +184,26 @@ def mass(grid):
 
 
 class TestGrid:
-    @pytest.mark.parametrize("scale", [2.0, 0.5, 0.05, 0.005])
+    @pytest.mark.parametrize("scale", [2.0, 0.05, 0.005])
     def test_evidence_and_moments_are_exact(self, scale, float64):
         """To 1e-6, of posteriors from as wide as the prior to a 20th of the first grid's cells, and correlated."""
         model = LinearGaussian(torch.randn(6, 2), torch.randn(6), scale)
         x = torch.randn(3, 2) @ model.weight.T + model.bias + scale * torch.randn(3, 6)
+        self.is_exact(model, x)
+
+    @pytest.mark.parametrize("offset", [20.0, -40.0])
+    def test_so_they_are_far_from_the_prior(self, offset, float64):
+        """At 40 the posterior's mean is 28 of the prior's standard deviations away: outside of the first grid."""
+        model = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale=0.5)
+        x = torch.stack([torch.zeros(4), torch.full((4,), offset)])
+        assert (model.posterior(x).mean[1].abs() > 7).all()
+        self.is_exact(model, x)
+
+    def is_exact(self, model, x):
         found, exact = posterior.grid(model.vae(), x), model.posterior(x)
         torch.testing.assert_close(found.log_evidence, model.log_evidence(x), rtol=0, atol=1e-6)
         p = mass(found)
-        torch.testing.assert_close(p.sum((1, 2)), torch.ones(3), rtol=0, atol=1e-10)
+        torch.testing.assert_close(p.sum((1, 2)), torch.ones(len(x)), rtol=0, atol=1e-10)
         units = exact.variance.sqrt()
         z = torch.stack([found.z0.unsqueeze(2).expand_as(p), found.z1.unsqueeze(1).expand_as(p)], -1)
         deviation = (z - exact.mean[:, None, None]) / units[:, None, None]
@@ -223,11 +245,25 @@ class TestGrid:
         left = (mass(found) * (found.z0 < 0).unsqueeze(2)).sum((1, 2))
         torch.testing.assert_close(left, torch.full_like(left, 0.25), rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize(("latent", "steps"), [(1, 200), (3, 200), (2, 1)])
+    @pytest.mark.parametrize(("latent", "steps"), [(1, 200), (3, 200), (2, 19)])
     def test_other_dimensions_get_a_sentence(self, latent, steps):
-        message = f"Expected 2 latent dimensions and at least 2 steps; got {latent} and {steps}. Use nuts"
+        message = rf"^Expected a prior over all real z of 2 .* 20 steps; got .*Real.* of {latent}, and {steps}\. Use nuts"
         with pytest.raises(ValueError, match=message):
             posterior.grid(VAE.build((5,), latent=latent), torch.rand(1, 5), steps)
+
+    def test_a_prior_of_some_z_alone_gets_a_sentence_and_x_of_another_shape_too(self):
+        with pytest.raises(ValueError, match=r"^Expected a prior over all real z of 2 .*; got .*GreaterThan.* of 2"):
+            posterior.grid(COUNTS, DOUBLE([[3.0, 1.0]]))
+        for x in (X[:0], X[0], X[:, :2]):
+            with pytest.raises(ValueError, match=r"^Expected x of shape \(B, 3\) with B of at least 1; got "):
+                posterior.grid(MODEL.vae(), x)
+
+    def test_a_prior_whose_mean_is_one_of_draws_leaves_torchs_state_alone(self):
+        vae = VAE.build((5,), 2, priors.Flow, network=partial(networks.MLP, hidden=(8,)))
+        x, before = torch.rand(2, 5), torch.get_rng_state()
+        one, same = (posterior.grid(vae, x, steps=40) for _ in range(2))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(*pair) for pair in zip(one, same, strict=True))
 
 
 def exactly(model, x, draws=10_000):
@@ -318,6 +354,15 @@ class TestCompare:
         assert not torch.equal(one.z, other.z)
         assert one.chains is chains
         assert not one.z.requires_grad
+
+    def test_of_two_dimensions_that_are_constrained_there_is_no_grid(self):
+        """The guide is the prior, the chains are draws of the posterior, a gamma."""
+        x = DOUBLE([[3.0, 1.0]])
+        z = dist.Gamma(SHAPE + x, RATE + 1).sample((2, 500))
+        found = posterior.compare(COUNTS, x, chains=Chains(z))
+        assert found.exact is None
+        assert found.z.shape == (1000, 1, 2)
+        assert len(found.figure().axes) == 4
 
     def test_chains_of_other_data_get_a_sentence(self):
         model, vae, x = oracle(2)
@@ -441,6 +486,18 @@ class TestSbc:
         assert (found.counts.sum(0) == num).all()
         assert found.ranks.max() <= draws
 
+    def test_of_a_prime_number_of_ranks_bins_are_unequal_and_the_test_is_of_their_shares(self):
+        """An exact guide's are uniform: 4 p-values above 1e-4 / 4, once in 1e4 runs."""
+        found = posterior.sbc(oracle(3)[1], 1000, draws=100)
+        assert found.bins == 20
+        ranks = torch.arange(101) * 20 // 101
+        expected = 1000 * torch.bincount(ranks).double() / 101
+        assert {*expected.tolist()} == {5000 / 101, 6000 / 101}
+        assert expected.min() >= 10
+        assert found.p_values.min() > 1e-4 / 4
+        p = [scipy.stats.chisquare(column.double().numpy(), expected.numpy()).pvalue for column in found.counts.T]
+        torch.testing.assert_close(found.p_values, DOUBLE(p))
+
     def test_the_test_is_scipys_chi_squared(self):
         ranks = torch.randint(0, 100, (500, 3))
         found = Calibration(ranks, 99)
@@ -450,6 +507,7 @@ class TestSbc:
         torch.testing.assert_close(found.p_values, DOUBLE(expected))
 
     def test_every_rank_once_is_as_uniform_as_can_be(self):
+        assert (Calibration(torch.arange(101).unsqueeze(1), 100).p_values == 1).all()  # in bins of 10 or 11 ranks
         found = Calibration(torch.arange(100).unsqueeze(1).expand(100, 2), 99)
         assert (found.counts == 10).all()
         assert (found.p_values == 1).all()

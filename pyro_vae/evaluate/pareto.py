@@ -24,6 +24,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
     which has moments of an order less than 1/k. Below 0.5 their variance is finite, and importance sampling from the
     guide reliable; up to 0.7 it is usable with many draws; above, the guide leaves out a part of the posterior, and no
     practical number of draws makes up for it: what is estimated of that datum, its log p(x) too, is not to be trusted.
+    Below 0 the weights are bounded. It is an estimate: other draws give another, the further off the larger it is.
 
     Fitted to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights by the approximately Bayesian estimate of
     Zhang and Stephens, drawn to 0.5 by a prior worth ten draws. It is 0 where weights are constant up to rounding, as

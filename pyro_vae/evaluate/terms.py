@@ -2,6 +2,8 @@ r"""The ELBO's two terms, and what each latent dimension has to do with them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Independent
@@ -70,7 +72,11 @@ def kl_per_dim(vae: VAE, x: Tensor) -> Tensor:
         torch.Size([5, 2])
     """
     with at_test(vae, x.device):
-        q, p = vae.encoder(x), vae.prior()
+        fit = 2 * how_many_fit(lambda n: vae.encoder(x[: 2 * n]), len(x), x.device)
+        return torch.cat([_kl_per_dim(vae.encoder(rows), vae.prior()) for rows in x.split(fit)])
+
+
+def _kl_per_dim(q: Any, p: Any) -> Tensor:
     kl = None
     if isinstance(q, Independent) and isinstance(p, Independent):
         kl = closed_form_kl(q.base_dist, p.base_dist)

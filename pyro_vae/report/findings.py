@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import constraints
@@ -20,6 +21,7 @@ __all__ = ["Findings"]
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
 MOST_CODES = 2000  # images whose codes are compared with each other: the work grows with their square
 SIMULATED = 500  # data for calibration
+SHOWN = 12  # images where the guide is worst, and as many where it is best
 
 
 class Findings:
@@ -82,16 +84,18 @@ class Findings:
         shares = {line: (k > line).double().mean().item() for line in (0.5, 0.7)}
         self.numbers |= {"k, median": k.median().item(), "k > 0.7": shares[0.7], "ESS, median": ess.median().item()}
         self.images |= {"k-hat": k.tolist(), "ESS": ess.tolist()}
-        worst = k.argsort(descending=True)[:8].tolist()
+        order = k.argsort(descending=True)
         lines = [
             f"Pareto k-hat: median {k.median():.2f}; above 0.5 for {shares[0.5]:.1%} of the images, above 0.7 for "
-            f"{shares[0.7]:.1%}. Largest: " + ", ".join(f"{k[i]:.2f} (image {i})" for i in worst[:4]) + ".",
+            f"{shares[0.7]:.1%}. Largest: " + ", ".join(f"{k[i]:.2f} (image {i})" for i in order[:4].tolist()) + ".",
             f"Effective sample size of {len(self.log_w):,} draws: median {ess.median():,.0f}, least {ess.min():,.1f}.",
         ]
         self.figures["weights"] = plots.weights(k, ess, len(self.log_w))
         if self.x.dim() in (3, 4):
             white = max(self.x.nan_to_num(0.0).max().item(), 1.0)
-            self.figures["worst"] = plots.worst(self.x / white, self.vae.reconstruct(self.x) / white, k)
+            ends = torch.cat([order[:SHOWN], order[SHOWN:][-SHOWN:]])  # of all, few are drawn
+            x = self.x[ends]
+            self.figures["worst"] = plots.worst(x / white, self.vae.reconstruct(x) / white, k[ends], SHOWN)
         if chosen:
             x = self.x[:chosen]
             if not isinstance(self.vae.encoder, Conditional):
