@@ -30,8 +30,8 @@ def model(float64):
 @pytest.fixture
 def short(monkeypatch):
     """Pilot runs of a few moves, for what does not depend on how good they are."""
-    monkeypatch.setattr("pyro_vae.annealing.PILOT", 6)
-    monkeypatch.setattr("pyro_vae.annealing.SETTLE", 2)
+    monkeypatch.setattr("pyro_vae.annealing.PILOT", 4)
+    monkeypatch.setattr("pyro_vae.annealing.SETTLE", 1)
 
 
 def data(model, number):
@@ -49,7 +49,7 @@ def off(vae):
 
 
 class TestEvidence:
-    @pytest.mark.parametrize(("chains", "temperatures", "leapfrog"), [(1, 1, 1), (3, 2, 4), (16, 30, 3)])
+    @pytest.mark.parametrize(("chains", "temperatures", "leapfrog"), [(1, 1, 1), (3, 2, 4), (16, 12, 3)])
     def test_from_the_posterior_every_chain_is_exact(self, model, chains, temperatures, leapfrog, short):
         x, z = data(model, 5)
         settings = {"chains": chains, "temperatures": temperatures, "leapfrog": leapfrog}
@@ -84,15 +84,15 @@ class TestEvidence:
         assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w))).all()
 
     def test_from_the_prior_it_owes_the_guide_nothing(self, float64):
-        """300 chains of 300 temperatures, to 0.06 nats: over 5 standard errors of each of 5 numbers."""
+        """300 chains of 150 temperatures, to 0.08 nats: over 5 standard errors of each of 5 numbers."""
         model = LinearGaussian(torch.randn(4, 2), torch.zeros(4), scale=1.0)
         x = data(model, 5)[0]
-        found = ais.ais(model.vae(), x, chains=300, temperatures=300, start="prior")
-        torch.testing.assert_close(found, model.log_evidence(x), rtol=0, atol=0.06)
+        found = ais.ais(model.vae(), x, chains=300, temperatures=150, start="prior")
+        torch.testing.assert_close(found, model.log_evidence(x), rtol=0, atol=0.08)
 
     def test_rises_with_temperatures(self, model):
-        """From the prior, mean over 1000 data: each rise is some 10 of its standard errors."""
-        vae, x = model.vae("mean-field"), data(model, 1000)[0]
+        """From the prior, mean over 500 data: each rise is some 6 of its standard errors."""
+        vae, x = model.vae("mean-field"), data(model, 500)[0]
         exact = model.log_evidence(x).mean()
         gap = [exact - ais.ais(vae, x, 2, number, start="prior", seed=0).mean() for number in (1, 5, 50)]
         assert gap[0] > gap[1] > gap[2] > -0.05
@@ -131,16 +131,16 @@ class TestBothWays:
 
     @STARTS
     def test_bounds_are_on_either_side_and_near(self, model, start):
-        """Means over 20 data: either side at 5 standard errors, and 0.05 nats between the two, where it is some 0.02.
+        """Means over 20 data: either side at 5 standard errors, and 0.1 nats between the two, where it is some 0.05.
 
         All chains of a datum go back from the same z, and more of them make the upper bound no better than that.
         """
         x, z = data(model, 20)
-        lower, upper = ais.bdmc(off(model.vae("mean-field")), None, 64, 200, start=start, joint=(z, x))
+        lower, upper = ais.bdmc(off(model.vae("mean-field")), None, 64, 100, start=start, joint=(z, x))
         exact = model.log_evidence(x)
         for above in (lower - exact, exact - upper):
             assert above.mean() < 5 * above.std() / math.sqrt(20)
-        assert (upper - lower).abs().mean() < 0.05
+        assert (upper - lower).abs().mean() < 0.1
 
     def test_data_are_drawn_where_none_are_given(self, model, short):
         vae = model.vae()
@@ -152,15 +152,13 @@ class TestBothWays:
 
 class TestMissing:
     def test_it_is_of_what_is_observed(self, model):
-        """Of the oracle of the observed rows of W; 300 chains of 100 temperatures, to 0.06 nats: 5 standard errors."""
+        """Of the oracle of the observed rows of W; 300 chains of 50 temperatures, to 0.1 nats: 5 standard errors."""
         vae, x = model.vae(), data(model, 4)[0]
         vae.encoder.fill = model.bias.clone()
         x[:, 2] = math.nan
         seen = torch.tensor([0, 1, 3])
         expected = LinearGaussian(model.weight[seen], model.bias[seen], model.scale).log_evidence(x[:, seen])
-        for start in ("guide", "prior"):
-            found = ais.ais(vae, x, 300, 100, start=start)
-            torch.testing.assert_close(found, expected, rtol=0, atol=0.06)
+        torch.testing.assert_close(ais.ais(vae, x, 300, 50, start="prior"), expected, rtol=0, atol=0.1)
 
     def test_patterns_may_differ(self, model):
         vae, x = model.vae(), data(model, 4)[0]
@@ -173,7 +171,7 @@ class TestMissing:
                 for rows, row in zip(seen, x, strict=True)
             ]
         )
-        torch.testing.assert_close(ais.ais(vae, x, 300, 100), expected, rtol=0, atol=0.06)
+        torch.testing.assert_close(ais.ais(vae, x, 300, 50), expected, rtol=0, atol=0.06)
 
 
 class TestLadder:
@@ -227,7 +225,7 @@ class TestLadder:
 
 def quadrature(vae, x):
     """log p(x) over a grid of 2-D codes."""
-    grid = torch.linspace(-8, 8, 400)
+    grid = torch.linspace(-8, 8, 160)
     z = torch.cartesian_prod(grid, grid)
     with torch.no_grad():
         log_p = vae.prior().log_prob(z).unsqueeze(1) + vae.decoder(z.unsqueeze(1)).log_prob(x)
@@ -236,7 +234,7 @@ def quadrature(vae, x):
 
 PARTS = {
     **{f"prior: {name}": (prior, GUIDES["DiagonalNormal"]) for name, prior in PRIORS.items()},
-    **{f"guide: {name}": (PRIORS["StandardNormal"], guide) for name, guide in GUIDES.items()},
+    **{f"guide: {name}": (PRIORS["StandardNormal"], guide) for name, guide in GUIDES.items() if "Diag" not in name},
 }
 
 
@@ -251,7 +249,7 @@ class TestParts:
             vae.decoder.family.log_scale.fill_(math.log(0.7))
         exact = quadrature(vae, x)
         for start in ("guide", "prior"):
-            w = (ais.log_weights(vae, x, 100, 10, start=start) - exact).exp()
+            w = (ais.log_weights(vae, x, 100, 8, start=start) - exact).exp()
             assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w)) + 1e-3).all()
             assert (w.mean(0).log().abs() < 0.5).all()
 
@@ -308,14 +306,16 @@ class TestRuns:
 
     def test_says_where_chains_do_not_agree(self, float64):
         sharp = LinearGaussian(torch.randn(20, 3), torch.zeros(20), scale=0.05)
-        with pytest.warns(UserWarning, match=r"AIS: of 16 chains 1\.\d count, .*Use more temperatures"):
-            ais.ais(sharp.vae(), data(sharp, 5)[0], temperatures=5, start="prior")
+        with pytest.warns(UserWarning, match=r"AIS: of 16 chains 1\.\d count, .*Use more temperatures") as said:
+            log_w = ais.log_weights(sharp.vae(), data(sharp, 5)[0], temperatures=5, start="prior")
+        assert f" {evaluate.ess(log_w).median():.1f} count, the median over images" in str(said[0].message)
 
     def test_one_datum_alone_and_a_progress_bar(self, model, short, capsys):
         x = data(model, 1)[0]
         torch.testing.assert_close(ais.ais(model.vae(), x, 1, 5, progress=True), model.log_evidence(x))
         assert "AIS: " in capsys.readouterr().err
 
+    @pytest.mark.filterwarnings("ignore:AIS accepted")  # after so short a pilot run
     def test_devices(self, device, short):
         vae, x = VAE.build((6,), latent=2).to(device), torch.rand(3, 6, device=device)
         for bound in (ais.ais(vae, x, 2, 5, seed=0), *ais.bdmc(vae, 3, 2, 5, start="prior", seed=0)):

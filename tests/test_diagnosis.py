@@ -121,8 +121,8 @@ def test_of_nothing_it_says_nothing():
 
 
 def test_of_all_subjects_it_speaks_in_their_order():
-    first = ("some collapsed", "k large, with AIS", "BDMC loose", "the family's gap", "overfitting", "codes on the prior")
-    first = (*first, "too sure")
+    first = ("some collapsed", "k large, with AIS", "BDMC loose", "the family's gap", "overfitting")
+    first = (*first, "codes on the prior", "too sure")
     numbers = {name: number for subject in reversed(first) for name, number in SAID[subject][0].items()}
     said = diagnosis(numbers)
     expected = [words for subject in first for words in SAID[subject][1]]

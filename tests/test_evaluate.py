@@ -407,6 +407,8 @@ CALLS = {
     "to_arviz": lambda vae, x: posterior.to_arviz(vae, x, draws=25, predictive_draws=2),
 }
 
+NORMED = "batch normalisation, VampPrior"
+
 
 class Normed(networks.Network):
     """What is another function in training: of a batch, and of what dropout leaves."""
@@ -419,9 +421,7 @@ class Normed(networks.Network):
 VAES = {
     "DiagonalNormal": partial(built, latent=2),
     "Flow, VampPrior": partial(built, partial(priors.VampPrior, components=3), guides.Flow, latent=2),
-    "batch normalisation, VampPrior": partial(
-        VAE.build, EVENT, 2, partial(priors.VampPrior, components=3), network=Normed
-    ),
+    NORMED: partial(VAE.build, EVENT, 2, partial(priors.VampPrior, components=3), network=Normed),
 }
 
 
@@ -440,7 +440,7 @@ def numbers(found):
     """All tensors in what a call returns."""
     if isinstance(found, VAE):
         return [*found.encoder.network.parameters()]
-    if hasattr(found, "children"):  # ArviZ's container
+    if hasattr(found, "groups"):  # ArviZ's container
         found = [found[group][name].values for group, name in (("posterior", "z"), ("posterior_predictive", "x"))]
     elif dataclasses.is_dataclass(found):
         found = [getattr(found, field.name) for field in dataclasses.fields(found)]
@@ -489,10 +489,11 @@ def test_of_a_vae_in_training_it_is_what_it_is_of_one_at_test(name, monkeypatch)
 def test_an_error_puts_modes_and_torchs_state_back():
     vae, before = built().train(), torch.get_rng_state()
     vae.decoder.eval()
-    with pytest.raises(KeyError), at_test(vae, torch.device("cpu"), seed=1):
-        assert not any(module.training for module in vae.modules())
-        assert torch.initial_seed() == 1
+    seen = []
+    with contextlib.suppress(KeyError), at_test(vae, torch.device("cpu"), seed=1):
+        seen.append((any(module.training for module in vae.modules()), torch.initial_seed()))
         raise KeyError
+    assert seen == [(False, 1)]
     assert (vae.training, vae.encoder.training, vae.decoder.training) == (True, True, False)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -24,6 +24,13 @@ def x(model):
     return model(torch.randn(5, 3)).sample()
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """Pilot runs of a few moves, for what does not depend on how good they are."""
+    monkeypatch.setattr("pyro_vae.annealing.PILOT", 6)
+    monkeypatch.setattr("pyro_vae.annealing.SETTLE", 2)
+
+
 def disturbed(model, guide="mean-field"):
     """The VAE with a guide of the family's best shape for no x."""
     vae = model.vae(guide)
@@ -43,13 +50,13 @@ class TestRefine:
     def test_comes_to_the_best_of_the_family(self, model, x):
         """The exact ELBO of the refined guide is that of the best diagonal one, to 0.02 nats."""
         vae = disturbed(model)
-        refined = refine(vae, x)
+        refined = refine(vae, x, steps=300)
         best = model.elbo(x)
         assert (best - model.elbo(x, vae.encoder(x)) > 0.1).all()
         torch.testing.assert_close(model.elbo(x, refined.encoder(x)), best, rtol=0, atol=0.02)
 
     def test_comes_to_the_posterior_where_that_is_in_the_family(self, model, x):
-        refined = refine(disturbed(model, "exact"), x)
+        refined = refine(disturbed(model, "exact"), x, steps=300)
         torch.testing.assert_close(model.elbo(x, refined.encoder(x)), model.log_evidence(x), rtol=0, atol=1e-3)
         k = evaluate.pareto_k(evaluate.log_weights(refined, x, 1000))
         assert (k < 0.7).all()
@@ -58,7 +65,7 @@ class TestRefine:
         """Rounding grows in Adam's first steps, but its rate falls and the gradient has no noise: all is back again."""
         refined = refine(model.vae("exact"), x)
         log_w = evaluate.log_weights(refined, x, 7)
-        torch.testing.assert_close(log_w, model.log_evidence(x).expand(7, 5), rtol=0, atol=1e-4)
+        torch.testing.assert_close(log_w, model.log_evidence(x).expand(7, 5), rtol=0, atol=1e-3)
 
     def test_is_of_the_given_prior_and_decoder_and_leaves_the_vae_alone(self, model, x):
         vae = disturbed(model)
@@ -79,7 +86,7 @@ class TestRefine:
     def test_no_datum_sees_another(self, model, x):
         """Refined alone it comes to the same guide."""
         vae = disturbed(model)
-        together, alone = refine(vae, x), refine(vae, x[2:3])
+        together, alone = refine(vae, x, steps=250), refine(vae, x[2:3], steps=250)
         torch.testing.assert_close(alone.encoder(x[2:3]).mean, together.encoder(x[2:3]).mean, rtol=0, atol=0.05)
 
     def test_a_seed_draws_the_same(self, model, x):
@@ -102,7 +109,7 @@ class TestRefine:
     def test_every_guide_gains(self, guide):
         """In mean over 5 images; no image loses more than 5 standard errors."""
         vae, x = built(guide=guide), torch.rand(5, *EVENT)
-        before, after = (evaluate.log_weights(each, x, 500, seed=0) for each in (vae, refine(vae, x, steps=50, seed=0)))
+        before, after = (evaluate.log_weights(each, x, 500, seed=0) for each in (vae, refine(vae, x, steps=30, seed=0)))
         error = (before.var(0) / 500 + after.var(0) / 500).sqrt()
         gain = evaluate.elbo(after) - evaluate.elbo(before)
         assert (gain > -5 * error).all()
@@ -111,7 +118,7 @@ class TestRefine:
     @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
     def test_under_every_prior(self, prior):
         vae, x = built(prior), torch.rand(3, *EVENT)
-        before, after = (evaluate.log_weights(each, x, 500, seed=0) for each in (vae, refine(vae, x, steps=50, seed=0)))
+        before, after = (evaluate.log_weights(each, x, 500, seed=0) for each in (vae, refine(vae, x, steps=30, seed=0)))
         assert evaluate.elbo(after).mean() > evaluate.elbo(before).mean()
 
     def test_under_a_vampprior_the_prior_stays_the_encoders(self):
@@ -121,11 +128,12 @@ class TestRefine:
         expected = vae.prior().log_prob(z)
         assert torch.equal(refine(vae, x, steps=3).prior().log_prob(z), expected)
 
-    def test_devices(self, device):
+    @pytest.mark.filterwarnings("ignore:AIS. of 16 chains")  # after so short a pilot run
+    def test_devices(self, device, brief):
         vae, x = VAE.build((6,), latent=2).to(device), torch.rand(3, 6, device=device)
         refined = refine(vae, x, steps=2, seed=0)
         assert refined.encoder(x.flip(0)).mean.device.type == device
-        for value in gaps(vae, x, num_particles=5, steps=2, temperatures=20, seed=0):
+        for value in gaps(vae, x, num_particles=5, steps=2, temperatures=5, seed=0):
             assert (value.device.type, value.shape) == (device, (3,))
             assert value.isfinite().all()
 
@@ -168,7 +176,7 @@ class TestMissing:
         vae.encoder.fill = model.bias.clone()
         seen = torch.rand(5, 6) > 0.3
         x = torch.where(seen, x, math.nan)
-        refined = refine(vae, x)
+        refined = refine(vae, x, steps=300)
         log_w = evaluate.log_weights(refined, x, 500, seed=0)
         for i, rows in enumerate(seen):
             of_rows = LinearGaussian(model.weight[rows], model.bias[rows], model.scale)
@@ -176,12 +184,13 @@ class TestMissing:
             torch.testing.assert_close(evaluate.iwae(log_w)[i : i + 1], exact, rtol=0, atol=0.01)
             torch.testing.assert_close(evaluate.elbo(log_w)[i : i + 1], exact, rtol=0, atol=0.02)
 
-    def test_of_networks(self):
+    @pytest.mark.filterwarnings("ignore:AIS. of 16 chains")  # after so short a pilot run
+    def test_of_networks(self, brief):
         vae, x = built(), torch.rand(4, *EVENT)
         x[:, :, 0, 1] = x[2] = math.nan
         refined = refine(vae, x, steps=20)
         assert evaluate.nll(refined, x, 20).isfinite().all()
-        assert torch.stack([*gaps(vae, x, num_particles=20, steps=5, temperatures=20)]).isfinite().all()
+        assert torch.stack([*gaps(vae, x, num_particles=20, steps=5, temperatures=5)]).isfinite().all()
         assert torch.equal(refined.encoder(x[[2, 0]]).mean, refined.encoder(x).mean[[2, 0]])
 
 
@@ -193,7 +202,7 @@ class TestGaps:
         Fails once in 170,000 runs; log p(x) is the larger of two estimates, and the error of either is that of one.
         """
         vae = disturbed(model)
-        found = gaps(vae, x, temperatures=temperatures)
+        found = gaps(vae, x, steps=300, temperatures=temperatures)
         exact, best, ours = model.log_evidence(x), model.elbo(x), model.elbo(x, vae.encoder(x))
         torch.testing.assert_close(exact - best, short(model).expand(5), rtol=0, atol=1e-10)
         of_best, of_ours = (evaluate.log_weights(each, x, 5000) for each in (model.vae("mean-field"), vae))
@@ -204,19 +213,19 @@ class TestGaps:
             assert ((value - truth).abs() < 5 * error / math.sqrt(1000) + 0.02).all()
             assert (truth > 0.05).all()
 
-    def test_add_up(self, model, x):
+    def test_add_up(self, model, x, brief):
         found = gaps(disturbed(model), x, num_particles=50, steps=10, temperatures=5)
         assert torch.equal(found.approximation, found.log_p - found.refined)
         assert torch.equal(found.amortisation, found.refined - found.elbo)
 
-    def test_are_zero_at_the_posterior(self, model, x):
+    def test_are_zero_at_the_posterior(self, model, x, brief):
         found = gaps(model.vae("exact"), x, num_particles=20, temperatures=5)
-        torch.testing.assert_close(found.log_p, model.log_evidence(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.log_p, model.log_evidence(x), rtol=0, atol=1e-4)
         for gap in (found.approximation, found.amortisation):
-            torch.testing.assert_close(gap, torch.zeros(5), rtol=0, atol=1e-4)
+            torch.testing.assert_close(gap, torch.zeros(5), rtol=0, atol=1e-3)
 
     def test_a_family_that_has_the_posterior_has_no_approximation_gap(self, model, x):
-        found = gaps(disturbed(model, "exact"), x, num_particles=200, temperatures=0)
+        found = gaps(disturbed(model, "exact"), x, num_particles=200, steps=300, temperatures=0)
         torch.testing.assert_close(found.approximation, torch.zeros(5), rtol=0, atol=5e-3)
         assert (found.amortisation > 0.05).all()
 
@@ -237,7 +246,7 @@ class TestGaps:
         assert (found.log_p >= exact).all()
         assert (low.log_p > exact - 10).all()
 
-    def test_a_seed_draws_the_same(self, model, x):
+    def test_a_seed_draws_the_same(self, model, x, brief):
         vae = disturbed(model)
         run = partial(gaps, vae, x, num_particles=5, steps=3, temperatures=3)
         for same, again in zip(run(seed=1), run(seed=1), strict=True):

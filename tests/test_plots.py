@@ -237,7 +237,7 @@ class TestWeights:
         for patch, (low, high) in zip(patches, edges, strict=True):
             colour = RED if low > 0.699 else ORANGE if low > 0.499 else BLUE
             assert to_hex(patch.get_facecolor()) == to_hex(colour)
-            inside = ((k > low) & (k < high)) | (k.isinf() & (patch is patches[-1]))
+            inside = ((k.double() > low) & (k.double() < high)) | (k.isinf() & (patch is patches[-1]))
             assert patch.get_height() == inside.sum()
 
 

@@ -49,10 +49,16 @@ def at_test(vae: nn.Module, device: torch.device, seed: int | None = None) -> It
         >>> layer.training
         True
     """
-    modes = [(layer, layer.training) for layer in vae.modules()]
+    # A prior may hold an encoder that is none of its modules, in a tuple.
+    held = [
+        item for layer in vae.modules() for value in vars(layer).values() if isinstance(value, tuple) for item in value
+    ]
+    modules = [layer for module in (vae, *held) if isinstance(module, nn.Module) for layer in module.modules()]
+    modes = [(layer, layer.training) for layer in dict.fromkeys(modules)]
     with forked(device, seed):
         try:
-            vae.eval()
+            for layer, _ in modes:
+                layer.training = False
             yield
         finally:
             for layer, training in modes:

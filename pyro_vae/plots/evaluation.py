@@ -57,7 +57,7 @@ def weights(k: Tensor, ess: Tensor, num_particles: int) -> Figure:
     left, right = figure.subplots(1, 2)
     shown = k.detach().cpu().double().numpy()
     finite = np.append(shown[np.isfinite(shown)], [GOOD, POOR])
-    low, high = math.floor(finite.min() / BIN), math.ceil(finite.max() / BIN) + 1  # the last is for infinite ones
+    low, high = math.floor(finite.min() / BIN), math.floor(finite.max() / BIN) + 2  # the last is for infinite ones
     edges = BIN * np.arange(low, high + 1)
     _, _, bars = left.hist(np.where(np.isfinite(shown), shown, edges[-2] + BIN / 2), bins=edges.tolist())
     for middle, bar in zip(edges + BIN / 2, bars, strict=False):

@@ -40,8 +40,9 @@ class Calibration:
     @property
     def bins(self) -> int:
         """How many bins there are: up to 20, 10 data or more expected in each; of equally many ranks, if may be."""
-        most = min(20, len(self.ranks) // 10, self.draws + 1)
-        return max((n for n in range(2, most + 1) if (self.draws + 1) % n == 0), default=most)
+        size = self.draws + 1
+        most = max(n for n in range(1, min(20, size) + 1) if len(self.ranks) * (size // n) >= 10 * size)
+        return max((n for n in range(most // 2 + 1, most + 1) if size % n == 0), default=max(2, most))
 
     @property
     def counts(self) -> Tensor:

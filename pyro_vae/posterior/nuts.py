@@ -10,9 +10,10 @@ import torch
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 from tqdm.auto import tqdm
 
+from pyro_vae.data.supports import of_element
 from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.missing import log_prob
 from pyro_vae.posterior.plane import check
@@ -113,7 +114,8 @@ def nuts(
     with at_test(vae, x.device), torch.no_grad():
         prior: Any = vae.prior()
         check(x, vae.decoder(prior.sample((1,))).event_shape)
-    to_support = biject_to(prior.support)
+    real = of_element(prior.support) is constraints.real
+    to_support = biject_to(constraints.real_vector if real else prior.support)
 
     def potential(parameters: dict[str, Tensor]) -> Tensor:
         z = to_support(parameters["u"])

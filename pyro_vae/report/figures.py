@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from pyro_vae import evaluate, plots
 from pyro_vae.conditional import mean
 from pyro_vae.data import Dataset
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["figures"]
@@ -23,8 +24,7 @@ def figures(vae: VAE, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
         ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2.
     """
     point = vae.reference
-    with torch.random.fork_rng(devices=[point.device] if point.is_cuda else []), torch.no_grad():
-        torch.manual_seed(seed)
+    with at_test(vae, point.device, seed), torch.no_grad():
         train = dataset.train[slice(0, 2000)].to(point)
         labels = None if dataset.train.labels is None else dataset.train.labels[: len(train)]
         title = f"Means of q(z | x), {len(train):,} training images"

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from pyro_vae import evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element
+from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import closed_form_kl
 from pyro_vae.vae import VAE
@@ -51,7 +52,7 @@ def written(vae: VAE, dataset: Dataset, values: Mapping[str, evaluate.Values], n
         values: Of each split, by its name.
         num_particles: Of which -log p(x) is.
     """
-    with torch.no_grad():
+    with at_test(vae, vae.reference.device), torch.no_grad():
         law = vae.decoder(torch.zeros(1, *vae.prior().event_shape).to(vae.reference))
         kind = "mass" if law.support.is_discrete else "density"
         bits, note = _bits(of_element(law.support), dataset)
