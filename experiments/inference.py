@@ -52,13 +52,14 @@ def main(
     chosen: tuple[str, ...] = tuple(GUIDES),
     latent: int = 50,
     hidden: tuple[int, ...] = (200, 200),
-    epochs: int = 60,
+    epochs: int = 40,
     batch_size: int = 128,
     lr: float = 2e-3,
+    warmup: float = 0.25,
     images: int = 200,
     num_particles: int = 5000,
-    temperatures: int = 1000,
-    steps: int = 1000,
+    temperatures: int = 500,
+    steps: int = 500,
     workers: int = 2,
     out: str = "experiments/results",
 ) -> None:
@@ -73,6 +74,7 @@ def main(
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
+        warmup: Part of the run over which beta goes from 0 to 1.
         images: Test images that are measured, the first ones.
         num_particles: Draws per image for importance sampling.
         temperatures: Of AIS, 16 chains from the guide.
@@ -88,6 +90,7 @@ def main(
         "latent": latent,
         "hidden": hidden,
         "fit": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lr_schedule": "one-cycle"},
+        "warmup": warmup,
         "images": images,
         "num_particles": num_particles,
         "temperatures": temperatures,
@@ -99,7 +102,8 @@ def main(
     caption = (
         f"The first {images:,} test images of {dataset} (frozen draws): mean ± standard error over the images. Latent "
         f"{latent}, standard normal prior, Bernoulli likelihood, hidden layers {hidden}, {epochs} epochs with 1 "
-        f"particle, Adam in one cycle to {lr:g}, one seed. IS with {num_particles:,} particles; AIS with 16 chains of "
+        f"particle, Adam in one cycle to {lr:g}, beta from 0 to 1 over {warmup:.0%}, one seed. "
+        f"IS with {num_particles:,} particles; AIS with 16 chains of "
         f"{temperatures:,} temperatures from the guide; the ELBO at beta = 1; guides refined in {steps:,} steps. "
         "Nats per image."
     )
@@ -116,7 +120,7 @@ def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
     vae = VAE.build(
         dataset.event_shape, options["latent"], guide=GUIDES[name], likelihood=likelihoods.Bernoulli, network=network
     )
-    fit(vae, dataset, objectives.ELBO(), progress=False, **options["fit"])
+    fit(vae, dataset, objectives.ELBO(beta=objectives.Linear(options["warmup"])), progress=False, **options["fit"])
     x = dataset.test[: options["images"]]
     numbers = measure(vae, x, options["num_particles"], options["temperatures"], options["steps"])
     lower, upper = ais.bdmc(vae, min(50, len(x)), temperatures=options["temperatures"], seed=0)

@@ -49,9 +49,9 @@ class TestHowManyFit:
 
 class TestRoom:
     @pytest.mark.parametrize("likelihood", [likelihoods.Bernoulli, likelihoods.Gaussian])
-    def test_of_the_usual_vae_is_as_it_was_before_it_was_measured(self, likelihood):
-        """So that the numbers in notebooks and tables, which depend on the seed and on it, stay."""
-        assert room(VAE.build((1, 28, 28), likelihood=likelihood), torch.zeros(4, 1, 28, 28)) == (20_000, 20_000)
+    def test_of_the_usual_vae_is_what_is_fastest(self, likelihood):
+        """The draws depend on it, and so do the last digits in notebooks."""
+        assert room(VAE.build((1, 28, 28), likelihood=likelihood), torch.zeros(4, 1, 28, 28)) == (4_000, 4_000)
 
     def test_of_many_levels_is_within_the_budget(self):
         images, draws = room(VAE.build((1, 28, 28), likelihood=Levels), torch.zeros(4, 1, 28, 28))
@@ -67,7 +67,7 @@ class TestMeasured:
     def test_nll_draws_what_it_would_have_drawn(self):
         vae, x = VAE.build((6,), latent=2), torch.rand(5, 6)
         found = []
-        for at_once in (None, 20_000):
+        for at_once in (None, 4_000):
             with torch.random.fork_rng():
                 found.append(evaluate.nll(vae, x, 30, at_once))
         assert (found[0] == found[1]).all()
@@ -78,7 +78,7 @@ class TestMeasured:
         seen = []
         vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(tuple(law.batch_shape)))
         evaluate.nll(vae, torch.rand(6, 6), 5)
-        assert seen == [(2, 4), (2, 4), (1, 4), (4, 2), (1, 2)]
+        assert seen == [(5, 1)] * 6
 
     @pytest.mark.parametrize("fit_at_once", [1, 3, 512])
     def test_validation_keeps_to_it(self, fit_at_once, monkeypatch):

@@ -16,7 +16,8 @@ from pyro_vae.vae import VAE
 
 __all__ = ["elbo", "ess", "iwae", "iwae_curve", "log_weights", "nll", "room"]
 
-MOST = 20_000  # images decoded at once; more are no faster
+TOGETHER = 32  # draws of an image at least, where so many fit
+MOST = 4_000  # images decoded at once: more do not fit in a CPU's caches, and are slower
 
 
 def log_weights(
@@ -202,7 +203,7 @@ def room(vae: VAE, x: Tensor, most: int = MOST) -> tuple[int, int]:
     Example:
         >>> from pyro_vae import VAE
         >>> room(VAE.build((64,), latent=2), torch.rand(5, 64))
-        (20000, 20000)
+        (4000, 4000)
     """
     if len(x) == 0:
         raise ValueError("Expected at least 1 image; got none.")
@@ -217,7 +218,9 @@ def _sizes(vae: VAE, x: Tensor, num_particles: int, at_once: int | None) -> tupl
     for name, number in {"num_particles": num_particles, "at_once": at_once}.items():
         if number is not None and number < 1:
             raise ValueError(f"Expected {name} of at least 1; got {number}.")
-    return room(vae, x) if at_once is None else (at_once, at_once)
+    images, draws = room(vae, x) if at_once is None else (at_once, at_once)
+    # Few images and many draws of each, since an image is encoded anew for every chunk of its draws.
+    return min(images, max(1, draws // min(num_particles, TOGETHER))), draws
 
 
 def _bar(total: int, progress: bool) -> tqdm:
