@@ -20,7 +20,9 @@ References:
 
     Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
 
-The committed table and figure: ``python experiments/inference.py --root DATA`` (half an hour on two cores).
+The committed table and figure: ``python experiments/inference.py --root DATA`` (a quarter of an hour on two cores).
+There is ``FullNormal`` too, for ``--chosen``: with 50 dimensions its posterior collapses to the prior, and all that is
+asked of the guide here comes out perfect, at a -log p(x) of 196 nats. A guide can be exact of a model that is useless.
 """
 
 from collections.abc import Callable
@@ -40,22 +42,23 @@ from pyro_vae.data import load
 
 GUIDES: dict[str, Callable[[int], Family]] = {
     "DiagonalNormal": guides.DiagonalNormal,
-    "FullNormal": guides.FullNormal,
+    "LowRankNormal, 4": partial(guides.LowRankNormal, rank=4),
     "Flow, coupling": partial(guides.Flow, layers=4, hidden=128),
+    "FullNormal": guides.FullNormal,
 }
+CHOSEN = tuple(name for name in GUIDES if name != "FullNormal")
 COLOURS = ("#2b6cb0", "#dd6b20", "#2f855a")
 
 
 def main(
     data: str = "mnist",
     root: str = "data",
-    chosen: tuple[str, ...] = tuple(GUIDES),
+    chosen: tuple[str, ...] = CHOSEN,
     latent: int = 50,
     hidden: tuple[int, ...] = (200, 200),
     epochs: int = 40,
     batch_size: int = 128,
     lr: float = 2e-3,
-    warmup: float = 0.25,
     images: int = 200,
     num_particles: int = 5000,
     temperatures: int = 500,
@@ -74,7 +77,6 @@ def main(
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
-        warmup: Part of the run over which beta goes from 0 to 1.
         images: Test images that are measured, the first ones.
         num_particles: Draws per image for importance sampling.
         temperatures: Of AIS, 16 chains from the guide.
@@ -90,7 +92,6 @@ def main(
         "latent": latent,
         "hidden": hidden,
         "fit": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lr_schedule": "one-cycle"},
-        "warmup": warmup,
         "images": images,
         "num_particles": num_particles,
         "temperatures": temperatures,
@@ -102,8 +103,7 @@ def main(
     caption = (
         f"The first {images:,} test images of {dataset} (frozen draws): mean ± standard error over the images. Latent "
         f"{latent}, standard normal prior, Bernoulli likelihood, hidden layers {hidden}, {epochs} epochs with 1 "
-        f"particle, Adam in one cycle to {lr:g}, beta from 0 to 1 over {warmup:.0%}, one seed. "
-        f"IS with {num_particles:,} particles; AIS with 16 chains of "
+        f"particle, Adam in one cycle to {lr:g}, one seed. IS with {num_particles:,} particles; AIS with 16 chains of "
         f"{temperatures:,} temperatures from the guide; the ELBO at beta = 1; guides refined in {steps:,} steps. "
         "Nats per image."
     )
@@ -120,7 +120,7 @@ def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
     vae = VAE.build(
         dataset.event_shape, options["latent"], guide=GUIDES[name], likelihood=likelihoods.Bernoulli, network=network
     )
-    fit(vae, dataset, objectives.ELBO(beta=objectives.Linear(options["warmup"])), progress=False, **options["fit"])
+    fit(vae, dataset, objectives.ELBO(), progress=False, **options["fit"])
     x = dataset.test[: options["images"]]
     numbers = measure(vae, x, options["num_particles"], options["temperatures"], options["steps"])
     lower, upper = ais.bdmc(vae, min(50, len(x)), temperatures=options["temperatures"], seed=0)
