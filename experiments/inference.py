@@ -172,7 +172,7 @@ def picture(names: tuple[str, ...], found: list[Any], x: Tensor) -> Figure:
         starts = starts + widths
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.legend(frameon=False, fontsize=9)
+    left.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=2)
     left.set(xlabel="log p(x) − ELBO, nats per test image", title="What the family cannot, and the encoder does not")
     for (_, numbers, _), name, colour in zip(found, names, COLOURS, strict=False):
         right.plot(numbers["k-hat"], numbers["IS"] - numbers["AIS"], ".", color=colour, label=name, markersize=4)

@@ -201,6 +201,23 @@ def test_the_readme_says_what_the_committed_likelihoods_say():
     assert max(errors, key=errors.__getitem__) == "Gaussian, per-pixel"
 
 
+def test_the_readme_says_what_the_committed_inference_says():
+    table = {row["guide"]: row for row in rows(EXPERIMENTS / "results" / "inference.csv")}
+    found = {key: float(value) for key, value in table["DiagonalNormal"].items() if key != "guide"}
+    readme = " ".join((EXPERIMENTS.parent / "README.md").read_text().split())
+    assert f"5,000 particles is {found['IS - AIS']:.2f} nats short of AIS, on 200 test images" in readme
+    assert f"k-hat is above 0.7 for {found['k-hat > 0.7']:.0%} of them" in readme
+    assert f"{found['approximation']:.2f} nats are the family's, {found['amortisation']:.2f} the encoder's" in readme
+
+
+def test_the_committed_gaps_are_what_the_elbo_lacks():
+    """Of log p(x), which is the larger of two bounds."""
+    for row in rows(EXPERIMENTS / "results" / "inference.csv"):
+        lacks = float(row["approximation"]) + float(row["amortisation"])
+        best = min(float(row["IS"]), float(row["AIS"]))
+        assert best - 0.5 < float(row["-ELBO"]) - lacks < best + 1e-3
+
+
 def test_the_readme_says_what_the_committed_imputation_says():
     table = rows(EXPERIMENTS / "results" / "imputation.csv")
     found = {

@@ -322,8 +322,8 @@ class TestCompare:
         assert ((shift - torch.tensor([0.0, 2.0])).abs() < 0.1).all()
 
     def test_k_hat_tells_of_a_guide_that_is_too_narrow(self):
-        """At half the posterior's standard deviations k = 1 - 0.5^2 in each dimension."""
-        vae = orthogonal(0.5)
+        """At a quarter of the posterior's standard deviations k = 1 - 0.25^2 in each dimension."""
+        vae = orthogonal(0.25)
         x = torch.randn(3, 5)
         found = posterior.compare(vae, x, chains=Chains(torch.randn(2, 5000, 3, 2)))
         assert (found.pareto_k > 0.5).all()
