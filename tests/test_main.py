@@ -366,10 +366,10 @@ BAD = {
     "compare's images": (lambda: ["compare", "r", "--images", "1"], "2 images; got 1 runs, .* images = 1"),
     "split": (lambda: ["compare", "r", "--split", "tets"], "--split to be 'test', 'valid', 'train'; got tets"),
     "evaluate's particles": (
-        lambda: ["evaluate", "r", "--num_particles", "24"],
-        "Expected num_particles of at least 25; got 24",
+        lambda: ["evaluate", "r", "--num_particles", "0"],
+        "Expected num_particles of at least 1; got 0",
     ),
-    "evaluate's images": (lambda: ["evaluate", "r", "--images", "1"], "Expected images of at least 2; got 1"),
+    "evaluate's images": (lambda: ["evaluate", "r", "--images", "0"], "Expected images of at least 1; got 0"),
     "chosen": (lambda: ["evaluate", "r", "--chosen", "-1"], "Expected chosen of at least 0; got -1"),
     "temperatures": (lambda: ["evaluate", "r", "--temperatures", "x"], "Expected --temperatures to be int; got x"),
     "evaluate's device": (lambda: ["evaluate", "r", "--device", "gpu"], "torch can use, as 'cpu'; got device = 'gpu'"),

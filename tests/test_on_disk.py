@@ -130,7 +130,7 @@ def test_the_command_trains_and_evaluates(tmp_path, capsys, monkeypatch, on_disk
         == 0
     )
     assert main(["evaluate", "run", "--num_particles", "5"]) == 0
-    assert capsys.readouterr().out.count("train") == 3
+    assert capsys.readouterr().out.count("\ntrain ") == 2
 
 
 def test_batches_are_read_onto_the_device(tmp_path, device, on_disk):

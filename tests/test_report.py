@@ -250,11 +250,10 @@ class TestEvaluation:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"num_particles": 24}, "num_particles of at least 25; got 24"),
-            ({"images": 1}, "images of at least 2; got 1"),
+            ({"num_particles": 0}, "num_particles of at least 1; got 0"),
+            ({"images": 0}, "images of at least 1; got 0"),
             ({"chosen": -1}, "chosen of at least 0; got -1"),
             ({"temperatures": 0}, "temperatures of at least 1; got 0"),
-            ({"dataset": data.from_tensor(torch.rand(3, 1, 8, 8))}, "test images of at least 2; got 1"),
         ],
     )
     def test_bad_arguments_get_a_sentence(self, options, message):
@@ -353,3 +352,12 @@ class TestEvaluationOfAnyVAE:
         found.save(tmp_path)
         for name in ("bounds", "calibration", "gaps"):
             found.figures[name].draw_without_rendering()
+
+
+@pytest.mark.filterwarnings("ignore:AIS")
+def test_an_evaluation_of_one_image_and_few_particles_says_what_it_cannot_tell():
+    vae = VAE.build((1, 8, 8), latent=2)
+    found = report.evaluation(vae, DIGITS, num_particles=5, images=1, chosen=1, temperatures=5, progress=False)
+    assert "No k-hat: it takes 25 particles." in str(found)
+    assert "codes" not in str(found)
+    assert set(found.figures) == {"bounds", "gaps", "calibration"}

@@ -41,7 +41,8 @@ def bounds(
     axes.annotate("-ELBO", (particles[0], means[0]), xytext=(8, 0), textcoords="offset points", fontsize=9)
     for (name, (difference, error)), colour in zip((others or {}).items(), (ORANGE, GREEN, RED), strict=False):
         at = means[-1] + difference
-        axes.axhspan(at - error, at + error, color=colour, alpha=0.2, linewidth=0)
+        if math.isfinite(error):
+            axes.axhspan(at - error, at + error, color=colour, alpha=0.2, linewidth=0)
         axes.axhline(at, color=colour, linewidth=1.2, label=name)
     axes.set(xscale="log", xlabel="particles", ylabel="nats per datum")
     axes.set_title(title, fontsize=10)

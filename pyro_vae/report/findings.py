@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from pyro_vae import ais, evaluate, plots, posterior
 from pyro_vae.conditional import Conditional
 from pyro_vae.data.supports import of_element
+from pyro_vae.evaluate.pareto import FEWEST
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.vae import VAE
 
@@ -80,22 +81,7 @@ class Findings:
 
     def guide(self, chosen: int, progress: bool) -> None:
         """Ask how good the guide is: its weights, its gaps, its calibration."""
-        k, ess = evaluate.pareto_k(self.log_w), evaluate.ess(self.log_w)
-        shares = {line: (k > line).double().mean().item() for line in (0.5, 0.7)}
-        self.numbers |= {"k, median": k.median().item(), "k > 0.7": shares[0.7], "ESS, median": ess.median().item()}
-        self.images |= {"k-hat": k.tolist(), "ESS": ess.tolist()}
-        order = k.argsort(descending=True)
-        lines = [
-            f"Pareto k-hat: median {k.median():.2f}; above 0.5 for {shares[0.5]:.1%} of the images, above 0.7 for "
-            f"{shares[0.7]:.1%}. Largest: " + ", ".join(f"{k[i]:.2f} (image {i})" for i in order[:4].tolist()) + ".",
-            f"Effective sample size of {len(self.log_w):,} draws: median {ess.median():,.0f}, least {ess.min():,.1f}.",
-        ]
-        self.figures["weights"] = plots.weights(k, ess, len(self.log_w))
-        if self.x.dim() in (3, 4):
-            white = max(self.x.nan_to_num(0.0).max().item(), 1.0)
-            ends = torch.cat([order[:SHOWN], order[SHOWN:][-SHOWN:]])  # of all, few are drawn
-            x = self.x[ends]
-            self.figures["worst"] = plots.worst(x / white, self.vae.reconstruct(x) / white, k[ends], SHOWN)
+        lines = self._weights() if len(self.log_w) >= FEWEST else [f"No k-hat: it takes {FEWEST} particles."]
         if chosen:
             x = self.x[:chosen]
             if not isinstance(self.vae.encoder, Conditional):
@@ -122,6 +108,25 @@ class Findings:
         )
         self.figures["calibration"] = ranks.figure()
         self._add("How good is the guide?", lines)
+
+    def _weights(self) -> list[str]:
+        k, ess = evaluate.pareto_k(self.log_w), evaluate.ess(self.log_w)
+        shares = {line: (k > line).double().mean().item() for line in (0.5, 0.7)}
+        self.numbers |= {"k, median": k.median().item(), "k > 0.7": shares[0.7], "ESS, median": ess.median().item()}
+        self.images |= {"k-hat": k.tolist(), "ESS": ess.tolist()}
+        order = k.argsort(descending=True)
+        found = [
+            f"Pareto k-hat: median {k.median():.2f}; above 0.5 for {shares[0.5]:.1%} of the images, above 0.7 for "
+            f"{shares[0.7]:.1%}. Largest: " + ", ".join(f"{k[i]:.2f} (image {i})" for i in order[:4].tolist()) + ".",
+            f"Effective sample size of {len(self.log_w):,} draws: median {ess.median():,.0f}, least {ess.min():,.1f}.",
+        ]
+        self.figures["weights"] = plots.weights(k, ess, len(self.log_w))
+        if self.x.dim() in (3, 4):
+            white = max(self.x.nan_to_num(0.0).max().item(), 1.0)
+            ends = torch.cat([order[:SHOWN], order[SHOWN:][-SHOWN:]])  # of all, few are drawn
+            x = self.x[ends]
+            self.figures["worst"] = plots.worst(x / white, self.vae.reconstruct(x) / white, k[ends], SHOWN)
+        return found
 
     def codes(self) -> None:
         """Ask what codes say: of which dimensions, how much, and where they are."""
