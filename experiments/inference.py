@@ -21,8 +21,8 @@ References:
     Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
 
 The committed table and figure: ``python experiments/inference.py --root DATA`` (a quarter of an hour on two cores).
-There is ``FullNormal`` too, for ``--chosen``: with 50 dimensions its posterior collapses to the prior, and all that is
-asked of the guide here comes out perfect, at a -log p(x) of 196 nats. A guide can be exact of a model that is useless.
+There is ``FullNormal`` too, for ``--chosen "[FullNormal]"``: with 50 dimensions its posterior collapses to the prior,
+and all that is asked of the guide here comes out perfect, of a model that is useless.
 """
 
 from collections.abc import Callable

@@ -16,6 +16,7 @@ from pyro_vae import data, evaluate
 from pyro_vae.checkpoint import load, load_metrics
 from pyro_vae.compare.words import defaults, short
 from pyro_vae.data import Dataset, Split
+from pyro_vae.evaluate.seeds import forked
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.train import check_device, fit
 from pyro_vae.vae import VAE
@@ -184,8 +185,7 @@ def _basis(vae: VAE, options: dict[str, Any]) -> dict[str, Any]:
 
 def _active(vae: VAE, part: Split, images: int, seed: int) -> int:
     point = vae.reference
-    with torch.random.fork_rng(devices=[point.device] if point.is_cuda else []):
-        torch.manual_seed(seed)
+    with forked(point.device, seed):
         return evaluate.active_units(vae, part[slice(0, images)].to(point))
 
 
