@@ -9,14 +9,15 @@ import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentError
 from matplotlib.figure import Figure
 
-from pyro_vae import VAE, compare, data, fit, load, plots, report
-from pyro_vae.options import parse, sentence
+from pyro_vae import VAE, checkpoint, compare, data, fit, load, plots, report
+from pyro_vae.options import check_config, parse, sentence
 from pyro_vae.train import check_device, check_support, is_first
 
 __all__ = ["run"]
@@ -31,9 +32,14 @@ def run(given: list[str]) -> int:
         "compare": _compare,
     }
     name = f"pyro-vae {given[0]}"
+    resumes = given[0] == "train" and any(word.split("=")[0] == "--resume" for word in given)
     sys.path.append(str(Path.cwd()))  # where a class of the user's own is
     show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
+        if resumes:
+            commands, given = {"resume": _resume}, ["resume", *given[1:]]
+        else:
+            check_config(given)
         command, arguments = parse(commands, given)
         commands[command](**arguments)
     except KeyboardInterrupt as interrupt:
@@ -42,7 +48,10 @@ def run(given: list[str]) -> int:
     except Exception as error:
         if not (said := sentence(error, name)):
             raise
-        print(f"{name}: {said}", file=sys.stderr)
+        more = (
+            " With --resume go --epochs, --on_nan, --device, --logger and --trust alone: RUN/config.yaml has the rest."
+        )
+        print(f"{name}: {said}{more if resumes and isinstance(error, ArgumentError) else ''}", file=sys.stderr)
         return 2
     finally:
         sys.path.pop()
@@ -66,13 +75,55 @@ def _train(**options: Any) -> None:
         check_support(vae, dataset, strict=True)
     if options["run_dir"] is None:
         source = Path(options["data"]).stem or "data"
-        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S}"
-    history = fit(vae, dataset, **take(fit))
+        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    _close(vae, dataset, fit(vae, dataset, **take(fit)), options["run_dir"])
+
+
+def _resume(
+    resume: str,
+    epochs: int | None = None,
+    on_nan: Literal["stop", "skip"] | None = None,
+    device: str | None = None,
+    logger: Literal["tensorboard"] | None = None,
+    trust: str = "",
+) -> None:
+    """Go on with a run where it stopped, as if it had not.
+
+    Args:
+        resume: Run directory.
+        epochs: Train until there are so many, if not as many as the run began with.
+        on_nan: Another way with numbers that are not finite.
+        device: Another device.
+        logger: Another logger.
+        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+    """
+    vae, config = load(resume, trust.split(), weights="last")
+    given = {"epochs": epochs, "on_nan": on_nan, "device": device, "logger": logger}
+    config |= {name: value for name, value in given.items() if value is not None}
+    dataset = _data(config, resume)
+    objective = checkpoint.construct_objective(config.get("objective"), trust.split())
+    options = checkpoint.arguments(fit, config, skip=("objective",))
+    if is_first():
+        print(f"{dataset}: going on with {resume}")
+    _close(vae, dataset, fit(vae, dataset, objective, **options, resume=resume), resume)
+
+
+def _close(vae: VAE, dataset: data.Dataset, history: dict[str, list[float]], run: str) -> None:
+    """Print the table and draw the figures that a training ends with."""
     if not is_first():
         return
     print(f"\n{report.table(vae, dataset)}\n")
-    folder = _save({"curves": plots.curves(history)} | report.figures(vae, dataset), options["run_dir"])
-    print(f"figures: {folder}\nrun:     {options['run_dir']}\nmore:    pyro-vae evaluate {options['run_dir']}")
+    folder = _save({"curves": plots.curves(history)} | report.figures(vae, dataset), run)
+    print(f"figures: {folder}\nrun:     {run}\nmore:    pyro-vae evaluate {run}")
+
+
+def _data(config: dict[str, Any], run: str) -> data.Dataset:
+    """The data set of a run."""
+    if config.get("data") == "tensor":
+        raise ValueError(
+            f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table, or fit with resume."
+        )
+    return data.load(**checkpoint.arguments(data.load, config))
 
 
 def _evaluate(
@@ -83,6 +134,7 @@ def _evaluate(
     temperatures: int = 500,
     seed: int = 0,
     device: str = "cpu",
+    weights: Literal["final", "best", "last"] = "final",
     trust: str = "",
 ) -> None:
     """Say how good a trained VAE and its guide are, with a diagnosis in words, and draw its figures anew.
@@ -95,13 +147,12 @@ def _evaluate(
         temperatures: Of AIS.
         seed: Seed of the draws.
         device: ``cpu`` or ``cuda``.
+        weights: Those that training ended with, those of the best validation ELBO, or of the last checkpoint.
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
     check_device(device)
-    vae, config = load(run, trust.split())
-    if config["data"] == "tensor":
-        raise ValueError(f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table.")
-    dataset = data.load(**{key: config[key] for key in inspect.signature(data.load).parameters if key in config})
+    vae, config = load(run, trust.split(), weights)
+    dataset = _data(config, run)
     started = time.perf_counter()
     found = report.evaluation(vae.to(device), dataset, num_particles, images, chosen, temperatures, seed)
     took = f"{(time.perf_counter() - started) / 60:.1f} minutes"

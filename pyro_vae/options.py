@@ -19,10 +19,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
-from pyro_vae import VAE, data, fit, guides, likelihoods, networks, objectives, priors
+from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, networks, objectives, priors
 from pyro_vae.conditional import Family
 
-__all__ = ["ROOMS", "in_full", "parse", "parser", "sentence"]
+__all__ = ["ROOMS", "check_config", "in_full", "parse", "parser", "sentence"]
 
 # Where the classes of each option live, and what they are subclasses of.
 ROOMS: dict[str, tuple[ModuleType, type]] = {
@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[ModuleType, type]] = {
     "objective.beta": (objectives, objectives.Schedule),
     "objective.penalty": (objectives, objectives.Penalty),
 }
+TRUST = "Modules of your own whose classes a run's --config or --resume may name, as my_parts; spaces between."
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
 
@@ -50,6 +51,21 @@ def parse(commands: dict[str, Callable[..., None]], given: Sequence[str]) -> tup
     options = made.instantiate(parsed)[parsed.subcommand].as_dict()
     options.pop("config", None)
     return parsed.subcommand, options
+
+
+def check_config(given: Sequence[str]) -> None:
+    """Check that a run's configuration, given as ``--config``, names no class that ``--trust`` does not.
+
+    Raises:
+        ValueError: If it does.
+    """
+    options = {"config": "", "trust": ""}
+    for word, after in pairwise([*given, ""]):
+        name, equals, value = word.partition("=")
+        if name.removeprefix("--") in options:
+            options[name.removeprefix("--")] = value if equals else after
+    if options["config"]:
+        checkpoint.check_config(Path(options["config"]), ROOMS, options["trust"].split())
 
 
 def in_full(given: Sequence[str]) -> list[str]:
@@ -73,7 +89,11 @@ def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | Non
             sub.add_function_arguments(data.load)
             # A class of the user's own may leave out the types of its arguments.
             sub.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
-            sub.add_function_arguments(fit, skip={"vae", "dataset", "progress"}, fail_untyped=False)
+            sub.add_function_arguments(fit, skip={"vae", "dataset", "progress", "resume"}, fail_untyped=False)
+            sub.add_argument(
+                "--resume", type=str | None, help="Run directory to go on with; no other option is needed."
+            )
+            sub.add_argument("--trust", type=str, default="", help=TRUST)
             sub.set_defaults(parts or {})
         elif name == "compare":
             sub.add_argument("runs", nargs="+", help="Run directories.")

@@ -187,5 +187,5 @@ def test_a_bad_run_gets_a_sentence(spoil, kind, message, run):
 )
 def test_describe_and_back(part):
     spec = yaml.safe_load(yaml.safe_dump(checkpoint.describe(part)))
-    again = checkpoint._construct(spec, trust=())
+    again = checkpoint.construct(spec)
     assert checkpoint.describe(again) == checkpoint.describe(part)

@@ -14,7 +14,7 @@ from pyro.optim import Adam, PyroLRScheduler
 from pyro_vae import VAE, CompiledSVI, data, evaluate, fit, likelihoods
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, IWAE, Linear
-from pyro_vae.train import loop
+from pyro_vae.train.adam import adam
 
 NETWORK = partial(MLP, hidden=(32,))
 
@@ -231,7 +231,7 @@ class TestHowAStepIsRun:
         moved = {}
         for schedule in ("constant", "cosine", "one-cycle"):
             vae = build()
-            optim = loop._optim(1e-2, schedule, 6)
+            optim = adam(1e-2, schedule, 6)
             monitor = []
             svi = CompiledSVI(vae.model, vae.guide, optim, ELBO())
             for _ in range(6):
@@ -269,7 +269,7 @@ from pathlib import Path
 import torch
 from pyro_vae import VAE, fit
 from pyro_vae.networks import MLP
-from pyro_vae.train import loop
+from pyro_vae.train.adam import adam
 
 resident, epoch = [], loop.Training.epoch
 pages = Path("/proc/self/statm")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from pyro_vae import data, evaluate
+from pyro_vae import checkpoint, data, evaluate
 from pyro_vae.checkpoint import load, load_metrics
 from pyro_vae.compare.words import defaults, short
 from pyro_vae.data import Dataset, Split
@@ -22,6 +21,9 @@ from pyro_vae.train import check_device, fit
 from pyro_vae.vae import VAE
 
 __all__ = ["Row", "compare"]
+
+# Settings of which no number depends.
+UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,8 @@ def compare(
     with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
         for run, folder, (vae, config) in zip(runs, folders, found, strict=True):
             bar.set_description(folder)
-            options = {key: config.pop(key) for key in inspect.signature(data.load).parameters}
+            options = checkpoint.arguments(data.load, config)
+            config = {key: value for key, value in config.items() if key not in options}
             if str(options) not in datasets:
                 datasets[str(options)] = data.load(**options)
             dataset = datasets[str(options)]
@@ -157,7 +160,7 @@ def _read(run: str | Path, trust: Sequence[str]) -> tuple[VAE, dict[str, Any]]:
             "and train on the file, or use evaluate.per_image."
         )
     usual = {key: value for function in (data.load, VAE.build, fit) for key, value in defaults(function).items()}
-    return vae, {key: value for key, value in (usual | config).items() if key not in ("run_dir", "progress")}
+    return vae, {key: value for key, value in (usual | config).items() if key not in UNSAID}
 
 
 def _check_shape(vae: VAE, run: str | Path, dataset: Dataset) -> None:

@@ -40,7 +40,7 @@ class Optimizer:
         self._known: set[Tensor] = set()
 
     def step(self, parameters: Sequence[Tensor]) -> None:
-        """Step the parameters along their ``grad``, which is then let go."""
+        """Step the parameters along their ``grad``."""
         new = [parameter for parameter in parameters if parameter not in self._known]
         if new:
             self._add(new)
@@ -51,8 +51,36 @@ class Optimizer:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         if self._torch is not None:
             self._torch.step()
-        for parameter in parameters:
-            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer, and of its schedule if there is one; nothing before the first step."""
+        if self._torch is None:
+            return {}
+        (made,) = self.optim.optim_objs.values()
+        schedule = {} if made is self._torch else {"schedule": _data(made.state_dict())}
+        return {"optimizer": self._torch.state_dict()} | schedule
+
+    def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Take up a state over these parameters.
+
+        Raises:
+            ValueError: If it is that of another optimizer, or of other parameters.
+        """
+        if not state:
+            return
+        self._add([*parameters])
+        assert self._torch is not None
+        (made,) = self.optim.optim_objs.values()
+        now = self._torch.state_dict()
+        _check(state["optimizer"], now, [p for group in self._torch.param_groups for p in group["params"]])
+        self._torch.load_state_dict(state["optimizer"])
+        for group, given in zip(self._torch.param_groups, now["param_groups"], strict=True):
+            # Pairs, as Adam's betas, come back from a file as lists.
+            group |= {name: tuple(group[name]) for name, value in given.items() if isinstance(value, tuple)}
+        if made is not self._torch:
+            if _data(made.state_dict()).keys() != state["schedule"].keys():
+                raise ValueError("Expected the state of this schedule of the learning rate; got another's.")
+            made.load_state_dict(state["schedule"])
 
     def _add(self, new: list[Tensor]) -> None:
         self._known.update(new)
@@ -92,3 +120,22 @@ class Optimizer:
         if waiting:
             _, state = waiting.popitem()
             _load_state_dict(made, state)
+
+
+def _data(state: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a schedule, without the functions that some versions of torch put among them."""
+    return {name: value for name, value in state.items() if not callable(value)}
+
+
+def _check(state: dict[str, Any], now: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+    groups = [set(group) for group in state["param_groups"]], [set(group) for group in now["param_groups"]]
+    indices = [index for group in now["param_groups"] for index in group["params"]]
+    if groups[0] != groups[1] or [index for group in state["param_groups"] for index in group["params"]] != indices:
+        raise ValueError(f"Expected the state of an optimizer of {len(indices)} parameters as this one; got another's.")
+    for index, moments in state["state"].items():
+        shape = parameters[index].shape
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape not in (torch.Size(), shape):
+                raise ValueError(
+                    f"Expected {name} of the shape of its parameter, {tuple(shape)}; got {tuple(value.shape)}."
+                )

@@ -10,18 +10,18 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI
 from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from pyro_vae.compiled.optimizer import Optimizer
 from pyro_vae.compiled.precision import Precision, autocast, fast_products
+from pyro_vae.compiled.programs import device_of, in_store, met, terms_of, trained, training
 from pyro_vae.compiled.traced import Compile, Outputs, Traced
-from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.objectives.base import Program, Terms
+from pyro_vae.objectives import Objective
+from pyro_vae.objectives.base import Program
 
 __all__ = ["CompiledSVI"]
 
@@ -56,6 +56,8 @@ class CompiledSVI(SVI):
         steps: How many steps are to come, if known, so that ``auto`` compiles at the start.
         reduce: Called with the parameters once their ``grad`` is there, before clipping and the step; as to sum
             gradients over processes.
+        guard: Called with the loss and the parameters once their ``grad`` is there; where it returns False they are
+            not stepped.
         handler: A context in which model and guide are run. Where there are several, one after another, each has a
             ``key`` of its own, which says what a graph depends on.
 
@@ -87,6 +89,7 @@ class CompiledSVI(SVI):
         clip_norm: float | None = None,
         steps: int | None = None,
         reduce: Callable[[Sequence[Tensor]], None] | None = None,
+        guard: Callable[[Any, Sequence[Tensor]], bool] | None = None,
         handler: AbstractContextManager | None = None,
         **kwargs: Any,
     ) -> None:
@@ -99,12 +102,13 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         self.precision = precision
         self.reduce = reduce
+        self.guard = guard
         self.handler = handler
         self._objective = loss if isinstance(loss, Objective) else None
-        self._terms = None if loss_and_grads else _terms(loss)
+        self._terms = None if loss_and_grads else terms_of(loss)
         self._optimizer = Optimizer(optim, clip_norm)
-        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._key, _in_store)
-        self._value = Traced(self._loss_alone, compile, None, self._key, _in_store)
+        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._key, in_store)
+        self._value = Traced(self._loss_alone, compile, None, self._key, in_store)
         if self._terms is None and compile != "off":
             name = type(loss).__name__
             warnings.warn(
@@ -135,17 +139,46 @@ class CompiledSVI(SVI):
         """Take a gradient step; return the loss as a tensor, so that a GPU need not be waited for."""
         with fast_products(self.precision):
             if self._terms is not None:
-                found, met = self._gradients(args, kwargs)
-                if parameters := _trained(met):
+                found, known = self._gradients(args, kwargs)
+                if (parameters := trained(known)) or self.guard is not None:
                     return self._apply(found, parameters, args, kwargs)
             with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-            self._finish(_trained(_met(capture)))
+            self._finish(loss, trained(met(capture)))
         return loss
+
+    def rehearse(self, calls: int, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Bring the step to where so many on arguments like these have brought another; return the parameters.
+
+        What would be recorded by then is recorded, so that the next step is run as it would have been. Nothing is
+        trained, but model and guide draw, and may write to buffers.
+        """
+        with fast_products(self.precision):
+            if self._terms is not None:
+                return trained(self._gradients.rehearse(calls, args, kwargs).kept)
+            with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+                self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        parameters = trained(met(capture))
+        for parameter in parameters:
+            parameter.grad = None
+        return parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer and of its schedule, if there is one; nothing before the first step."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Take up a state of the optimizer over these parameters.
+
+        Raises:
+            ValueError: If it is that of another optimizer, or of other parameters.
+        """
+        self._optimizer.load_state_dict(state, parameters)
 
     def _apply(self, found: Sequence[Any], parameters: list[Tensor], args: tuple, kwargs: dict) -> Tensor:
         loss, plain, *gradients = found
-        if loss.device.type == "cpu" and self.mode != "off" and not math.isfinite(loss.item()):
+        looks = self.guard is None and loss.device.type == "cpu" and self.mode != "off"
+        if looks and not math.isfinite(loss.item()):
             self._loss_and_gradients(*args, **kwargs)  # Pyro says what is wrong, where it is something that it checks
             warn_if_nan(loss, "loss")
         if self._objective is not None:
@@ -153,77 +186,37 @@ class CompiledSVI(SVI):
             self._objective.advance()
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        self._finish(parameters)
+        self._finish(loss, parameters)
         return loss
 
-    def _finish(self, parameters: list[Tensor]) -> None:
+    def _finish(self, loss: Any, parameters: list[Tensor]) -> None:
         if self.reduce is not None:
             self.reduce(parameters)
-        self._optimizer.step(parameters)
+        if self.guard is None or self.guard(loss, parameters):
+            self._optimizer.step(parameters)
+        for parameter in parameters:
+            parameter.grad = None
 
     def _loss_and_gradients(self, *args: Any, **kwargs: Any) -> Outputs:
         assert self._terms is not None
         with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             terms = self._terms(self.model, self.guide, *args, **kwargs)
-        met = _met(capture)
-        if not (_trained(met) and terms.loss.requires_grad):
+        known = met(capture)
+        if not (trained(known) and terms.loss.requires_grad):
             return Outputs([terms.loss, terms.plain], {})
-        gradients = torch.autograd.grad(terms.loss, _trained(met), allow_unused=True)
-        return Outputs([terms.loss.detach(), terms.plain, *gradients], met)
+        gradients = torch.autograd.grad(terms.loss, trained(known), allow_unused=True)
+        return Outputs([terms.loss.detach(), terms.plain, *gradients], known)
 
     def _loss_alone(self, *args: Any, **kwargs: Any) -> Outputs:
         assert self._terms is not None
         with torch.no_grad(), self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             loss = self._terms(self.model, self.guide, *args, **kwargs).loss
-        return Outputs([loss], _met(capture))
+        return Outputs([loss], met(capture))
 
     @contextmanager
     def _around(self, args: tuple, kwargs: dict) -> Iterator[None]:
-        with self.handler or nullcontext(), autocast(self.precision, _device(args, kwargs)):
+        with self.handler or nullcontext(), autocast(self.precision, device_of(args, kwargs)):
             yield
 
     def _key(self) -> Any:
-        return getattr(self.handler, "key", None), _training(self.model), _training(self.guide)
-
-
-def _terms(loss: Any) -> Callable[..., Terms] | None:
-    """Return the loss as tensors to the end, where it can be."""
-    if type(loss) in (Trace_ELBO, TraceMeanField_ELBO):
-        kl: Any = "sampled" if type(loss) is Trace_ELBO else "auto"
-        loss = ELBO(loss.num_particles, kl=kl, vectorize_particles=loss.vectorize_particles)
-    if isinstance(loss, Objective):
-        return loss.terms
-    if isinstance(loss, pyro.infer.ELBO):
-        if type(loss).__module__.startswith("pyro.") or not hasattr(loss, "differentiable_loss"):
-            return None
-        loss = loss.differentiable_loss
-
-    def terms(*args: Any, **kwargs: Any) -> Terms:
-        return Terms(torch.as_tensor(loss(*args, **kwargs)), torch.tensor(math.nan))
-
-    return terms
-
-
-def _met(capture: Any) -> dict[str, Tensor]:
-    """The parameters that Pyro met, unconstrained, by name."""
-    return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
-
-
-def _trained(met: dict[str, Tensor]) -> list[Tensor]:
-    """Those to be trained, each once."""
-    return [parameter for parameter in dict.fromkeys(met.values()) if parameter.requires_grad]
-
-
-def _training(program: Any) -> bool | None:
-    """Whether the module that a program is, or is a method of, is in training mode."""
-    return getattr(getattr(program, "__self__", program), "training", None)
-
-
-def _in_store(met: dict[str, Tensor]) -> Any:
-    """Which of these tensors Pyro's store holds: after ``clear_param_store`` it makes others."""
-    store = dict(pyro.get_param_store().named_parameters())
-    return [store.get(name) is tensor for name, tensor in met.items()]
-
-
-def _device(args: tuple, kwargs: dict) -> torch.device:
-    return next((leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), torch.device("cpu"))
+        return getattr(self.handler, "key", None), training(self.model), training(self.guide)

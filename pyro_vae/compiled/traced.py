@@ -89,6 +89,15 @@ class Traced:
             self._compile(entry, tensors)
         return Outputs(entry.graph(tensors), entry.kept)
 
+    def rehearse(self, calls: int, args: tuple, kwargs: dict[str, Any]) -> Outputs:
+        """Bring the function to where so many calls with arguments like these have brought another."""
+        found = [self(args, kwargs) for _ in range(max(1, min(calls, 3)))][-1]
+        leaves, spec = tree_flatten((args, kwargs))
+        entry = self._entries.get((spec, self.key(), *map(self._describe, leaves)))
+        if entry is not None:
+            entry.calls = calls
+        return found
+
     @property
     def mode(self) -> str:
         """How arguments as the last ones are run: ``off``, as the function is, ``graph`` or ``inductor``."""

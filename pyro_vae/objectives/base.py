@@ -82,16 +82,16 @@ class Objective(pyro.infer.ELBO, ABC):
         """The weight of the divergence at the next step."""
         return self._beta.item()
 
-    def start(self, steps: int) -> None:
-        """Begin a run of so many steps, as ``fit`` does: a scheduled beta starts anew.
+    def start(self, steps: int, done: int = 0) -> None:
+        """Begin a run of so many steps, as ``fit`` does: a scheduled beta starts anew, or where so many are done.
 
         Raises:
             ValueError: If the schedule would not have reached 1 by then.
         """
-        self._step, self._steps = 0, steps
+        self._step, self._steps = done, steps
         if isinstance(self.beta, Schedule):
             self.beta.check(steps)
-            self._beta.fill_(self.beta(0, steps))
+            self._beta.fill_(self.beta(done, steps))
 
     def advance(self) -> None:
         """Go on by one step of the schedule; every loss with a gradient does so by itself."""
@@ -157,6 +157,10 @@ class Objective(pyro.infer.ELBO, ABC):
                 nats = before + each.sum().item() / self.num_particles
                 report[name] = SiteKL("sampled" if reason else "analytic", nats, scale, reason)
         return reconstruction, report
+
+    def traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[tuple[Trace, Trace]]:
+        """Return the traces of model and guide that the loss is made of, all particles in one or one for each."""
+        return self._traces(model, guide, args, kwargs)
 
     def _traces(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[tuple[Trace, Trace]]:
         """Trace model and guide: one pair of traces with all particles, or a pair for each."""

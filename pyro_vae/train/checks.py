@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+import yaml
 from torch.distributions import constraints
 
 from pyro_vae.data import Dataset
@@ -12,9 +15,11 @@ from pyro_vae.data.supports import Levels, of_element, open_unit_interval
 from pyro_vae.missing import observed
 from pyro_vae.vae import VAE
 
-__all__ = ["check_device", "check_settings", "check_support"]
+__all__ = ["check_device", "check_resumed", "check_settings", "check_support"]
 
 AT_ONCE = 4096
+# What may be another when a run goes on; how many epochs, where nothing follows it.
+FREE = {"root", "data", "device", "on_nan", "logger", "epochs"}
 KINDS: dict[type, str] = {
     type(constraints.boolean): "binary",
     type(constraints.nonnegative_integer): "counts",
@@ -75,8 +80,36 @@ def check_settings(settings: dict) -> None:
             raise ValueError(f"Expected {name} of at least 1; got {settings[name]}.")
     if not 0 < settings["lr"] < math.inf:
         raise ValueError(f"Expected a positive learning rate; got lr = {settings['lr']}.")
+    if settings["patience"] is not None and settings["patience"] < 1:
+        raise ValueError(f"Expected patience of at least 1 epoch, or None; got {settings['patience']}.")
+    if settings["on_nan"] not in ("stop", "skip"):
+        raise ValueError(f"Expected on_nan to be stop or skip; got {settings['on_nan']!r}.")
     if settings["lr_schedule"] not in ("constant", "cosine", "one-cycle"):
         raise ValueError(f"Expected lr_schedule to be constant, cosine or one-cycle; got {settings['lr_schedule']!r}.")
+
+
+def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a run goes on with the settings it began with.
+
+    Raises:
+        ValueError: If one is another, or the run is to be longer and something follows its length.
+    """
+    now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as it comes back from a file
+    different = [name for name in now if name not in FREE and name in before and before[name] != now[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"Expected the settings that the run began with; {name} was {before[name]!r} and is now {now[name]!r}. "
+            "Leave it as it was, or train anew."
+        )
+    if (epochs := before.get("epochs", now["epochs"])) != now["epochs"]:
+        beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
+        warmup = (beta.get("init_args") or {}).get("warmup") if isinstance(beta, dict) else None
+        if now["lr_schedule"] != "constant" or isinstance(warmup, float):
+            what = "beta" if isinstance(warmup, float) else f"the {now['lr_schedule']} learning rate"
+            raise ValueError(
+                f"Expected {epochs} epochs, as the run began with, since {what} follows that; got {now['epochs']}."
+            )
 
 
 def check_device(device: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +16,14 @@ from pyro_vae.compiled import fast_products
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Dataset, from_tensor
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.train.checks import check_device, check_settings, check_support
-from pyro_vae.train.loop import Training, seeded
-from pyro_vae.train.processes import together
+from pyro_vae.train.checks import check_device, check_resumed, check_settings, check_support
+from pyro_vae.train.generators import seeded
+from pyro_vae.train.loggers import Logger, TensorBoard, check_logger
+from pyro_vae.train.loop import Training
+from pyro_vae.train.processes import Processes, together
+from pyro_vae.train.recorder import Recorder
+from pyro_vae.train.stopping import Stop, Stopped
+from pyro_vae.train.trouble import NotFinite
 from pyro_vae.vae import VAE
 
 __all__ = ["fit"]
@@ -40,6 +44,11 @@ def fit(
     clip_norm: float | None = None,
     compile: Literal["auto", "off", "graph", "inductor"] = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    patience: int | None = None,
+    on_nan: Literal["stop", "skip"] = "stop",
+    logger: Logger | None = None,
+    overwrite: bool = False,
+    resume: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """Train a VAE by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
 
@@ -48,6 +57,10 @@ def fit(
     is given the data's mean in their place. Global state is left as it was: the seed reaches only this call, and Pyro's
     param store is put back, so that one VAE after another may be trained. Under ``torchrun`` the processes share each
     batch, and the numbers are those of one process.
+
+    With a ``run_dir`` all that the next step depends on is saved there, in a hundredth of the time, and ``resume`` goes
+    on from it as if nothing had been: on one machine the numbers are the same to the last bit, whenever it was
+    stopped. Ctrl-C and SIGTERM finish the step, save, and raise ``KeyboardInterrupt``; a second one stops at once.
 
     Arguments:
         vae: Trained in place, in training mode; left in evaluation mode, on ``device``.
@@ -71,6 +84,15 @@ def fit(
             long enough to pay for it and there is a compiler; ``off``, plain Pyro.
         precision: ``auto``, float32, matrix products in the fastest way that is as accurate as torch's default;
             ``float32``, torch's default; ``bfloat16``, products of bfloat16 numbers, parameters in float32.
+        patience: Stop after so many epochs without a better ELBO of the validation images, and go back to the weights
+            of the best (Early Stopping - But When?, Prechelt, 1998); None to train all epochs and keep the last.
+        on_nan: What to do at a loss or a gradient that is not finite: ``stop``, before it is taken in; ``skip``, leave
+            the batch out, count it in the history as ``skipped``, and go on.
+        logger: ``tensorboard``, to write the numbers there too.
+        overwrite: Whether to take a run that is in ``run_dir`` away; without it that is an error.
+        resume: Run directory to go on in, in place of ``run_dir``, with the arguments that the run began with; of
+            these ``epochs`` may be more where neither the learning rate nor beta follows the length of the run, and
+            ``on_nan``, ``device``, ``logger`` and where the data lie may be others.
 
     Returns:
         Lists with one number an epoch, in nats per datum: ``train``, the objective's loss, a mean over the epoch as
@@ -81,8 +103,11 @@ def fit(
 
     Raises:
         ValueError: If an argument is out of range, x is outside the likelihood's support or of another shape than
-            the VAE was built for, torch cannot use the device, a schedule would not have ended by the last step, or
-            training diverges.
+            the VAE was built for, torch cannot use the device, a schedule would not have ended by the last step,
+            ``run_dir`` holds a run or another process writes to it, or the run to go on with is of other arguments or
+            other data or cannot be read. :class:`pyro_vae.train.NotFinite` is one: training diverges.
+        OSError: If the run cannot be written; what was saved before is as it was.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -100,56 +125,100 @@ def fit(
         "clip_norm": clip_norm,
         "compile": compile,
         "precision": precision,
+        "patience": patience,
+        "on_nan": on_nan,
+        "logger": logger,
     }
     check_settings(settings)
     check_device(device)
+    check_logger(logger, resume or run_dir)
     dataset = dataset if isinstance(dataset, Dataset) else from_tensor(dataset)
     with together(device) as processes, seeded(seed, device), pyro.get_param_store().scope(), fast_products(precision):
         vae.to(device)
         check_support(vae, dataset)
-        if isinstance(objective, Objective):
-            objective.start(epochs * math.ceil(len(dataset.train) / batch_size))
         training = Training(vae, dataset, objective, settings, processes)
-        writes = run_dir and processes.rank == 0
-        run = checkpoint.create(run_dir, _config(vae, dataset, objective, settings)) if run_dir and writes else None
-        mean = dataset.mean
-        if isinstance(vae.decoder, Conditional):
-            vae.decoder.start_at(mean)
-        if isinstance(vae.encoder, Conditional):
-            vae.encoder.fill_with(mean)
-        if start_at := getattr(vae.prior, "start_at", None):
-            start_at(dataset.train)
-        for tensor in vae.state_dict().values():
-            processes.same(tensor)
-        return _run(training, run, progress and processes.rank == 0)
-
-
-def _run(training: Training, run: Path | None, progress: bool) -> dict[str, list[float]]:
-    history: dict[str, list[float]] = {}
-    epochs = training.settings["epochs"]
-    bar = tqdm(total=epochs * len(training.train), unit=" images", unit_scale=True, disable=not progress)
-    try:
-        with bar:
-            for epoch in range(epochs):
-                start = time.perf_counter()
-                bar.set_description(f"epoch {epoch + 1}/{epochs}")
-                with nullcontext() if training.missing else _complete(training.vae):
-                    numbers = training.epoch(f"in epoch {epoch + 1}", bar.update)
-                for name, number in (numbers | {"seconds": time.perf_counter() - start}).items():
-                    history.setdefault(name, []).append(number)
-                bar.set_postfix_str(_numbers(numbers))
+        if isinstance(objective, Objective):
+            objective.start(training.steps)
+        config = _config(vae, dataset, objective, settings)
+        with _directory(run_dir, resume, overwrite, config, processes) as run:
+            mean = dataset.mean
+            recorder = Recorder(training, run, mean, patience)
+            if resume:
+                check_resumed(checkpoint.config_of(Path(resume)), config)
+                recorder.restore(Path(resume))
                 if run:
-                    checkpoint.save_metrics(run, history)
-    except KeyboardInterrupt:
-        if run:
-            checkpoint.save_weights(run, training.vae)
-            raise KeyboardInterrupt(f"The weights so far are in {run}.") from None
-        raise
-    finally:
-        training.vae.eval()
-    if run:
-        checkpoint.save_weights(run, training.vae)
-    return history
+                    checkpoint.begin_again(run, config)
+            else:
+                _start(vae, dataset, mean, processes)
+            if run and not resume:
+                recorder.save()
+                checkpoint.begin(run, config)
+            return _run(training, recorder, progress and processes.rank == 0, logger)
+
+
+@contextmanager
+def _directory(
+    run_dir: str | Path | None, resume: str | Path | None, overwrite: bool, config: dict, processes: Processes
+) -> Iterator[Path | None]:
+    """The run's directory, for this process alone; None where nothing is to be written."""
+    if resume and run_dir:
+        raise ValueError(f"Expected resume, which writes where it goes on, or run_dir; got {resume!r} and {run_dir!r}.")
+    if resume:
+        checkpoint.config_of(Path(resume))
+    if not (resume or run_dir) or processes.rank:
+        yield None
+    elif resume:
+        with checkpoint.hold(Path(resume)):
+            yield Path(resume)
+    else:
+        with checkpoint.hold_new(str(run_dir), overwrite) as run:
+            yield run
+
+
+def _start(vae: VAE, dataset: Dataset, mean: Tensor, processes: Processes) -> None:
+    """Start untrained parts where the data are, and all processes from the same numbers."""
+    if isinstance(vae.decoder, Conditional):
+        vae.decoder.start_at(mean)
+    if isinstance(vae.encoder, Conditional):
+        vae.encoder.fill_with(mean)
+    if start_at := getattr(vae.prior, "start_at", None):
+        start_at(dataset.train.to(vae.reference.device))
+    for tensor in vae.state_dict().values():
+        processes.same(tensor)
+
+
+def _run(training: Training, recorder: Recorder, progress: bool, logger: str | None) -> dict[str, list[float]]:
+    epochs, size = training.settings["epochs"], len(training.train)
+    done = training.epochs * size + min(size, training.at * training.size)
+    with ExitStack() as stack:
+        stack.callback(training.vae.eval)
+        stop = stack.enter_context(Stop(training.processes, training.device))
+        show = {"unit": " images", "unit_scale": True, "disable": not progress}
+        bar = stack.enter_context(tqdm(total=epochs * size, initial=done, **show))
+        if logger and recorder.run:
+            recorder.logger = TensorBoard(recorder.run, training.epochs)
+            stack.callback(recorder.logger.close)
+
+        def seen(images: int) -> None:
+            bar.update(images)
+            stop.check()
+            recorder.save_if_due()
+
+        try:
+            while not recorder.finished:
+                bar.set_description(f"epoch {training.epochs + 1}/{epochs}")
+                with nullcontext() if training.missing else _complete(training.vae):
+                    numbers = training.epoch(seen, stop.check)
+                recorder.epoch(numbers)
+                bar.set_postfix_str(_numbers(numbers))
+                recorder.save_if_due()
+        except NotFinite as error:
+            raise recorder.trouble(error) from error.__cause__
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(recorder.interrupted(isinstance(interrupt, Stopped))) from None
+        recorder.save()
+        recorder.finish()
+    return recorder.history
 
 
 def _complete(vae: VAE) -> AbstractContextManager:

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
 import torch
-from pyro.optim import PyroLRScheduler, PyroOptim
+from pyro.optim import PyroLRScheduler
 from torch import Tensor
-from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from pyro_vae.compiled import CompiledSVI, Outputs, Traced, how_many_fit
-from pyro_vae.data import Dataset, Split
+from pyro_vae import checkpoint
+from pyro_vae.compiled import CompiledSVI
+from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
-from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.train.processes import Processes
+from pyro_vae.objectives import Objective
+from pyro_vae.train.adam import adam
+from pyro_vae.train.generators import generators, set_generators, set_torch, torch_state
+from pyro_vae.train.processes import OF_Z, Processes
+from pyro_vae.train.trouble import NotFinite, find_fault
+from pyro_vae.train.validation import Validation, read, spread
+from pyro_vae.train.watch import Watch
 from pyro_vae.vae import VAE
 
-__all__ = ["Training", "seeded"]
+__all__ = ["Training"]
 
 # A number on a GPU is waited for: the loss is looked at once in so many steps there, and at each on the CPU.
 LOOK = 50
-AT_ONCE = 1024
-# z has shape (*, data, latent), and x (data, *event).
-OF_Z, OF_X = -2, 0
 
 
 class Training:
-    """What stays the same from epoch to epoch.
+    """What a run has come to: between any two steps all that the next ones depend on can be saved, and taken up again.
 
     Arguments:
         vae: On its device.
@@ -40,20 +41,28 @@ class Training:
         objective: What is optimised.
         settings: The arguments of ``fit``.
         processes: Who trains.
+
+    Attributes:
+        epochs: How many are done.
+        at: How many steps of the next one are done.
     """
 
     def __init__(
         self, vae: VAE, dataset: Dataset, objective: pyro.infer.ELBO, settings: dict[str, Any], processes: Processes
     ) -> None:
         self.vae, self.objective, self.settings, self.processes = vae, objective, settings, processes
-        self.missing = dataset.missing > 0
+        self.missing, self.named = dataset.missing > 0, dataset.config["data"] != "tensor"
         self.model = Missing()(vae.model) if self.missing else vae.model
         self.device, self.dtype = vae.reference.device, vae.reference.dtype
-        self.train, self.valid = dataset.train.to(self.device), dataset.valid.to(self.device)
-        for split, size in ((self.train, settings["batch_size"]), (self.valid, AT_ONCE)):
-            processes.check([min(size, len(split)), len(split) % size or size])
-        steps = settings["epochs"] * math.ceil(len(self.train) / settings["batch_size"])
-        self.optim = _optim(settings["lr"], settings["lr_schedule"], steps)
+        self.train = dataset.train.to(self.device)
+        self.size = min(settings["batch_size"], len(self.train))
+        processes.check([self.size, len(self.train) % self.size or self.size])
+        self.batches = math.ceil(len(self.train) / self.size)
+        self.steps = settings["epochs"] * self.batches
+        self.skips = settings["on_nan"] == "skip"
+        # Before the optimizer's step there is no looking at a number on a GPU without waiting for it.
+        self.guards = self.skips or self.device.type == "cpu"
+        self.optim = adam(settings["lr"], settings["lr_schedule"], self.steps)
         self.svi = CompiledSVI(
             self.model,
             vae.guide,
@@ -62,122 +71,183 @@ class Training:
             compile=settings["compile"],
             precision=settings["precision"],
             clip_norm=settings["clip_norm"],
-            steps=steps,
+            steps=self.steps,
             reduce=processes.sum_gradients if processes.world > 1 else None,
+            guard=self._guard if self.guards else None,
         )
-        self._noise: Any = None
-        self._at_once = 0
-        self._split = Traced(self._two_terms, "graph", key=lambda: getattr(self._noise, "key", None))
+        self.validation = Validation(self.model, vae, dataset.valid, settings["seed"], processes, self._as_graph)
+        self.watch = Watch(vae, spread(dataset.valid))
+        self.epochs = self.at = 0
+        self.beta = 1.0
+        # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
+        self.losses, self.plain = torch.zeros(2, self.batches, device=self.device, dtype=self.dtype)
+        self.skipped: list[int] = []  # steps of this epoch
+        self.dawn = generators(self.device)  # as they were when the epoch began
+        self._wrong = ""
 
-    def epoch(self, where: str, seen: Callable[[int], Any]) -> dict[str, float]:
-        """Train for an epoch and validate; return the numbers, in nats per datum, of all processes together.
+    def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
+        """Train for an epoch, or what is left of it, and validate; return the numbers of all processes together.
 
         Arguments:
-            where: Which epoch, for messages.
-            seen: Called after each step with how many images it took.
+            seen: Called after each step with how many images it took; the state may be saved then.
+            pause: Called between batches of validation; may raise, and validation is then to be done again.
+
+        Returns:
+            Nats per datum; with ``on_nan="skip"`` also how many steps were skipped.
         """
-        order = self.processes.same(torch.randperm(len(self.train), device=self.device))
-        batches = order.split(self.settings["batch_size"])
-        # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
-        losses, plain = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
+        batches = self._order().split(self.size)
         on_cpu = self.device.type == "cpu"
-        beta = 1.0
         self.vae.train()
-        for step, rows in enumerate(batches):
-            beta = self.objective.beta_now if isinstance(self.objective, Objective) else 1.0
-            losses[step] = loss = self._step(rows, f"{where}, step {step + 1}")
+        while self.at < len(batches):
+            step, rows = self.at, batches[self.at]
             if isinstance(self.objective, Objective):
-                plain[step] = self.objective.plain
-            if step % LOOK == 0 or step == len(batches) - 1 or (on_cpu and not math.isfinite(loss)):
-                _check(losses, max(0, step - LOOK), step, where)
+                self.beta = self.objective.beta_now
+            self.losses[step], self.plain[step] = self._step(rows)
+            self.at += 1
+            if not on_cpu and (step % LOOK == 0 or self.at == len(batches)):
+                self.look(max(0, step - LOOK))
             seen(len(rows))
-        numbers = {"train": self._mean(losses, len(self.train))} | self.validate()
+        odd = len(self.train) - self.size * (self.batches - 1)  # images in the last batch
+        counted = len(self.train) - sum(odd if step == self.batches - 1 else self.size for step in self.skipped)
+        numbers = {"train": self._mean(self.losses, counted)} | self.validation(pause)
         if isinstance(self.objective, Objective):
-            numbers |= {"train_at_beta_1": self._mean(plain, len(self.train)), "beta": beta}
+            numbers |= {"train_at_beta_1": self._mean(self.plain, counted), "beta": self.beta}
+        if self.skips:
+            numbers["skipped"] = float(len(self.skipped))
+        self.epochs, self.at, self.skipped = self.epochs + 1, 0, []
         return numbers
 
-    def _step(self, rows: Tensor, where: str) -> Any:
-        """Take one step of SVI; say in a sentence that it diverged, which Pyro says in a page."""
-        x = self._read(self.train, rows)
+    def state(self) -> dict[str, Any]:
+        """Return all that what comes next depends on, as a nest of tensors and numbers."""
+        return {
+            "vae": dict(self.vae.state_dict()),
+            "event_shape": list(self.vae.parts["event_shape"]) if self.vae.parts else [],
+            "svi": self.svi.state_dict(),
+            "epochs": self.epochs,
+            "at": self.at,
+            "losses": self.losses[: self.at],
+            "plain": self.plain[: self.at],
+            "skipped": self.skipped,
+            "beta": self.beta,
+            "generators": generators(self.device),
+            "dawn": self.dawn,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a state, of a run with the same settings.
+
+        Raises:
+            ValueError: If it is of another VAE or another optimizer.
+        """
+        checkpoint.restore(self.vae, state["vae"])
+        for name in ("epochs", "at", "skipped", "beta", "dawn"):
+            setattr(self, name, state[name])
+        self.losses[: self.at], self.plain[: self.at] = state["losses"], state["plain"]
+        self._rehearse(state["svi"])
+        checkpoint.restore(self.vae, state["vae"])  # buffers, as running means, that the rehearsal has moved
+        if isinstance(self.objective, Objective):
+            self.objective.start(self.steps, self.epochs * self.batches + self.at)
+        set_generators(state["generators"], self.device)
+
+    def _as_graph(self) -> bool:
+        return self.svi.mode != "off"
+
+    def _rehearse(self, optimizer: dict[str, Any]) -> None:
+        """Have the steps of each shape recorded that were recorded by then."""
+        self.vae.train()
+        odd = len(self.train) % self.size
+        whole = self.batches - bool(odd)
+        for size, calls in (
+            (self.size, self.epochs * whole + min(self.at, whole)),
+            (odd, self.epochs + (self.at == self.batches)),
+        ):
+            if size and calls:
+                x = self._read(torch.arange(size, device=self.device))
+                self.svi.handler = self.processes.noise(size, OF_Z)
+                parameters = self.svi.rehearse(calls, x)
+                if optimizer and not self.svi.state_dict():
+                    self.svi.load_state_dict(optimizer, parameters)
+
+    def _order(self) -> Tensor:
+        """The epoch's order of images: of an epoch that is begun, drawn again from where the generators were."""
+        now = generators(self.device)
+        if self.at:
+            set_generators(self.dawn, self.device)
+        else:
+            self.dawn = now
+        order = self.processes.same(torch.randperm(len(self.train), device=self.device))
+        if self.at:
+            set_generators(now, self.device)
+        return order
+
+    def _step(self, rows: Tensor) -> tuple[Any, Any]:
+        """Take one step of SVI; return the loss, and minus the ELBO at beta = 1, both 0 where it was skipped."""
+        x = self._read(rows)
+        drawn = torch_state(self.device) if self.guards else None
+        kept = [buffer.clone() for buffer in self.vae.buffers()] if self.guards else []
         self.svi.handler = self.processes.noise(len(rows), OF_Z)
+        self._wrong, loss = "", math.nan
         try:
             loss = self.svi.update(x)
         except ValueError as error:
             broken = re.search(r"parameter (\w+) .*? of distribution (\w+).*? the constraint (\S+?),", str(error))
             if not broken:
                 raise
-            raise ValueError(
-                f"Training diverged {where}: expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}. "
-                "Try a smaller lr, or scale the data to [0, 1]; a family of your own must keep to that range."
-            ) from error
+            self._wrong = f"expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}"
+            if isinstance(self.objective, Objective):
+                self.objective.advance()
         if isinstance(self.optim, PyroLRScheduler):
             self.optim.step()
-        return loss
+        if not self._wrong:
+            return loss, self.objective.plain if isinstance(self.objective, Objective) else 0.0
+        trouble = self._trouble(self.at, rows, self._wrong, x, drawn)
+        for buffer, before in zip(self.vae.buffers(), kept, strict=True):
+            buffer.copy_(before)
+        if not self.skips or len(self.skipped) == self.batches - 1:
+            raise trouble
+        self.watch.skipped(str(trouble))
+        self.skipped.append(self.at)
+        return 0.0, 0.0
 
-    def _read(self, split: Split, rows: Tensor) -> Tensor:
-        with self.processes.noise(len(rows), OF_X) or nullcontext():
-            return split[self.processes.mine(rows)].to(self.dtype)
+    def _guard(self, loss: Any, parameters: Sequence[Tensor]) -> bool:
+        """Say whether a step may be taken: whether the loss and all of its gradient are finite."""
+        self.watch.parameters(parameters)
+        gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
+        wrong = not math.isfinite(sum(gradients, torch.as_tensor(loss)).item())
+        if self.processes.any(wrong, self.device):
+            got = f"a finite gradient, of a loss of {float(loss):.6g}; got one that is not"
+            self._wrong = f"expected {got if math.isfinite(loss) else f'a finite loss; got {float(loss)}'}"
+        return not self._wrong
 
-    def validate(self) -> dict[str, float]:
-        """Return minus the ELBO at beta = 1 and its two terms, nats per datum, with the same draws at every call.
+    def look(self, first: int = 0) -> None:
+        """Look at the losses of this epoch, and at the parameters; nothing on a CPU, where each step was looked at.
 
-        In evaluation mode, where the VAE is left, and with the first process's buffers, since running values differ.
+        Raises:
+            NotFinite: If one is not finite.
         """
-        self.vae.eval()
-        for buffer in self.vae.buffers():
-            self.processes.same(buffer)
-        self._at_once = self._at_once or self._room()
-        batches = torch.arange(len(self.valid), device=self.device).split(self._at_once)
-        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
-        with torch.no_grad(), seeded(self.settings["seed"], str(self.device)):
-            for i, rows in enumerate(batches):
-                self._noise = self.processes.noise(len(rows), OF_Z)
-                x = self._read(self.valid, rows)
-                (one, both), _ = self._two_terms(x) if self.svi.mode == "off" else self._split((x,), {})
-                distortion[i], whole[i] = one, both
-        reconstruction, total = self._mean(distortion, len(self.valid)), self._mean(whole, len(self.valid))
-        return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
+        if self.device.type == "cpu" or not self.at:
+            return
+        finite = [math.isfinite(loss) for loss in self.losses[first : self.at].tolist()]
+        finite[-1] &= math.isfinite(sum(parameter.detach().sum() for parameter in self.vae.parameters()))
+        if not all(finite):
+            step = first + finite.index(False)
+            rows = self._order().split(self.size)[step]
+            raise self._trouble(step, rows, "expected a finite loss", self._read(rows), None)
 
-    def _two_terms(self, x: Tensor) -> Outputs:
-        """E[-log p(x | z)], which is the loss at beta = 0, and minus the ELBO."""
-        with self._noise or nullcontext():
-            return Outputs(list(ELBO(beta=0.0).terms(self.model, self.vae.guide, x)), None)
+    def _read(self, rows: Tensor) -> Tensor:
+        return read(self.train, rows, self.processes, self.dtype)
 
-    def _room(self) -> int:
-        """How many validation images fit in memory at once, with a row for each process in the last batch too."""
-        x = self.valid[slice(0, 4)].to(self.dtype)
-        size = 2 * how_many_fit(lambda n: self._two_terms(x[: 2 * n]), AT_ONCE // 2, self.device)
-        while 0 < len(self.valid) % size < self.processes.world:
-            size -= 1
-        return size
+    def _trouble(self, step: int, rows: Tensor, wrong: str, x: Tensor, drawn: list[Tensor] | None) -> NotFinite:
+        """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
+        now = torch_state(self.device)
+        if drawn:
+            set_torch(drawn, self.device)
+        with self.processes.noise(len(rows), OF_Z) or nullcontext():
+            fault = find_fault(self.model, self.vae.guide, self.objective, x, self.processes.mine(rows))
+        set_torch(now, self.device)
+        record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault._asdict()
+        where = f"in epoch {self.epochs + 1}, step {step + 1}"
+        return NotFinite(f"Training diverged {where}: {wrong}. {fault.words}", record)
 
     def _mean(self, totals: Tensor, count: int) -> float:
-        total = math.fsum(totals.tolist())
-        return self.processes.summed(torch.tensor(total, dtype=torch.float64, device=self.device)).item() / count
-
-
-def _optim(lr: float, schedule: str, steps: int) -> PyroOptim:
-    adam = {"optimizer": Adam, "optim_args": {"lr": lr}}
-    if schedule == "cosine":
-        return PyroLRScheduler(CosineAnnealingLR, adam | {"T_max": steps})
-    if schedule == "one-cycle":
-        return PyroLRScheduler(OneCycleLR, adam | {"max_lr": lr, "total_steps": steps + 1})
-    return PyroOptim(Adam, {"lr": lr})
-
-
-def _check(losses: Tensor, first: int, last: int, where: str) -> None:
-    for step, loss in enumerate(losses[first : last + 1].tolist(), start=first + 1):
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"Training diverged {where}, step {step}: expected a finite loss; got {loss}. "
-                "Try a smaller lr, or scale the data to [0, 1]."
-            )
-
-
-@contextmanager
-def seeded(seed: int, device: str) -> Iterator[None]:
-    """Seed torch's generators, of the CPU and of ``device``, for as long as the context lasts."""
-    cuda = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
-        torch.manual_seed(seed)
-        yield
+        return self.processes.total(totals) / count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ __all__ = ["Processes", "is_first", "together"]
 
 FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_}
 LIKE = {torch.rand_like, torch.randn_like, torch.bernoulli}
+# z has shape (*, data, latent), and x (data, *event).
+OF_Z, OF_X = -2, 0
 FACTORIES = {torch.rand, torch.randn}
 
 
@@ -92,6 +95,15 @@ class Processes:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def total(self, numbers: Tensor) -> float:
+        """Return the sum of numbers over processes, in float64."""
+        total = torch.tensor(math.fsum(numbers.tolist()), dtype=torch.float64, device=numbers.device)
+        return self.summed(total).item()
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is up in any process."""
+        return flag if self.world == 1 else self.summed(torch.tensor(float(flag), device=device)).item() > 0
 
     def same(self, tensor: Tensor) -> Tensor:
         """Return the first process's tensor."""

@@ -1,0 +1,195 @@
+"""From a run directory to a VAE: looked through before anything of it is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.checkpoint.files import inside, short
+from pyro_vae.checkpoint.nests import unpack
+from pyro_vae.checkpoint.parts import check_trust, construct, read_config
+from pyro_vae.checkpoint.runs import load_state
+from pyro_vae.vae import VAE
+
+__all__ = ["build", "check_weights", "load", "restore"]
+
+PARTS = ("prior", "likelihood", "guide", "network")
+SLACK = 2**26  # numbers that parts may hold beside their weights
+MANY = 100_000  # tensors
+
+
+def load(
+    run_dir: str | Path, trust: Sequence[str] = (), weights: Literal["final", "best", "last"] = "final"
+) -> tuple[VAE, dict[str, Any]]:
+    """Load a trained VAE from a run directory, which may be somebody else's: nothing in it is run.
+
+    Arguments:
+        run_dir: What ``fit`` or ``pyro-vae train`` wrote.
+        trust: Modules of your own, beside ``pyro_vae``, whose classes the run may name, as ``["my_priors"]``.
+        weights: ``final``, those that training ended with; ``best``, those of the best validation ELBO; ``last``, of
+            the last checkpoint, as while it goes on.
+
+    Returns:
+        The VAE on the CPU, in evaluation mode, and the run's configuration.
+
+    Raises:
+        FileNotFoundError: If the directory is not there or holds no run.
+        ValueError: If a file cannot be read or is a link out of the directory, the weights are of another
+            architecture, or the run names a class outside ``pyro_vae`` that is not trusted.
+
+    Example:
+        >>> load("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: Expected a run directory; there is nothing at 'nowhere'.
+    """
+    run = Path(run_dir)
+    if weights not in ("final", "best", "last"):
+        raise ValueError(f"Expected weights to be final, best or last; got {weights!r}.")
+    config = config_of(run)
+    state, event_shape = _final(run) if weights == "final" else _checkpointed(run, weights)
+    if not event_shape or any(part not in config for part in (*PARTS, "latent")):
+        raise ValueError(
+            f"Expected a run of a VAE made by VAE.build; {str(run)!r} does not name its parts. "
+            "Build the VAE as before and use load_state_dict; to train on, fit(vae, ..., resume=run)."
+        )
+    vae = build(event_shape, config, trust, sum(tensor.numel() for tensor in state.values()))
+    restore(vae, state)
+    return vae.eval(), config
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """Read the configuration of a run.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+        ValueError: If it cannot be read.
+    """
+    if not run.is_dir():
+        raise FileNotFoundError(f"Expected a run directory; there is nothing at {str(run)!r}.")
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"Expected a run directory with config.yaml; {str(run)!r} has none. Is it a run?")
+    return read_config(run)
+
+
+def _final(run: Path) -> tuple[dict[str, Tensor], Any]:
+    path = inside(run, "model.safetensors")
+    if not path.is_file():
+        begun = (run / "checkpoint" / "last.safetensors").is_file()
+        raise FileNotFoundError(
+            f"Expected a run directory with model.safetensors; {str(run)!r} has none. "
+            + (f"Its training has not ended: pyro-vae train --resume {run}." if begun else "Is it a run?")
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            event_shape = json.loads((file.metadata() or {}).get("event_shape", "[]"))
+            return {name: file.get_tensor(name) for name in file.keys()}, event_shape  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({short(error)}).") from error
+
+
+def _checkpointed(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
+    path = inside(run, f"checkpoint/{which}.safetensors")
+    if which == "best" and not path.is_file():
+        raise FileNotFoundError(f"Expected a run directory with best weights; {str(run)!r} has none. Is it a run?")
+    try:
+        found = unpack(path) if which == "best" else load_state(run)[0]
+        weights, event_shape = found["vae"], found["event_shape"]
+        if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+            raise ValueError("its weights are no tensors")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if str(error).startswith("Expected"):
+            raise
+        raise ValueError(f"Expected a checkpoint; could not read {str(path)!r} ({short(error)}).") from error
+    return weights, event_shape
+
+
+def build(event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], numbers: int) -> VAE:
+    """Build the VAE that a configuration names, no larger than its weights warrant.
+
+    Arguments:
+        event_shape: Shape of one x.
+        config: Of the run.
+        trust: Modules of the user's own.
+        numbers: How many the weights have.
+
+    Raises:
+        ValueError: If a part is not trusted, cannot be made, or would be larger.
+    """
+    check_trust({part: config[part] for part in PARTS}, trust)
+    parts = {part: construct(config[part], trust) for part in PARTS}
+    sizes = [config["latent"], *(event_shape if isinstance(event_shape, list) else [None])]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"Expected whole numbers for latent and the shape of x; the run has {str(sizes)[:80]}.")
+    with torch.random.fork_rng(devices=[]), _NoLarger(numbers):
+        try:
+            return VAE.build(event_shape, config["latent"], **parts)
+        except (TypeError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
+            raise ValueError(f"Expected parts that make a VAE; the run's do not ({short(error)}).") from error
+
+
+def restore(vae: VAE, state: Mapping[str, Tensor]) -> None:
+    """Put weights into a VAE, once all of them are found to fit; numbers of float64 make it one of float64.
+
+    Raises:
+        ValueError: If they are of another architecture.
+    """
+    state = dict(state)
+    if "encoder.fill" in (own := vae.state_dict()):
+        state.setdefault("encoder.fill", own["encoder.fill"])  # runs of before there was one
+    check_weights({name: tuple(tensor.shape) for name, tensor in state.items()}, vae)
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    vae.to(dtype=kinds.pop() if len(kinds) == 1 else None)
+    vae.load_state_dict(state)
+
+
+def check_weights(shapes: Mapping[str, tuple[int, ...]], vae: VAE) -> None:
+    """Check that weights are those of a VAE, by name and shape.
+
+    Raises:
+        ValueError: If one is not; it says which.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+    different = [name for name in (*expected, *shapes) if expected.get(name) != shapes.get(name)]
+    if different := [*dict.fromkeys(different)]:
+        name, more = different[0], f", nor are {len(different) - 1} others" if different[1:] else ""
+        ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, shapes))
+        raise ValueError(
+            "Expected weights of the architecture in config.yaml; got others: by config.yaml "
+            f"{name!r} is {ours}, in the weights {theirs}{more}."
+        )
+
+
+class _NoLarger(TorchDispatchMode):
+    """Refuses to make tensors, before they are made, of more numbers in all than weights of a known size warrant."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.most, self.made, self.count = SLACK + 16 * numbers, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Do the operation, if it is not to make too much."""
+        if args and not types:  # a tensor of nothing but its size, or its range
+            sizes = args[0] if isinstance(args[0], list | tuple) else args[:2]
+            self._make(prod(max(1, size) for size in sizes if isinstance(size, int)))
+        else:
+            self.count += 1
+        made = func(*args, **(kwargs or {}))
+        if types and isinstance(made, Tensor) and not func.is_view:
+            self._make(made.numel())
+        return made
+
+    def _make(self, numbers: int) -> None:
+        self.made, self.count = self.made + numbers, self.count + 1
+        if self.made > self.most or self.count > MANY:
+            raise ValueError(
+                "Expected parts as large as their weights; those in config.yaml are larger by far, of more than "
+                f"{self.made:,} numbers in {self.count:,} tensors."
+            )

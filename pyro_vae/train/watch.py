@@ -1,0 +1,110 @@
+"""What goes wrong without a number that is not finite, said once in words."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.vae import VAE
+
+__all__ = ["Watch", "smallest_scale"]
+
+NOTHING = 0.01  # nats of KL below which codes say nothing
+EPOCHS = 3
+LEVEL = 1 / 256  # of the range of x: a scale below it is of single grey levels
+
+
+class Watch:
+    """Says once of each, as a warning: nothing is trained, the KL stays at zero, the likelihood's scale runs to zero.
+
+    Arguments:
+        vae: What is trained.
+        spread: The range of x, largest less smallest.
+    """
+
+    def __init__(self, vae: VAE, spread: float) -> None:
+        self.vae, self.spread = vae, spread or 1.0
+        self._said: set[str] = set()
+        self._looked = False
+        self._first_scale = math.nan
+
+    def parameters(self, trained: Sequence[Tensor]) -> None:
+        """Look, once, at which parameters a step has met."""
+        if self._looked:
+            return
+        self._looked = True
+        known = {id(tensor) for tensor in trained}
+        own = dict(self.vae.named_parameters())
+        left_out = [name for name, value in own.items() if value.requires_grad and id(value) not in known]
+        if not known:
+            self._say(
+                "Expected parameters that Pyro knows of; the model and the guide show none that may be trained, so "
+                "nothing is. Call module or pyro.param in them, and leave requires_grad on."
+            )
+        elif left_out:
+            self._say(
+                f"Expected a model and a guide that show Pyro all parameters; {len(left_out)} of the VAE's, as "
+                f"{left_out[0]!r}, are in neither, and are not trained. Call module in the program, or freeze them."
+            )
+        mine = {*map(id, own.values())}
+        others = [name for name, value in pyro.get_param_store().named_parameters() if id(value) not in mine]
+        if others:
+            self._say(
+                f"Expected all parameters in the VAE, whose weights are what is saved; Pyro's store has {others[0]!r} "
+                "too. Make it an nn.Parameter of the VAE or of one of its parts, or keep it yourself."
+            )
+
+    def skipped(self, words: str) -> None:
+        """Say that a batch was left out, and why."""
+        self._say(f"A batch was left out: {words} How many are, of each epoch, is in metrics.csv.")
+
+    def epoch(self, history: Mapping[str, Sequence[float]], scale: float) -> None:
+        """Look at what an epoch came to.
+
+        Arguments:
+            history: Numbers of all epochs so far.
+            scale: The least scale of p(x | z), a density's; nan if there is none.
+        """
+        last = history["valid_kl"][-EPOCHS:]
+        if len(last) == EPOCHS and all(kl < NOTHING for kl in last):
+            self._say(
+                f"The KL has stayed at zero for {EPOCHS} epochs ({last[-1]:.2g} nats): the codes say nothing of the "
+                "images. Try --objective.beta Linear, --objective.free_bits 0.1, a smaller beta or decoder."
+            )
+        if not math.isfinite(history["valid"][-1]):
+            self._say(f"Expected a finite ELBO of the validation images; it is {-history['valid'][-1]}.")
+        first, self._first_scale = self._first_scale, scale if math.isnan(self._first_scale) else self._first_scale
+        if scale < LEVEL * self.spread and scale < first:
+            self._say(
+                f"The likelihood's scale runs to zero ({scale:.2g}, where x spans {self.spread:.3g}): its density "
+                "grows without bound, and the ELBO with it. Fix it, as --likelihood.scale 0.1, use --dequantize true, "
+                "or a mass of grey levels, as DiscretizedLogistic."
+            )
+
+    def _say(self, words: str) -> None:
+        start = words[:30]
+        if start not in self._said:
+            self._said.add(start)
+            warnings.warn(words, stacklevel=2)
+
+
+@torch.no_grad()
+def smallest_scale(vae: VAE, x: Tensor) -> float:
+    """Return the least scale of p(x | z) at a draw of z for each x, or nan where it is no density or has no scale."""
+    law = vae.decoder(vae.encoder(x).sample())
+    if law.support.is_discrete:
+        return math.nan
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    scale = getattr(law, "scale", None)
+    if isinstance(scale, Tensor):
+        return scale.min().item()
+    try:
+        return law.variance.min().sqrt().item() if scale is not None else math.nan
+    except NotImplementedError:
+        return math.nan
