@@ -24,6 +24,7 @@ from pyro_vae import VAE, CompiledSVI, data, fit, likelihoods
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, IWAE, Objective
 from pyro_vae.train.loop import Training
+from pyro_vae.train.validation import Validation
 
 __all__ = ["PARTS"]
 
@@ -101,13 +102,14 @@ def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
 
         return run
 
-    update, validate = CompiledSVI.update, Training.validate
-    CompiledSVI.update, Training.validate = timed("steps", update), timed("validation", validate)  # type: ignore[method-assign]
+    update, validate = CompiledSVI.update, Validation.__call__
+    CompiledSVI.update = timed("steps", update)  # type: ignore[method-assign]
+    Validation.__call__ = timed("validation", validate)  # type: ignore[method-assign]
 
-    def seen(self: Training, where: str, count: Any) -> dict[str, float]:
+    def seen(self: Training, *callbacks: Any) -> dict[str, float]:
         spent.update(dict.fromkeys(spent, 0.0))
         start = time.perf_counter()
-        numbers = epoch(self, where, count)
+        numbers = epoch(self, *callbacks)
         for name, seconds in (spent | {"fit": time.perf_counter() - start}).items():
             found[name].append(seconds)
         for name, run in others.items():

@@ -121,7 +121,7 @@ def _data(config: dict[str, Any], run: str) -> data.Dataset:
     """The data set of a run."""
     if config.get("data") == "tensor":
         raise ValueError(
-            f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table, or fit with resume."
+            f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table, or fit's resume."
         )
     return data.load(**checkpoint.arguments(data.load, config))
 

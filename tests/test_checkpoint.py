@@ -31,10 +31,12 @@ def run(tmp_path):
 def test_a_run_directory_holds_what_it_says(run):
     folder, vae, history = run
     assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoint",
         "config.yaml",
         "environment.json",
         "metrics.csv",
         "model.safetensors",
+        "seconds.csv",
     ]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"] == "digits"

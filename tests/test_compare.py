@@ -219,7 +219,7 @@ BAD = {
     "none": (lambda run: [], "at least 1 run, .*; got 0 runs"),
     "not there": (lambda run: [run, "nowhere"], "there is nothing at 'nowhere'"),
     "no weights": (lambda run: [(run / "model.safetensors").unlink() or run], "with model.safetensors; '.*wide' has"),
-    "not YAML": (lambda run: spoil(run, "config.yaml", "a: b: c"), "could not read '.*wide'"),
+    "not YAML": (lambda run: spoil(run, "config.yaml", "a: b: c"), "could not read '.*wide/config.yaml'"),
     "another's weights": (
         lambda run: spoil(run, "config.yaml", (run / "config.yaml").read_text().replace("latent: 2", "latent: 3")),
         "Expected weights of the architecture .* The run is '.*wide'",

@@ -82,10 +82,11 @@ class TestMeasured:
 
     @pytest.mark.parametrize("fit_at_once", [1, 3, 512])
     def test_validation_keeps_to_it(self, fit_at_once, monkeypatch):
-        monkeypatch.setattr("pyro_vae.train.loop.how_many_fit", lambda run, most, device: fit_at_once)
+        monkeypatch.setattr("pyro_vae.train.validation.how_many_fit", lambda run, most, device: fit_at_once)
         vae = VAE.build((6,), latent=2)
         seen = []
         vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(law.batch_shape.numel()))
         fit(vae, torch.rand(100, 6), epochs=1, batch_size=80, compile="off", progress=False)
-        assert sum(seen[2:]) == 10  # after the check of the support, and the one step
-        assert max(seen[2:]) == min(10, 2 * fit_at_once)
+        assert sum(seen[2:-1]) == 10  # after the check of the support, and the one step
+        assert max(seen[2:-1]) == min(10, 2 * fit_at_once)
+        assert seen[-1] == min(10, 2 * fit_at_once, 16)  # whose scale is looked at

@@ -65,6 +65,7 @@ class CompiledSVI(SVI):
         ValueError: If an argument is not one of its choices.
 
     Example:
+        >>> from pyro.infer import Trace_ELBO
         >>> from pyro.optim import Adam
         >>> from pyro_vae import VAE
         >>> vae = VAE.build((1, 8, 8), latent=2)

@@ -51,6 +51,7 @@ class Training:
         self, vae: VAE, dataset: Dataset, objective: pyro.infer.ELBO, settings: dict[str, Any], processes: Processes
     ) -> None:
         self.vae, self.objective, self.settings, self.processes = vae, objective, settings, processes
+        self.ours = objective if isinstance(objective, Objective) else None  # beta, and the ELBO beside the loss
         self.missing, self.named = dataset.missing > 0, dataset.config["data"] != "tensor"
         self.model = Missing()(vae.model) if self.missing else vae.model
         self.device, self.dtype = vae.reference.device, vae.reference.dtype
@@ -75,7 +76,9 @@ class Training:
             reduce=processes.sum_gradients if processes.world > 1 else None,
             guard=self._guard if self.guards else None,
         )
-        self.validation = Validation(self.model, vae, dataset.valid, settings["seed"], processes, self._as_graph)
+        self.validation = Validation(
+            self.model, vae, dataset.valid, settings["seed"], processes, lambda: self.svi.mode != "off"
+        )
         self.watch = Watch(vae, spread(dataset.valid))
         self.epochs = self.at = 0
         self.beta = 1.0
@@ -95,22 +98,20 @@ class Training:
         Returns:
             Nats per datum; with ``on_nan="skip"`` also how many steps were skipped.
         """
-        batches = self._order().split(self.size)
-        on_cpu = self.device.type == "cpu"
         self.vae.train()
-        while self.at < len(batches):
-            step, rows = self.at, batches[self.at]
-            if isinstance(self.objective, Objective):
-                self.beta = self.objective.beta_now
+        for step, rows in enumerate(self._order().split(self.size)):
+            if step < self.at:
+                continue
+            self.beta = self.ours.beta_now if self.ours else 1.0
             self.losses[step], self.plain[step] = self._step(rows)
             self.at += 1
-            if not on_cpu and (step % LOOK == 0 or self.at == len(batches)):
+            if step % LOOK == 0 or self.at == self.batches:
                 self.look(max(0, step - LOOK))
             seen(len(rows))
         odd = len(self.train) - self.size * (self.batches - 1)  # images in the last batch
         counted = len(self.train) - sum(odd if step == self.batches - 1 else self.size for step in self.skipped)
         numbers = {"train": self._mean(self.losses, counted)} | self.validation(pause)
-        if isinstance(self.objective, Objective):
+        if self.ours:
             numbers |= {"train_at_beta_1": self._mean(self.plain, counted), "beta": self.beta}
         if self.skips:
             numbers["skipped"] = float(len(self.skipped))
@@ -145,12 +146,9 @@ class Training:
         self.losses[: self.at], self.plain[: self.at] = state["losses"], state["plain"]
         self._rehearse(state["svi"])
         checkpoint.restore(self.vae, state["vae"])  # buffers, as running means, that the rehearsal has moved
-        if isinstance(self.objective, Objective):
-            self.objective.start(self.steps, self.epochs * self.batches + self.at)
+        if self.ours:
+            self.ours.start(self.steps, self.epochs * self.batches + self.at)
         set_generators(state["generators"], self.device)
-
-    def _as_graph(self) -> bool:
-        return self.svi.mode != "off"
 
     def _rehearse(self, optimizer: dict[str, Any]) -> None:
         """Have the steps of each shape recorded that were recorded by then."""
@@ -194,12 +192,12 @@ class Training:
             if not broken:
                 raise
             self._wrong = f"expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}"
-            if isinstance(self.objective, Objective):
-                self.objective.advance()
+            if self.ours:
+                self.ours.advance()
         if isinstance(self.optim, PyroLRScheduler):
             self.optim.step()
         if not self._wrong:
-            return loss, self.objective.plain if isinstance(self.objective, Objective) else 0.0
+            return loss, self.ours.plain if self.ours else 0.0
         trouble = self._trouble(self.at, rows, self._wrong, x, drawn)
         for buffer, before in zip(self.vae.buffers(), kept, strict=True):
             buffer.copy_(before)

@@ -68,7 +68,9 @@ class Validation:
         self.vae.eval()
         for buffer in self.vae.buffers():
             self.processes.same(buffer)
-        self._at_once = self._at_once or self._room()
+        if not self._at_once:
+            with seeded(self.seed, str(self.device)):
+                self._at_once = self._room()
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
         distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         with torch.no_grad(), seeded(self.seed, str(self.device)):
@@ -78,7 +80,7 @@ class Validation:
                 x = read(self.split, rows, self.processes, self.dtype)
                 (one, both), _ = self._split((x,), {}) if self.as_graph() else self._two_terms(x)
                 distortion[i], whole[i] = one, both
-            self.scale = smallest_scale(self.vae, self.split[slice(0, FEW)].to(self.dtype))
+            self.scale = smallest_scale(self.vae, self.split[slice(0, min(FEW, self._at_once))].to(self.dtype))
         reconstruction, total = (self.processes.total(each) / len(self.split) for each in (distortion, whole))
         return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
 
