@@ -37,7 +37,8 @@ def run(given: list[str]) -> int:
     show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
         if resumes:
-            commands, given = {"resume": _resume}, ["resume", *given[1:]]
+            words = [word.removeprefix("--resume=") for word in given[1:] if word != "--resume"]
+            commands, given = {"resume": _resume}, ["resume", *words]
         else:
             check_config(given)
         command, arguments = parse(commands, given)

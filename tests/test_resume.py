@@ -1,22 +1,13 @@
 """Going on where a run stopped, to the last bit: after an exception, a signal, a kill, at any moment of a write."""
 
-import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, load, objectives, priors
-from pyro_vae.__main__ import main
+from pyro_vae import VAE, data, fit, guides, likelihoods, load, objectives, priors
 from pyro_vae.networks import MLP
 from pyro_vae.train import loop, recorder
 

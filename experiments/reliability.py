@@ -1,0 +1,171 @@
+"""Is a run that is killed the same run? And does a long one keep to its memory?
+
+Runs of ``pyro-vae train`` on the digits, binarised dynamically, are killed with SIGKILL at moments drawn at random, and
+gone on with by ``--resume``, and killed again, until they are done. Weights and ``metrics.csv`` are then compared,
+byte by byte, with those of a run that nobody disturbed: in plain Pyro, as a graph, and compiled by TorchInductor. And
+``fit`` runs for many epochs, its resident memory looked at after each.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common import command, write_table
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from pyro_vae.checkpoint import load_state
+
+MEMORY = """
+import sys
+from pathlib import Path
+from pyro_vae import VAE, data, fit
+from pyro_vae.train import loop
+
+resident, epoch = [], loop.Training.epoch
+
+def seen(self, *callbacks):
+    numbers = epoch(self, *callbacks)
+    resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+    return numbers
+
+loop.Training.epoch = seen
+digits = data.load("digits")
+fit(VAE.build(digits.event_shape), digits, epochs=int(sys.argv[1]), run_dir=sys.argv[2], progress=False)
+print(*resident)
+"""
+
+
+def main(
+    modes: Sequence[str] = ("off", "graph", "inductor"),
+    runs: int = 20,
+    kills: int = 2,
+    epochs: int = 100,
+    hidden: tuple[int, ...] = (200,),
+    long: int = 200,
+    settled: int = 20,
+    seed: int = 0,
+    out: str = "experiments/results",
+) -> None:
+    """Kill runs and go on with them; write a table and a figure.
+
+    Args:
+        modes: Ways of running a step, as ``fit``'s compile.
+        runs: Runs to kill, of each way.
+        kills: How often each is killed, at most: a kill that would come after its end is none.
+        epochs: Of each run.
+        hidden: Units of each hidden layer.
+        long: Epochs of the run whose memory is looked at.
+        settled: Epoch after which it is to be flat.
+        seed: Of the moments.
+        out: Folder for reliability.csv, .md and .png.
+    """
+    if min(runs, kills, epochs) < 1 or not 0 < settled < long:
+        raise ValueError(
+            "Expected at least 1 run, kill and epoch, and fewer epochs to settle than there are; "
+            f"got {runs}, {kills}, {epochs}, {settled} and {long}."
+        )
+    draw = random.Random(seed)
+    words = ["--binarize", "dynamic", "--likelihood", "Bernoulli", "--epochs", f"{epochs}"]
+    words += ["--network.hidden", str([*hidden])]
+    rows, moments = [], {}
+    with TemporaryDirectory() as folder:
+        for mode in modes:
+            row, moments[mode] = killed(Path(folder) / mode, [*words, "--compile", mode], runs, kills, draw)
+            rows.append({"step": mode, "epochs": epochs} | row)
+        memory = resident(long, Path(folder) / "long")
+    share = memory[-1] / memory[settled - 1] - 1
+    caption = (
+        f"Runs on the digits, binarised dynamically, killed up to {kills} times at random moments and gone on with; "
+        "identical are those whose model.safetensors and metrics.csv are, byte for byte, those of a run not killed. "
+        f"Resident memory of a run of {long} epochs: {memory[settled - 1] / 2**20:.1f} MiB after epoch {settled}, "
+        f"{memory[-1] / 2**20:.1f} MiB at the end, {100 * share:+.1f}%."
+    )
+    write_table(rows, Path(out) / "reliability", caption)
+    picture(moments, epochs, memory, settled).savefig(Path(out) / "reliability.png", dpi=150)
+    print(f"\n{(Path(out) / 'reliability.md').read_text()}")
+
+
+def killed(folder: Path, words: list[str], runs: int, kills: int, draw: random.Random) -> tuple[dict, list[float]]:
+    """Return what became of the runs, and at which epoch each kill came."""
+    folder.mkdir()
+    whole = folder / "whole"
+    start = time.perf_counter()
+    finish([*words, "--run_dir", str(whole)], None)
+    length = time.perf_counter() - start
+    row: dict[str, Any] = {"runs": runs, "kills": 0, "before the first checkpoint": 0, "identical": 0}
+    moments = []
+    for number in tqdm(range(runs), desc=folder.name, unit=" runs"):
+        run = folder / f"{number}"
+        for _ in range(kills):
+            if not finish(how(run, words), draw.uniform(0, length)):
+                row["kills"] += 1
+                at = epoch_of(run)
+                row["before the first checkpoint"] += not at
+                moments.append(at)
+        finish(how(run, words), None)
+        files = ("model.safetensors", "metrics.csv")
+        row["identical"] += all((run / name).read_bytes() == (whole / name).read_bytes() for name in files)
+    return row, moments
+
+
+def how(run: Path, words: list[str]) -> list[str]:
+    """The words that begin a run, or go on with it."""
+    return ["--resume", str(run)] if (run / "config.yaml").exists() else [*words, "--run_dir", str(run)]
+
+
+def finish(words: list[str], moment: float | None) -> bool:
+    """Train until the end, or a moment in seconds; return whether it ended by itself."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "pyro_vae", "train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        _, said = program.communicate(timeout=moment)
+    except subprocess.TimeoutExpired:
+        program.send_signal(signal.SIGKILL)
+        program.communicate()
+        return False
+    if program.returncode:
+        raise ValueError(f"Expected pyro-vae train {' '.join(words)} to end well; it said: {said.decode()[-500:]}")
+    return True
+
+
+def epoch_of(run: Path) -> float:
+    """How many epochs a run would go on from."""
+    if not (run / "config.yaml").exists():
+        return 0.0
+    state, _ = load_state(run)
+    return state["epochs"] + state["at"] / 12  # steps of an epoch: 1,437 images in batches of 128
+
+
+def resident(epochs: int, run: Path) -> list[int]:
+    """Bytes resident after each epoch."""
+    words = [sys.executable, "-c", MEMORY, f"{epochs}", str(run)]
+    return [*map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())]
+
+
+def picture(moments: dict[str, list[float]], epochs: int, memory: list[int], settled: int) -> Figure:
+    """Draw where the kills came, and memory by epoch."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for line, (mode, at) in enumerate(moments.items()):
+        left.plot(at, [line] * len(at), "|", markersize=18, markeredgewidth=1.5, label=mode)
+    left.set_yticks(range(len(moments)), [*moments])
+    left.set(xlabel="epoch that was gone on from", xlim=(-epochs / 50, epochs * 1.02), ylim=(-0.6, len(moments) - 0.4))
+    left.set_title("Kills")
+    right.plot(range(1, len(memory) + 1), [size / 2**20 for size in memory], color="#2b6cb0")
+    right.axvline(settled, color="0.6", linewidth=1, linestyle="--")
+    right.set(xlabel="epoch", ylabel="MiB resident", ylim=(0, None), title="Memory")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    command(main)
