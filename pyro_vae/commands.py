@@ -152,6 +152,7 @@ def _evaluate(
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
     check_device(device)
+    checkpoint.inside(run, "figures")  # said before the minutes that it takes
     vae, config = load(run, trust.split(), weights)
     dataset = _data(config, run)
     started = time.perf_counter()
@@ -175,7 +176,7 @@ def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None,
     vae, config = load(run, trust.split())
     if num < 1:
         raise ValueError(f"Expected to generate at least 1 image; got num = {num}.")
-    path = Path(output) if output else Path(run) / "figures" / "generated.png"
+    path = Path(output) if output else checkpoint.inside(run, "figures/generated.png")
     if path.suffix not in (".png", ".npy"):
         raise ValueError(f"Expected output to end in .png or .npy; got {str(path)!r}.")
     with torch.random.fork_rng(devices=[]):
@@ -217,8 +218,8 @@ def _peak() -> str:
 
 
 def _save(figures: dict[str, Figure], run: str | Path) -> Path:
-    folder = Path(run) / "figures"
+    folder = checkpoint.inside(run, "figures")
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        figure.savefig(checkpoint.inside(run, f"figures/{name}.png"), dpi=150)
     return folder

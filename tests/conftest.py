@@ -7,6 +7,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
+import signal
+import sys
 
 import numpy as np
 import pyro
@@ -30,6 +32,10 @@ def global_state():
             "gradients on": torch.is_grad_enabled(),
             "threads": torch.get_num_threads(),
             "matrix products": getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None),
+            "matrix precision": torch.get_float32_matmul_precision(),
+            "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+            "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+            "import path": list(sys.path),
             "numpy's generator": np.random.get_state()[1].tobytes(),
             "Python's generator": random.getstate(),
         }

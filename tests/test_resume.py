@@ -1,13 +1,21 @@
 """Going on where a run stopped, to the last bit: after an exception, a signal, a kill, at any moment of a write."""
 
+import json
 import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_vae import VAE, data, fit, guides, likelihoods, load, objectives, priors
+from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, load, objectives, priors, report
+from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
 from pyro_vae.train import loop, recorder
 
@@ -140,3 +148,395 @@ def test_a_run_that_is_killed_before_it_is_one_is_none(tmp_path, monkeypatch):
         load(tmp_path / "run")
     train(tmp_path / "run", epochs=1)
     assert load(tmp_path / "run")[1]["epochs"] == 1
+
+
+def spoiled(run, size):
+    """Cut the last checkpoint."""
+    path = run / "checkpoint" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run that was killed, with two checkpoints; and the same run undisturbed."""
+    folder = tmp_path_factory.mktemp("half")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "SECONDS", 0.0)
+        patch.setattr(recorder, "SHARE", 1e9)
+        train(folder / "whole", epochs=2)
+        killed_at(patch, loop.Training, "_step", 7)
+        with pytest.raises(Killed):
+            train(folder / "half", epochs=2)
+    return folder
+
+
+def test_a_checkpoint_that_is_cut_anywhere_is_seen_and_the_one_before_it_used(half, tmp_path):
+    size = (half / "half" / "checkpoint" / "last.safetensors").stat().st_size
+    before = checkpoint.unpack(half / "half" / "checkpoint" / "previous.safetensors")
+    for cut in {0, 1, 7, 8, 9, size - 1, *torch.randint(size, (44,)).tolist()}:
+        run = Path(shutil.copytree(half / "half", tmp_path / f"{cut}"))
+        spoiled(run, cut)
+        state, said = checkpoint.load_state(run)
+        assert (state["epochs"], state["at"]) == (before["epochs"], before["at"])
+        assert "last.safetensors' cannot be read" in said
+        assert said.endswith("going on from the one before it.")
+
+
+@pytest.mark.parametrize("byte", range(0, 100, 9))
+def test_a_checkpoint_with_another_byte_is_seen(byte, half, tmp_path):
+    run = Path(shutil.copytree(half / "half", tmp_path / "run"))
+    path = run / "checkpoint" / "last.safetensors"
+    content = bytearray(path.read_bytes())
+    content[byte * len(content) // 100 + 8] ^= 4
+    path.write_bytes(content)
+    assert "last.safetensors' cannot be read" in checkpoint.load_state(run)[1]
+
+
+def test_a_run_whose_last_checkpoint_is_cut_goes_on_from_the_one_before(half, tmp_path):
+    run = Path(shutil.copytree(half / "half", tmp_path / "run"))
+    spoiled(run, 100)
+    with pytest.warns(UserWarning, match="last.safetensors' cannot be read .*; going on from the one before it"):
+        train(run, epochs=2)
+    same(run, half / "whole")
+
+
+def test_where_no_checkpoint_can_be_read_a_sentence_says_so(half, tmp_path):
+    run = Path(shutil.copytree(half / "half", tmp_path / "run"))
+    spoiled(run, 100)
+    (run / "checkpoint" / "previous.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match="a run to go on with; .*last.* cannot be read .* and .*previous.* cannot be read"
+    ):
+        train(run, epochs=2)
+    shutil.rmtree(run / "checkpoint")
+    with pytest.raises(ValueError, match="there is no checkpoint in"):
+        train(run, epochs=2)
+
+
+def test_without_the_best_so_far_it_goes_on_and_says_so(half, tmp_path):
+    run = Path(shutil.copytree(half / "half", tmp_path / "run"))
+    (run / "checkpoint" / "best.safetensors").write_bytes(b"?")
+    with pytest.warns(
+        UserWarning, match="best.safetensors' cannot be read .*; going on without the best weights so far"
+    ):
+        train(run, epochs=2)
+    same(run, half / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, half, tmp_path, monkeypatch):
+    steps, real = [], loop.Training._step
+
+    def signalled(self, rows):
+        if len(steps) == 6:
+            os.kill(os.getpid(), number)
+        found = real(self, rows)  # it is finished
+        steps.append(1)
+        return found
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_step", signalled)
+        with pytest.raises(
+            KeyboardInterrupt, match=r"weights so far are in .*run. To go on: pyro-vae train --resume .*run"
+        ):
+            train(tmp_path / "run", epochs=2)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    state, _ = checkpoint.load_state(tmp_path / "run")
+    assert (state["epochs"], state["at"], len(steps)) == (1, 2, 7)
+    assert load(tmp_path / "run")[0].generate(2).shape == (2, 1, 8, 8)
+    train(tmp_path / "run", epochs=2)
+    same(tmp_path / "run", half / "whole")
+
+
+def test_a_signal_while_it_validates_is_not_waited_for(half, tmp_path, monkeypatch):
+    real = loop.Training._step
+
+    def signalled(self, rows):
+        if self.at == self.batches - 1:  # to be seen at the next look, before the first batch of validation
+            monkeypatch.setattr("pyro_vae.train.fitting.tqdm.update", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        return real(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_step", signalled)
+        with pytest.raises(KeyboardInterrupt, match="To go on"):
+            train(tmp_path / "run", epochs=2)
+    monkeypatch.undo()
+    state, _ = checkpoint.load_state(tmp_path / "run")
+    assert (state["epochs"], state["at"]) == (0, 5)
+    train(tmp_path / "run", epochs=2)
+    same(tmp_path / "run", half / "whole")
+
+
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+    def twice(self, rows):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the step went on")
+
+    monkeypatch.setattr(loop.Training, "_step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    assert checkpoint.load_state(tmp_path / "run")[0]["at"] == 0
+
+
+def test_without_a_run_directory_it_says_that_nothing_is_saved(monkeypatch):
+    def signalled(self, rows):
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0.0, 0.0
+
+    monkeypatch.setattr(loop.Training, "_step", signalled)
+    with pytest.raises(KeyboardInterrupt, match="Nothing is saved, since there is no run_dir"):
+        fit(build(), DYNAMIC, progress=False)
+
+
+class TestCommand:
+    OPTIONS = "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --epochs 2 --run_dir"
+
+    @pytest.fixture(autouse=True)
+    def quick(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+
+    def test_resume_goes_on(self, monkeypatch, capsys):
+        assert main([*self.OPTIONS.split(), "whole"]) == 0
+        shown = capsys.readouterr().out
+        with monkeypatch.context() as patch:
+            killed_at(patch, loop.Training, "_step", 15)
+            with pytest.raises(Killed):
+                main([*self.OPTIONS.split(), "run"])
+        capsys.readouterr()
+        assert main(["train", "--resume", "run"]) == 0
+        same(Path("run"), Path("whole"))
+        again = capsys.readouterr().out
+        assert again.startswith("digits, binarised dynamically: going on with run\n")
+        table = [line for line in shown.splitlines() if "±" in line]
+        assert [line for line in again.splitlines() if "±" in line] == table
+        assert {path.name for path in Path("run/figures").iterdir()} == {
+            path.name for path in Path("whole/figures").iterdir()
+        }
+        found = json.loads(Path("run/environment.json").read_text())
+        assert found["seed"] == 0
+        assert [again["packages"] for again in found["resumed"]] == [found["packages"]]
+
+    def test_a_run_that_is_done_stays_and_may_be_longer(self, capsys):
+        assert main([*self.OPTIONS.split(), "run"]) == 0
+        before = Path("run/metrics.csv").read_text()
+        assert main(["train", "--resume=run"]) == 0
+        assert Path("run/metrics.csv").read_text() == before
+        assert main(["train", "--epochs", "3", "--resume", "run"]) == 0
+        assert Path("run/metrics.csv").read_text().startswith(before)
+        assert load("run")[1]["epochs"] == 3
+        assert main(["train", "--config", "run/config.yaml", "--run_dir", "again"]) == 0
+        same(Path("run"), Path("again"))
+
+    def test_ctrl_c_exits_with_130(self, monkeypatch, capsys):
+        real = loop.Training._step
+
+        def signalled(self, rows):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, rows)
+
+        monkeypatch.setattr(loop.Training, "_step", signalled)
+        assert main([*self.OPTIONS.split(), "run"]) == 130
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said == (
+            "pyro-vae train: interrupted. The weights so far are in run. To go on: pyro-vae train --resume run"
+        )
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("--resume nowhere", "there is nothing at 'nowhere'"),
+            ("--resume .", "'.' has none. Is it a run"),
+            ("--resume run --lr 3", "unrecognized arguments: --lr 3.* With --resume go --epochs, .* has the rest"),
+            ("--resume run --epochs 1", "Expected 2 epochs or more, as the run began with; got 1"),
+            ("--resume", "resume"),
+            ("--run_dir run", "holds a run already. Choose another --run_dir, go on with that run by --resume run, or"),
+        ],
+    )
+    def test_what_is_wrong_gets_a_sentence(self, words, message, capsys):
+        assert main([*self.OPTIONS.split(), "run"]) == 0
+        before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert main(["train", *words.split()]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert re.search(message, said[0]), said
+        assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+    def test_overwrite_is_asked_for(self, capsys):
+        assert main([*self.OPTIONS.split(), "run"]) == 0
+        Path("run/mine.txt").write_text("a note")
+        assert main([*self.OPTIONS.split(), "run", "--overwrite", "true", "--seed", "4", "--epochs", "1"]) == 0
+        assert len(Path("run/metrics.csv").read_text().splitlines()) == 2
+        assert load("run")[1]["seed"] == 4
+        assert Path("run/mine.txt").read_text() == "a note"
+
+    @pytest.mark.parametrize("words", ["--resume run", "--run_dir run --overwrite true", "--run_dir other"])
+    def test_two_processes_do_not_write_to_one_run(self, words, capsys):
+        assert main([*self.OPTIONS.split(), "run"]) == 0
+        Path("other").mkdir()
+        capsys.readouterr()
+        with checkpoint.hold(Path("run")), checkpoint.hold(Path("other")):
+            assert main(["train", *words.split()]) == 2
+            assert "another process is training into" in capsys.readouterr().err
+        assert not [*Path("other").iterdir()]
+
+
+CHANGED = {
+    "lr": ({"lr": 0.5}, "Expected the settings that the run began with; lr was 0.001 and is now 0.5"),
+    "prior": ({"parts": {"prior": priors.GaussianMixture}}, "settings that the run began with; prior was"),
+    "data": ({"dataset": data.load("digits", binarize="threshold")}, "run began with; binarize was 'dynamic'"),
+    "fewer epochs": ({"epochs": 1}, "Expected 2 epochs or more, as the run began with; got 1"),
+    "both": ({"run_dir": "other"}, "Expected resume, which writes where it goes on, or run_dir"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), CHANGED.values(), ids=CHANGED)
+def test_a_run_goes_on_with_what_it_began_with(options, message, half):
+    with pytest.raises(ValueError, match=message):
+        train(half / "whole", **({"epochs": 2} | options))
+
+
+def test_a_run_goes_on_with_the_images_it_began_with(tmp_path):
+    x = torch.rand(60, 5)
+    fit(VAE.build((5,), latent=2), x, epochs=1, progress=False, run_dir=tmp_path / "run")
+    for other in (x[1:], x + 0.01):
+        with pytest.raises(ValueError, match="Expected the data that the run began with; got others"):
+            fit(VAE.build((5,), latent=2), other, epochs=2, progress=False, resume=tmp_path / "run")
+    fit(VAE.build((5,), latent=2), x, epochs=2, progress=False, resume=tmp_path / "run")
+    assert len(checkpoint.load_metrics(tmp_path / "run")["valid"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"lr_schedule": "cosine"}, "the cosine learning rate"),
+        ({"objective": partial(objectives.ELBO, beta=objectives.Linear(0.5))}, "beta"),
+    ],
+)
+def test_what_follows_the_length_of_a_run_keeps_it(options, what, tmp_path):
+    train(tmp_path / "run", **options)
+    with pytest.raises(ValueError, match=f"Expected 4 epochs, as the run began with, since {what} follows that; got 5"):
+        train(tmp_path / "run", **(options | {"epochs": 5}))
+
+
+def test_a_warm_up_of_so_many_steps_does_not(tmp_path):
+    options = {"objective": partial(objectives.ELBO, beta=objectives.Linear(7))}
+    train(tmp_path / "run", **options)
+    train(tmp_path / "run", **(options | {"epochs": 5}))
+    train(tmp_path / "whole", **(options | {"epochs": 5}))
+    same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_another_machine_is_said(half, tmp_path):
+    run = Path(shutil.copytree(half / "half", tmp_path / "run"))
+    known = json.loads((run / "environment.json").read_text())
+    assert known["git"] is None or re.fullmatch("[0-9a-f]{40}", known["git"]["commit"])
+    assert {"command", "seed", "cores", "memory_GiB", "processor", "gpus", "threads", "platform"} <= known.keys()
+    known |= {"threads": 77, "packages": known["packages"] | {"torch": "2.0.0"}}
+    (run / "environment.json").write_text(json.dumps(known))
+    with pytest.warns(UserWarning, match="last bits may be others: threads 77, now 1; torch 2.0.0, now 2"):
+        train(run, epochs=2)
+    same(run, half / "whole")
+
+
+class TestPatience:
+    def test_stops_and_goes_back_to_the_best(self, tmp_path):
+        vae, history = train(tmp_path / "run", patience=2, lr=0.3, epochs=40)
+        best = min(range(len(history["valid"])), key=history["valid"].__getitem__)
+        assert len(history["valid"]) == best + 3 < 40
+        kept, _ = load(tmp_path / "run", weights="best")
+        last, _ = load(tmp_path / "run", weights="last")
+        pairs = [*zip(vae.parameters(), kept.parameters(), last.parameters(), strict=True)]
+        assert all(torch.equal(mine, theirs) for mine, theirs, _ in pairs)
+        assert not all(torch.equal(mine, theirs) for mine, _, theirs in pairs)
+        assert load(tmp_path / "run")[0].decoder.network.bias.equal(vae.decoder.network.bias)
+        with torch.random.fork_rng():
+            again = train(tmp_path / "again", epochs=best + 1, lr=0.3)[0]
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(vae.parameters(), again.parameters(), strict=True))
+
+    def test_each_state_has_the_optimizer_of_its_own(self, tmp_path):
+        train(tmp_path / "run", patience=2, lr=0.3, epochs=40)
+        best, last = (checkpoint.unpack(tmp_path / "run" / "checkpoint" / f"{which}.safetensors") for which in WHICH)
+        for state in (best, last):
+            steps = {int(moments["step"]) for moments in state["svi"]["optimizer"]["state"].values()}
+            assert steps == {state["epochs"] * 5}
+        assert best["epochs"] == last["epochs"] - 2
+
+    def test_needs_no_run_directory(self):
+        vae = build()
+        history = fit(vae, DYNAMIC, patience=1, lr=0.3, epochs=40, progress=False)
+        assert len(history["valid"]) < 40
+        with pytest.raises(ValueError, match="Expected patience of at least 1 epoch, or None; got 0"):
+            fit(vae, DYNAMIC, patience=0)
+
+
+WHICH = ("best", "last")
+
+
+def test_a_full_disk_ends_it_with_a_sentence_and_the_last_checkpoint_stands(half, tmp_path, monkeypatch, often):
+    real, writes = os.fsync, iter(range(10**6))
+
+    def full(number):
+        if next(writes) > 30:
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            OSError, match=r"Expected to write '.*'; could not \(No space left on device\). What was there is"
+        ):
+            train(tmp_path / "run", epochs=2)
+    assert not [*(tmp_path / "run").rglob("*.new")]
+    train(tmp_path / "run", epochs=2)
+    same(tmp_path / "run", half / "whole")
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from pyro_vae.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # no file of more: as a disk that is full
+sys.exit(main("train --epochs 1 --network.hidden [200] --run_dir run".split()))
+"""
+
+
+def test_a_write_that_fails_ends_the_command_with_a_sentence(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(
+        "pyro-vae train: Expected to write 'run/checkpoint/last.safetensors'; could not (File too large"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_has_the_numbers_of_metrics(tmp_path, monkeypatch, often):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with monkeypatch.context() as patch:
+        killed_at(patch, loop.Training, "_step", 12)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", logger="tensorboard")
+    _, history = train(tmp_path / "run", logger="tensorboard")
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {*found.Tags()["scalars"]} == history.keys() - {"seconds"}
+    values = [(event.step, event.value) for event in found.Scalars("valid")]
+    assert values == [(i + 1, pytest.approx(value, rel=1e-6)) for i, value in enumerate(history["valid"])]
+
+
+def test_a_logger_that_cannot_be_gets_a_sentence(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="Expected logger to be tensorboard, or None; got 'wandb'"):
+        fit(build(), DYNAMIC, logger="wandb")
+    with pytest.raises(ValueError, match="Expected a run_dir for tensorboard to write to"):
+        fit(build(), DYNAMIC, logger="tensorboard")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        ValueError, match=r"to be installed for --logger tensorboard: pip install 'pyro_vae\[tensorboard\]'"
+    ):
+        fit(build(), DYNAMIC, logger="tensorboard", run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

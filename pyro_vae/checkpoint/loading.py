@@ -23,7 +23,7 @@ __all__ = ["build", "check_weights", "load", "restore"]
 
 PARTS = ("prior", "likelihood", "guide", "network")
 SLACK = 2**26  # numbers that parts may hold beside their weights
-MANY = 100_000  # tensors
+MANY = 10_000  # operations
 
 
 def load(
@@ -60,7 +60,7 @@ def load(
             f"Expected a run of a VAE made by VAE.build; {str(run)!r} does not name its parts. "
             "Build the VAE as before and use load_state_dict; to train on, fit(vae, ..., resume=run)."
         )
-    vae = build(event_shape, config, trust, sum(tensor.numel() for tensor in state.values()))
+    vae = build(event_shape, config, trust, state)
     restore(vae, state)
     return vae.eval(), config
 
@@ -111,14 +111,14 @@ def _checkpointed(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
     return weights, event_shape
 
 
-def build(event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], numbers: int) -> VAE:
+def build(event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], state: Mapping[str, Tensor]) -> VAE:
     """Build the VAE that a configuration names, no larger than its weights warrant.
 
     Arguments:
         event_shape: Shape of one x.
         config: Of the run.
         trust: Modules of the user's own.
-        numbers: How many the weights have.
+        state: The weights.
 
     Raises:
         ValueError: If a part is not trusted, cannot be made, or would be larger.
@@ -126,9 +126,9 @@ def build(event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], num
     check_trust({part: config[part] for part in PARTS}, trust)
     parts = {part: construct(config[part], trust) for part in PARTS}
     sizes = [config["latent"], *(event_shape if isinstance(event_shape, list) else [None])]
-    if not all(type(size) is int and size > 0 for size in sizes):
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         raise ValueError(f"Expected whole numbers for latent and the shape of x; the run has {str(sizes)[:80]}.")
-    with torch.random.fork_rng(devices=[]), _NoLarger(numbers):
+    with torch.random.fork_rng(devices=[]), _NoLarger(state):
         try:
             return VAE.build(event_shape, config["latent"], **parts)
         except (TypeError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
@@ -168,11 +168,13 @@ def check_weights(shapes: Mapping[str, tuple[int, ...]], vae: VAE) -> None:
 
 
 class _NoLarger(TorchDispatchMode):
-    """Refuses to make tensors, before they are made, of more numbers in all than weights of a known size warrant."""
+    """Refuses to make tensors, before they are made, of more numbers in all than known weights warrant, or too many."""
 
-    def __init__(self, numbers: int) -> None:
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.most, self.made, self.count = SLACK + 16 * numbers, 0, 0
+        self.most = SLACK + 16 * sum(tensor.numel() for tensor in state.values())
+        self.most_operations = MANY + 100 * len(state)
+        self.made = self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Do the operation, if it is not to make too much."""
@@ -188,8 +190,8 @@ class _NoLarger(TorchDispatchMode):
 
     def _make(self, numbers: int) -> None:
         self.made, self.count = self.made + numbers, self.count + 1
-        if self.made > self.most or self.count > MANY:
+        if self.made > self.most or self.count > self.most_operations:
             raise ValueError(
                 "Expected parts as large as their weights; those in config.yaml are larger by far, of more than "
-                f"{self.made:,} numbers in {self.count:,} tensors."
+                f"{self.made:,} numbers, or {self.count:,} operations."
             )

@@ -19,7 +19,7 @@ from pyro_vae.checkpoint.files import inside, short
 
 __all__ = ["arguments", "check_config", "check_trust", "construct", "construct_objective", "describe", "read_config"]
 
-LARGEST = 2**20  # bytes of a configuration
+LARGEST, BRACKETS = 2**20, 1000  # bytes of a configuration, and what takes a parser the square of their number
 
 
 def describe(part: Any) -> Any:
@@ -69,6 +69,8 @@ def read_config(run: str | Path, name: str = "config.yaml") -> dict[str, Any]:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it is larger than {LARGEST:,} bytes")
         text = path.read_text()
+        if text.count("[") + text.count("{") > BRACKETS:
+            raise ValueError("it has brackets without end")
         if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise ValueError("it refers to itself, as *name, which no run's does")
         config = yaml.safe_load(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import textwrap
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_vae import evaluate
+from pyro_vae import checkpoint, evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.summaries import mean_and_error
@@ -59,15 +60,16 @@ class Evaluation:
 
     def save(self, folder: str | Path) -> None:
         """Write ``evaluation.txt``, ``evaluation.json`` (numbers) and ``evaluation.csv`` (a line an image)."""
-        run = Path(folder)
-        (run / "evaluation.txt").write_text(f"{self}\n")
+        checkpoint.write(checkpoint.inside(folder, "evaluation.txt"), f"{self}\n")
         found = {key: value if math.isfinite(value) else str(value) for key, value in self.numbers.items()}
-        (run / "evaluation.json").write_text(json.dumps(found | {"diagnosis": self.diagnosis}, indent=2) + "\n")
-        with (run / "evaluation.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", *self.images])
-            for i in range(len(self.images["ELBO"])):
-                writer.writerow([i, *(column[i] if i < len(column) else "" for column in self.images.values())])
+        text = json.dumps(found | {"diagnosis": self.diagnosis}, indent=2)
+        checkpoint.write(checkpoint.inside(folder, "evaluation.json"), f"{text}\n")
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow(["image", *self.images])
+        for i in range(len(self.images["ELBO"])):
+            writer.writerow([i, *(column[i] if i < len(column) else "" for column in self.images.values())])
+        checkpoint.write(checkpoint.inside(folder, "evaluation.csv"), table.getvalue())
 
 
 def evaluation(

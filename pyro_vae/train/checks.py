@@ -102,7 +102,9 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"Expected the settings that the run began with; {name} was {before[name]!r} and is now {now[name]!r}. "
             "Leave it as it was, or train anew."
         )
-    if (epochs := before.get("epochs", now["epochs"])) != now["epochs"]:
+    if (epochs := before.get("epochs", now["epochs"])) > now["epochs"]:
+        raise ValueError(f"Expected {epochs} epochs or more, as the run began with; got {now['epochs']}.")
+    if epochs != now["epochs"]:
         beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
         warmup = (beta.get("init_args") or {}).get("warmup") if isinstance(beta, dict) else None
         if now["lr_schedule"] != "constant" or isinstance(warmup, float):

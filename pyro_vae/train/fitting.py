@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -192,12 +193,14 @@ def _run(training: Training, recorder: Recorder, progress: bool, logger: str | N
     done = training.epochs * size + min(size, training.at * training.size)
     with ExitStack() as stack:
         stack.callback(training.vae.eval)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Encountered", UserWarning)  # Pyro's words for what NotFinite says in full
         stop = stack.enter_context(Stop(training.processes, training.device))
-        show = {"unit": " images", "unit_scale": True, "disable": not progress}
-        bar = stack.enter_context(tqdm(total=epochs * size, initial=done, **show))
         if logger and recorder.run:
             recorder.logger = TensorBoard(recorder.run, training.epochs)
             stack.callback(recorder.logger.close)
+        show = {"unit": " images", "unit_scale": True, "disable": not progress}
+        bar = stack.enter_context(tqdm(total=epochs * size, initial=done, **show))
 
         def seen(images: int) -> None:
             bar.update(images)

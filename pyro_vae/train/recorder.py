@@ -66,7 +66,7 @@ class Recorder:
     @property
     def best(self) -> int | None:
         """Which epoch has the best validation ELBO, from 0; None where none has any."""
-        valid = torch.tensor(self.history.get("valid", [])).nan_to_num(nan=torch.inf)
+        valid = torch.tensor(self.history.get("valid", [])).nan_to_num(nan=torch.inf, posinf=torch.inf)
         return int(valid.argmin()) if len(valid) and valid.min() < torch.inf else None
 
     @property
