@@ -44,7 +44,8 @@ def run(given: list[str]) -> int:
         command, arguments = parse(commands, given)
         commands[command](**arguments)
     except KeyboardInterrupt as interrupt:
-        print(f"\n{name}: interrupted. {interrupt}".rstrip(), file=sys.stderr)
+        if is_first():
+            print(f"\n{name}: interrupted. {interrupt}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
         if not (said := sentence(error, name)):
@@ -70,6 +71,8 @@ def _train(**options: Any) -> None:
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
     if is_first():
         print(f"{dataset}: {counts} images of {'x'.join(map(str, dataset.event_shape))}")
+        if options["batch_size"] > len(dataset.train):
+            print(f"each step takes them all: there are fewer than batch_size, {options['batch_size']:,}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options["seed"])
         vae = VAE.build(dataset.event_shape, **take(VAE.build))

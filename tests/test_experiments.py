@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def experiments_on_the_path(monkeypatch):
     """As ``python experiments/NAME.py`` has it."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     yield
-    for name in ("common", "imputers", "rivals", "speed", "timing", *SMALL):
+    for name in ("common", "imputers", "reliability", "rivals", "speed", "timing", *SMALL):
         sys.modules.pop(name, None)
 
 
@@ -301,3 +302,36 @@ def test_the_judge_knows_real_images_from_noise():
     assert real["distance (RMS)"] < noise["distance (RMS)"] / 2
     assert judge(digits.train[:9])["distance (RMS)"] == pytest.approx(0, abs=1e-6)
     assert real["unreadable"] == pytest.approx(0.05, abs=0.01)
+
+
+class TestReliability:
+    def test_a_killed_run_is_the_same(self, tmp_path, capsys):
+        reliability = importlib.import_module("reliability")
+        reliability.main(("off",), runs=1, kills=1, epochs=2, hidden=(8,), long=3, settled=1, out=str(tmp_path))
+        (row,) = rows(tmp_path / "reliability.csv")
+        assert (row["step"], row["runs"], row["identical"]) == ("off", "1", "1")
+        assert [*row] == [*rows(EXPERIMENTS / "results" / "reliability.csv")[0]]
+        assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_bad_input_gets_a_sentence(self):
+        reliability = importlib.import_module("reliability")
+        with pytest.raises(
+            ValueError, match="Expected at least 1 run, kill and epoch, and fewer epochs to settle than"
+        ):
+            reliability.main(runs=0)
+
+    def test_the_readme_says_what_the_committed_table_says(self):
+        """And all are identical, and memory is flat within 5%."""
+        table = rows(EXPERIMENTS / "results" / "reliability.csv")
+        runs, kills, same = (sum(int(row[name]) for row in table) for name in ("runs", "kills", "identical"))
+        assert same == runs
+        assert {row["step"] for row in table} == {"off", "graph", "inductor"}
+        text = (EXPERIMENTS / "results" / "reliability.md").read_text()
+        share = re.search(r"at the end, ([+-][\d.]+)%", text)[1]
+        assert abs(float(share)) < 5
+        readme = " ".join((EXPERIMENTS.parent / "README.md").read_text().split())
+        sentence = (
+            f"{runs} runs, killed {kills} times at random moments, all ended with the weights and the metrics.csv"
+        )
+        assert sentence in readme
+        assert f"changed by {share}% from epoch 20 to epoch 200" in readme

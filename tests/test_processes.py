@@ -86,3 +86,56 @@ def test_two_processes_give_the_numbers_of_one(options, tmp_path):
         losses.append([[float(value) for name, value in row.items() if name != "seconds"] for row in rows])
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-5, atol=1e-5)
     assert len(printed[0]) == len(printed[1])
+
+
+STOPPED = """
+import os, signal, sys
+from pyro_vae.__main__ import main
+from pyro_vae.train import loop
+
+step, steps = loop.Training._step, iter(range(10**6))
+
+def stopped(self, rows):
+    if next(steps) == 15 and os.environ["RANK"] == "1":  # one is asked, and all stop
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, rows)
+
+loop.Training._step = stopped
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_stop_together_and_go_on_to_the_last_bit(tmp_path):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    options = ["--epochs", "2", "--latent", "2", "--network.hidden", "[16]", "--run_dir"]
+    codes = []
+    for program in (
+        ["-m", "pyro_vae", "train", *options, "whole"],
+        ["stopped.py", "train", *options, "run"],
+        ["-m", "pyro_vae", "train", "--resume", "run"],
+    ):
+        with socket.socket() as free:
+            free.bind(("", 0))
+            launch = [
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                "2",
+                "--master-port",
+                f"{free.getsockname()[1]}",
+            ]
+        done = subprocess.run(
+            [sys.executable, *launch, *program],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        codes.append(done.returncode)
+        if len(codes) == 2:
+            assert "The weights so far are in run. To go on: pyro-vae train --resume run" in done.stderr
+    assert codes == [0, 1, 0]
+    for name in ("metrics.csv", "model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()

@@ -75,7 +75,9 @@ quick = partial(fit, epochs=3, batch_size=50, progress=False)
 
 
 @pytest.mark.parametrize("compile", ["off", "graph"])
-@pytest.mark.parametrize("objective", [objectives.ELBO(), objectives.IWAE(3), pyro.infer.Trace_ELBO()], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [objectives.ELBO(), objectives.IWAE(3), pyro.infer.Trace_ELBO()], ids=lambda one: type(one).__name__
+)
 class TestStops:
     def test_with_step_batch_site_and_image(self, compile, objective, tmp_path):
         vae, dataset = build(Allergic), images()

@@ -75,7 +75,7 @@ def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
             f"Expected a new run directory; {str(run)!r} holds a run already. Choose another --run_dir, go on with "
             f"that run by --resume {run}, or write over it with --overwrite true."
         )
-    made = not run.exists()
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,7 +90,7 @@ def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
         finally:
             if made and not (run / "config.yaml").exists():
                 _clear(run)
-                for folder in (run / "checkpoint", run):
+                for folder in (run / "checkpoint", *made):
                     with suppress(OSError):
                         folder.rmdir()
 

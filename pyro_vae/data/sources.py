@@ -185,8 +185,12 @@ def file(path: Path) -> Images:
     A .npy file of more than ``LARGE`` bytes stays on disk.
     """
     try:
-        found = np.load(path, mmap_mode="r" if path.stat().st_size > LARGE else None, allow_pickle=False)
-        arrays = {"x": found} if isinstance(found, np.ndarray) else _unpacked(found)
+        with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
+            zipped = opened.read(2) == b"PK"
+            opened.seek(0)
+            mapped = path.stat().st_size > LARGE and not zipped
+            found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
+            arrays = {"x": found} if isinstance(found, np.ndarray) else _unpacked(found)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())}). "
@@ -235,5 +239,7 @@ def _each(paths: Sequence[Path], read: Callable[[Image.Image], Any], what: str) 
                     raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
                 found.append(read(image))
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"Expected an image; could not read {str(path)!r}.") from error
+            raise ValueError(
+                f"Expected an image; could not read {str(path)!r}. Save it anew, or leave it out of the folder."
+            ) from error
     return found

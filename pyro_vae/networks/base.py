@@ -63,4 +63,6 @@ def activation_named(name: str) -> nn.Module:
     found = getattr(nn, name, None)
     if not (isinstance(found, type) and found.__module__ == nn.ReLU.__module__):
         raise ValueError(f"Expected the name of an activation in torch.nn, as ReLU or Tanh; got {name!r}.")
+    if found().eval()(torch.zeros(1, 2)).shape != (1, 2):
+        raise ValueError(f"Expected an activation that leaves shapes as they are, as ReLU or Tanh; got {name!r}.")
     return found()

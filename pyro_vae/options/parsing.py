@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,26 @@ def parse(commands: dict[str, Callable[..., None]], given: Sequence[str]) -> tup
 
     Raises:
         ArgumentError: If there is no such option, or it does not take the value.
-        ValueError: If a class of the user's own is not to be had.
+        ValueError: If a class of the user's own is not to be had, or an option is null that has to be something.
     """
     words = in_full(given)
     made = parser(commands, _chosen(parser(commands), words))
     parsed = made.parse_args(words)
     options = made.instantiate(parsed)[parsed.subcommand].as_dict()
     options.pop("config", None)
+    subcommands = next(action for action in made._actions if action.dest == "subcommand").choices
+    assert isinstance(subcommands, dict)
+    _check(options, subcommands[parsed.subcommand].get_defaults())
     return parsed.subcommand, options
+
+
+def _check(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Check what jsonargparse lets pass: null for any option, and whole numbers of any length."""
+    for name, value in options.items():
+        if value is None and defaults.get(name) is not None:
+            raise ValueError(f"Expected a value for --{name}; got null. Leave it out for the usual one.")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"Expected --{name} to fit into 64 bits; got {value}.")
 
 
 def check_config(given: Sequence[str]) -> None:
@@ -66,12 +78,12 @@ def in_full(given: Sequence[str]) -> list[str]:
 
 def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | None = None) -> ArgumentParser:
     """Return a parser of the subcommands, with ``parts`` for defaults of ``train``."""
-    settings: dict[str, Any] = {"exit_on_error": False, "formatter_class": _HelpFormatter, "parser_mode": "parts"}
+    settings: dict[str, Any] = {"formatter_class": _HelpFormatter, "parser_mode": "parts"}
     settings["allow_abbrev"] = False  # --conf would be read, and not be looked through before
-    made = ArgumentParser(prog="pyro-vae", **settings)
+    made = _Parser(prog="pyro-vae", **settings)
     subcommands = made.add_subcommands()
     for name, command in commands.items():
-        sub = ArgumentParser(description=(command.__doc__ or "").split("\n")[0], **settings)
+        sub = _Parser(description=(command.__doc__ or "").split("\n")[0], **settings)
         sub.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
         if name == "train":
             sub.add_function_arguments(data.load)
@@ -90,6 +102,13 @@ def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | Non
             sub.add_function_arguments(command, as_positional=True)
         subcommands.add_subcommand(name, sub)
     return made
+
+
+class _Parser(ArgumentParser):
+    """Raises what is wrong, as does the one that jsonargparse makes of its class for --prior.help."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"exit_on_error": False} | options)
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -117,4 +136,11 @@ def _chosen(parser: ArgumentParser, given: Sequence[str]) -> dict[str, Any]:
     }
 
 
-set_loader("parts", lambda text: part_in_full("", get_loader("yaml")(text)), (yaml.YAMLError,))
+def _read(text: str) -> Any:
+    found = get_loader("yaml")(text)
+    if isinstance(found, dict) and found.get("config") is not None:
+        raise yaml.YAMLError("Expected options; got config, which one file cannot take from another.")
+    return part_in_full("", found)
+
+
+set_loader("parts", _read, (yaml.YAMLError,))

@@ -8,6 +8,7 @@ import textwrap
 import traceback
 from pathlib import Path
 
+import torch
 from jsonargparse import ArgumentError
 
 from pyro_vae.options.rooms import ROOMS, expected
@@ -31,11 +32,28 @@ def sentence(error: Exception, name: str) -> str:
             kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
             return f"{place}: {kind}{_short(cause.msg if isinstance(cause, SyntaxError) else str(cause))}"
         cause = cause.__cause__ or cause.__context__
+    if too_large := _too_large(error):
+        return too_large
     if isinstance(error, ArgumentError):
         return f"{_one_sentence(str(error))} See {name} --help."
     # Of a union of types jsonargparse lists what each said; ours is the sentence.
     ours = re.search(r"^ *- (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
+    if isinstance(error, OSError) and error.strerror:  # the system's own
+        return f"Expected a file or folder that can be read and written; got {str(error.filename)!r}: {error.strerror}."
     return _short(ours[1] if ours else str(error)) if isinstance(error, ValueError | OSError) else ""
+
+
+def _too_large(error: Exception) -> str:
+    """Say it where a number is too large for memory, or for the bits that numbers have."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), flags=re.IGNORECASE)
+        return (
+            f"Expected what fits into memory; got more{f', {size[1]} at a time' if size else ''}. "
+            "Use a smaller latent, network, likelihood, prior or batch_size, or fewer draws."
+        )
+    if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
+        return "Expected numbers that fit into the bits a computer has for them; got one too large. Use a smaller one."
+    return ""
 
 
 def _place(error: BaseException) -> str:
@@ -61,7 +79,7 @@ def _short(message: str) -> str:
 
 def _one_sentence(message: str) -> str:
     """Say what jsonargparse found wrong in one line: expected, got."""
-    message = " ".join(message.split())
+    message = re.sub(r"\S{200,}", lambda long: f"{long[0][:100]}...", " ".join(message.split()))
     option = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
     got = re.search(r"(?:(?:Got|Given) value|import path string): (.+?)(?:\. Got value|\.?$)", message)
     part = re.search(r"class_path='([\w.]+)'", message)

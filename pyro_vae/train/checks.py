@@ -121,8 +121,8 @@ def check_device(device: str) -> None:
         ValueError: If it cannot, as where there is no GPU.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # which 'meta' has not
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"Expected a device that torch can use, as 'cpu'; got device = {device!r}.") from error
 
 

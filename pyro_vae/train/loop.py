@@ -103,7 +103,7 @@ class Training:
             if step < self.at:
                 continue
             self.beta = self.ours.beta_now if self.ours else 1.0
-            self.losses[step], self.plain[step] = self._step(rows)
+            self.losses[step], self.plain[step] = self.processes.both(*self._step(rows))
             self.at += 1
             if step % LOOK == 0 or self.at == self.batches:
                 self.look(max(0, step - LOOK))
@@ -169,10 +169,8 @@ class Training:
     def _order(self) -> Tensor:
         """The epoch's order of images: of an epoch that is begun, drawn again from where the generators were."""
         now = generators(self.device)
-        if self.at:
-            set_generators(self.dawn, self.device)
-        else:
-            self.dawn = now
+        self.dawn = self.dawn if self.at else now
+        set_generators(self.dawn, self.device)
         order = self.processes.same(torch.randperm(len(self.train), device=self.device))
         if self.at:
             set_generators(now, self.device)
@@ -248,4 +246,4 @@ class Training:
         return NotFinite(f"Training diverged {where}: {wrong}. {fault.words}", record)
 
     def _mean(self, totals: Tensor, count: int) -> float:
-        return self.processes.total(totals) / count
+        return math.fsum(totals.tolist()) / count

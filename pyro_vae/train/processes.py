@@ -96,6 +96,14 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def both(self, one: Any, other: Any) -> tuple[Any, Any]:
+        """Return the sums over processes of two numbers."""
+        if self.world == 1:
+            return one, other
+        one = torch.as_tensor(one)
+        found = self.summed(torch.stack([one, torch.as_tensor(other).to(one)]))
+        return found[0], found[1]
+
     def total(self, numbers: Tensor) -> float:
         """Return the sum of numbers over processes, in float64."""
         total = torch.tensor(math.fsum(numbers.tolist()), dtype=torch.float64, device=numbers.device)
