@@ -6,6 +6,7 @@ byte by byte, with those of a run that nobody disturbed: in plain Pyro, as a gra
 ``fit`` runs for many epochs, its resident memory looked at after each.
 """
 
+import csv
 import random
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.checkpoint import load_state
 
+ORDER = ("off", "graph", "inductor")
 MEMORY = """
 import sys
 from pathlib import Path
@@ -54,7 +56,7 @@ def main(
     seed: int = 0,
     out: str = "experiments/results",
 ) -> None:
-    """Kill runs and go on with them; write a table and a figure.
+    """Kill runs and go on with them; write a table, which keeps the rows of other modes, and a figure.
 
     Args:
         modes: Ways of running a step, as ``fit``'s compile.
@@ -67,19 +69,20 @@ def main(
         seed: Of the moments.
         out: Folder for reliability.csv, .md and .png.
     """
-    if min(runs, kills, epochs) < 1 or not 0 < settled < long:
+    if not set(modes) <= set(ORDER) or min(runs, kills, epochs) < 1 or not 0 < settled < long:
         raise ValueError(
-            "Expected at least 1 run, kill and epoch, and fewer epochs to settle than there are; "
-            f"got {runs}, {kills}, {epochs}, {settled} and {long}."
+            f"Expected modes among {', '.join(ORDER)}, at least 1 run, kill and epoch, and fewer epochs to settle than "
+            f"there are; got {', '.join(modes)}, {runs}, {kills}, {epochs}, {settled} and {long}."
         )
     draw = random.Random(seed)
     words = ["--binarize", "dynamic", "--likelihood", "Bernoulli", "--epochs", f"{epochs}"]
     words += ["--network.hidden", str([*hidden])]
-    rows, moments = [], {}
+    stem = Path(out) / "reliability"
+    rows = kept(stem.with_suffix(".csv"), modes)
     with TemporaryDirectory() as folder:
         for mode in modes:
-            row, moments[mode] = killed(Path(folder) / mode, [*words, "--compile", mode], runs, kills, draw)
-            rows.append({"step": mode, "epochs": epochs} | row)
+            found = killed(Path(folder) / mode, [*words, "--compile", mode], runs, kills, draw)
+            rows.append({"step": mode, "epochs": epochs} | found)
         memory = resident(long, Path(folder) / "long")
     share = memory[-1] / memory[settled - 1] - 1
     caption = (
@@ -88,30 +91,37 @@ def main(
         f"Resident memory of a run of {long} epochs: {memory[settled - 1] / 2**20:.1f} MiB after epoch {settled}, "
         f"{memory[-1] / 2**20:.1f} MiB at the end, {100 * share:+.1f}%."
     )
-    write_table(rows, Path(out) / "reliability", caption)
-    picture(moments, epochs, memory, settled).savefig(Path(out) / "reliability.png", dpi=150)
-    print(f"\n{(Path(out) / 'reliability.md').read_text()}")
+    rows.sort(key=lambda row: ORDER.index(row["step"]))
+    write_table(rows, stem, caption)
+    picture(rows, memory, settled).savefig(stem.with_suffix(".png"), dpi=150)
+    print(f"\n{stem.with_suffix('.md').read_text()}")
 
 
-def killed(folder: Path, words: list[str], runs: int, kills: int, draw: random.Random) -> tuple[dict, list[float]]:
-    """Return what became of the runs, and at which epoch each kill came."""
+def kept(path: Path, modes: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a table that are not to be made anew."""
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        return [row for row in csv.DictReader(file) if row["step"] not in modes]
+
+
+def killed(folder: Path, words: list[str], runs: int, kills: int, draw: random.Random) -> dict[str, Any]:
+    """Return what became of the runs, and the epochs that they went on from."""
     folder.mkdir()
     whole = folder / "whole"
     first, last = training(whole, words)
-    row: dict[str, Any] = {"runs": runs, "kills": 0, "before the first checkpoint": 0, "identical": 0}
-    moments = []
+    row: dict[str, Any] = {"runs": runs, "kills": 0, "identical": 0}
+    epochs: list[float] = []
     for number in tqdm(range(runs), desc=folder.name, unit=" runs"):
         run = folder / f"{number}"
         for _ in range(kills):
             if not finish(how(run, words), draw.uniform(first, last)):
                 row["kills"] += 1
-                at = epoch_of(run)
-                row["before the first checkpoint"] += not at
-                moments.append(at)
+                epochs.append(epoch_of(run))
         finish(how(run, words), None)
         files = ("model.safetensors", "metrics.csv")
         row["identical"] += all((run / name).read_bytes() == (whole / name).read_bytes() for name in files)
-    return row, moments
+    return row | {"gone on from epoch": " ".join(f"{epoch:.1f}" for epoch in sorted(epochs))}
 
 
 def training(run: Path, words: list[str]) -> tuple[float, float]:
@@ -163,14 +173,15 @@ def resident(epochs: int, run: Path) -> list[int]:
     return [*map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())]
 
 
-def picture(moments: dict[str, list[float]], epochs: int, memory: list[int], settled: int) -> Figure:
+def picture(rows: Sequence[dict[str, Any]], memory: list[int], settled: int) -> Figure:
     """Draw where the kills came, and memory by epoch."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for line, (mode, at) in enumerate(moments.items()):
-        left.plot(at, [line] * len(at), "|", markersize=18, markeredgewidth=1.5, label=mode)
-    left.set_yticks(range(len(moments)), [*moments])
-    left.set(xlabel="epoch that was gone on from", xlim=(-epochs / 50, epochs * 1.02), ylim=(-0.6, len(moments) - 0.4))
+    for line, row in enumerate(rows):
+        at = [float(epoch) for epoch in row["gone on from epoch"].split()]
+        left.plot(at, [line] * len(at), "|", markersize=18, markeredgewidth=1.5)
+    left.set_yticks(range(len(rows)), [row["step"] for row in rows])
+    left.set(xlabel="epoch that was gone on from", ylim=(-0.6, len(rows) - 0.4))
     left.set_title("Kills")
     right.plot(range(1, len(memory) + 1), [size / 2**20 for size in memory], color="#2b6cb0")
     right.axvline(settled, color="0.6", linewidth=1, linestyle="--")
