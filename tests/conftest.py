@@ -8,7 +8,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 import signal
-import sys
 
 import numpy as np
 import pyro
@@ -35,7 +34,6 @@ def global_state():
             "matrix precision": torch.get_float32_matmul_precision(),
             "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
             "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-            "import path": list(sys.path),
             "numpy's generator": np.random.get_state()[1].tobytes(),
             "Python's generator": random.getstate(),
         }

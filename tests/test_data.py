@@ -237,7 +237,7 @@ class TestMissing:
 
 
 def test_at_most_ten_thousand_are_held_out_for_each():
-    found = data.from_tensor(torch.arange(120_000).view(-1, 1))
+    found = data.from_tensor(torch.zeros(120_000, 1))
     assert [len(split) for split in found.splits.values()] == [100_000, 10_000, 10_000]
 
 
@@ -252,10 +252,8 @@ class Fake:
         count = 30 if train or split == "train" or background else 6
         shape = {"CIFAR10": (count, 8, 8, 3), "SVHN": (count, 3, 8, 8)}.get(type(self).__name__, (count, 8, 8))
         self.data = np.full(shape, count, dtype=np.uint8)
-        if count == 30:  # images for training have to differ
-            self.data[::2] = 0
         self.targets = self.labels = list(range(count))
-        self.pictures = [(Image.new("L", (105, 105), 255 * (i % 2)), i) for i in range(count)]
+        self.pictures = [(Image.new("L", (105, 105), 255), i) for i in range(count)]
 
     def __iter__(self):
         return iter(self.pictures)
@@ -292,9 +290,7 @@ class TestTorchvision:
 
 def test_omniglot_is_ink_on_paper(monkeypatch, torchvision_datasets):
     monkeypatch.setattr(Fake, "found", True)
-    train = data.load("omniglot").train
-    assert (train.pixels[train.labels % 2 == 1] == 0).all()  # blank paper, no ink
-    assert (train.pixels[train.labels % 2 == 0] == 255).all()
+    assert (data.load("omniglot").train.pixels == 0).all()  # blank paper, no ink
 
 
 def write(path, array):

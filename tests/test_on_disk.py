@@ -168,10 +168,10 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
 
     def read_all(count):
         array = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.uint8, shape=(count, 112, 112))
-        array[::2, 0, 0] = array[1::2, 0, 1] = 255
+        array[:, 0, 0] = 255
         del array
         train = data.load(str(tmp_path / "x.npy")).train
-        assert train.mean.sum().item() == pytest.approx(1)
+        assert train.mean.sum() == 1
         for batch in torch.randperm(len(train)).split(128):
             assert train[batch].sum() == len(batch)
         return resident()

@@ -218,7 +218,7 @@ class TestSaidOnce:
     def test_that_the_kl_stays_at_zero(self):
         objective = objectives.ELBO(beta=1e4)
         with pytest.warns(
-            UserWarning, match=r"The KL has stayed at zero for 3 epochs \(.* nats\): the codes say"
+            UserWarning, match=r"The KL has stayed at zero for 5 epochs \(.* nats\): the codes say"
         ) as found:
             history = fit(build(), images(), objective, epochs=40, lr=1e-2, progress=False)
         assert history["valid_kl"][-1] < 0.01

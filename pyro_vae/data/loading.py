@@ -61,9 +61,9 @@ def load(
 
     Raises:
         FileNotFoundError: If there is nothing at the path, or torchvision finds no data and no network.
-        ValueError: If the name is unknown, the data cannot be read, are infinite, are fewer than 3 images or all the
-            same, have an image of which nothing is observed or are on disk and have missing numbers, or do not suit
-            the options; and, when a batch is read, if a file on disk is not what it was.
+        ValueError: If the name is unknown, the data cannot be read, are infinite, are fewer than 3 images, have an
+            image of which nothing is observed or are on disk and have missing numbers, or do not suit the options;
+            and, when a batch is read, if a file on disk is not what it was.
 
     References:
         The split of static binarisation is ours, not that of Larochelle and Murray (2011): numbers on the two do
@@ -154,7 +154,6 @@ def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
         frozen = i > 0 or binarize == "static"
         parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
     train, valid, test = parts
-    _check_differ(train, images.source)
     return Dataset(train, valid, test, _support(whole, low, high), config)
 
 
@@ -172,17 +171,6 @@ def _check(whole: Split, source: str, binarize: str, dequantize: bool) -> None:
         raise ValueError(
             f"Expected binarize to be none, dynamic or threshold for {source}, which stays on disk; got 'static', "
             "whose draws would have to be kept. Use dynamic."
-        )
-
-
-def _check_differ(train: Split, source: str) -> None:
-    """Check that there is something to learn; where some is missing, what is missing may differ."""
-    first = train.pixels[:1]
-    same = all(bool((train.pixels[i : i + 32] == first).all()) for i in range(0, len(train), 32))
-    if same and len(train) > 1 and train.mask is None:
-        raise ValueError(
-            f"Expected images that differ; all {len(train):,} for training in {source} are the same. Look at how they "
-            "were written, or at binarize."
         )
 
 

@@ -15,7 +15,7 @@ from pyro_vae.data.supports import Levels, of_element, open_unit_interval
 from pyro_vae.missing import observed
 from pyro_vae.vae import VAE
 
-__all__ = ["check_device", "check_resumed", "check_settings", "check_support"]
+__all__ = ["check_device", "check_differ", "check_resumed", "check_settings", "check_support"]
 
 AT_ONCE = 4096
 # What may be another when a run goes on; how many epochs, where nothing follows it.
@@ -124,6 +124,22 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).item()  # which 'meta' has not
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"Expected a device that torch can use, as 'cpu'; got device = {device!r}.") from error
+
+
+def check_differ(dataset: Dataset) -> None:
+    """Check that there is something to learn; of images with missing pixels, what is missing may differ.
+
+    Raises:
+        ValueError: If all training images are the same.
+    """
+    train = dataset.train
+    first = train.pixels[:1]
+    same = all(bool((train.pixels[i : i + 32] == first).all()) for i in range(0, len(train), 32))
+    if same and len(train) > 1 and train.mask is None:
+        raise ValueError(
+            f"Expected images that differ; all {len(train):,} for training in {dataset.config['data']!r} are the same. "
+            "Look at how they were written, or at binarize."
+        )
 
 
 def check_support(vae: VAE, dataset: Dataset, strict: bool = False) -> None:

@@ -17,7 +17,7 @@ from pyro_vae.compiled import fast_products
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Dataset, from_tensor
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.train.checks import check_device, check_resumed, check_settings, check_support
+from pyro_vae.train.checks import check_device, check_differ, check_resumed, check_settings, check_support
 from pyro_vae.train.generators import seeded
 from pyro_vae.train.loggers import Logger, TensorBoard, check_logger
 from pyro_vae.train.loop import Training
@@ -103,7 +103,7 @@ def fit(
         and ``beta``, at the epoch's last step.
 
     Raises:
-        ValueError: If an argument is out of range, x is outside the likelihood's support or of another shape than
+        ValueError: If an argument is out of range, all training images are the same, x is outside the likelihood's support or of another shape than
             the VAE was built for, torch cannot use the device, a schedule would not have ended by the last step,
             ``run_dir`` holds a run or another process writes to it, or the run to go on with is of other arguments or
             other data or cannot be read. :class:`pyro_vae.train.NotFinite` is one: training diverges.
@@ -136,6 +136,7 @@ def fit(
     dataset = dataset if isinstance(dataset, Dataset) else from_tensor(dataset)
     with together(device) as processes, seeded(seed, device), pyro.get_param_store().scope(), fast_products(precision):
         vae.to(device)
+        check_differ(dataset)
         check_support(vae, dataset)
         training = Training(vae, dataset, objective, settings, processes)
         if isinstance(objective, Objective):
