@@ -146,11 +146,14 @@ BAD = {
 BY_COMMAND = ["one image", "constant", "NaN over an image", "pickle", "truncated .npz", "unreadable image", "two sizes"]
 
 
+def trained(dataset):
+    return fit(vae(*dataset.event_shape), dataset, progress=False)
+
+
 @pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
 def test_what_is_wrong_with_a_file_is_one_sentence(make, message):
     with pytest.raises(ValueError, match=message) as caught:
-        loaded = data.load(make())
-        fit(vae(*loaded.event_shape), loaded, progress=False)
+        trained(data.load(make()))
     said = str(caught.value)
     assert said.startswith("Expected ")
     assert "\n" not in said
