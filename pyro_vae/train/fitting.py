@@ -106,7 +106,8 @@ def fit(
         ValueError: If an argument is out of range, all training images are the same, x is outside the likelihood's
             support or of another shape than the VAE was built for, torch cannot use the device, a schedule would not
             have ended by the last step, ``run_dir`` holds a run or another process writes to it, or the run to go on
-            with is of other arguments or other data or cannot be read. :class:`pyro_vae.train.NotFinite` is one: training diverges.
+            with is of other arguments or other data or cannot be read.
+        NotFinite: Training diverges; it is a ``ValueError``, whose ``record`` says where.
         OSError: If the run cannot be written; what was saved before is as it was.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
 
