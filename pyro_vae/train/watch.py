@@ -14,7 +14,7 @@ from pyro_vae.vae import VAE
 
 __all__ = ["Watch", "smallest_scale"]
 
-NOTHING = 0.01  # nats of KL below which codes say nothing
+NOTHING = 0.001  # nats of KL below which codes say nothing
 EPOCHS = 5
 LEVEL = 1 / 256  # of the range of x: a scale below it is of single grey levels
 
