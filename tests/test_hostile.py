@@ -209,7 +209,7 @@ def refused(words, message, capsys):
     assert not CANARY.exists()
 
 
-@pytest.mark.parametrize("words", ["evaluate run --chosen 0", "generate run", "compare run", "train --resume run"])
+@pytest.mark.parametrize("words", ["evaluate run --chosen 0", "train --resume run"])
 @pytest.mark.parametrize(("spoil", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_run_is_refused_in_one_sentence(spoil, message, words, run, capsys):
     spoil(run)
