@@ -318,6 +318,12 @@ class TestReliability:
         with pytest.raises(ValueError, match="Expected modes among off, graph, inductor, at least 1 run"):
             reliability.main(runs=0)
 
+    @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
+    def test_memory_is_flat_over_200_epochs(self, tmp_path):
+        sizes = importlib.import_module("reliability").resident(200, tmp_path / "run")
+        assert len(sizes) == 200
+        assert sizes[-1] < 1.05 * sizes[19]
+
     def test_the_readme_says_what_the_committed_table_says(self):
         """And all are identical, and memory is flat within 5%."""
         table = rows(EXPERIMENTS / "results" / "reliability.csv")

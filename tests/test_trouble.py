@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -253,36 +251,6 @@ def test_a_validation_elbo_that_is_not_finite_is_said_and_is_never_the_best():
     with pytest.warns(UserWarning, match="Expected a finite ELBO of the validation images"):
         history = quick(build(Afar), images(), patience=1, epochs=5)
     assert len(history["valid"]) == 1
-
-
-MEMORY = """
-from functools import partial
-from pathlib import Path
-from pyro_vae import VAE, data, fit
-from pyro_vae.networks import MLP
-from pyro_vae.train import loop, recorder
-
-recorder.SECONDS, recorder.SHARE = 0.0, 1.0  # saved as often as not
-resident, epoch = [], loop.Training.epoch
-
-def seen(self, *callbacks):
-    numbers = epoch(self, *callbacks)
-    resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
-    return numbers
-
-loop.Training.epoch = seen
-fit(VAE.build((1, 8, 8), network=partial(MLP, hidden=(64,))), data.load("digits"), epochs=200, run_dir="run",
-    progress=False)
-print(len(resident), resident[19], resident[-1])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
-def test_memory_is_flat_over_200_epochs(tmp_path):
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=True)
-    epochs, early, late = map(int, done.stdout.split())
-    assert epochs == 200
-    assert late < 1.05 * early
 
 
 def test_saving_takes_a_hundredth_of_the_time(monkeypatch):

@@ -143,7 +143,7 @@ def fit(
         if isinstance(objective, Objective):
             objective.start(training.steps)
         config = _config(vae, dataset, objective, settings)
-        with _directory(run_dir, resume, overwrite, config, processes) as run:
+        with _directory(run_dir, resume, overwrite, processes) as run:
             mean = dataset.mean
             recorder = Recorder(training, run, mean, patience)
             if resume:
@@ -153,15 +153,15 @@ def fit(
                     checkpoint.begin_again(run, config)
             else:
                 _start(vae, dataset, mean, processes)
-            if run and not resume:
-                recorder.save()
-                checkpoint.begin(run, config)
+                if run:
+                    recorder.save()
+                    checkpoint.begin(run, config)
             return _run(training, recorder, progress and processes.rank == 0, logger)
 
 
 @contextmanager
 def _directory(
-    run_dir: str | Path | None, resume: str | Path | None, overwrite: bool, config: dict, processes: Processes
+    run_dir: str | Path | None, resume: str | Path | None, overwrite: bool, processes: Processes
 ) -> Iterator[Path | None]:
     """The run's directory, for this process alone; None where nothing is to be written."""
     if resume and run_dir:

@@ -22,7 +22,7 @@ SHOWN = 10
 
 
 class NotFinite(ValueError):
-    """Training met a loss or a gradient that is not finite, and stopped before it was taken in.
+    """Training met a loss or a gradient that is not finite, and stopped: on a CPU, before it was taken in.
 
     Attributes:
         record: ``epoch`` and ``step``, from 1; ``rows``, the batch's of ``dataset.train``; ``at_fault``, those of them
