@@ -388,6 +388,7 @@ BAD = {
         "whole grey levels",
     ),
     "both": (lambda p: {"data": "digits", "binarize": "static", "dequantize": True}, ValueError, "either .* got both"),
+    "fewer than none held out": (lambda p: {"data": "digits", "valid": -1}, ValueError, "at least 0 .* got -1"),
     "too many held out": (lambda p: {"data": "digits", "valid": 1700}, ValueError, "fewer than the 1617 .* got 1700"),
 }
 

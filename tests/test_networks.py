@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from pyro_vae import VAE, fit, networks
-from pyro_vae.networks import MLP, Auto, Conv, ResNet
+from pyro_vae.networks import MLP, Auto, Conv, GatedMLP, ResNet
 
 NETWORKS = {
     "MLP": MLP,
     "MLP deep": partial(MLP, hidden=(30, 20), activation="Tanh"),
     "MLP linear": partial(MLP, hidden=()),
+    "GatedMLP": GatedMLP,
+    "GatedMLP linear": partial(GatedMLP, hidden=()),
     "Conv": Conv,
     "Conv three levels": partial(Conv, channels=(4, 8, 16), hidden=32, activation="SiLU"),
     "Conv two dense layers": partial(Conv, channels=(4,), hidden=(32, 16)),
@@ -82,6 +84,19 @@ def test_its_steps_are_recorded_and_train(network):
         history = fit(vae, x, compile="graph", epochs=3, batch_size=16, progress=False)
     assert all(math.isfinite(loss) for loss in history["train"])
     assert history["train"][-1] < history["train"][0]
+
+
+def test_a_gate_is_a_sigmoid_of_the_other_half():
+    """h = (A a + b) sigmoid(C a + d), layer by layer, in float64."""
+    net, a = GatedMLP((5,), (2, 3), hidden=(4, 6)).double(), torch.randn(7, 5).double()
+    first, second, last = (layer for layer in net.layers if isinstance(layer, torch.nn.Linear))
+    for layer, units in ((first, 4), (second, 6)):
+        with torch.no_grad():
+            layer.bias.normal_()
+        h = a if layer is first else h
+        both = h @ layer.weight.T + layer.bias
+        h = both[:, :units] / (1 + (-both[:, units:]).exp())
+    torch.testing.assert_close(net(a), (h @ last.weight.T).reshape(7, 2, 3) + net.bias, rtol=1e-12, atol=1e-12)
 
 
 class TestAuto:

@@ -90,6 +90,8 @@ RUNS = {
     "patience": {"patience": 2, "lr": 0.3, "epochs": 12},
     "skipping": {"on_nan": "skip"},
     "bfloat16": {"precision": "bfloat16"},
+    "Muon": {"optimizer": "muon", "lr_schedule": "cosine"},
+    "Muon, one cycle, in plain Pyro": {"optimizer": "muon", "lr_schedule": "one-cycle", "compile": "off"},
 }
 
 

@@ -11,10 +11,10 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam, PyroLRScheduler
 
-from pyro_vae import VAE, CompiledSVI, data, evaluate, fit, likelihoods
+from pyro_vae import VAE, CompiledSVI, compare, data, evaluate, fit, likelihoods, load, plots, report
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, IWAE, Linear
-from pyro_vae.train.adam import adam
+from pyro_vae.train.optimizers import recipe
 
 NETWORK = partial(MLP, hidden=(32,))
 
@@ -231,7 +231,7 @@ class TestHowAStepIsRun:
         moved = {}
         for schedule in ("constant", "cosine", "one-cycle"):
             vae = build()
-            optim = adam(1e-2, schedule, 6)
+            optim = recipe("adam", 1e-2, schedule, 6, vae)
             monitor = []
             svi = CompiledSVI(vae.model, vae.guide, optim, ELBO())
             for _ in range(6):
@@ -288,3 +288,56 @@ def test_memory_is_flat_over_the_steps_of_an_epoch():
     steps, grown = map(int, done.stdout.split())
     assert steps == 430
     assert grown < 15e6
+
+
+class TestNothingHeldOut:
+    ALL = data.load("digits", valid=0)
+
+    def test_all_that_is_not_for_test_is_trained_on(self):
+        assert [*self.ALL.splits] == ["train", "test"]
+        assert len(self.ALL.train) == len(DIGITS.train) + len(DIGITS.valid)
+        assert (self.ALL.test[:] == DIGITS.test[:]).all()
+
+    def test_there_are_no_numbers_of_validation_and_no_best(self, tmp_path):
+        history = quick(build(), self.ALL, run_dir=tmp_path / "run")
+        assert history.keys() == {"train", "train_at_beta_1", "beta", "seconds"}
+        assert not (tmp_path / "run" / "checkpoint" / "best.safetensors").exists()
+        with pytest.raises(FileNotFoundError, match=r"Expected a run directory with best weights; .* has none\."):
+            load(tmp_path / "run", weights="best")
+        more = fit(build(), self.ALL, epochs=3, batch_size=256, progress=False, resume=tmp_path / "run")
+        assert more["train"][:2] == history["train"]
+        assert len(plots.curves(more).axes) == 1
+
+    def test_the_table_and_the_comparison_do_without(self, tmp_path):
+        for seed in (0, 1):
+            quick(vae := build(seed=seed), self.ALL, run_dir=tmp_path / f"{seed}")
+        assert "valid" not in report.table(vae, self.ALL, num_particles=3, images=10)
+        rows = compare.compare([tmp_path / "0", tmp_path / "1"], num_particles=3, images=10, progress=False)
+        assert len(compare.figure(rows).axes) == 3
+        with pytest.raises(ValueError, match=r"Expected images held out for valid; .* has none\. Use test\."):
+            compare.compare([tmp_path / "0"], num_particles=3, images=10, split="valid", progress=False)
+
+    def test_patience_needs_them(self):
+        with pytest.raises(ValueError, match=r"Expected images held out for validation, .* got valid = 0\."):
+            quick(build(), self.ALL, patience=2)
+
+
+class TestOnEpoch:
+    def test_it_is_called_after_each_epoch_with_the_history(self):
+        found = []
+        history = quick(build(), DIGITS, epochs=3, on_epoch=lambda seen: found.append([*seen["train"]]))
+        assert found == [history["train"][:n] for n in (1, 2, 3)]
+
+    def test_what_it_draws_moves_no_other_draw(self):
+        plain = quick(build(), DIGITS, epochs=3)
+        drawn = []
+        noisy = quick(build(), DIGITS, epochs=3, on_epoch=lambda _: drawn.append(torch.randn(3)))
+        assert len(drawn) == 3
+        assert noisy["train"] == plain["train"]
+
+    def test_it_sees_the_vae_as_it_is_in_evaluation_mode(self):
+        vae, seen = build(), []
+        quick(vae, DIGITS, on_epoch=lambda _: seen.append((vae.training, vae.decoder.network.bias.detach().clone())))
+        assert [training for training, _ in seen] == [False, False]
+        assert (seen[0][1] != seen[1][1]).any()
+        assert (seen[1][1] == vae.decoder.network.bias).all()

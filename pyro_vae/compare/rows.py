@@ -125,6 +125,8 @@ def compare(
                 datasets[str(options)] = data.load(**options)
             dataset = datasets[str(options)]
             _check_shape(vae, run, dataset)
+            if split not in dataset.splits:
+                raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
             part = dataset.splits[split].to(device)
             values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
             row = Row(

@@ -136,7 +136,7 @@ class Dataset:
 
     Arguments:
         train: Trained on; noise is drawn afresh at every reading.
-        valid: Watched while training; noise drawn once for all, as of ``test``.
+        valid: Watched while training; noise drawn once for all, as of ``test``. May be of no images.
         test: Looked at in the end.
         support: The constraint that every x satisfies: ``boolean``; ``levels(L)``, grey levels as they are;
             ``unit_interval``, dequantised ones, which keep off its ends, or floats; ``nonnegative_integer``, counts;
@@ -152,8 +152,9 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The three splits by name."""
-        return {"train": self.train, "valid": self.valid, "test": self.test}
+        """The splits by name: train, test, and between them valid where images are held out for it."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: split for name, split in splits.items() if len(split)}
 
     @property
     def event_shape(self) -> tuple[int, ...]:

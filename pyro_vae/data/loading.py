@@ -51,7 +51,8 @@ def load(
             for every training batch, and once for the validation and test images; ``threshold``, 1 above one half.
         dequantize: Whether to add uniform noise within a grey level, which makes a density of grey pixels a bound
             on their probability.
-        valid: How many images to hold out for validation, if not the usual part.
+        valid: How many images to hold out for validation, if not the usual part; 0 to train on all that are not for
+            test, once there is nothing left to choose.
         counts: Whether x is the pixel as it is stored, a whole number from 0 on. Floats that are all whole numbers
             from 0 on are counts, or binary, without it.
 
@@ -208,8 +209,8 @@ def _rows(images: Images, valid: int | None) -> tuple[Tensor, Tensor, Tensor]:
         order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
         test, rest = order[:usual], order[usual:]
     held_out = usual if valid is None else valid
-    if not 1 <= held_out < len(rest):
+    if not 0 <= held_out < len(rest):
         raise ValueError(
-            f"Expected valid of at least 1 and fewer than the {len(rest)} images that are not for test; got {held_out}."
+            f"Expected valid of at least 0 and fewer than the {len(rest)} images that are not for test; got {held_out}."
         )
     return rest[held_out:], rest[:held_out], test

@@ -6,7 +6,7 @@ Pyro's plates. A decoder's ``out_shape`` is ``(params, *event)``, an encoder's i
 
 from pyro_vae.networks.auto import Auto
 from pyro_vae.networks.base import Network
-from pyro_vae.networks.dense import MLP
+from pyro_vae.networks.dense import MLP, GatedMLP
 from pyro_vae.networks.images import Conv, ResNet
 
-__all__ = ["MLP", "Auto", "Conv", "Network", "ResNet"]
+__all__ = ["MLP", "Auto", "Conv", "GatedMLP", "Network", "ResNet"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_vae.networks.base import Network, activation_named
 
-__all__ = ["MLP", "dense"]
+__all__ = ["MLP", "GatedMLP", "dense"]
 
 
 class MLP(Network):
@@ -41,15 +41,66 @@ class MLP(Network):
         super().__init__(in_shape, out_shape, nn.Sequential(*layers, out))
 
 
+class GatedMLP(Network):
+    r"""A multilayer perceptron, each of whose hidden units has a gate.
+
+    .. math:: h(a) = (A a + b) \odot \sigma(C a + d)
+
+    The input decides how much of each unit goes through. Weights start at He's initialisation, biases at zero.
+
+    References:
+        Language Modeling with Gated Convolutional Networks (Dauphin, Fan, Auli and Grangier, 2017).
+
+        VAE with a VampPrior (Tomczak and Welling, 2018), whose networks these are.
+
+        Delving Deep into Rectifiers (He, Zhang, Ren and Sun, 2015), for the initialisation.
+
+    Arguments:
+        in_shape: Shape of one input.
+        out_shape: Shape of one output.
+        hidden: Units of each hidden layer.
+
+    Raises:
+        ValueError: If a hidden layer has no units.
+
+    Example:
+        >>> net = GatedMLP((1, 8, 8), (2, 20), hidden=(64,))
+        >>> net.layers[1], net.layers[2]
+        (Linear(in_features=64, out_features=128, bias=True), GLU(dim=-1))
+    """
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int] = (300, 300)) -> None:
+        check_hidden(hidden)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise([prod(in_shape), *hidden]):
+            layers += [nn.Linear(before, 2 * after), nn.GLU()]
+        layers.append(nn.Linear([prod(in_shape), *hidden][-1], prod(out_shape), bias=False))
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        super().__init__(in_shape, out_shape, nn.Sequential(*layers))
+
+
 def dense(units: int, hidden: Sequence[int], activation: str) -> list[nn.Module]:
     """Return a flattening, then hidden layers with an activation after each.
 
     Raises:
         ValueError: If a hidden layer has no units.
     """
-    if any(size < 1 for size in hidden):
-        raise ValueError(f"Expected hidden layers of at least 1 unit; got {tuple(hidden)}.")
+    check_hidden(hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise([units, *hidden]):
         layers += [nn.Linear(before, after), activation_named(activation)]
     return layers
+
+
+def check_hidden(hidden: Sequence[int]) -> None:
+    """Check that each hidden layer has units.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    if any(size < 1 for size in hidden):
+        raise ValueError(f"Expected hidden layers of at least 1 unit; got {tuple(hidden)}.")

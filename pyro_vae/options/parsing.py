@@ -89,7 +89,9 @@ def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | Non
             sub.add_function_arguments(data.load)
             # A class of the user's own may leave out the types of its arguments.
             sub.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
-            sub.add_function_arguments(fit, skip={"vae", "dataset", "progress", "resume"}, fail_untyped=False)
+            sub.add_function_arguments(
+                fit, skip={"vae", "dataset", "progress", "resume", "on_epoch"}, fail_untyped=False
+            )
             sub.add_argument(
                 "--resume", type=str | None, help="Run directory to go on with; no other option is needed."
             )

@@ -16,9 +16,9 @@ __all__ = ["comparison", "curves"]
 def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     """Draw training curves, with reconstruction and divergence apart, from what ``fit`` returns.
 
-    Where the objective is not the ELBO at beta = 1, that is drawn beside it.
+    Where the objective is not the ELBO at beta = 1, that is drawn beside it. Where nothing is held out for validation
+    there is the loss alone.
     """
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
     epochs = np.arange(1, len(history["train"]) + 1)
     lines: list[tuple[str, list[tuple[str, str, str]]]] = [
         ("Loss", [("train", "train, the objective", BLUE), ("valid", "valid, -ELBO", ORANGE)]),
@@ -27,7 +27,10 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     ]
     if not np.array_equal(history.get("train_at_beta_1", history["train"]), history["train"]):
         lines[0][1].insert(1, ("train_at_beta_1", "train, -ELBO", GREEN))
-    for axes, (title, series) in zip(figure.subplots(1, 3), lines, strict=True):
+    shown = [(title, [line for line in series if line[0] in history]) for title, series in lines]
+    shown = [(title, series) for title, series in shown if series]
+    figure = Figure(figsize=(10 * len(shown) / 3, 3.2), layout="constrained")
+    for axes, (title, series) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for key, label, colour in series:
             axes.plot(epochs, history[key], color=colour, label=label, linewidth=1.5)
         if len(series) > 1:
@@ -61,7 +64,14 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
             colour = f"C{i % 10}"
             left.errorbar(run["nll"][0], i, xerr=run["nll"][1], fmt="o", color=colour, capsize=3)
             middle.plot(run["kl"], -run["reconstruction"], "o", color=colour)
-            right.plot(run["seconds"], run["valid"], color=colour, linewidth=1.5, marker="o", markevery=[-1])
+            right.plot(
+                run["seconds"][: len(run["valid"])],
+                run["valid"],
+                color=colour,
+                linewidth=1.5,
+                marker="o",
+                markevery=[-1],
+            )
         left.set_yticks(range(len(runs)), [*runs])
         left.set(ylim=(len(runs) - 0.5, -0.5), xlabel="-log p(x), nats per datum")
         _lines_of_one_elbo(middle)

@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element, open_unit_interval
 from pyro_vae.missing import observed
+from pyro_vae.train.optimizers import check_optimizer
 from pyro_vae.vae import VAE
 
 __all__ = ["check_device", "check_differ", "check_resumed", "check_settings", "check_support"]
@@ -80,6 +81,7 @@ def check_settings(settings: dict) -> None:
             raise ValueError(f"Expected {name} of at least 1; got {settings[name]}.")
     if not 0 < settings["lr"] < math.inf:
         raise ValueError(f"Expected a positive learning rate; got lr = {settings['lr']}.")
+    check_optimizer(settings["optimizer"])
     if settings["patience"] is not None and settings["patience"] < 1:
         raise ValueError(f"Expected patience of at least 1 epoch, or None; got {settings['patience']}.")
     if settings["on_nan"] not in ("stop", "skip"):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint
 from pyro_vae.compiled import fast_products
@@ -19,12 +17,12 @@ from pyro_vae.data import Dataset, from_tensor
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.train.checks import check_device, check_differ, check_resumed, check_settings, check_support
 from pyro_vae.train.generators import seeded
-from pyro_vae.train.loggers import Logger, TensorBoard, check_logger
+from pyro_vae.train.loggers import Logger, check_logger
 from pyro_vae.train.loop import Training
+from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import Processes, together
 from pyro_vae.train.recorder import Recorder
-from pyro_vae.train.stopping import Stop, Stopped
-from pyro_vae.train.trouble import NotFinite
+from pyro_vae.train.running import run_epochs
 from pyro_vae.vae import VAE
 
 __all__ = ["fit"]
@@ -50,6 +48,8 @@ def fit(
     logger: Logger | None = None,
     overwrite: bool = False,
     resume: str | Path | None = None,
+    optimizer: Choice = "adam",
+    on_epoch: Callable[[dict[str, list[float]]], Any] | None = None,
 ) -> dict[str, list[float]]:
     """Train a VAE by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
 
@@ -70,7 +70,7 @@ def fit(
         objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``. A schedule of its beta starts anew.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, of all processes together.
-        lr: Adam's learning rate; with ``one-cycle`` the largest.
+        lr: The learning rate; with ``one-cycle`` the largest.
         seed: Seed of the order, the noise and the draws. The same seed gives the same losses, to the last bit, on
             one machine.
         device: ``cpu`` or ``cuda``.
@@ -94,13 +94,19 @@ def fit(
         resume: Run directory to go on in, in place of ``run_dir``, with the arguments that the run began with; of
             these ``epochs`` may be more where neither the learning rate nor beta follows the length of the run, and
             ``on_nan``, ``device``, ``logger`` and where the data lie may be others.
+        optimizer: ``adam`` (Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015); or ``muon``, which steps
+            the weights of dense layers as far in every direction as in every other (Muon: An optimizer for hidden
+            layers in neural networks, Jordan et al., 2024) and all else by Adam: fewer, dearer steps to a better
+            ELBO, best with batches of 500 and more and a learning rate that falls.
+        on_epoch: Called after each epoch with what is returned, as it is by then, the VAE in evaluation mode: to draw,
+            to log, to evaluate. Its seconds are nobody's, and what it draws moves no other draw.
 
     Returns:
         Lists with one number an epoch, in nats per datum: ``train``, the objective's loss, a mean over the epoch as
-        it went; ``valid``, minus the ELBO at beta = 1 on the validation images, which is ``valid_reconstruction``,
-        E[-log p(x | z)], plus ``valid_kl``; and ``seconds``, of the epoch. With an objective of this package also
-        ``train_at_beta_1``, minus the ELBO at beta = 1 of the very draws that ``train`` is of, whatever was optimised,
-        and ``beta``, at the epoch's last step.
+        it went; ``valid``, minus the ELBO at beta = 1 on the validation images, if there are any, which is
+        ``valid_reconstruction``, E[-log p(x | z)], plus ``valid_kl``; and ``seconds``, of the epoch. With an objective
+        of this package also ``train_at_beta_1``, minus the ELBO at beta = 1 of the very draws that ``train`` is of,
+        whatever was optimised, and ``beta``, at the epoch's last step.
 
     Raises:
         ValueError: If an argument is out of range, all training images are the same, x is outside the likelihood's
@@ -121,6 +127,7 @@ def fit(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
+        "optimizer": optimizer,
         "seed": seed,
         "device": device,
         "lr_schedule": lr_schedule,
@@ -135,6 +142,8 @@ def fit(
     check_device(device)
     check_logger(logger, resume or run_dir)
     dataset = dataset if isinstance(dataset, Dataset) else from_tensor(dataset)
+    if patience and not len(dataset.valid):
+        raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
     with together(device) as processes, seeded(seed, device), pyro.get_param_store().scope(), fast_products(precision):
         vae.to(device)
         check_differ(dataset)
@@ -156,7 +165,7 @@ def fit(
                 if run:
                     recorder.save()
                     checkpoint.begin(run, config)
-            return _run(training, recorder, progress and processes.rank == 0, logger)
+            return run_epochs(training, recorder, progress and processes.rank == 0, logger, on_epoch)
 
 
 @contextmanager
@@ -188,52 +197,6 @@ def _start(vae: VAE, dataset: Dataset, mean: Tensor, processes: Processes) -> No
         start_at(dataset.train.to(vae.reference.device))
     for tensor in vae.state_dict().values():
         processes.same(tensor)
-
-
-def _run(training: Training, recorder: Recorder, progress: bool, logger: str | None) -> dict[str, list[float]]:
-    epochs, size = training.settings["epochs"], len(training.train)
-    done = training.epochs * size + min(size, training.at * training.size)
-    with ExitStack() as stack:
-        stack.callback(training.vae.eval)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "Encountered", UserWarning)  # Pyro's words for what NotFinite says in full
-        stop = stack.enter_context(Stop(training.processes, training.device))
-        if logger and recorder.run:
-            recorder.logger = TensorBoard(recorder.run, training.epochs)
-            stack.callback(recorder.logger.close)
-        show = {"unit": " images", "unit_scale": True, "disable": not progress}
-        bar = stack.enter_context(tqdm(total=epochs * size, initial=done, **show))
-
-        def seen(images: int) -> None:
-            bar.update(images)
-            stop.check()
-            recorder.save_if_due()
-
-        try:
-            while not recorder.finished:
-                bar.set_description(f"epoch {training.epochs + 1}/{epochs}")
-                with nullcontext() if training.missing else _complete(training.vae):
-                    numbers = training.epoch(seen, stop.check)
-                recorder.epoch(numbers)
-                bar.set_postfix_str(_numbers(numbers))
-                recorder.save_if_due()
-        except NotFinite as error:
-            raise recorder.trouble(error) from error.__cause__
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(recorder.interrupted(isinstance(interrupt, Stopped))) from None
-        recorder.save()
-        recorder.finish()
-    return recorder.history
-
-
-def _complete(vae: VAE) -> AbstractContextManager:
-    return vae.encoder.complete() if isinstance(vae.encoder, Conditional) else nullcontext()
-
-
-def _numbers(numbers: dict[str, float]) -> str:
-    """Write an epoch's numbers for the progress bar."""
-    beta = f" at beta {numbers['beta']:.3g}" if numbers.get("beta", 1.0) != 1 else ""
-    return f"nats: train loss {numbers['train']:.2f}{beta}, valid ELBO {-numbers['valid']:.2f}"
 
 
 def _config(vae: VAE, dataset: Dataset, objective: pyro.infer.ELBO, settings: dict) -> dict:

@@ -18,8 +18,8 @@ from pyro_vae.compiled import CompiledSVI
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
-from pyro_vae.train.adam import adam
 from pyro_vae.train.generators import generators, set_generators, set_torch, torch_state
+from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.trouble import NotFinite, find_fault
 from pyro_vae.train.validation import Validation, read, spread
@@ -63,7 +63,7 @@ class Training:
         self.skips = settings["on_nan"] == "skip"
         # Before the optimizer's step there is no looking at a number on a GPU without waiting for it.
         self.guards = self.skips or self.device.type == "cpu"
-        self.optim = adam(settings["lr"], settings["lr_schedule"], self.steps)
+        self.optim = recipe(settings["optimizer"], settings["lr"], settings["lr_schedule"], self.steps, vae)
         self.svi = CompiledSVI(
             self.model,
             vae.guide,
@@ -79,7 +79,8 @@ class Training:
         self.validation = Validation(
             self.model, vae, dataset.valid, settings["seed"], processes, lambda: self.svi.mode != "off"
         )
-        self.watch = Watch(vae, spread(dataset.valid))
+        self.held_out = len(dataset.valid)
+        self.watch = Watch(vae, spread(dataset.valid if self.held_out else dataset.train))
         self.epochs = self.at = 0
         self.beta = 1.0
         # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.

@@ -57,7 +57,7 @@ class Recorder:
         for name, number in (dict(numbers) | {"seconds": self.seconds + now - self.began}).items():
             self.history.setdefault(name, []).append(number)
         self.seconds, self.began = 0.0, now
-        if (self.run or self.patience) and self.best == len(self.history["valid"]) - 1:
+        if (self.run or self.patience) and self.best is not None and self.best == len(self.history["valid"]) - 1:
             self._best, self._best_is_new = checkpoint.clone(self.training.state()), True
         if self.logger:
             self.logger.epoch(self.training.epochs, numbers)
@@ -179,7 +179,7 @@ class Recorder:
         )
 
     def _images(self) -> list[int]:
-        return [len(self.training.train), len(self.training.validation.split)]
+        return [len(self.training.train), self.training.held_out]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -51,14 +51,15 @@ class Validation:
         self.model, self.vae, self.seed, self.processes, self.as_graph = model, vae, seed, processes, as_graph
         self.device, self.dtype = vae.reference.device, vae.reference.dtype
         self.split = split.to(self.device)
-        processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
+        if len(split):
+            processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
         self.scale = math.nan
         self._noise: Any = None
         self._at_once = 0
         self._split = Traced(self._two_terms, "graph", key=lambda: getattr(self._noise, "key", None))
 
     def __call__(self, pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
-        """Return minus the ELBO and its two terms, nats per datum, of all processes together.
+        """Return minus the ELBO and its two terms, nats per datum, of all processes together; nothing of no images.
 
         In evaluation mode, where the VAE is left, and with the first process's buffers, since running values differ.
 
@@ -68,6 +69,8 @@ class Validation:
         self.vae.eval()
         for buffer in self.vae.buffers():
             self.processes.same(buffer)
+        if not len(self.split):
+            return {}
         if not self._at_once:
             with seeded(self.seed, str(self.device)):
                 self._at_once = self._room()

@@ -70,6 +70,8 @@ class Watch:
             history: Numbers of all epochs so far.
             scale: The least scale of p(x | z), a density's; nan if there is none.
         """
+        if "valid" not in history:
+            return
         last = history["valid_kl"][-EPOCHS:]
         if len(last) == EPOCHS and all(kl < NOTHING for kl in last):
             self._say(
