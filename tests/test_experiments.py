@@ -18,7 +18,7 @@ def experiments_on_the_path(monkeypatch):
     """As ``python experiments/NAME.py`` has it."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     yield
-    for name in ("common", "imputers", "reliability", "rivals", "speed", "timing", *SMALL):
+    for name in ("common", "imputers", "papers", "reliability", "reproduce", "rivals", "speed", "timing", *SMALL):
         sys.modules.pop(name, None)
 
 
@@ -337,3 +337,60 @@ class TestReliability:
         sentence = f"Of {runs} runs, killed {kills} times at random moments, all ended with the weights and the"
         assert sentence in readme
         assert f"changed by {share}% from epoch 20 to epoch 200" in readme
+
+
+class TestReproduce:
+    def small(self, tmp_path, row, **options):
+        reproduce = importlib.import_module("reproduce")
+        options = {"epochs": 2, "num_particles": 3, "images": 20, "temperatures": 5} | options
+        with torch.random.fork_rng():
+            reproduce.main(row, data="digits", runs=str(tmp_path / "runs"), out=str(tmp_path / "out"), **options)
+        return tmp_path / "out"
+
+    @pytest.mark.filterwarnings("ignore:Few of the moves")
+    def test_a_row_is_written_down_and_drawn(self, tmp_path, capsys):
+        out = self.small(tmp_path, "vae")
+        (found,) = rows(out / "published.csv")
+        assert ",".join(found) == "row,source,published,ours,stderr,particles,images,minutes,seed,command"
+        assert (found["row"], found["particles"], found["images"], found["seed"]) == ("vae", "3", "20", "0")
+        assert found["command"] == "python experiments/reproduce.py vae --seed 0"
+        (more,) = rows(out / "published_more.csv")
+        assert float(more["-ELBO"]) >= float(found["ours"])
+        assert [line["epoch"] for line in rows(out / "published_curves.csv")] == ["1", "2"]
+        assert "| VAE, 784-200-200-50, k = 1 (`vae`) | 86.35 |" in (out / "published.md").read_text()
+        assert (out / "published.png").read_bytes().startswith(b"\x89PNG")
+        # The same once more goes on with the run that is there, and adds a line that says the same.
+        self.small(tmp_path, "vae")
+        one, other = rows(out / "published.csv")
+        assert one["ours"] == other["ours"]
+        assert (out / "published.md").read_text().count("(`vae`)") == 1
+
+    def test_a_recipe_is_tried_on_images_held_out(self, tmp_path, capsys):
+        out = self.small(tmp_path, "gated", held_out=True)
+        assert "-log p(x) of images held out: " in capsys.readouterr().out
+        assert not out.exists()
+
+    def test_every_row_can_be_built(self):
+        papers = importlib.import_module("papers")
+        for row in papers.ROWS.values():
+            vae = row.build((1, 28, 28), seed=0)
+            assert vae.prior().event_shape == (row.latent,)
+            row.objective()
+
+    def test_the_rows_are_listed(self):
+        program = [sys.executable, str(EXPERIMENTS / "reproduce.py")]
+        done = subprocess.run([*program, "--list"], capture_output=True, text=True, check=True)
+        names = [line.split()[0] for line in done.stdout.splitlines()[1:9]]
+        assert names == [*importlib.import_module("papers").ROWS]
+        bad = subprocess.run([*program, "vea"], capture_output=True, text=True, check=False)
+        assert bad.returncode == 1
+        assert bad.stderr.startswith("reproduce.py: Expected a row among vae, iwae-5, ")
+        assert bad.stderr.count("\n") == 1
+
+    def test_the_readme_shows_the_committed_table(self):
+        text = (EXPERIMENTS / "results" / "published.md").read_text()
+        table = [line for line in text.splitlines() if line.startswith("|")]
+        assert "\n".join(table) in (EXPERIMENTS.parent / "README.md").read_text()
+        for line in rows(EXPERIMENTS / "results" / "published.csv"):
+            assert (line["particles"], line["images"]) == ("5000", "10000")
+            assert f"(`{line['row']}`) | {float(line['published']):.2f} |" in text

@@ -86,16 +86,17 @@ def test_its_steps_are_recorded_and_train(network):
     assert history["train"][-1] < history["train"][0]
 
 
-def test_a_gate_is_a_sigmoid_of_the_other_half():
+def test_each_hidden_unit_has_a_gate():
     """h = (A a + b) sigmoid(C a + d), layer by layer, in float64."""
     net, a = GatedMLP((5,), (2, 3), hidden=(4, 6)).double(), torch.randn(7, 5).double()
-    first, second, last = (layer for layer in net.layers if isinstance(layer, torch.nn.Linear))
-    for layer, units in ((first, 4), (second, 6)):
+    first, second, last = (layer for layer in net.layers if not isinstance(layer, torch.nn.Flatten))
+    h = a
+    for layer in (first, second):
         with torch.no_grad():
-            layer.bias.normal_()
-        h = a if layer is first else h
-        both = h @ layer.weight.T + layer.bias
-        h = both[:, :units] / (1 + (-both[:, units:]).exp())
+            layer.value.bias.normal_()
+            layer.gate.bias.normal_()
+        sides = (h @ side.weight.T + side.bias for side in (layer.value, layer.gate))
+        h = next(sides) / (1 + (-next(sides)).exp())
     torch.testing.assert_close(net(a), (h @ last.weight.T).reshape(7, 2, 3) + net.bias, rtol=1e-12, atol=1e-12)
 
 

@@ -1,6 +1,7 @@
 """Muon for matrices and Adam for the rest: each step is that of torch's own optimizers, whose formulas are checked."""
 
 import math
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -79,7 +80,7 @@ def test_its_state_is_taken_up():
         whole = Muon([other, rest], [other], lr=0.01)
         descend([other, rest], [whole], steps=1)
         again = Muon([matrix, bias], [matrix], lr=0.5)
-        again.load_state_dict(whole.state_dict())
+        again.load_state_dict(deepcopy(whole.state_dict()))
         descend([matrix, bias], [again], steps=3)
         descend([other, rest], [whole], steps=3)
     assert (matrix == other).all()

@@ -98,7 +98,9 @@ def _final(run: Path) -> tuple[dict[str, Tensor], Any]:
 def _checkpointed(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
     path = inside(run, f"checkpoint/{which}.safetensors")
     if which == "best" and not path.is_file():
-        raise FileNotFoundError(f"Expected a run directory with best weights; {str(run)!r} has none. Use final or last.")
+        raise FileNotFoundError(
+            f"Expected a run directory with best weights; {str(run)!r} has none. Use final or last."
+        )
     try:
         found = unpack(path) if which == "best" else load_state(run)[0]
         weights, event_shape = found["vae"], found["event_shape"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.networks.base import Network, activation_named
 
@@ -64,23 +64,41 @@ class GatedMLP(Network):
         ValueError: If a hidden layer has no units.
 
     Example:
-        >>> net = GatedMLP((1, 8, 8), (2, 20), hidden=(64,))
-        >>> net.layers[1], net.layers[2]
-        (Linear(in_features=64, out_features=128, bias=True), GLU(dim=-1))
+        >>> GatedMLP((1, 8, 8), (2, 20), hidden=(64,)).layers[1]
+        Gated(
+          (value): Linear(in_features=64, out_features=64, bias=True)
+          (gate): Linear(in_features=64, out_features=64, bias=True)
+        )
     """
 
     def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int] = (300, 300)) -> None:
         check_hidden(hidden)
-        layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in pairwise([prod(in_shape), *hidden]):
-            layers += [nn.Linear(before, 2 * after), nn.GLU()]
-        layers.append(nn.Linear([prod(in_shape), *hidden][-1], prod(out_shape), bias=False))
-        for layer in layers:
+        layers = [Gated(before, after) for before, after in pairwise([prod(in_shape), *hidden])]
+        out = nn.Linear([prod(in_shape), *hidden][-1], prod(out_shape), bias=False)
+        super().__init__(in_shape, out_shape, nn.Sequential(nn.Flatten(), *layers, out))
+        for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        super().__init__(in_shape, out_shape, nn.Sequential(*layers))
+
+
+class Gated(nn.Module):
+    """A layer of :class:`GatedMLP`: two linear maps, of which one goes through a sigmoid and is the other's gate.
+
+    Arguments:
+        before: Units that it is given.
+        after: Units that it has.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(before, after)
+        self.gate = nn.Linear(before, after)
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Map ``(N, before)`` to ``(N, after)``."""
+        return self.value(a) * self.gate(a).sigmoid()
 
 
 def dense(units: int, hidden: Sequence[int], activation: str) -> list[nn.Module]:
