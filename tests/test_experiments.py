@@ -18,7 +18,8 @@ def experiments_on_the_path(monkeypatch):
     """As ``python experiments/NAME.py`` has it."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     yield
-    for name in ("common", "imputers", "papers", "reliability", "reproduce", "rivals", "speed", "timing", *SMALL):
+    others = ("common", "imputers", "papers", "published", "reliability", "reproduce", "rivals", "speed", "timing")
+    for name in (*others, *SMALL):
         sys.modules.pop(name, None)
 
 
@@ -366,9 +367,11 @@ class TestReproduce:
         assert (out / "published.md").read_text().count("(`vae`)") == 1
 
     def test_a_recipe_is_tried_on_images_held_out(self, tmp_path, capsys):
-        out = self.small(tmp_path, "gated", held_out=True)
+        out = self.small(tmp_path, "gated", held_out=True, recipe={"optimizer": "adam", "compile": "graph"})
         assert "-log p(x) of images held out: " in capsys.readouterr().out
-        assert not out.exists()
+        assert [path.name for path in out.iterdir()] == ["published_recipes.csv"]
+        with pytest.raises(ValueError, match="Expected --held_out true to try another recipe"):
+            self.small(tmp_path, "gated", recipe={"lr": 1e-3})
 
     def test_every_row_can_be_built(self):
         papers = importlib.import_module("papers")
