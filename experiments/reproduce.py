@@ -41,7 +41,7 @@ from pyro_vae import VAE, ais, evaluate, fit
 from pyro_vae.data import Dataset, Split, load
 from pyro_vae.evaluate.summaries import mean_and_error
 
-POINTS = 20  # of the curve of a row
+POINTS = 12  # of the curve of a row
 WITH_AIS = ("vae", "iwae-50")
 
 
