@@ -38,6 +38,8 @@ def run(given: list[str]) -> int:
     try:
         if resumes:
             words = [word.removeprefix("--resume=") for word in given[1:] if word != "--resume"]
+            if not words:
+                raise ValueError("Expected a run directory after --resume; got none. As in: --resume runs/first")
             commands, given = {"resume": _resume}, ["resume", *words]
         else:
             check_config(given)

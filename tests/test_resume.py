@@ -353,7 +353,7 @@ class TestCommand:
             ("--resume .", "'.' has none. Is it a run"),
             ("--resume run --lr 3", "unrecognized arguments: --lr 3.* With --resume go --epochs, .* has the rest"),
             ("--resume run --epochs 1", "Expected 2 epochs or more, as the run began with; got 1"),
-            ("--resume", "resume"),
+            ("--resume", r"^pyro-vae train: Expected a run directory after --resume; got none\."),
             ("--run_dir run", "holds a run already. Choose another --run_dir, go on with that run by --resume run, or"),
         ],
     )
