@@ -64,7 +64,7 @@ class Row:
 # The same for all rows, found on 10,000 training images that were held out.
 RECIPE: dict[str, Any] = {
     "optimizer": "muon",
-    "lr": 1e-2,
+    "lr": 7e-3,
     "lr_schedule": "cosine",
     "batch_size": 500,
     "precision": "bfloat16",

@@ -41,7 +41,7 @@ def test_matrices_go_by_muon_and_the_rest_by_adam():
     with torch.random.fork_rng():
         (matrix, bias), (other, rest) = two(), two()
         descend([matrix, bias], [Muon([matrix, bias], [matrix], lr=0.01)])
-        alone = torch.optim.Muon([other], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        alone = torch.optim.Muon([other], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=3)
         descend([other, rest], [alone, torch.optim.Adam([rest], lr=0.01, fused=True)])
     assert (matrix == other).all()
     assert (bias == rest).all()
@@ -50,14 +50,13 @@ def test_matrices_go_by_muon_and_the_rest_by_adam():
 def test_a_step_is_as_long_in_every_direction():
     """All singular values of a first step are about 0.2 sqrt(max(m, n)) times the rate, those of the gradient are not.
 
-    Five Newton-Schulz iterations bring them to between 0.68 and 1.13 of it, where they are not below 1e-3 of the whole
-    (the quintic's range, iterated), bfloat16 aside.
+    Three times the quintic 3.4445 s - 4.775 s^3 + 2.0315 s^5 brings s from 0.05 to 1 to between 0.68 and 1.21 of it.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         matrix = torch.nn.Parameter(torch.zeros(30, 8))
         left, right = (torch.linalg.qr(torch.randn(n, 8)).Q for n in (30, 8))
-        matrix.grad = left @ torch.diag(torch.logspace(0, -2, 8)) @ right.T
+        matrix.grad = left @ torch.diag(torch.logspace(0, -1, 8)) @ right.T
         Muon([matrix], [matrix], lr=0.1).step()
     lengths = torch.linalg.svdvals(matrix.detach()) / (0.1 * 0.2 * math.sqrt(30))
     assert lengths.min() > 0.6
