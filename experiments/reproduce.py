@@ -91,7 +91,8 @@ def main(
     curve = Curve(run / "curve.csv", vae, part, length, images)
     history = fit(vae, dataset, wanted.objective(), length, seed=seed, on_epoch=curve, **options, **where)
     minutes = round(sum(history["seconds"]) / 60, 1)
-    print(f"{wanted.title}: {minutes} minutes; now {num_particles:,} draws for each of {images:,} images")
+    which = f"{images:,} {'images held out' if held_out else 'test images'}"
+    print(f"{wanted.title}: {minutes} minutes; now {num_particles:,} draws for each of {which}")
     values = evaluate.per_image(vae, part, num_particles, images, seed, progress=True)
     ours, error = (round(number, 3) for number in mean_and_error(values.nll))
     elbo = round(values.elbo.mean().item(), 3)

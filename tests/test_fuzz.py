@@ -1,8 +1,12 @@
-"""Whatever is typed, ``pyro-vae`` does it, or says in one line what is wrong, and leaves no half-made run."""
+"""Whatever is typed, ``pyro-vae`` does it, or says in one line what is wrong, and leaves no half-made run.
+
+200 lines and configurations; ``FUZZED=500 pytest tests/test_fuzz.py`` takes so many.
+"""
 
 import contextlib
 import inspect
 import io
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -19,6 +23,7 @@ from pyro_vae.__main__ import COMMANDS, main
 from pyro_vae.options import ROOMS
 from pyro_vae.options.rooms import known
 
+FUZZED = int(os.environ.get("FUZZED", "200"))
 QUICK = {"data": "x.npy", "latent": 2, "network.hidden": "[4]", "epochs": 1, "compile": "off"}
 SET = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 OWN = """
@@ -329,13 +334,13 @@ def files(draw):
     return yaml.safe_dump(config, allow_unicode=True).encode(errors="replace")
 
 
-@settings(SET, max_examples=350)
+@settings(SET, max_examples=FUZZED * 7 // 10)
 @given(words=lines())
 def test_any_command_line_is_done_or_answered_in_one_line(world, words):
     check(world, words)
 
 
-@settings(SET, max_examples=150)
+@settings(SET, max_examples=FUZZED * 3 // 10)
 @given(content=files())
 def test_any_configuration_is_done_or_answered_in_one_line(world, content):
     check(world, ["train", "--config", "fuzzed.yaml", "--run_dir", "new"], [("fuzzed.yaml", content)])

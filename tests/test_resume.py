@@ -256,7 +256,7 @@ def test_a_signal_while_it_validates_is_not_waited_for(half, tmp_path, monkeypat
 
     def signalled(self, rows):
         if self.at == self.batches - 1:  # to be seen at the next look, before the first batch of validation
-            monkeypatch.setattr("pyro_vae.train.fitting.tqdm.update", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            monkeypatch.setattr("pyro_vae.train.running.tqdm.update", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         return real(self, rows)
 
     with monkeypatch.context() as patch:
