@@ -15,7 +15,7 @@ import torch
 
 from pyro_vae import VAE, likelihoods, networks, objectives, priors
 
-__all__ = ["ROWS", "Row"]
+__all__ = ["RECIPE", "ROWS", "Row"]
 
 BURDA = "Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), Table 1"
 AGAIN = "the best reimplementation known (nbip/IWAE, 100 latents)"

@@ -53,8 +53,9 @@ def draw(stem: Path) -> None:
     caption = (
         f"MNIST, binarised dynamically, 60,000 training images; -log p(x) of {images} test images (drawn once, seed of "
         f"`data.load`) by the importance weighted bound with {draws} draws, ± its standard error over the images; the "
-        f"ELBO at beta = 1 with {evaluate.DRAWS} draws; minutes of training on one CPU with two cores. Sources: see "
-        "[published.csv](published.csv). `python experiments/reproduce.py ROW` makes a line."
+        f"ELBO at beta = 1 with {evaluate.DRAWS} draws; minutes of training on one CPU with two cores. Published is "
+        "the lowest number known for a row, which may be of a reimplementation; `--list` has the papers' own. Sources: "
+        "see [published.csv](published.csv). `python experiments/reproduce.py ROW` makes a line."
     )
     stem.with_suffix(".md").write_text("\n".join([caption, "", *lines, ""]))
     picture(found, read(stem.with_name("published_curves.csv"))).savefig(stem.with_suffix(".png"), dpi=150)

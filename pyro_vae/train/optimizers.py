@@ -16,7 +16,7 @@ __all__ = ["OPTIMIZERS", "Choice", "Muon", "check_optimizer", "matrices_of", "re
 
 Choice = Literal["adam", "muon"]
 OPTIMIZERS = ("adam", "muon")
-ITERATIONS = 3  # of Newton and Schulz; five, as is usual, make a CPU's step a third longer and gain less than that
+ITERATIONS = 3  # of Newton and Schulz; five, as is usual, cost small networks on a CPU more than they gain
 
 
 def recipe(name: Choice, lr: float, schedule: str, steps: int, vae: nn.Module) -> PyroOptim:
