@@ -458,7 +458,7 @@ class TestPrecision:
 
     def test_what_is_tried_is_of_float32_whatever_the_default(self, monkeypatch):
         seen = []
-        monkeypatch.setattr(precision, "_seconds", lambda a, b: seen.append((a.dtype, b.dtype)) or 1.0)
+        monkeypatch.setattr(precision, "_seconds", lambda a, b, tries=1: seen.append((a.dtype, b.dtype)) or 1.0)
         assert torch.get_default_dtype() == torch.float64
         assert not precision.products_are_faster.__wrapped__()
         assert {dtype for pair in seen for dtype in pair} <= {torch.float32}
@@ -480,6 +480,19 @@ class TestPrecision:
             assert {value.dtype for value in found[1].values()} == {torch.float32}
         difference = (losses["bfloat16"] / losses["float32"] - 1).abs().max()
         assert 1e-7 < difference < 0.05
+
+    @pytest.mark.parametrize(("times", "said"), [(30.0, True), (1.0, False), (0.5, False)])
+    def test_a_cpu_that_is_slow_in_bfloat16_is_named(self, times, said, monkeypatch):
+        monkeypatch.setattr(precision, "_seconds", lambda a, b, tries=1: times if a.dtype == torch.bfloat16 else 1.0)
+        precision._times_as_long.cache_clear()
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for how in ("auto", "float32", "bfloat16"):
+                precision.warn_if_slower(how, torch.device("cpu"))
+            precision.warn_if_slower("bfloat16", torch.device("cuda"))
+        precision._times_as_long.cache_clear()
+        sentence = "Products of bfloat16 numbers take 30 times as long as float32's on this CPU: use precision = 'auto'"
+        assert [str(one.message).startswith(sentence) for one in found] == [True] * said
 
 
 BAD = {

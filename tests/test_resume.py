@@ -95,7 +95,7 @@ RUNS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Going on in plain Pyro", "ignore:The KL has stayed")
+@pytest.mark.filterwarnings("ignore:Going on in plain Pyro", "ignore:The KL has stayed", "ignore:Products of bfloat16")
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 def test_a_run_that_is_killed_goes_on_to_the_last_bit(options, tmp_path, monkeypatch, often):
     """Killed within an epoch and as one ends, and soon again; the graph and plain Pyro in the first epoch too."""

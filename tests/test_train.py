@@ -219,6 +219,7 @@ class TestHowAStepIsRun:
         for name in runs["off"].keys() - {"seconds"}:
             assert runs["graph"][name] == pytest.approx(runs["off"][name], rel=1e-5)
 
+    @pytest.mark.filterwarnings("ignore:Products of bfloat16")
     def test_bfloat16_is_near_float32(self):
         one, other = (
             quick(build(), DIGITS, precision=precision, epochs=8)["valid"] for precision in ("float32", "bfloat16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Precision", "autocast", "fast_products", "products_are_faster"]
+__all__ = ["Precision", "autocast", "fast_products", "products_are_faster", "warn_if_slower"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 # Relative errors of a float32 product are some 1e-7, of a bfloat16 one 3e-3.
@@ -44,9 +45,7 @@ def products_are_faster() -> bool:
     """
     if _products() is None or not torch.backends.mkldnn.is_available():
         return False
-    generator = torch.Generator().manual_seed(0)
-    kind: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
-    a, b = torch.randn(128, 784, **kind), torch.randn(784, 400, **kind)
+    a, b = _factors()
     exact = a.double() @ b.double()
     with torch.no_grad():
         usual = _seconds(a, b)
@@ -56,10 +55,32 @@ def products_are_faster() -> bool:
     return error.item() < ACCURATE and FASTER * fast < usual
 
 
-def _seconds(a: Tensor, b: Tensor) -> float:
+def warn_if_slower(precision: Precision, device: torch.device) -> None:
+    """Say so where bfloat16 is asked for on a CPU that has no instructions for it, and takes tens of times as long."""
+    if precision == "bfloat16" and device.type == "cpu" and (times := _times_as_long()) > FASTER:
+        warnings.warn(
+            f"Products of bfloat16 numbers take {times:.2g} times as long as float32's on this CPU: use "
+            "precision = 'auto', which is as accurate as float32 and as fast as this CPU is.",
+            stacklevel=2,
+        )
+
+
+@cache
+def _times_as_long() -> float:
+    a, b = _factors()
+    with torch.no_grad():
+        return _seconds(a.bfloat16(), b.bfloat16(), 3) / _seconds(a, b)
+
+
+def _factors() -> tuple[Tensor, Tensor]:
+    kind: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float32, "device": "cpu"}
+    return torch.randn(128, 784, **kind), torch.randn(784, 400, **kind)
+
+
+def _seconds(a: Tensor, b: Tensor, tries: int = 30) -> float:
     """The best of many, since others may be at work on the machine."""
     found = []
-    for _ in range(30):
+    for _ in range(tries):
         start = time.perf_counter()
         a @ b
         found.append(time.perf_counter() - start)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_vae import checkpoint
-from pyro_vae.compiled import fast_products
+from pyro_vae.compiled import fast_products, warn_if_slower
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Dataset, from_tensor
 from pyro_vae.objectives import ELBO, Objective
@@ -140,6 +141,7 @@ def fit(
     }
     check_settings(settings)
     check_device(device)
+    warn_if_slower(precision, torch.device(device))
     check_logger(logger, resume or run_dir)
     dataset = dataset if isinstance(dataset, Dataset) else from_tensor(dataset)
     if patience and not len(dataset.valid):

@@ -16,7 +16,8 @@ __all__ = ["OPTIMIZERS", "Choice", "Muon", "check_optimizer", "matrices_of", "re
 
 Choice = Literal["adam", "muon"]
 OPTIMIZERS = ("adam", "muon")
-ITERATIONS = 3  # of Newton and Schulz; five, as is usual, cost small networks on a CPU more than they gain
+# Of the polynomials of ``orthogonal``.
+COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
 
 def recipe(name: Choice, lr: float, schedule: str, steps: int, vae: nn.Module) -> PyroOptim:
@@ -48,26 +49,23 @@ def check_optimizer(name: str) -> None:
     """Check that there is such an optimizer.
 
     Raises:
-        ValueError: If it is unknown, or this torch has none.
+        ValueError: If it is unknown.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"Expected optimizer to be {' or '.join(OPTIMIZERS)}; got {name!r}.")
-    if name == "muon" and not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"Expected torch 2.9 or later for optimizer = 'muon'; got {torch.__version__}. Use 'adam'.")
 
 
 class Muon(torch.optim.Optimizer):
     r"""Muon for matrices, Adam for all else.
 
-    .. math:: B_t = \mu B_{t-1} + G_t, \qquad
+    .. math:: B_t = \mu B_{t-1} + (1 - \mu) G_t, \qquad
         \theta_t = \theta_{t-1} - 0.2 \, \gamma_t \sqrt{\max(m, n)} \; U V^\top
-        \quad \text{where } G_t + \mu B_t = U S V^\top
+        \quad \text{where } (1 - \mu) G_t + \mu B_t = U S V^\top
 
     for a matrix of shape (m, n). A step is as long in every direction of a matrix as in every other, however long the
     gradient is there, so directions that few images ask for are learned as fast as those that all do. The factor
-    makes an update as large as one of Adam's, so that one learning rate :math:`\gamma` serves both. The product
-    :math:`U V^\top` comes of three Newton-Schulz iterations of bfloat16 products, whose cost does not depend on the
-    size of a batch; directions with less than a thirtieth of the gradient's norm come out shorter.
+    makes an update as large as one of Adam's, so that one learning rate :math:`\gamma` serves both. What
+    :math:`U V^\top` costs (:func:`orthogonal`) does not depend on the size of a batch.
 
     References:
         Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024).
@@ -78,12 +76,10 @@ class Muon(torch.optim.Optimizer):
         params: Parameters, or groups of them, of real numbers.
         matrices: Which of them are stepped by Muon, each of two dimensions.
         lr: The learning rate.
-
-    Raises:
-        RuntimeError: If this torch has no Muon, as before 2.9.
+        momentum: :math:`\mu`.
     """
 
-    def __init__(self, params: Any, matrices: list[Tensor], lr: float = 1e-3) -> None:
+    def __init__(self, params: Any, matrices: list[Tensor], lr: float = 1e-3, momentum: float = 0.95) -> None:
         chosen = {id(matrix) for matrix in matrices}
         groups = [group if isinstance(group, dict) else {"params": [group]} for group in params]
         halves = [
@@ -92,9 +88,8 @@ class Muon(torch.optim.Optimizer):
             for muon in (True, False)
             if (half := [parameter for parameter in group["params"] if (id(parameter) in chosen) is muon])
         ]
-        super().__init__(halves, {"lr": lr, "muon": False})
-        self._parts: dict[bool, torch.optim.Optimizer] = {}
-        self._join()
+        super().__init__(halves, {"lr": lr, "momentum": momentum, "muon": False})
+        self._adam: Adam | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -103,19 +98,53 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._join()
-        for part in self._parts.values():
-            part.step()
+        rest = [group for group in self.param_groups if not group["muon"]]
+        if rest:
+            if self._adam is None or any("eps" not in group for group in rest):
+                self._adam = Adam(rest, lr=self.defaults["lr"], fused=True)
+            # This one's groups and state, which are others after ``load_state_dict``.
+            self._adam.param_groups, self._adam.state = rest, self.state
+            self._adam.step()
+        for group in self.param_groups:
+            for matrix in group["params"] if group["muon"] else ():
+                if matrix.grad is not None:
+                    self._turn(matrix, group["lr"], group["momentum"])
         return loss
 
-    def _join(self) -> None:
-        """Have the two step this one's groups and state, which are others after ``load_state_dict``."""
-        for muon, make in (
-            (True, partial(torch.optim.Muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=ITERATIONS)),
-            (False, partial(Adam, fused=True)),
-        ):
-            groups = [group for group in self.param_groups if group["muon"] is muon]
-            if groups and (muon not in self._parts or any("eps" not in group for group in groups)):
-                self._parts[muon] = make(groups, lr=self.defaults["lr"])
-            if groups:
-                self._parts[muon].param_groups, self._parts[muon].state = groups, self.state
+    def _turn(self, matrix: Tensor, lr: float, momentum: float) -> None:
+        state = self.state[matrix]
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        mean = state["momentum"].lerp_(matrix.grad, 1 - momentum)
+        matrix.add_(orthogonal(matrix.grad.lerp(mean, momentum)), alpha=-0.2 * lr * max(matrix.shape) ** 0.5)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    r"""Return :math:`U V^\top` of a matrix :math:`U S V^\top`, nearly: each singular value becomes about 1.
+
+    The matrix X, divided by its Frobenius norm, is multiplied by polynomials of its Gram matrix,
+
+    .. math:: X_{i+1} = (a_i I + b_i G_i + c_i G_i^2) X_i, \qquad G_i = X_i X_i^\top
+
+    three times. The coefficients bring all singular values between 0.01 and 1 as near to 1 as three such steps can,
+    0.73 to 1.27, each step the best for where the one before leaves them; a smaller one s becomes 78 s. The steps are
+    taken with the Gram matrix alone, whose side is the shorter of the two, and X is multiplied once, at the end; in X's
+    own precision, since half of it is many times as slow on a CPU without instructions for that.
+
+    References:
+        The Polar Express: Optimal Matrix Sign Methods and their Application to the Muon Algorithm (Amsel, Persson,
+        Musco and Gower, 2025).
+
+    Arguments:
+        matrix: Shape ``(m, n)``.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=torch.finfo(wide.dtype).tiny)
+    gram, factor, factors = wide @ wide.T, None, None
+    for a, b, c in COEFFICIENTS:
+        gram = gram if factor is None else factor @ gram @ factor
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        factors = factor if factors is None else factor @ factors
+    found = factors @ wide
+    return found if matrix.shape[0] <= matrix.shape[1] else found.T
