@@ -27,6 +27,7 @@ The committed table and figure: ``python experiments/reproduce.py ROW --root DAT
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -108,7 +109,7 @@ def main(
     found = {"row": row, "source": wanted.source, "published": wanted.published, "ours": ours, "stderr": error}
     found |= {"particles": num_particles, "images": len(values.nll), "minutes": minutes, "seed": seed, "command": words}
     more = {"row": row, "seed": seed, "-ELBO": -elbo, "active": evaluate.active_units(vae, part[:images], seed=seed)}
-    more |= {"latent": wanted.latent, "epochs": length, "threads": torch.get_num_threads()}
+    more |= {"latent": wanted.latent, "epochs": length} | machine(run)
     slack = annealed(vae, dataset, values.nll, temperatures, seed) if row in WITH_AIS else ("", "")
     more |= dict(zip(("AIS", "bound on the same"), slack, strict=True))
     append(stem.with_suffix(".csv"), [found])
@@ -152,6 +153,12 @@ def annealed(vae: VAE, dataset: Dataset, nll: torch.Tensor, temperatures: int, s
     first = nll[:100]
     found = -ais.ais(vae, dataset.test[: len(first)], chains=16, temperatures=temperatures, seed=seed, progress=True)
     return round(found.mean().item(), 3), round(first.mean().item(), 3)
+
+
+def machine(run: Path) -> dict[str, Any]:
+    """Return what a run was trained with: threads, the instructions of the CPU, the commit of this repository."""
+    made = json.loads((run / "environment.json").read_text())
+    return {name: made[name] for name in ("threads", "instructions")} | {"commit": (made["git"] or {}).get("commit", "")}
 
 
 def listed() -> str:

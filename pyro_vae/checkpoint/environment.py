@@ -18,7 +18,7 @@ __all__ = ["changes", "environment"]
 
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
 # On these the last bits of a number depend.
-BITS = ("python", "threads", "processor", "gpus", "packages")
+BITS = ("python", "threads", "processor", "instructions", "gpus", "packages")
 
 
 def environment(seed: int | None) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def environment(seed: int | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_GiB": _memory(),
