@@ -158,7 +158,9 @@ def annealed(vae: VAE, dataset: Dataset, nll: torch.Tensor, temperatures: int, s
 def machine(run: Path) -> dict[str, Any]:
     """Return what a run was trained with: threads, the instructions of the CPU, the commit of this repository."""
     made = json.loads((run / "environment.json").read_text())
-    return {name: made[name] for name in ("threads", "instructions")} | {"commit": (made["git"] or {}).get("commit", "")}
+    return {name: made[name] for name in ("threads", "instructions")} | {
+        "commit": (made["git"] or {}).get("commit", "")
+    }
 
 
 def listed() -> str:

@@ -29,6 +29,7 @@ PAIRS = [
     *((program, lambda: ELBO(beta=Linear(4))) for program in TRAINABLE),
     *((program, lambda: ELBO(3, gradient="stl")) for program in REPARAMETERISED),
     *((program, lambda: IWAE(3, gradient="dreg")) for program in REPARAMETERISED),
+    *((program, lambda: IWAE(5, gradient="stl", resample=2)) for program in REPARAMETERISED),
     *((program, lambda: Renyi(0.5, 3)) for program in PER_DATUM),
     *((program, lambda: ReweightedWakeSleep(3)) for program in PER_DATUM),
 ]

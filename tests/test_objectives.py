@@ -260,6 +260,7 @@ OBJECTIVES = [
     IWAE(3),
     IWAE(3, "stl"),
     IWAE(3, "dreg"),
+    IWAE(5, "dreg", resample=2),
     IWAE(3, vectorize_particles=False),
     Renyi(0.5, 3),
     Renyi(2.0, 3, "dreg"),

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences
 from pyro_vae.objectives.particles import OneSubsample, plate_nesting
 from pyro_vae.objectives.schedules import Schedule
-from pyro_vae.objectives.sites import latent, mean_scale, observed, samples
+from pyro_vae.objectives.sites import PARTICLES, latent, mean_scale, observed, samples
 
 __all__ = ["Objective", "Terms"]
 
@@ -162,15 +162,25 @@ class Objective(pyro.infer.ELBO, ABC):
         """Return the traces of model and guide that the loss is made of, all particles in one or one for each."""
         return self._traces(model, guide, args, kwargs)
 
-    def _traces(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[tuple[Trace, Trace]]:
-        """Trace model and guide: one pair of traces with all particles, or a pair for each."""
+    def _traces(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict, gradients: bool = True
+    ) -> list[tuple[Trace, Trace]]:
+        """Trace model and guide: one pair of traces with all particles, or a pair for each.
+
+        Without ``gradients`` the model's networks are run for their numbers alone.
+        """
+
+        def numbers(*args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                return model(*args, **kwargs)
+
         if self.vectorize_particles and self.num_particles > 1 and self._seen != (model, guide):
             # The plates of a new program may nest deeper than those of the last.
             self.max_plate_nesting = 1 + plate_nesting(model, guide, args, kwargs)
             self._seen = (model, guide)
         self._subsample = OneSubsample()
         with self._subsample:
-            traces = list(self._get_traces(model, guide, args, kwargs))
+            traces = list(self._get_traces(model if gradients else numbers, guide, args, kwargs))
         for model_trace, guide_trace in traces:
             for name in latent(model_trace):
                 if name not in guide_trace:
@@ -180,8 +190,15 @@ class Objective(pyro.infer.ELBO, ABC):
                     )
         return traces
 
-    def _again(self, program: Program) -> Program:
-        """Return a program to be run once more as the last traces were: in the particles' plate, on the same data."""
+    def _again(self, program: Program, num_particles: int | None = None) -> Program:
+        """Return a program to be run once more as the last traces were: in the particles' plate, on the same data.
+
+        Arguments:
+            program: Model or guide.
+            num_particles: How many draws it is given, if not those of the last traces.
+        """
+        if num_particles is not None:
+            return self._subsample(pyro.plate(PARTICLES, num_particles, dim=-self.max_plate_nesting)(program))
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)
 
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:

@@ -6,12 +6,17 @@ import math
 from abc import ABC
 from typing import Any, Literal
 
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
 
 from pyro_vae.objectives.base import Objective, Program, Terms
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores, weigh_paths
-from pyro_vae.objectives.sites import Site
-from pyro_vae.objectives.weights import log_weights, power_mean
+from pyro_vae.objectives.sites import Site, latent
+from pyro_vae.objectives.weights import chosen_by_weight, log_weights, power_mean
 
 __all__ = ["IWAE", "ReweightedWakeSleep", "Renyi"]
 
@@ -21,30 +26,62 @@ Gradient = Literal["pathwise", "stl", "dreg"]
 class _PowerMean(Objective, ABC):
     """A bound that is a power mean of importance weights, with one of three gradients for the guide."""
 
-    def __init__(self, alpha: float, num_particles: int, gradient: Gradient, vectorize_particles: bool) -> None:
+    def __init__(
+        self,
+        alpha: float,
+        num_particles: int,
+        gradient: Gradient,
+        vectorize_particles: bool,
+        resample: int | None,
+    ) -> None:
         if not math.isfinite(alpha):
             raise ValueError(f"Expected a finite alpha; got {alpha}.")
         if gradient not in ("pathwise", "stl", "dreg"):
             raise ValueError(f"Expected gradient to be pathwise, stl or dreg; got {gradient!r}.")
         super().__init__(num_particles, vectorize_particles, "importance weights need draws")
+        if resample is not None and not (1 <= resample < num_particles and vectorize_particles):
+            raise ValueError(
+                f"Expected resample of 1 to num_particles - 1, of particles in a plate; got resample = {resample}, "
+                f"num_particles = {num_particles}, vectorize_particles = {vectorize_particles}. Use None for all."
+            )
         self.alpha = alpha
         self.gradient = gradient
+        self.resample = resample
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return minus the bound, and minus the ELBO from the same weights."""
-        traces = self._traces(model, guide, args, kwargs)
+        resample = self.resample if torch.is_grad_enabled() else None
+        traces = self._traces(model, guide, args, kwargs, gradients=resample is None)
         for _, guide_trace in traces:
             check_reparameterized(guide_trace, type(self).__name__)
             if self.gradient != "pathwise":
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
         weights = log_weights(traces)
         log_w = weights.log_w
+        tempered = (1 - self.alpha) * log_w.detach()
         if self.gradient == "dreg":
-            factor = self.alpha + (1 - self.alpha) * ((1 - self.alpha) * log_w.detach()).softmax(0)
+            factor = self.alpha + (1 - self.alpha) * tempered.softmax(0)
             for i, (_, guide_trace) in enumerate(traces):
                 weigh_paths(guide_trace, factor if len(traces) < self.num_particles else factor[i])
         bound = power_mean(log_w, self.alpha)
+        if resample is not None:
+            chosen = chosen_by_weight(tempered, resample)
+            again = self._given(chosen, model, traces[0][1], args, kwargs)
+            mean = (log_weights([(again, traces[0][1])]).log_p - weights.log_q.gather(0, chosen)).mean(0)
+            bound = bound.detach() + mean - mean.detach()
         return Terms(-weights.total(bound), -weights.total(log_w.detach().mean(0)))
+
+    def _given(self, chosen: Tensor, model: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
+        """Run the model at some of the guide's draws, given as indices ``(m, *data)``; the path to them stays."""
+        draws = Trace()
+        for name, site in latent(guide_trace).items():
+            value = site["value"]
+            rows = chosen.reshape(chosen.shape + (1,) * site["fn"].event_dim).expand(-1, *value.shape[1:])
+            draws.add_node(name, **{**site, "value": value.gather(0, rows)})
+        program = poutine.replay(self._again(model, len(chosen)), trace=draws)
+        trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+        trace.compute_log_prob()
+        return trace
 
 
 class IWAE(_PowerMean):
@@ -65,6 +102,11 @@ class IWAE(_PowerMean):
     :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, and whose
     signal-to-noise ratio grows as :math:`K^{1/2}`.
 
+    Few of many draws have a weight to speak of. With ``resample`` = m all K are weighed, and the gradient is taken
+    through m of them alone, drawn by their weights: the model's networks run forward for K and back for m, and the
+    gradient has the same mean, whichever it is, with a little more noise (section 3 of Burda et al., for m = 1). The
+    loss is the same number.
+
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
 
@@ -79,6 +121,7 @@ class IWAE(_PowerMean):
         num_particles: K, draws per datum.
         gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``.
         vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+        resample: m, how many of them to take the gradient through; None for all.
 
     Raises:
         ValueError: If an argument is out of range; a site is outside the data's plate, or scaled unlike the others; a
@@ -95,9 +138,13 @@ class IWAE(_PowerMean):
     """
 
     def __init__(
-        self, num_particles: int = 50, gradient: Gradient = "pathwise", vectorize_particles: bool = True
+        self,
+        num_particles: int = 50,
+        gradient: Gradient = "pathwise",
+        vectorize_particles: bool = True,
+        resample: int | None = None,
     ) -> None:
-        super().__init__(0.0, num_particles, gradient, vectorize_particles)
+        super().__init__(0.0, num_particles, gradient, vectorize_particles, resample)
 
 
 class Renyi(_PowerMean):
@@ -121,6 +168,7 @@ class Renyi(_PowerMean):
         num_particles: K, draws per datum.
         gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``, as in :class:`IWAE`.
         vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+        resample: As of :class:`IWAE`.
 
     Raises:
         ValueError: As :class:`IWAE`.
@@ -138,8 +186,9 @@ class Renyi(_PowerMean):
         num_particles: int = 50,
         gradient: Gradient = "pathwise",
         vectorize_particles: bool = True,
+        resample: int | None = None,
     ) -> None:
-        super().__init__(alpha, num_particles, gradient, vectorize_particles)
+        super().__init__(alpha, num_particles, gradient, vectorize_particles, resample)
 
 
 class ReweightedWakeSleep(Objective):

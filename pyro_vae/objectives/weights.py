@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.objectives.sites import PARTICLES, Site, plates, same, samples
 
-__all__ = ["Weights", "log_weights", "power_mean"]
+__all__ = ["Weights", "chosen_by_weight", "log_weights", "power_mean"]
 
 
 class Weights(NamedTuple):
@@ -77,6 +77,32 @@ def power_mean(log_w: Tensor, alpha: float) -> Tensor:
         middle = log_w.detach().mean(0)
         return middle + (power * (log_w - middle)).expm1().mean(0).log1p() / power
     return ((power * log_w).logsumexp(0) - math.log(len(log_w))) / power
+
+
+def chosen_by_weight(log_w: Tensor, number: int) -> Tensor:
+    r"""Draw particles of each datum by their weights: particle k on average :math:`m \hat{w}_k` times.
+
+    Systematically: one uniform number a datum decides all m of its draws, so that particle k is drawn
+    :math:`m \hat{w}_k` times, rounded up or down.
+
+    References:
+        Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models (Kitagawa, 1996).
+
+    Arguments:
+        log_w: Shape ``(K, *data)``.
+        number: m.
+
+    Returns:
+        Indices from 0 to K - 1, of shape ``(m, *data)``.
+
+    Example:
+        >>> chosen_by_weight(torch.tensor([0.5, 0.0, 0.25, 0.25]).log(), 4)
+        tensor([0, 0, 2, 3])
+    """
+    shares = log_w.softmax(0).cumsum(0)
+    first = torch.arange(number, dtype=log_w.dtype, device=log_w.device).reshape(-1, *(1,) * (log_w.dim() - 1))
+    points = (first + torch.rand_like(log_w[:1])) / number
+    return (shares <= points.unsqueeze(1)).sum(1).clamp(max=len(log_w) - 1)
 
 
 def _per_datum(site: Site, keep: set[int]) -> Tensor:
