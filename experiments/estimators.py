@@ -48,6 +48,7 @@ ESTIMATORS: list[tuple[str, Callable[[int], Objective], bool, bool]] = [
     ("IWAE", lambda k: IWAE(k), False, True),
     ("IWAE, STL", lambda k: IWAE(k, "stl"), False, True),
     ("IWAE, DReG", lambda k: IWAE(k, "dreg"), False, True),
+    ("IWAE, DReG, through K / 10", lambda k: IWAE(k, "dreg", resample=max(1, k // 10)), False, True),
     ("Rényi, alpha = 0.5", lambda k: Renyi(0.5, k), False, True),
     ("reweighted wake-sleep", lambda k: ReweightedWakeSleep(k), False, True),
 ]

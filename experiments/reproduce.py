@@ -81,7 +81,8 @@ def main(
         raise ValueError(f"Expected a row among {', '.join(ROWS)}; got {row!r}.")
     if recipe and not held_out:
         raise ValueError(f"Expected --held_out true, to try another recipe than the row's; got {recipe}.")
-    wanted, options = ROWS[row], RECIPE | (recipe or {})
+    wanted = ROWS[row]
+    options = RECIPE | {"batch_size": wanted.batch_size} | (recipe or {})
     length = epochs or wanted.epochs
     dataset = load(data, root, binarize="dynamic", valid=None if held_out else 0)
     part = dataset.valid if held_out else dataset.test

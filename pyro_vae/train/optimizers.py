@@ -107,16 +107,16 @@ class Muon(torch.optim.Optimizer):
             self._adam.step()
         for group in self.param_groups:
             for matrix in group["params"] if group["muon"] else ():
-                if matrix.grad is not None:
-                    self._turn(matrix, group["lr"], group["momentum"])
+                if (gradient := matrix.grad) is not None:
+                    self._turn(matrix, gradient, group["lr"], group["momentum"])
         return loss
 
-    def _turn(self, matrix: Tensor, lr: float, momentum: float) -> None:
+    def _turn(self, matrix: Tensor, gradient: Tensor, lr: float, momentum: float) -> None:
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        mean = state["momentum"].lerp_(matrix.grad, 1 - momentum)
-        matrix.add_(orthogonal(matrix.grad.lerp(mean, momentum)), alpha=-0.2 * lr * max(matrix.shape) ** 0.5)
+        mean = state["momentum"].lerp_(gradient, 1 - momentum)
+        matrix.add_(orthogonal(gradient.lerp(mean, momentum)), alpha=-0.2 * lr * max(matrix.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
