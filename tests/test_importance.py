@@ -117,7 +117,7 @@ class TestResampling:
     def test_and_on_average_its_share(self, monkeypatch):
         """Over a grid of 10,000 of the one number that is drawn, which is as good as the integral to 1e-4."""
         log_w = (2 * torch.randn(9)).unsqueeze(1).expand(9, 10_000)
-        monkeypatch.setattr(torch, "rand_like", lambda like: (torch.arange(10_000.0) + 0.5).unsqueeze(0) / 10_000)
+        monkeypatch.setattr(torch, "rand_like", lambda like: (torch.arange(10_000.0) + 0.5).view_as(like) / 10_000)
         for number in (1, 3):
             drawn = torch.nn.functional.one_hot(chosen_by_weight(log_w, number), 9).sum(0).double().mean(0)
             torch.testing.assert_close(drawn / number, log_w[:, 0].softmax(0), rtol=0, atol=2e-4)

@@ -111,14 +111,14 @@ class TestTrain:
             main(["train", *chosen, "--print_config"])
         found = yaml.safe_load(capsys.readouterr().out)["objective"]["init_args"]
         gradient = "pathwise" if how == "option" else "dreg"
-        assert found == {"num_particles": 50, "gradient": gradient, "vectorize_particles": True}
+        assert found == {"num_particles": 50, "gradient": gradient, "vectorize_particles": True, "resample": None}
 
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
             (
-                "--objective IWAE --objective.num_particles 3 --objective.gradient dreg",
-                {"class_path": "IWAE", "num_particles": 3, "gradient": "dreg"},
+                "--objective IWAE --objective.num_particles 3 --objective.gradient dreg --objective.resample 1",
+                {"class_path": "IWAE", "num_particles": 3, "gradient": "dreg", "resample": 1},
             ),
             ("--objective Renyi --objective.alpha 0.3", {"class_path": "Renyi", "alpha": 0.3}),
             ("--objective ReweightedWakeSleep --objective.num_particles 2", {"class_path": "ReweightedWakeSleep"}),

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from pyro_vae.train.processes import Processes
+from pyro_vae.objectives.weights import chosen_by_weight
+from pyro_vae.train.processes import OF_Z, Processes
 
 DRAWS = {
     "normal_": lambda p: torch.empty_like(p).normal_(),
@@ -45,6 +46,19 @@ def test_the_noise_is_that_of_one_process(draw, dim):
     torch.manual_seed(20261122)
     assert torch.cat(parts).equal(whole)
     assert parts[0].dtype == whole.dtype
+
+
+def test_particles_are_drawn_by_weight_as_by_one_process():
+    log_w = torch.randn(6, 9)
+    torch.manual_seed(1)
+    whole = chosen_by_weight(log_w, 3)
+    for rank in range(2):
+        part = Processes(rank, 2)
+        torch.manual_seed(1)
+        with part.noise(9, OF_Z):
+            found = chosen_by_weight(part.mine(log_w.T).T, 3)
+        assert found.equal(part.mine(whole.T).T)
+    torch.manual_seed(20261122)
 
 
 def test_other_noise_is_left_alone():

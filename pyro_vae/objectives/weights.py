@@ -101,7 +101,8 @@ def chosen_by_weight(log_w: Tensor, number: int) -> Tensor:
     """
     shares = log_w.softmax(0).cumsum(0)
     first = torch.arange(number, dtype=log_w.dtype, device=log_w.device).reshape(-1, *(1,) * (log_w.dim() - 1))
-    points = (first + torch.rand_like(log_w[:1])) / number
+    # With a last dimension, as a latent has, so that several processes draw it as they draw a latent's noise.
+    points = (first + torch.rand_like(log_w[:1].unsqueeze(-1)).squeeze(-1)) / number
     return (shares <= points.unsqueeze(1)).sum(1).clamp(max=len(log_w) - 1)
 
 
