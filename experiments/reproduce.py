@@ -39,8 +39,11 @@ from papers import RECIPE, ROWS
 from published import FEW, append, draw, read
 
 from pyro_vae import VAE, ais, evaluate, fit
+from pyro_vae.checkpoint import describe
+from pyro_vae.compare.words import short
 from pyro_vae.data import Dataset, Split, load
 from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.objectives import Objective
 
 POINTS = 12  # of the curve of a row
 WITH_AIS = ("vae", "iwae-50")
@@ -55,6 +58,7 @@ def main(
     images: int = 10_000,
     held_out: bool = False,
     recipe: dict[str, Any] | None = None,
+    objective: Objective | None = None,
     epochs: int | None = None,
     temperatures: int = 1000,
     data: str = "mnist",
@@ -72,6 +76,7 @@ def main(
         held_out: Whether to try a recipe: train on 50,000 images, evaluate on the other 10,000 training images, and
             write a line of published_recipes.csv.
         recipe: Arguments of ``fit`` to try in place of the recipe's own, as '{"optimizer": "adam", "lr": 2e-3}'.
+        objective: One to try in place of the row's.
         epochs: Passes over the training images, if not those of the row.
         temperatures: Of AIS, for the rows that have it.
         data: Name of another data set, to try the program.
@@ -79,19 +84,21 @@ def main(
     """
     if row not in ROWS:
         raise ValueError(f"Expected a row among {', '.join(ROWS)}; got {row!r}.")
-    if recipe and not held_out:
-        raise ValueError(f"Expected --held_out true, to try another recipe than the row's; got {recipe}.")
+    if (recipe or objective) and not held_out:
+        raise ValueError(f"Expected --held_out true, to try another recipe than the row's; got {recipe or objective}.")
     wanted = ROWS[row]
-    options = RECIPE | {"batch_size": wanted.batch_size} | (recipe or {})
+    options = RECIPE | dict(wanted.own) | (recipe or {})
     length = epochs or wanted.epochs
     dataset = load(data, root, binarize="dynamic", valid=None if held_out else 0)
     part = dataset.valid if held_out else dataset.test
     vae = wanted.build(dataset.event_shape, seed)
-    tried = "-".join(["", "held-out", *map(str, (recipe or {}).values())]) if held_out else ""
+    objective = objective or wanted.objective()
+    named = short(describe(objective))
+    tried = "-".join(["", "held-out", named, *map(str, (recipe or {}).values())]) if held_out else ""
     run = Path(runs) / f"{row}-{seed}{tried}"
     where: dict[str, Any] = {"resume": run} if (run / "config.yaml").exists() else {"run_dir": run}
     curve = Curve(run / "curve.csv", vae, part, length, images)
-    history = fit(vae, dataset, wanted.objective(), length, seed=seed, on_epoch=curve, **options, **where)
+    history = fit(vae, dataset, objective, length, seed=seed, on_epoch=curve, **options, **where)
     minutes = round(sum(history["seconds"]) / 60, 1)
     which = f"{images:,} {'images held out' if held_out else 'test images'}"
     print(f"{wanted.title}: {minutes} minutes; now {num_particles:,} draws for each of {which}")
@@ -103,8 +110,9 @@ def main(
     stem.parent.mkdir(parents=True, exist_ok=True)
     if held_out:
         shown = " ".join(f"{name}={value}" for name, value in options.items())
-        line = {"row": row, "recipe": shown, "epochs": length, "minutes": minutes, "held out": ours}
-        append(stem.with_name("published_recipes.csv"), [line | {"particles": num_particles, "seed": seed}])
+        line = {"row": row, "objective": named, "recipe": shown, "epochs": length, "minutes": minutes}
+        line |= {"threads": torch.get_num_threads(), "held out": ours, "particles": num_particles}
+        append(stem.with_name("published_recipes.csv"), [line | {"images": len(values.nll), "seed": seed}])
         return
     words = f"python experiments/reproduce.py {row} --seed {seed}" + (f" --epochs {epochs}" if epochs else "")
     found = {"row": row, "source": wanted.source, "published": wanted.published, "ours": ours, "stderr": error}
@@ -181,7 +189,7 @@ if __name__ == "__main__":
     parser.add_argument("row", nargs="?", type=str, help="Which row, of those that --list shows.")
     parser.add_argument("--list", action="store_true", help="Show the rows.")
     parser.add_function_arguments(main, skip={"row"})
-    given = parser.parse_args().as_dict()
+    given = parser.instantiate_classes(parser.parse_args()).as_dict()
     if given.pop("list") or not given["row"]:
         print(listed())
         sys.exit()
