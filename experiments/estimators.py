@@ -226,7 +226,7 @@ def picture(rows: list[dict]) -> Figure:
     """Draw what a step costs and what its gradients are worth, and where training comes to."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     *panels, last = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.6])
-    colours = ("#2b6cb0", "#63b3ed", "#2c7a7b", "#dd6b20", "#2f855a", "#c53030", "#805ad5", "#718096")
+    colours = ("#2b6cb0", "#63b3ed", "#2c7a7b", "#dd6b20", "#2f855a", "#c53030", "#d69e2e", "#805ad5", "#718096")
     for (label, *_), colour in zip(ESTIMATORS, colours, strict=True):
         own = [row for row in rows if row["estimator"] == label]
         for axes, key in zip(panels, ("SNR, guide", "SNR, model", "ms per step"), strict=True):

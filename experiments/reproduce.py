@@ -189,7 +189,7 @@ if __name__ == "__main__":
     parser.add_argument("row", nargs="?", type=str, help="Which row, of those that --list shows.")
     parser.add_argument("--list", action="store_true", help="Show the rows.")
     parser.add_function_arguments(main, skip={"row"})
-    given = parser.instantiate_classes(parser.parse_args()).as_dict()
+    given = parser.instantiate(parser.parse_args()).as_dict()
     if given.pop("list") or not given["row"]:
         print(listed())
         sys.exit()

@@ -90,6 +90,7 @@ class Muon(torch.optim.Optimizer):
         ]
         super().__init__(halves, {"lr": lr, "momentum": momentum, "muon": False})
         self._adam: Adam | None = None
+        self._rest()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -98,18 +99,22 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rest = [group for group in self.param_groups if not group["muon"]]
-        if rest:
-            if self._adam is None or any("eps" not in group for group in rest):
-                self._adam = Adam(rest, lr=self.defaults["lr"], fused=True)
-            # This one's groups and state, which are others after ``load_state_dict``.
-            self._adam.param_groups, self._adam.state = rest, self.state
-            self._adam.step()
+        if rest := self._rest():
+            rest.step()
         for group in self.param_groups:
             for matrix in group["params"] if group["muon"] else ():
                 if (gradient := matrix.grad) is not None:
                     self._turn(matrix, gradient, group["lr"], group["momentum"])
         return loss
+
+    def _rest(self) -> Adam | None:
+        """Return the Adam of all else, with this one's groups and state, which ``load_state_dict`` replaces."""
+        groups = [group for group in self.param_groups if not group["muon"]]
+        if groups and (self._adam is None or any("eps" not in group for group in groups)):
+            self._adam = Adam(groups, lr=self.defaults["lr"], fused=True)
+        if self._adam is not None:
+            self._adam.param_groups, self._adam.state = groups, self.state
+        return self._adam
 
     def _turn(self, matrix: Tensor, gradient: Tensor, lr: float, momentum: float) -> None:
         state = self.state[matrix]
