@@ -105,7 +105,7 @@ class IWAE(_PowerMean):
     Few of many draws have a weight to speak of. With ``resample`` = m all K are weighed, and the gradient is taken
     through m of them alone, drawn by their weights: the model's networks run forward for K and back for m, and the
     gradient has the same mean, whichever it is, with a little more noise (section 3 of Burda et al., for m = 1). The
-    loss is the same number.
+    loss is the same number. The model is run twice: where it draws noise of its own, as dropout, that is drawn twice.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
