@@ -239,8 +239,7 @@ def picture(rows: list[dict]) -> Figure:
         means, errors = np.array([row[f"-log p(x), {key}"] for row in rows]).T
         last.errorbar(means, places + shift, xerr=errors, fmt=fmt, markersize=5, color=colour, label=key)
     last.set_yticks(places, [f"{row['estimator']}, K = {row['K']}" for row in rows], fontsize=8)
-    last.invert_yaxis()
-    last.set(xlabel="nats per test image", title="-log p(x) after training")
+    last.set(xlabel="nats per test image", title="-log p(x) after training", ylim=(len(rows) - 0.5, -0.5))
     last.legend(frameon=False)
     for axes in (*panels, last):
         axes.spines[["top", "right"]].set_visible(False)
