@@ -161,7 +161,10 @@ def test_what_is_frozen_is_in_memory(tmp_path, monkeypatch, on_disk):
 
 @pytest.mark.skipif(not STATUS.exists(), reason="no /proc")
 def test_memory_stays_flat(tmp_path, monkeypatch):
-    """A pass over 125 MB, after one over 6 MB; pages of a memory map, or images that are kept, would be 125 MB."""
+    """A pass over 125 MB, after one over 6 MB; pages of a memory map, or images that are kept, would be 125 MB.
+
+    The heap of a process in which thousands of tests have run moves by some tens.
+    """
 
     def resident():
         return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmRSS"))
@@ -179,7 +182,7 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "LARGE", 2**20)
     monkeypatch.setattr("pyro_vae.data.loading.MOST", 100)
     before = read_all(500)
-    assert read_all(10_000) - before < 40_000  # kB
+    assert read_all(10_000) - before < 80_000  # kB
 
 
 class TestFilesThatChange:
