@@ -5,6 +5,7 @@ See :class:`pyro_vae.conditional.Family` for how to write one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -45,7 +46,7 @@ class DiagonalNormal(Family):
 
     def law(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Gaussian with the given means and log standard deviations, each ``(*, latent)``."""
-        return dist.Normal(loc, log_scale.exp())
+        return dist.Normal(loc, _exp(log_scale))
 
 
 class FullNormal(Family):
@@ -76,7 +77,7 @@ class FullNormal(Family):
     def law(self, loc: Tensor, *rows: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Gaussian with means, and rows of L, of its diagonal the logarithm, each ``(*, latent)``."""
         factor = torch.stack(rows, -2)
-        diagonal = factor.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+        diagonal = _exp(factor.diagonal(dim1=-2, dim2=-1)).diag_embed()
         return dist.MultivariateNormal(loc, scale_tril=factor.tril(-1) + diagonal)
 
 
@@ -110,7 +111,7 @@ class LowRankNormal(Family):
 
     def law(self, loc: Tensor, log_scale: Tensor, *columns: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Gaussian with means, log standard deviations, and F's columns, each ``(*, latent)``."""
-        return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), (2 * log_scale).exp())
+        return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), _exp(2 * log_scale))
 
 
 class Flow(Family):
@@ -161,8 +162,14 @@ class Flow(Family):
         for net in self.nets:
             step = TRANSFORMS[self.transform](partial(net, context=torch.cat(context, -1)), *self.event)
             steps += [transforms.Permute(self.reverse), step]
-        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        base = dist.Normal(loc, _exp(log_scale)).to_event(1)
         return dist.TransformedDistribution(base, [*steps[1:], Broadcast(base.batch_shape)])
+
+
+def _exp(x: Tensor) -> Tensor:
+    """Return exp(x), never infinite: 0 times infinity would be the gradient of a mixture's component far from all z."""
+    limit = 0.98 * math.log(torch.finfo(x.dtype).max)
+    return x.clamp(-limit, limit).exp()
 
 
 def _coupling(latent: int, context: int, hidden: int) -> nn.Module:

@@ -14,6 +14,7 @@ from pyro.infer import SVI, Trace_ELBO
 
 from pyro_vae import VAE, data, evaluate, fit, guides, likelihoods, load, networks, objectives, oracle, priors
 from pyro_vae.conditional import Conditional, mean, stddev
+from pyro_vae.mixtures import Mixture
 
 EVENT = (1, 2, 3)
 PRIORS = {
@@ -250,6 +251,24 @@ class TestVampPrior:
         each = [vae.encoder(u.unsqueeze(0)).log_prob(z) for u in vae.prior.inputs]
         expected = torch.stack(each).logsumexp(0) - math.log(3)
         torch.testing.assert_close(vae.prior().log_prob(z), expected, rtol=0, atol=1e-8)
+
+    @pytest.mark.parametrize("log_scale", [95.0, -95.0])
+    @pytest.mark.parametrize("guide", [guides.DiagonalNormal, guides.FullNormal, guides.LowRankNormal])
+    def test_a_component_that_no_z_comes_near_does_not_stop_training(self, guide, log_scale):
+        """Its standard deviation is no float, and nothing calls it back; the others are as if it were not there."""
+        family = guide(4)
+        numbers = torch.zeros(2, family.params, 4)
+        numbers[1, 1:2] = log_scale
+        if guide is guides.FullNormal:
+            numbers[1, 1:] = log_scale * torch.eye(4)
+        law = Mixture(dist.Categorical(torch.ones(2)), family(numbers.requires_grad_()))
+        z = torch.randn(3, 4)
+        found = law.log_prob(z)
+        torch.testing.assert_close(found, family(numbers[:1]).log_prob(z) - math.log(2), rtol=0, atol=1e-5)
+        found.sum().backward()
+        assert numbers.grad.isfinite().all()
+        assert (numbers.grad[0] != 0).any()
+        assert (numbers.grad[1] == 0).all()
 
     def test_shares_the_encoder_and_saves_it_once(self):
         vae = built(priors.VampPrior)

@@ -1,7 +1,6 @@
 """Several processes: whose rows are whose, one noise for all, and the same numbers as one process."""
 
 import csv
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from pyro_vae.__main__ import main
 from pyro_vae.objectives.weights import chosen_by_weight
 from pyro_vae.train.processes import OF_Z, Processes
 
@@ -73,33 +73,51 @@ def test_a_batch_too_small_for_all_gets_a_sentence():
         Processes(0, 3).check([128, 2])
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.parametrize(
-    "options", [[], ["--binarize", "dynamic", "--likelihood", "Bernoulli"]], ids=["grey", "binary"]
-)
-def test_two_processes_give_the_numbers_of_one(options, tmp_path):
+DISTRIBUTED = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+TRAIN = ["train", "--epochs", "2", "--latent", "2", "--network.hidden", "[16]"]
+
+
+def torchrun(folder, *program):
+    """Run a program in two processes."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", f"{port}"]
+    return subprocess.run([sys.executable, *launch, *program], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody stopped, of two processes, and what they printed."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(folder, "-m", "pyro_vae", *TRAIN, "--run_dir", "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stdout
+
+
+def losses(run):
+    rows = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    return torch.tensor([[float(value) for name, value in row.items() if name != "seconds"] for row in rows])
+
+
+@DISTRIBUTED
+def test_two_processes_give_the_numbers_of_one(whole, tmp_path, monkeypatch, capsys):
     """The last batch, of 29, does not divide by 2. The first process alone prints and writes."""
-    losses, printed = [], []
-    for world in (1, 2):
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world)]
-        train = ["-m", "pyro_vae", "train", "--epochs", "2", "--latent", "2", "--network.hidden", "[16]", *options]
-        done = subprocess.run(
-            [*launch, "--master-port", str(port), *train, "--run_dir", f"{world}"],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout.replace(f"{world}/figures", "").splitlines()[:-1])
-        rows = csv.DictReader((tmp_path / f"{world}" / "metrics.csv").read_text().splitlines())
-        losses.append([[float(value) for name, value in row.items() if name != "seconds"] for row in rows])
-    torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-5, atol=1e-5)
-    assert len(printed[0]) == len(printed[1])
+    run, printed = whole
+    monkeypatch.chdir(tmp_path)
+    assert main([*TRAIN, "--run_dir", "run"]) == 0
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(run), rtol=1e-5, atol=1e-5)
+    assert len(capsys.readouterr().out.splitlines()) == len(printed.splitlines())
+
+
+@DISTRIBUTED
+def test_two_processes_binarise_as_one_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    program = [*TRAIN, "--binarize", "dynamic", "--likelihood", "Bernoulli", "--run_dir"]
+    done = torchrun(tmp_path, "-m", "pyro_vae", *program, "two")
+    assert done.returncode == 0, done.stderr
+    assert main([*program, "one"]) == 0
+    torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=1e-5, atol=1e-5)
 
 
 STOPPED = """
@@ -119,37 +137,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_processes_stop_together_and_go_on_to_the_last_bit(tmp_path):
+@DISTRIBUTED
+def test_two_processes_stop_together_and_go_on_to_the_last_bit(whole, tmp_path):
     (tmp_path / "stopped.py").write_text(STOPPED)
-    options = ["--epochs", "2", "--latent", "2", "--network.hidden", "[16]", "--run_dir"]
-    codes = []
-    for program in (
-        ["-m", "pyro_vae", "train", *options, "whole"],
-        ["stopped.py", "train", *options, "run"],
-        ["-m", "pyro_vae", "train", "--resume", "run"],
-    ):
-        with socket.socket() as free:
-            free.bind(("", 0))
-            launch = [
-                "-m",
-                "torch.distributed.run",
-                "--nproc-per-node",
-                "2",
-                "--master-port",
-                f"{free.getsockname()[1]}",
-            ]
-        done = subprocess.run(
-            [sys.executable, *launch, *program],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        codes.append(done.returncode)
-        if len(codes) == 2:
-            assert "The weights so far are in run. To go on: pyro-vae train --resume run" in done.stderr
-    assert codes == [0, 1, 0]
+    stopped = torchrun(tmp_path, "stopped.py", *TRAIN, "--run_dir", "run")
+    assert stopped.returncode == 1
+    assert "The weights so far are in run. To go on: pyro-vae train --resume run" in stopped.stderr
+    assert torchrun(tmp_path, "-m", "pyro_vae", "train", "--resume", "run").returncode == 0
     for name in ("metrics.csv", "model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+        assert (whole[0] / name).read_bytes() == (tmp_path / "run" / name).read_bytes()

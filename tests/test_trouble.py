@@ -167,7 +167,7 @@ def test_a_buffer_does_not_keep_what_was_skipped():
 @pytest.mark.filterwarnings("ignore:A batch was left out")
 def test_the_command_says_it_in_one_line_and_goes_on_where_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = "train --epochs 2 --lr 1e6 --latent 2 --network.hidden [8] --run_dir run"
+    words = "train --epochs 2 --lr 1e25 --latent 2 --network.hidden [8] --run_dir run"
     assert main(words.split()) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("pyro-vae train: Training diverged in epoch 1, step ")
