@@ -8,11 +8,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 SEED = 20261122
 
@@ -62,6 +64,12 @@ def param_store():
     store = pyro.get_param_store()
     with store.scope():
         yield store
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made and named, and not rendered, which takes longer than a small run."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
 
 
 @pytest.fixture(

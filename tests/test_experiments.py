@@ -77,7 +77,7 @@ SMALL = {
         "num_particles": 3,
         "workers": 1,
     },
-    "tug_of_war": {"betas": (0.1, 1.0, 10.0), "hidden": (32,), "epochs": 2, "seeds": 2, "samples": 50},
+    "tug_of_war": {"betas": (1.0, 10.0), "hidden": (32,), "epochs": 2, "seeds": 2, "samples": 50},
 }
 
 
@@ -240,15 +240,17 @@ def test_the_readme_says_what_the_committed_imputation_says():
 class TestSpeed:
     def test_writes_a_table_that_keeps_the_rows_of_other_parts(self, tmp_path, capsys):
         speed = importlib.import_module("speed")
+        committed = rows(EXPERIMENTS / "results" / "speed.csv")
+        kept = [row for row in committed if row["part"] == "steps"]
+        with (tmp_path / "speed.csv").open("w") as file:
+            writer = csv.DictWriter(file, committed[0])
+            writer.writeheader()
+            writer.writerows([*kept, *(row for row in committed if row["part"] == "startup")])
         speed.main(parts=("startup",), rounds=1, out=str(tmp_path))
-        first = rows(tmp_path / "speed.csv")
-        assert [row["part"] for row in first] == ["startup"] * 3
-        other = first[0] | {"part": "steps"}
-        with (tmp_path / "speed.csv").open("a") as file:
-            csv.DictWriter(file, other).writerow(other)
-        speed.main(parts=("startup",), rounds=1, out=str(tmp_path))
-        assert [row["part"] for row in rows(tmp_path / "speed.csv")] == ["steps"] + ["startup"] * 3
-        assert (tmp_path / "speed.md").read_text().count("\n|") == 6
+        found = rows(tmp_path / "speed.csv")
+        assert found[: len(kept)] == kept
+        assert [row["part"] for row in found[len(kept) :]] == ["startup"] * 3
+        assert (tmp_path / "speed.md").read_text().count("\n|") == 2 + len(found)
 
     def test_an_unknown_part_gets_a_sentence(self):
         speed = importlib.import_module("speed")
@@ -308,24 +310,21 @@ def test_the_judge_knows_real_images_from_noise():
 
 
 class TestReliability:
-    def test_a_killed_run_is_the_same(self, tmp_path, capsys):
+    @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
+    def test_a_killed_run_is_the_same_and_memory_is_flat_over_200_epochs(self, tmp_path, capsys):
         reliability = importlib.import_module("reliability")
-        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=3, settled=1, out=str(tmp_path))
+        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=200, settled=20, out=str(tmp_path))
         (row,) = rows(tmp_path / "reliability.csv")
         assert (row["step"], row["runs"], row["identical"]) == ("off", "1", "1")
         assert [*row] == [*rows(EXPERIMENTS / "results" / "reliability.csv")[0]]
         assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+        share = re.search(r"at the end, ([+-][\d.]+)%", (tmp_path / "reliability.md").read_text())[1]
+        assert abs(float(share)) < 5
 
     def test_bad_input_gets_a_sentence(self):
         reliability = importlib.import_module("reliability")
         with pytest.raises(ValueError, match="Expected modes among off, graph, inductor, at least 1 run"):
             reliability.main(runs=0)
-
-    @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
-    def test_memory_is_flat_over_200_epochs(self, tmp_path):
-        sizes = importlib.import_module("reliability").resident(200, tmp_path / "run")
-        assert len(sizes) == 200
-        assert sizes[-1] < 1.05 * sizes[19]
 
     def test_the_readme_says_what_the_committed_table_says(self):
         """And all are identical, and memory is flat within 5%."""

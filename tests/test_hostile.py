@@ -289,7 +289,7 @@ class TestConfigOfARun:
         refused(["train", *words, "--run_dir", "other"], "names 'evil.Evil', whose import would run its code", capsys)
         assert not Path("other").exists()
 
-    def test_a_trusted_one_it_does(self, run, capsys):
+    def test_a_trusted_one_it_does(self, run, capsys, unrendered):
         Path("good.py").write_text(
             "import pyro_vae.priors\nclass Good(pyro_vae.priors.StandardNormal):\n    '''Own.'''\n"
         )

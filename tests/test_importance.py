@@ -343,11 +343,11 @@ class TestScale:
                 pyro.sample("z", dist.Normal(x[index] / 1.25, 1.0))
 
         for objective in (IWAE(3), IWAE(3, vectorize_particles=False)):
-            part = torch.tensor([objective.loss(model, guide, X) for _ in range(1000)])
+            part = torch.tensor([objective.loss(model, guide, X) for _ in range(300)])
             whole = torch.tensor(
-                [IWAE(3).loss(*one_datum([0, 1, 2, 3], 1.0, 1 / math.sqrt(0.2)), X) for _ in range(1000)]
+                [IWAE(3).loss(*one_datum([0, 1, 2, 3], 1.0, 1 / math.sqrt(0.2)), X) for _ in range(300)]
             )
-            assert abs(part.mean() - whole.mean()) < 5 * ((part.var() + whole.var()) / 1000).sqrt()
+            assert abs(part.mean() - whole.mean()) < 5 * ((part.var() + whole.var()) / 300).sqrt()
             assert whole.mean() > -self.evidence
 
     def test_pyros_number_is_no_bound_and_ours_is(self):
@@ -820,8 +820,8 @@ def test_positive_parameters_under_a_constraint_train():
 
     for objective in (ELBO(gradient="stl"), IWAE(5, "dreg"), ReweightedWakeSleep(50)):
         pyro.clear_param_store()
-        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), objective)
-        for _ in range(700):
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), objective)
+        for _ in range(300):
             svi.step(X)
         torch.testing.assert_close(pyro.param("loc").detach(), X / 1.25, rtol=0, atol=0.1)
         torch.testing.assert_close(pyro.param("scale").detach(), torch.full((4,), math.sqrt(0.2)), rtol=0, atol=0.1)

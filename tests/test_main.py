@@ -65,7 +65,7 @@ class TestTrain:
         assert lines[-2:] == ["run:     here/run", "more:    pyro-vae evaluate here/run"]
         assert "valid ELBO" in shown.err  # the bar
 
-    def test_says_how_much_is_missing(self, capsys):
+    def test_says_how_much_is_missing(self, capsys, unrendered):
         generator = np.random.default_rng(0)
         x, mask = generator.integers(0, 256, (40, 6, 6), dtype=np.uint8), generator.random((40, 6, 6)) > 0.25
         np.savez("x.npz", x=x, mask=mask)
@@ -80,12 +80,12 @@ class TestTrain:
     def test_draws_every_figure(self, run):
         assert {path.stem for path in (run / "figures").iterdir()} == FIGURES
 
-    def test_names_a_run_directory_itself(self):
+    def test_names_a_run_directory_itself(self, unrendered):
         assert main(["train", *SMALL, "--epochs", "1"]) == 0
         (made,) = Path("runs").iterdir()
         assert made.name.startswith("digits-20")
 
-    def test_gives_the_same_run_again_from_its_own_configuration(self, run):
+    def test_gives_the_same_run_again_from_its_own_configuration(self, run, unrendered):
         assert main(["train", "--config", str(run / "config.yaml"), "--run_dir", "again"]) == 0
         first, second = load(run), load("again")
         assert first[1] == second[1]
@@ -136,7 +136,7 @@ class TestTrain:
             ),
         ],
     )
-    def test_every_objective_by_name(self, options, expected, capsys):
+    def test_every_objective_by_name(self, options, expected, capsys, unrendered):
         def flat(spec):
             if not isinstance(spec, dict) or "class_path" not in spec:
                 return spec
@@ -152,7 +152,7 @@ class TestTrain:
         assert main(["train", "--config", "r/config.yaml", "--run_dir", "again"]) == 0
         assert Path("r/metrics.csv").read_bytes() == Path("again/metrics.csv").read_bytes()
 
-    def test_takes_data_and_a_class_of_the_users_own(self, capsys):
+    def test_takes_data_and_a_class_of_the_users_own(self, capsys, unrendered):
         Path("my_parts.py").write_text(
             "import pyro_vae.priors\nclass Mine(pyro_vae.priors.StandardNormal):\n    '''Own.'''\n"
         )
@@ -166,7 +166,7 @@ class TestTrain:
 
 
 class TestEvaluate:
-    def test_repeats_the_closing_table(self, capsys, monkeypatch):
+    def test_repeats_the_closing_table(self, capsys, monkeypatch, unrendered):
         monkeypatch.setattr(report.table, "__defaults__", (25, 50, 0, False))
         assert main(["train", *SMALL, "--run_dir", "run"]) == 0
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "valid", "test"))]
@@ -198,7 +198,7 @@ class TestEvaluate:
             assert words in written
         assert load(run)[1] == config
 
-    def test_with_none_chosen_there_is_no_ais(self, run, capsys):
+    def test_with_none_chosen_there_is_no_ais(self, run, capsys, unrendered):
         assert main(["evaluate", "run", *FAST]) == 0
         assert "temperatures, the first" not in capsys.readouterr().out
         assert {path.stem for path in (run / "figures").iterdir()} == FIGURES | EVALUATION

@@ -108,28 +108,12 @@ def test_fit_gives_the_same_history(kind, options, tmp_path, monkeypatch, on_dis
     assert histories[0] == histories[1]
 
 
-def test_the_command_trains_and_evaluates(tmp_path, capsys, monkeypatch, on_disk):
+def test_the_command_trains_and_evaluates(tmp_path, capsys, monkeypatch, on_disk, unrendered):
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", ARRAYS["bytes"])
-    assert (
-        main(
-            [
-                "train",
-                "--data",
-                "x.npy",
-                "--latent",
-                "2",
-                "--epochs",
-                "1",
-                "--network.hidden",
-                "[8]",
-                "--run_dir",
-                "run",
-            ]
-        )
-        == 0
-    )
-    assert main(["evaluate", "run", "--num_particles", "5"]) == 0
+    train = "train --data x.npy --latent 2 --epochs 1 --network.hidden [8] --run_dir run"
+    evaluate = "evaluate run --num_particles 25 --chosen 2 --temperatures 100"
+    assert main(train.split()) == main(evaluate.split()) == 0
     assert capsys.readouterr().out.count("\ntrain ") == 2
 
 

@@ -22,7 +22,7 @@ SMALL = ["--latent", "2", "--epochs", "1", "--batch_size", "256"]
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, unrendered):
     """Every test in an empty folder of its own; evaluation with few draws."""
     from pyro_vae import report
 
@@ -57,7 +57,7 @@ class TestOwnParts:
         assert main(["train", *SMALL, "--network.hidden", "[16]", *options, "--run_dir", "r"]) == 0
         with pytest.raises(ValueError, match=home):
             load("r")
-        assert main(["evaluate", "r", "--num_particles", "5", "--images", "20", "--trust", home]) == 0
+        assert main(["evaluate", "r", "--num_particles", "25", "--images", "20", "--chosen", "0", "--trust", home]) == 0
         return load("r", trust=[home])
 
     def test_the_prior_of_the_readme(self, capsys):

@@ -337,7 +337,7 @@ class TestFullNormal:
         for guide in (guides.DiagonalNormal, guides.FullNormal):
             encoder = Conditional(networks.MLP((3,), (guide(2).params, 2), hidden=()), guide(2))
             vae = VAE(priors.StandardNormal(2), model, encoder)
-            fit(vae, x, objectives.ELBO(gradient="stl"), epochs=300, lr=0.05, lr_schedule="cosine", progress=False)
+            fit(vae, x, objectives.ELBO(gradient="stl"), epochs=120, lr=0.2, lr_schedule="cosine", progress=False)
             log_w = evaluate.log_weights(vae, x, 200)
             gaps[guide] = (model.log_evidence(x) - evaluate.elbo(log_w)).mean().item()
         m = model.weight.T @ model.weight + 0.25 * torch.eye(2)
