@@ -165,11 +165,10 @@ def annealed(vae: VAE, dataset: Dataset, nll: torch.Tensor, temperatures: int, s
 
 
 def machine(run: Path) -> dict[str, Any]:
-    """Return what a run was trained with: threads, the instructions of the CPU, the commit of this repository."""
+    """Return what a run was begun with, threads and instructions of the CPU, and the commits that it went on with."""
     made = json.loads((run / "environment.json").read_text())
-    return {name: made[name] for name in ("threads", "instructions")} | {
-        "commit": (made["git"] or {}).get("commit", "")
-    }
+    commits = [(start["git"] or {}).get("commit", "") for start in (made, *made.get("resumed", []))]
+    return {name: made[name] for name in ("threads", "instructions")} | {"commit": " ".join(dict.fromkeys(commits))}
 
 
 def listed() -> str:
