@@ -90,9 +90,9 @@ ROWS = {
     "iwae-5": Row("IWAE, k = 5", 85.18, f"{BURDA}; {AGAIN}", iwae(5), 1200, 85.54, 22),
     "iwae-5-dreg": Row("IWAE, k = 5, DReG gradient", 84.90, AGAIN, iwae(5, "dreg"), 600),
     "iwae-50": Row(
-        "IWAE, k = 50, gradient through 5", 84.59, f"{BURDA}; {AGAIN}", iwae(50, resample=5), 400, 84.78, 25
+        "IWAE, k = 50, gradient through 5", 84.59, f"{BURDA}; {AGAIN}", iwae(50, resample=5), 450, 84.78, 25
     ),
-    "iwae-50-dreg": Row("IWAE, k = 50, DReG gradient through 5", 84.32, AGAIN, iwae(50, "dreg", 5), 400),
+    "iwae-50-dreg": Row("IWAE, k = 50, DReG gradient through 5", 84.32, AGAIN, iwae(50, "dreg", 5), 450),
     "gated": gated("VAE, gated 300-300, z = 40, N(0, I)", 84.45, epochs=800, paper=84.45),
     "gated-vamp": gated("the same, VampPrior of 500", 82.43, epochs=650, paper=82.43, prior=priors.VampPrior),
     "gated-flow": gated("the same, Flow prior", 82.43, epochs=650, prior=priors.Flow),
