@@ -10,11 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from test_priors import EVENT, built
+from test_parts import LIKELIHOODS
+from test_priors import EVENT, GUIDES, PRIORS, built
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_vae import VAE, ais, data, evaluate, guides, networks, posterior, priors
+from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, posterior, priors
+from pyro_vae.compiled import graph, traced
 from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.oracle import LinearGaussian
 
@@ -62,15 +64,15 @@ class TestLogWeights:
         """Of 7 draws for each of 5 data: the first of a datum is 0, the next is 1, and so on."""
         drawn = torch.zeros(5)
 
-        def count(vae, x, k):
+        def count(vae, x, k, missing):
             rows = x[:, 0].long()
             assert len(rows) * k <= sizes[1] or k == 1
             found = 100 * x[:, 0] + drawn[rows] + torch.arange(k).unsqueeze(1)
             drawn[rows] += k
             return found
 
-        monkeypatch.setattr(evaluate.weights, "_log_weights", count)
-        monkeypatch.setattr(evaluate.weights, "room", lambda vae, x: sizes)
+        monkeypatch.setattr(evaluate.weighing, "log_weights", count)
+        monkeypatch.setattr(evaluate.weighing, "room", lambda vae, x: sizes)
         found = evaluate.log_weights(model.vae(), torch.arange(5.0).unsqueeze(1).expand(5, 6), 7)
         assert torch.equal(found, 100 * torch.arange(5.0) + torch.arange(7.0).unsqueeze(1))
 
@@ -96,6 +98,98 @@ class TestLogWeights:
             log_w = evaluate.log_weights(vae, x, 23, at_once, seed=3)
             found = evaluate.nll(vae, x, 23, at_once, seed=3)
             torch.testing.assert_close(found, -evaluate.iwae(log_w), rtol=0, atol=1e-12)
+
+
+class TestAsAGraph:
+    """What is weighed by a graph is what Pyro weighs, draw by draw; what cannot be recorded is weighed by Pyro."""
+
+    @pytest.fixture
+    def both(self, monkeypatch):
+        """Evaluate without a graph and with one; return both results, and what says how the second was run."""
+
+        def run(evaluation):
+            made = []
+            genuine = evaluate.weighing.Traced
+            with monkeypatch.context() as patch:
+                patch.setattr(evaluate.weighing, "Traced", lambda *a, **k: made.append(genuine(*a, **k)) or made[-1])
+                patch.setattr(evaluate.weighing, "MANY", math.inf)
+                plain = evaluation()
+                assert not made
+                patch.setattr(evaluate.weighing, "MANY", 1)
+                return plain, evaluation(), made[0]
+
+        return run
+
+    def agree(self, both, vae, x):
+        """40 images, by 3 at most, of 70 draws by 33 at most; or all draws of an image."""
+        for f, at_once in ((evaluate.log_weights, 100), (evaluate.nll, 100), (evaluate.nll, 70)):
+            plain, found, made = both(lambda f=f, at_once=at_once: f(vae, x, 70, at_once, seed=0))
+            assert made.mode == "graph", made.reason
+            torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-3)
+
+    @pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+    def test_of_a_likelihood(self, likelihood, both):
+        vae = VAE.build(EVENT, 4, likelihood=likelihood, network=partial(networks.MLP, hidden=(8,)))
+        self.agree(both, vae, vae.decoder(torch.randn(40, 4)).sample())
+
+    @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+    def test_of_a_prior(self, prior, both):
+        self.agree(both, built(prior), torch.randn(40, *EVENT))
+
+    @pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
+    def test_of_a_guide(self, guide, both):
+        self.agree(both, built(guide=guide), torch.randn(40, *EVENT))
+
+    def test_of_what_is_observed_of_images(self, both):
+        x = torch.randn(40, *EVENT)
+        self.agree(both, built(), torch.where(torch.rand_like(x) < 0.3, math.nan, x))
+
+    def test_of_a_guide_that_looks_its_images_up(self, both):
+        """It would be recorded for the first images, whose rows it finds without torch: found out on others."""
+        x = torch.randn(40, *EVENT)
+        vae = posterior.refine(built(), x, steps=2)
+        plain, found, made = both(lambda: evaluate.nll(vae, x, 70, 100, seed=0))
+        assert made.mode == "off"
+        assert torch.equal(found, plain)
+
+    def test_of_a_decoder_that_branches_on_a_number(self, both):
+        class Decoder(nn.Module):
+            def forward(self, z):
+                return dist.Normal(z if z.sum() > 0 else -z, 1.0).to_event(1)
+
+        vae = VAE(built(latent=6).prior, Decoder(), VAE.build((6,), latent=6).encoder)
+        x = torch.randn(40, 6)
+        plain, found, made = both(lambda: evaluate.nll(vae, x, 70, 100, seed=0))
+        assert made.mode == "off"
+        assert torch.equal(found, plain)
+
+    @pytest.mark.skipif(not graph.can_compile(torch.device("cpu")), reason="no C++ compiler")
+    def test_compiled(self, both, monkeypatch):
+        monkeypatch.setattr(traced, "PAYS", 1.0)
+        vae, x = built(), torch.randn(40, *EVENT)
+        plain, found, made = both(lambda: evaluate.log_weights(vae, x, 70, 100, seed=0))
+        assert made.mode == "inductor"
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-3)
+
+    def test_every_image_is_looked_at(self, monkeypatch):
+        monkeypatch.setattr(evaluate.weighing, "MANY", 1)
+        vae = VAE.build(EVENT, 4, likelihood=likelihoods.Bernoulli)
+        x = torch.bernoulli(torch.full((40, *EVENT), 0.5))
+        x[31, 0, 0, 0] = 0.5
+        with pytest.raises(ValueError, match="support"):
+            evaluate.nll(vae, x, 70, 100)
+
+    def test_pyro_says_what_is_wrong_with_a_draw(self, monkeypatch):
+        """A decoder that fails for every hundredth z or so."""
+
+        class Decoder(nn.Module):
+            def forward(self, z):
+                return dist.Normal(torch.where(z > 2.5, math.nan, z), 1.0).to_event(1)
+
+        monkeypatch.setattr(evaluate.weighing, "MANY", 1)
+        vae = VAE(priors.StandardNormal(6), Decoder(), VAE.build((6,), latent=6).encoder)
+        with pytest.raises(ValueError, match="parameter loc"):
+            evaluate.nll(vae, torch.randn(40, 6), 2000, 100, seed=0)
 
 
 class TestBounds:
@@ -165,9 +259,9 @@ class TestNll:
     def test_chunks_draw_as_many_particles_as_were_asked_for(self, model, monkeypatch):
         """A remainder that is drawn but not counted, or counted but not drawn, would shift the answer."""
         drawn = []
-        genuine = evaluate.weights._log_weights
+        genuine = evaluate.weighing.log_weights
         monkeypatch.setattr(
-            evaluate.weights, "_log_weights", lambda v, x, k: drawn.append((len(x), k)) or genuine(v, x, k)
+            evaluate.weighing, "log_weights", lambda v, x, k, m: drawn.append((len(x), k)) or genuine(v, x, k, m)
         )
         evaluate.nll(model.vae(), torch.randn(5, 6), num_particles=23, at_once=20)
         assert drawn == [(1, 20), (1, 3)] * 5

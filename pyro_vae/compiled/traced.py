@@ -47,6 +47,7 @@ class Traced:
         calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
         key: Says what else tells one graph from another.
         state: From what is kept, says what a graph must find as it was, or is made anew.
+        quiet: Whether to go on without a graph, or without a compiler, and not say so.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Traced:
         calls: int | None = None,
         key: Callable[[], Hashable] = tuple,
         state: Callable[[Any], Hashable] = lambda kept: None,
+        quiet: bool = False,
     ) -> None:
         self.function = function
         self.compile = compile
@@ -63,6 +65,7 @@ class Traced:
         self.reason = "compile='off'" if compile == "off" else ""
         self.key = key
         self.state = state
+        self.quiet = quiet
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -123,10 +126,10 @@ class Traced:
             self._entries[key] = _Entry(first, kept, self.state(kept))
         elif not self._full:
             self._full = True
-            warnings.warn(
+            self._say(
                 f"Going on in plain Pyro with further kinds of arguments: got more than {SHAPES}, of which each would "
                 "be a graph of its own. Pass numbers that change as tensors.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _record(self, entry: _Entry, leaves: list[Any], spec: Any) -> Outputs:
@@ -192,15 +195,19 @@ class Traced:
             entry.graph.compile(tensors)
             entry.compiled = True
         except Exception as error:
-            warnings.warn(
+            self._say(
                 f"Expected TorchInductor to compile the step; it did not ({' '.join(str(error).split())[:150]}). "
                 "Going on with the graph as it is, which compile='graph' asks for.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _go_on(self, reason: str) -> None:
         self.reason = reason
-        warnings.warn(f"Going on in plain Pyro: the step cannot be run as a graph ({reason}).", stacklevel=6)
+        self._say(f"Going on in plain Pyro: the step cannot be run as a graph ({reason}).", stacklevel=7)
+
+    def _say(self, words: str, stacklevel: int) -> None:
+        if not self.quiet:
+            warnings.warn(words, stacklevel=stacklevel)
 
 
 class _Entry:

@@ -3,21 +3,16 @@ r"""Per-datum log-weights, and what is read off them: bounds on log p(x)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate.seeds import at_test
-from pyro_vae.missing import log_prob
+from pyro_vae.evaluate.weighing import Weighing
 from pyro_vae.vae import VAE
 
-__all__ = ["elbo", "ess", "iwae", "iwae_curve", "log_weights", "nll", "room"]
-
-TOGETHER = 32  # draws of an image at least, where so many fit
-MOST = 4_000  # images decoded at once: more do not fit in a CPU's caches, and are slower
+__all__ = ["elbo", "ess", "iwae", "iwae_curve", "log_weights", "nll"]
 
 
 def log_weights(
@@ -33,8 +28,8 @@ def log_weights(
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
     Memory is bounded whatever the parts are, but for the answer: how many images are decoded at once is measured
-    (:func:`room`). Where that alone is too large, as of 5,000 draws for each of a million images, :func:`nll` adds up
-    as it goes.
+    (:func:`pyro_vae.evaluate.weighing.room`). Where that alone is too large, as of 5,000 draws for each of a million
+    images, :func:`nll` adds up as it goes. Where there are many draws they are weighed by a graph, as ``fit`` trains.
 
     Arguments:
         vae: Any VAE.
@@ -55,23 +50,14 @@ def log_weights(
         >>> log_weights(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
         torch.Size([100, 5])
     """
-    images, draws = _sizes(vae, x, num_particles, at_once)
-    found = torch.empty(num_particles, len(x)).to(x)
-    with at_test(vae, x.device, seed), _bar(len(x) * num_particles, progress) as bar:
-        for i in range(0, len(x), images):
-            rows, k = x[i : i + images], 0
-            for some in _chunks(num_particles, max(1, draws // len(rows))):
-                found[k : k + some, i : i + len(rows)] = _log_weights(vae, rows, some)
-                k += some
-                bar.update(some * len(rows))
+    with at_test(vae, x.device, seed), Weighing(vae, x, num_particles, at_once, progress) as weighing:
+        found = torch.empty(num_particles, len(x)).to(x)
+        for rows, columns in zip(x.split(weighing.images), found.split(weighing.images, dim=1), strict=True):
+            k = 0
+            for log_w in weighing(rows):
+                columns[k : k + len(log_w)] = log_w
+                k += len(log_w)
     return found
-
-
-@torch.no_grad()
-def _log_weights(vae: VAE, x: Tensor, num_particles: int) -> Tensor:
-    q = vae.encoder(x)
-    z = q.sample((num_particles,))
-    return vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - q.log_prob(z)
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -154,7 +140,7 @@ def nll(
 
     It is minus the importance weighted bound with ``num_particles`` draws from the guide, so it is too large on
     average, and falls to the truth as their number grows. Memory is bounded whatever the parts are: how many images
-    are decoded at once is measured (:func:`room`).
+    are decoded at once is measured (:func:`pyro_vae.evaluate.weighing.room`).
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
@@ -178,57 +164,11 @@ def nll(
         >>> nll(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
         torch.Size([5])
     """
-    images, draws = _sizes(vae, x, num_particles, at_once)
     parts = []
-    with at_test(vae, x.device, seed), _bar(len(x) * num_particles, progress) as bar:
-        for rows in x.split(images):
+    with at_test(vae, x.device, seed), Weighing(vae, x, num_particles, at_once, progress) as weighing:
+        for rows in x.split(weighing.images):
             total = torch.full((len(rows),), -math.inf).to(x)
-            for some in _chunks(num_particles, max(1, draws // len(rows))):
-                total = torch.logaddexp(total, _log_weights(vae, rows, some).logsumexp(0))
-                bar.update(some * len(rows))
+            for log_w in weighing(rows):
+                total = torch.logaddexp(total, log_w.logsumexp(0))
             parts.append(math.log(num_particles) - total)
     return torch.cat(parts)
-
-
-def room(vae: VAE, x: Tensor, most: int = MOST) -> tuple[int, int]:
-    """Return how many images :func:`log_weights` can take at once in a gibibyte, and how many draws of all of them.
-
-    Measured on the first few, for a likelihood, a prior and a guide of any kind.
-
-    Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``.
-        most: The largest answers; more at once would be no faster.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> room(VAE.build((64,), latent=2), torch.rand(5, 64))
-        (4000, 4000)
-    """
-    if len(x) == 0:
-        raise ValueError("Expected at least 1 image; got none.")
-    pair = x[:2]  # one image alone may be a case of its own, as for batch normalisation
-    with at_test(vae, x.device):
-        images = 2 * how_many_fit(lambda n: _log_weights(vae, x[: 2 * n], 1), most // 2, x.device)
-        draws = how_many_fit(lambda n: _log_weights(vae, pair, n), most // len(pair), x.device)
-    return images, draws * len(pair)
-
-
-def _sizes(vae: VAE, x: Tensor, num_particles: int, at_once: int | None) -> tuple[int, int]:
-    for name, number in {"num_particles": num_particles, "at_once": at_once}.items():
-        if number is not None and number < 1:
-            raise ValueError(f"Expected {name} of at least 1; got {number}.")
-    images, draws = room(vae, x) if at_once is None else (at_once, at_once)
-    # Few images and many draws of each, since an image is encoded anew for every chunk of its draws.
-    return min(images, max(1, draws // min(num_particles, TOGETHER))), draws
-
-
-def _bar(total: int, progress: bool) -> tqdm:
-    return tqdm(total=total, desc="-log p(x)", unit=" draws", unit_scale=True, leave=False, disable=not progress)
-
-
-def _chunks(total: int, size: int) -> Iterator[int]:
-    """Yield sizes of chunks that add up to ``total``, whether or not ``size`` divides it."""
-    yield from [size] * (total // size)
-    if total % size:
-        yield total % size

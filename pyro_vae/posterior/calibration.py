@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import plots
 from pyro_vae.evaluate.seeds import at_test
-from pyro_vae.evaluate.weights import room
+from pyro_vae.evaluate.weighing import room
 from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
 
