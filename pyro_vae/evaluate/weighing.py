@@ -49,6 +49,11 @@ class Weighing:
         self.images = min(images, max(1, self._draws // min(num_particles, TOGETHER)))
         self.vae, self.num_particles = vae, num_particles
         self._missing = bool(x.isnan().any())
+        calls = sum(len(self._sizes(rows)) for rows in x.split(self.images))
+        self._graph = Traced(self._outputs, "auto", calls, quiet=True) if calls >= MANY else None
+        if self._graph:
+            with forked(x.device):
+                self._rehearse(x)
         self._bar = tqdm(
             total=len(x) * num_particles,
             desc="-log p(x)",
@@ -57,12 +62,6 @@ class Weighing:
             leave=False,
             disable=not progress,
         )
-        parts = x.split(self.images)
-        calls = sum(len(self._sizes(rows)) for rows in parts)
-        self._graph = Traced(self._outputs, "auto", calls, quiet=True) if calls >= MANY else None
-        if self._graph:
-            with forked(x.device):
-                self._rehearse(x)
 
     def __enter__(self) -> Weighing:
         return self
