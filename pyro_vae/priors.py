@@ -157,6 +157,7 @@ class Flow(nn.Module):
     T goes from z to noise, in ``layers`` steps with the dimensions reversed between them; each step shifts and scales
     (``affine``) or bends by monotone splines (``spline``) half of the dimensions given the others, or shifts and scales
     each given those before it (``autoregressive``, whose density is as fast, and whose draws take a step a dimension).
+    One z far from all codes may have a gradient of 10,000 times the usual: for long runs give ``fit`` a ``clip_norm``.
 
     References:
         Density Estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017), for affine coupling.
