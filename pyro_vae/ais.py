@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import PILOT, Ladder
+from pyro_vae.annealing import PILOT, SETTLE, Ladder
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import ess, iwae
 from pyro_vae.evaluate.seeds import at_test
@@ -205,4 +205,4 @@ class _Run:
         return found
 
     def _ladder(self, vae: VAE, x: Tensor) -> Ladder:
-        return Ladder(vae, x, self.start, self.leapfrog)
+        return Ladder(vae, x, self.start, self.leapfrog, ROUNDS * (SETTLE + PILOT) + self.temperatures)

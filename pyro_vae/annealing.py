@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.compiled import Outputs, Traced, fast_products
 from pyro_vae.conditional import mean, stddev
 from pyro_vae.data.supports import of_element
-from pyro_vae.missing import log_prob
+from pyro_vae.missing import observed
 from pyro_vae.vae import VAE
 
 __all__ = ["Ladder", "Plan"]
@@ -70,12 +71,15 @@ class Ladder:
         x: Shape ``(B, *event)``.
         start: ``guide`` or ``prior``: what :math:`p_0` is.
         leapfrog: Steps of each move.
+        moves: How many are to come, if known: the densities are run as a graph, compiled where that pays.
 
     Raises:
         ValueError: If z is not of all real numbers.
     """
 
-    def __init__(self, vae: VAE, x: Tensor, start: Literal["guide", "prior"], leapfrog: int) -> None:
+    def __init__(
+        self, vae: VAE, x: Tensor, start: Literal["guide", "prior"], leapfrog: int, moves: int | None = None
+    ) -> None:
         self.x, self.leapfrog, self.decoder = x, leapfrog, vae.decoder
         self.prior: Any = vae.prior()
         self.guide: Any = vae.encoder(x)
@@ -87,17 +91,25 @@ class Ladder:
         self.low, self.high = torch.minimum(*(low for low, _ in ends)), torch.maximum(*(high for _, high in ends))
         first, last = (spread.clamp(min=1e-6) ** -2 for _, spread in (of_prior, of_guide))
         self.precision = (first if self.from_prior else last).expand_as(last), last
+        self._missing = bool(x.isnan().any())
+        self._graph = Traced(self._densities, calls=moves and moves * leapfrog, quiet=True)
 
     def at(self, z: Tensor) -> Point:
         """Return the log-densities at z, ``(C, B, latent)``, and their gradients."""
+        with fast_products("auto"):
+            return Point(z, *self._graph((z,), {}).tensors)
+
+    def _densities(self, z: Tensor) -> Outputs:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
+            law, x = self.decoder(z), self.x
+            law, x = observed(law, x) if self._missing else (law, x)
             prior = self.prior.log_prob(z)
             start = prior if self.from_prior else self.guide.log_prob(z)
-            joint = prior + log_prob(self.decoder(z), self.x)
+            joint = prior + law.log_prob(x)
             (start_grad,) = torch.autograd.grad(start.sum(), z, retain_graph=True)
             (joint_grad,) = torch.autograd.grad(joint.sum(), z)
-        return Point(z.detach(), start.detach(), joint.detach(), start_grad, joint_grad)
+        return Outputs([start.detach(), joint.detach(), start_grad, joint_grad], None)
 
     def begin(self, chains: int) -> Point:
         """Return draws of the start, ``chains`` for each image."""

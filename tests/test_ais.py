@@ -268,6 +268,28 @@ class TestParts:
         assert lower.isfinite().all()
         assert upper.isfinite().all()
 
+    @pytest.mark.parametrize(("prior", "guide"), PARTS.values(), ids=PARTS)
+    def test_a_graph_has_the_densities_of_every_prior_and_guide(self, prior, guide, float64):
+        vae = built(prior, guide).double()
+        self.same(vae, torch.randn(3, *EVENT))
+        self.same(vae, torch.where(torch.rand(3, *EVENT) < 0.3, math.nan, torch.randn(3, *EVENT)))
+
+    @pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+    def test_a_graph_has_the_densities_of_every_likelihood(self, likelihood, float64):
+        vae = VAE.build(EVENT, 4, likelihood=likelihood, network=partial(networks.MLP, hidden=(8,))).double()
+        self.same(vae, vae.decoder(torch.randn(3, 4)).sample())
+
+    def same(self, vae, x):
+        """At the fifth z, of which the first is Pyro's, the second recorded and the third compared."""
+        for start in ("guide", "prior"):
+            with torch.no_grad():
+                ladder = Ladder(vae, x, start, 3)
+                for z in torch.randn(5, 2, 3, 4):
+                    found = ladder.at(z)
+                expected = ladder._densities(z).tensors
+            assert ladder._graph.mode == "graph", ladder._graph.reason
+            torch.testing.assert_close(list(found[1:]), list(expected), rtol=1e-10, atol=1e-10)
+
     def test_a_prior_of_infinite_variance(self, model, short):
         """E[w] = p(x), by quadrature."""
 
