@@ -311,9 +311,9 @@ def test_the_judge_knows_real_images_from_noise():
 
 class TestReliability:
     @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
-    def test_a_killed_run_is_the_same_and_memory_is_flat_over_200_epochs(self, tmp_path, capsys):
+    def test_a_killed_run_is_the_same_and_memory_is_flat_over_100_epochs(self, tmp_path, capsys):
         reliability = importlib.import_module("reliability")
-        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=200, settled=20, out=str(tmp_path))
+        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=100, settled=20, out=str(tmp_path))
         (row,) = rows(tmp_path / "reliability.csv")
         assert (row["step"], row["runs"], row["identical"]) == ("off", "1", "1")
         assert [*row] == [*rows(EXPERIMENTS / "results" / "reliability.csv")[0]]
