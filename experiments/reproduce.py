@@ -165,10 +165,12 @@ def annealed(vae: VAE, dataset: Dataset, nll: torch.Tensor, temperatures: int, s
 
 
 def machine(run: Path) -> dict[str, Any]:
-    """Return what a run was begun with, threads and instructions of the CPU, and the commits that it went on with."""
+    """Return what a run had, where it began and wherever it went on: threads, instructions of the CPU, and commits."""
     made = json.loads((run / "environment.json").read_text())
-    commits = [(start["git"] or {}).get("commit", "") for start in (made, *made.get("resumed", []))]
-    return {name: made[name] for name in ("threads", "instructions")} | {"commit": " ".join(dict.fromkeys(commits))}
+    starts = [made, *made.get("resumed", [])]
+    found = [(start["threads"], start["instructions"], (start["git"] or {}).get("commit", "")) for start in starts]
+    columns = (" ".join(dict.fromkeys(map(str, column))) for column in zip(*found, strict=True))
+    return dict(zip(("threads", "instructions", "commit"), columns, strict=True))
 
 
 def listed() -> str:
