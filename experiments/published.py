@@ -67,7 +67,7 @@ def written(name: str, row: Row, found: dict[str, str], more: dict[str, str]) ->
     paper = f" ({row.active})" if row.active else ""
     ours = f"{float(found['ours']):.2f} ± {float(found['stderr']):.2f}"
     annealed = f"{float(more['AIS']):.2f} ({float(more['bound on the same']):.2f})" if more["AIS"] else ""
-    minutes = f"{float(found['minutes']):.0f} ({more['threads']}, {more['instructions']})"
+    minutes = f"{float(found['minutes']):.0f} ({more['threads'].replace(' ', ' or ')}, {more['instructions']})"
     cells = [f"{row.title} (`{name}`)", f"{row.published:.2f}", ours, minutes]
     cells += [f"{float(more['-ELBO']):.2f}", f"{more['active']} of {more['latent']}{paper}", annealed]
     return "| " + " | ".join(cells) + " |"
