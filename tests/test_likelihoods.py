@@ -313,3 +313,13 @@ BAD = {
 def test_bad_arguments_get_a_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_bernoullis_mass_is_pyros_and_so_is_its_gradient():
+    """At a logit of 0 too, where the formula has a kink in each of two terms."""
+    logits = torch.tensor([0.0, 1e-4, -3.0, 20.0, -90.0, 1e4], requires_grad=True)
+    for x in (torch.zeros(6), torch.ones(6)):
+        found, expected = likelihoods.Bernoulli(6).law(logits), pyro.distributions.Bernoulli(logits=logits)
+        torch.testing.assert_close(found.log_prob(x), expected.log_prob(x), rtol=1e-6, atol=1e-7)
+        one, other = (torch.autograd.grad(law.log_prob(x).sum(), logits)[0] for law in (found, expected))
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
