@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from pyro_vae.compiled import Outputs, Traced, fast_products
 from pyro_vae.conditional import mean, stddev
 from pyro_vae.data.supports import of_element
-from pyro_vae.missing import observed
+from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
 
 __all__ = ["Ladder", "Plan"]
@@ -102,11 +102,9 @@ class Ladder:
     def _densities(self, z: Tensor) -> Outputs:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            law, x = self.decoder(z), self.x
-            law, x = observed(law, x) if self._missing else (law, x)
             prior = self.prior.log_prob(z)
             start = prior if self.from_prior else self.guide.log_prob(z)
-            joint = prior + law.log_prob(x)
+            joint = prior + log_prob(self.decoder(z), self.x, self._missing)
             (start_grad,) = torch.autograd.grad(start.sum(), z, retain_graph=True)
             (joint_grad,) = torch.autograd.grad(joint.sum(), z)
         return Outputs([start.detach(), joint.detach(), start_grad, joint_grad], None)

@@ -71,7 +71,7 @@ def observed(law: Any, x: Tensor) -> tuple[TorchDistribution, Tensor]:
     return base.mask(seen).to_event(event_dim), torch.where(seen, x, inside)
 
 
-def log_prob(law: Any, x: Tensor) -> Tensor:
+def log_prob(law: Any, x: Tensor, missing: bool | None = None) -> Tensor:
     r"""Return the log-density of what is observed of x, in nats, of shape ``(*,)``; that of x if nothing is missing.
 
     .. math:: \log p(x_o) = \sum_{i \in o} \log p(x_i)
@@ -79,6 +79,7 @@ def log_prob(law: Any, x: Tensor) -> Tensor:
     Arguments:
         law: Over the event; of independent elements, if any are missing.
         x: Shape ``(*, *event)``, NaN where it is missing.
+        missing: Whether any are, if known: then nothing here looks at a number.
 
     Raises:
         ValueError: As :func:`observed`, if any are missing.
@@ -88,7 +89,7 @@ def log_prob(law: Any, x: Tensor) -> Tensor:
         >>> log_prob(dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), torch.tensor([1.0, 0.0, float("nan")])).exp()
         tensor(0.2500)
     """
-    if x.isnan().any():
+    if x.isnan().any() if missing is None else missing:
         law, x = observed(law, x)
     return law.log_prob(x)
 

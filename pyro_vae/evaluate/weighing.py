@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
 from pyro_vae.evaluate.seeds import at_test, forked
-from pyro_vae.missing import observed
+from pyro_vae.missing import log_prob
 from pyro_vae.vae import VAE
 
 __all__ = ["Weighing", "room"]
@@ -37,7 +37,7 @@ class Weighing:
         images: How many of them to weigh together.
 
     Raises:
-        ValueError: If there are no particles or no images, or ``at_once`` is not positive.
+        ValueError: If there are no particles or no images, ``at_once`` is not positive, or a log-weight is NaN.
     """
 
     def __init__(self, vae: VAE, x: Tensor, num_particles: int, at_once: int | None, progress: bool) -> None:
@@ -74,7 +74,7 @@ class Weighing:
         for some in self._sizes(rows):
             found = self._weigh(rows, some)
             if self._graph and found.isnan().any():
-                log_weights(self.vae, rows, some, self._missing)  # Pyro says what is wrong, where it checks that
+                raise ValueError("Expected log-weights to be numbers; some are NaN. Look at the decoder's parameters.")
             yield found
             self._bar.update(found.numel())
 
@@ -107,9 +107,7 @@ def log_weights(vae: VAE, x: Tensor, num_particles: int, missing: bool) -> Tenso
     """Return them of so many draws of each image, all at once."""
     q = vae.encoder(x)
     z = q.sample((num_particles,))
-    p = vae.decoder(z)
-    p, seen = observed(p, x) if missing else (p, x)
-    return vae.prior().log_prob(z) + p.log_prob(seen) - q.log_prob(z)
+    return vae.prior().log_prob(z) + log_prob(vae.decoder(z), x, missing) - q.log_prob(z)
 
 
 def room(vae: VAE, x: Tensor, most: int = MOST) -> tuple[int, int]:
