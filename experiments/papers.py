@@ -87,7 +87,7 @@ gated = partial(Row, source=EXEMPLAR, objective=STL, latent=40, network=GATED, o
 
 ROWS = {
     "vae": Row("VAE, 784-200-200-50, k = 1", 86.35, f"{BURDA}; {AGAIN}", objectives.ELBO, 1200, 86.76, 19),
-    "iwae-5": Row("IWAE, k = 5", 85.18, f"{BURDA}; {AGAIN}", iwae(5), 1200, 85.54, 22),
+    "iwae-5": Row("IWAE, k = 5", 85.18, f"{BURDA}; {AGAIN}", iwae(5), 1500, 85.54, 22),
     "iwae-5-dreg": Row("IWAE, k = 5, DReG gradient", 84.90, AGAIN, iwae(5, "dreg"), 600),
     "iwae-50": Row(
         "IWAE, k = 50, gradient through 5", 84.59, f"{BURDA}; {AGAIN}", iwae(50, resample=5), 450, 84.78, 25
