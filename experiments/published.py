@@ -53,10 +53,11 @@ def draw(stem: Path) -> None:
     caption = (
         f"MNIST, binarised dynamically, 60,000 training images; -log p(x) of {images} test images (drawn once, seed of "
         f"`data.load`) by the importance weighted bound with {draws} draws, ± its standard error over the images; the "
-        f"ELBO at beta = 1 with {evaluate.DRAWS} draws; minutes of training, how many cores, and the instructions they "
-        "have; AIS on 100 of the images, beside the bound on the same. Published is the lowest number known for a row, "
-        "which may be of a reimplementation; `--list` has the papers' own. Sources: [published.csv](published.csv); "
-        "commits: [published_more.csv](published_more.csv). `python experiments/reproduce.py ROW` makes a line."
+        f"ELBO at beta = 1 with {evaluate.DRAWS} draws; minutes of training, how many cores, the instructions they "
+        "have, and the precision of products if not float32; AIS on 100 of the images, beside the bound on the same. "
+        "Published is the lowest number known for a row, which may be of a reimplementation; `--list` has the papers' "
+        "own. Sources: [published.csv](published.csv); commits: [published_more.csv](published_more.csv). "
+        "`python experiments/reproduce.py ROW` makes a line."
     )
     stem.with_suffix(".md").write_text("\n".join([caption, "", *lines, ""]))
     picture(found, read(stem.with_name("published_curves.csv"))).savefig(stem.with_suffix(".png"), dpi=150)
@@ -67,7 +68,9 @@ def written(name: str, row: Row, found: dict[str, str], more: dict[str, str]) ->
     paper = f" ({row.active})" if row.active else ""
     ours = f"{float(found['ours']):.2f} ± {float(found['stderr']):.2f}"
     annealed = f"{float(more['AIS']):.2f} ({float(more['bound on the same']):.2f})" if more["AIS"] else ""
-    minutes = f"{float(found['minutes']):.0f} ({more['threads'].replace(' ', ' or ')}, {more['instructions']})"
+    machine = f"{more['threads'].replace(' ', ' or ')}, {more['instructions']}"
+    machine += ", bfloat16" if "bfloat16" in found["command"] else ""
+    minutes = f"{float(found['minutes']):.0f} ({machine})"
     cells = [f"{row.title} (`{name}`)", f"{row.published:.2f}", ours, minutes]
     cells += [f"{float(more['-ELBO']):.2f}", f"{more['active']} of {more['latent']}{paper}", annealed]
     return "| " + " | ".join(cells) + " |"

@@ -368,6 +368,14 @@ class TestReproduce:
         assert one["ours"] == other["ours"]
         assert (out / "published.md").read_text().count("(`vae`)") == 1
 
+    @pytest.mark.filterwarnings("ignore:Products of bfloat16 numbers take")
+    def test_a_row_in_bfloat16_says_so(self, tmp_path, capsys):
+        out = self.small(tmp_path, "iwae-5", precision="bfloat16")
+        (found,) = rows(out / "published.csv")
+        assert found["command"].endswith(" --epochs 2 --precision bfloat16")
+        assert "precision: bfloat16" in (tmp_path / "runs" / "iwae-5-0" / "config.yaml").read_text()
+        assert ", bfloat16) |" in (out / "published.md").read_text()
+
     def test_a_recipe_is_tried_on_images_held_out(self, tmp_path, capsys):
         out = self.small(tmp_path, "gated", held_out=True, recipe={"optimizer": "adam", "compile": "graph"})
         assert "3 draws for each of 20 images held out" in capsys.readouterr().out
