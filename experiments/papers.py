@@ -82,7 +82,7 @@ def iwae(
 
 # Gated layers have twice the matrices, whose turns cost Muon more than the gradient of 500 images does.
 WIDE = {"batch_size": 2000, "lr": 1.4e-2}
-# A noisy gradient puts latent units out, the more the higher the rate, and over hundreds of epochs that costs most.
+# Of k = 5, on held-out images: no better after 200 epochs than 7e-3, but from far behind, and with more units active.
 LOW = {"lr": 3.5e-3}
 STL = partial(objectives.ELBO, gradient="stl")
 gated = partial(Row, source=EXEMPLAR, objective=STL, latent=40, network=GATED, own=WIDE)
