@@ -80,8 +80,8 @@ def main(
         recipe: Arguments of ``fit`` to try in place of the recipe's own, as '{"optimizer": "adam", "lr": 2e-3}'.
         objective: One to try in place of the row's.
         epochs: Passes over the training images, if not those of the row.
-        precision: Of products in training, as ``fit`` has it: ``bfloat16`` takes two thirds of the time on CPUs that
-            have instructions for it. The evaluation is of float32.
+        precision: Of products in training, as ``fit`` has it: ``bfloat16`` is faster on CPUs that have instructions
+            for it. The evaluation is of float32.
         temperatures: Of AIS, for the rows that have it.
         data: Name of another data set, to try the program.
         out: Folder for the results.
