@@ -1,6 +1,6 @@
 """Whatever is typed, ``pyro-vae`` does it, or says in one line what is wrong, and leaves no half-made run.
 
-150 lines and configurations; ``FUZZED=500 pytest tests/test_fuzz.py`` takes so many.
+100 lines and configurations; ``FUZZED=500 pytest tests/test_fuzz.py`` takes so many.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pyro_vae.__main__ import COMMANDS, main
 from pyro_vae.options import ROOMS
 from pyro_vae.options.rooms import known
 
-FUZZED = int(os.environ.get("FUZZED", "150"))
+FUZZED = int(os.environ.get("FUZZED", "100"))
 QUICK = {"data": "x.npy", "latent": 2, "network.hidden": "[4]", "epochs": 1, "compile": "off"}
 SET = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 OWN = """

@@ -21,9 +21,9 @@ PRIORS = {
     "StandardNormal": priors.StandardNormal,
     "GaussianMixture": partial(priors.GaussianMixture, components=3),
     "VampPrior": partial(priors.VampPrior, components=3),
-    "Flow, affine": priors.Flow,
+    "Flow, affine": partial(priors.Flow, layers=2),
     "Flow, spline": partial(priors.Flow, transform="spline", layers=2),
-    "Flow, autoregressive": partial(priors.Flow, transform="autoregressive"),
+    "Flow, autoregressive": partial(priors.Flow, transform="autoregressive", layers=2),
 }
 GUIDES = {
     "DiagonalNormal": guides.DiagonalNormal,

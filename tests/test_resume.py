@@ -297,7 +297,7 @@ class TestCommand:
     OPTIONS = "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --epochs 2 --run_dir"
 
     @pytest.fixture(autouse=True)
-    def quick(self, tmp_path, monkeypatch):
+    def quick(self, tmp_path, monkeypatch, unrendered):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
 
