@@ -121,7 +121,7 @@ class TestAsAGraph:
         return run
 
     def agree(self, both, vae, x):
-        """40 images, by 3 at most, of 70 draws by 33 at most; or all draws of an image."""
+        """40 images: by 3 at most, of 70 draws by 33 at most; or by 2, of 35 draws."""
         for f, at_once in ((evaluate.log_weights, 100), (evaluate.nll, 70)):
             plain, found, made = both(lambda f=f, at_once=at_once: f(vae, x, 70, at_once, seed=0))
             assert made.mode == "graph", made.reason

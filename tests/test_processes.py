@@ -74,8 +74,8 @@ def test_a_batch_too_small_for_all_gets_a_sentence():
 
 
 DISTRIBUTED = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-TRAIN = ["train", "--epochs", "2", "--latent", "2", "--network.hidden", "[16]"]
-TRAIN += ["--binarize", "dynamic", "--likelihood", "Bernoulli"]
+BINARY = ["--binarize", "dynamic", "--likelihood", "Bernoulli"]
+TRAIN = ["train", "--epochs", "2", "--latent", "2", "--network.hidden", "[16]", *BINARY]
 
 
 def torchrun(folder, *program):
