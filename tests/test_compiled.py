@@ -228,17 +228,36 @@ class TestWhatCannotBeAGraph:
 
 
 class TestWhatAGraphDependsOn:
-    def test_shapes(self):
-        """A last minibatch is smaller: it is a graph of its own."""
+    def test_shapes(self, monkeypatch):
+        """A last minibatch is smaller: it is a graph of its own, once it has come as often as pays."""
+        monkeypatch.setattr(traced, "SELDOM", 3)
         stock, ours = [], []
         for kind, losses in ((SVI, stock), (CompiledSVI, ours)):
             with pyro.get_param_store().scope(), torch.random.fork_rng():
                 torch.manual_seed(1)
                 model, guide = vae_program()
                 svi = kind(model, guide, Adam({"lr": 1e-2}), ELBO())
-                losses += [svi.step(x) for _ in range(4) for x in (IMAGES[:4], IMAGES[4:])]
+                losses += [svi.step(x) for _ in range(5) for x in (IMAGES[:4], IMAGES[4:])]
         assert ours == pytest.approx(stock, rel=1e-10)
-        assert len(svi._gradients._entries) == 2
+        assert [entry.graph is not None for entry in svi._gradients._entries.values()] == [True, True]
+
+    @pytest.mark.parametrize("calls", range(1, 9))
+    def test_which_call_of_a_shape_is_recorded(self, calls, monkeypatch):
+        """Each shape's own: the function runs until then, and once more to be compared; rehearsed it comes to that."""
+        monkeypatch.setattr(traced, "SELDOM", 4)
+        runs = []
+        function = traced.Traced(lambda x: traced.Outputs([runs.append(len(x)) or 2 * x], None), "graph")
+        for _ in range(calls):
+            for x in (X, X[:2]):
+                assert function((x,), {}).tensors[0].equal(2 * x)
+        assert runs.count(len(X)) == min(calls, 3)
+        assert runs.count(2) == min(calls, 5)
+        assert function.mode == ("graph" if calls > 1 else "off")
+        again = traced.Traced(lambda x: traced.Outputs([2 * x], None), "graph")
+        for x in (X, X[:2]):
+            again.rehearse(calls, (x,), {})
+        one, other = ([(each.calls, each.graph is None) for each in f._entries.values()] for f in (function, again))
+        assert one == other
 
     def test_keyword_arguments_and_numbers(self):
         def program():

@@ -12,8 +12,10 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam, PyroLRScheduler
 
 from pyro_vae import VAE, CompiledSVI, compare, data, evaluate, fit, likelihoods, load, plots, report
+from pyro_vae.compiled import traced
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, IWAE, Linear
+from pyro_vae.train import validation
 from pyro_vae.train.optimizers import recipe
 
 NETWORK = partial(MLP, hidden=(32,))
@@ -214,10 +216,18 @@ def test_no_cuda_gets_a_sentence():
 
 
 class TestHowAStepIsRun:
-    def test_plain_pyro_and_the_graph_give_the_same_numbers(self):
-        runs = {how: quick(build(), DIGITS, compile=how, objective=ELBO(beta=Linear(0.5))) for how in ("off", "graph")}
+    @pytest.mark.parametrize("seldom", [2, 50])
+    def test_plain_pyro_and_the_graph_give_the_same_numbers(self, seldom, monkeypatch):
+        """Whether the last minibatch and the validation, which come seldom, are graphs too or not."""
+        for owner in (traced, validation):
+            monkeypatch.setattr(owner, "SELDOM", seldom)
+        made, graph = [], traced.Graph
+        monkeypatch.setattr(traced, "Graph", lambda *args: made.append(args) or graph(*args))
+        options = {"objective": ELBO(beta=Linear(0.5)), "epochs": 4}
+        runs = {how: quick(build(), DIGITS, compile=how, **options) for how in ("off", "graph")}
         for name in runs["off"].keys() - {"seconds"}:
             assert runs["graph"][name] == pytest.approx(runs["off"][name], rel=1e-5)
+        assert len(made) == (3 if seldom == 2 else 1)
 
     @pytest.mark.filterwarnings("ignore:Products of bfloat16")
     def test_bfloat16_is_near_float32(self):
@@ -269,6 +279,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from pyro_vae import VAE, fit
+from pyro_vae.compiled import traced
 from pyro_vae.networks import MLP
 from pyro_vae.train import loop
 

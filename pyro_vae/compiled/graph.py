@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["Graph", "can_compile"]
@@ -46,7 +48,9 @@ class Graph:
             self.outputs = function(*inputs)
             return list(self.outputs)
 
-        module = make_fx(record)(*tensors)
+        # Or torch would make such a mode for each operation, which takes as long again as the recording.
+        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            module = make_fx(record)(*tensors)
         _prune(module.graph)
         self.state = _lift(module)
         module.recompile()

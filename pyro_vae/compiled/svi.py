@@ -29,11 +29,12 @@ __all__ = ["CompiledSVI"]
 class CompiledSVI(SVI):
     r"""Pyro's ``SVI``, as fast as code without Pyro: the step is recorded once and run as a graph.
 
-    The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``; so are the numbers, to rounding. For
-    each shape of the arguments the first step is ordinary Pyro, with all of its validation, the second is recorded,
-    the third is run both ways and compared, and from then on Pyro's handlers are not run. What cannot be recorded, as
-    a model that branches on the numbers in a tensor, goes on in plain Pyro, and a warning says so once. What changes
-    between steps must be a tensor: a count in the model, or a number drawn with NumPy, would stay as it was.
+    The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``; so are the numbers, to rounding. The
+    first step is ordinary Pyro, with all of its validation, the second is recorded, the third is run both ways and
+    compared, and from then on Pyro's handlers are not run. Another shape of the arguments, as of a last minibatch, is
+    a graph of its own, once it has come 50 times. What cannot be recorded, as a model that branches on the numbers in
+    a tensor, goes on in plain Pyro, and a warning says so once. What changes between steps must be a tensor: a count in
+    the model, or a number drawn with NumPy, would stay as it was.
 
     All parameters are in one torch optimizer, fused where torch has it so. A ``PyroLRScheduler`` is stepped by its
     own ``step()``, as ever.

@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.compiled.graph import Graph, can_compile
+from pyro_vae.compiled.twice import close, random_state, set_random_state
 
-__all__ = ["Compile", "Outputs", "Traced"]
+__all__ = ["SELDOM", "Compile", "Outputs", "Traced"]
 
 Compile = Literal["auto", "off", "graph", "inductor"]
 CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 # Work before a compiler has paid for itself: some seconds of compiling, for a half to one nanosecond a number.
 PAYS = 1e10
+# Calls that a recording takes as long as it saves.
+SELDOM = 50
 SHAPES = 32
 
 
@@ -33,10 +36,11 @@ class Outputs(NamedTuple):
 class Traced:
     """A function of tensors, run as a graph of its tensor operations.
 
-    For each shape of the arguments: the first call is the function's own, with all of Pyro's validation; the second
-    is recorded (:class:`Graph`); the third is run both ways from the same random state, and the graph is taken only
-    if the two agree. From then on the function is not called. Where it cannot be recorded, or another result comes
-    out, as where it draws with NumPy or counts its calls, a warning says so once and the function goes on as it is.
+    The first call is the function's own, with all of Pyro's validation; the second is recorded (:class:`Graph`); the
+    third is run both ways from the same random state, and the graph is taken only if the two agree. From then on the
+    function is not called. Where it cannot be recorded, or another result comes out, as where it draws with NumPy or
+    counts its calls, a warning says so once and the function goes on as it is. Other shapes of the arguments have
+    graphs of their own, recorded where they come often: the last minibatch of an epoch may not.
 
     Numbers among the arguments are part of the graph: another number is another graph.
 
@@ -48,6 +52,7 @@ class Traced:
         key: Says what else tells one graph from another.
         state: From what is kept, says what a graph must find as it was, or is made anew.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
+        recorded: Which call is recorded, of the first shape; of others it is the 50th.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Traced:
         key: Callable[[], Hashable] = tuple,
         state: Callable[[Any], Hashable] = lambda kept: None,
         quiet: bool = False,
+        recorded: int = 2,
     ) -> None:
         self.function = function
         self.compile = compile
@@ -66,6 +72,7 @@ class Traced:
         self.key = key
         self.state = state
         self.quiet = quiet
+        self.recorded = recorded
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -81,12 +88,17 @@ class Traced:
             found = self.function(*args, **kwargs)
             self._remember(key, found.kept)
             return found
-        self._last = entry
         entry.calls += 1
+        recorded = self._recorded(entry)
+        if entry.calls < recorded:
+            found = self.function(*args, **kwargs)
+            entry.kept = found.kept
+            return found
+        self._last = entry
         if entry.graph is None:
             return self._record(entry, leaves, spec)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if entry.calls == 3:
+        if entry.calls == recorded + 1:
             return self._check(entry, tensors, args, kwargs)
         if self._pays(entry, tensors[0].device if tensors else torch.device("cpu")):
             self._compile(entry, tensors)
@@ -94,19 +106,27 @@ class Traced:
 
     def rehearse(self, calls: int, args: tuple, kwargs: dict[str, Any]) -> Outputs:
         """Bring the function to where so many calls with arguments like these have brought another."""
-        found = [self(args, kwargs) for _ in range(max(1, min(calls, 3)))][-1]
+        found = self(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         entry = self._entries.get((spec, self.key(), *map(self._describe, leaves)))
-        if entry is not None:
-            entry.calls = calls
+        if entry is None:
+            return found
+        recorded = self._recorded(entry)
+        entry.calls = min(calls, recorded - 1)
+        for _ in range(entry.calls, min(calls, recorded + 1)):
+            found = self(args, kwargs)
+        entry.calls = calls
         return found
 
     @property
     def mode(self) -> str:
-        """How arguments as the last ones are run: ``off``, as the function is, ``graph`` or ``inductor``."""
+        """How the last arguments that come often are run: ``off``, as the function is, ``graph`` or ``inductor``."""
         if self.reason or self._last is None or self._last.graph is None:
             return "off"
         return "inductor" if self._last.compiled else "graph"
+
+    def _recorded(self, entry: _Entry) -> int:
+        return self.recorded if entry.first else max(self.recorded, SELDOM)
 
     def _describe(self, leaf: Any) -> Hashable:
         if isinstance(leaf, Tensor):
@@ -142,7 +162,7 @@ class Traced:
             entry.kept = found.kept
             return found.tensors
 
-        before = _random_state(tensors)
+        before = random_state(tensors)
         try:
             with pyro.validation_enabled(False):
                 entry.graph = Graph(function, tensors)
@@ -150,7 +170,7 @@ class Traced:
             said = " ".join(str(error).split())
             tracing = "value out of a tracing tensor" in said
             self._go_on("it looks at a number in a tensor" if tracing else f"{type(error).__name__}: {said[:150]}")
-            _set_random_state(before)
+            set_random_state(before)
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
         entry.flags = [tensor.requires_grad for tensor in entry.graph.state]
@@ -161,16 +181,16 @@ class Traced:
         """Run function and graph from one state; return the function's outputs where the graph's are others."""
         assert entry.graph is not None
         written = entry.graph.written
-        kept, before = [tensor.clone() for tensor in written], _random_state(tensors)
+        kept, before = [tensor.clone() for tensor in written], random_state(tensors)
         found = self.function(*args, **kwargs)
         after = [tensor.clone() for tensor in written]
         for tensor, value in zip(written, kept, strict=True):
             tensor.detach().copy_(value)
-        _set_random_state(before)
+        set_random_state(before)
         reason = "run again it gives another result; does it draw with NumPy, or change what is no tensor?"
         try:
             others = entry.graph(tensors)
-            if all(map(_close, found.tensors, others)):
+            if all(map(close, found.tensors, others)):
                 return Outputs(others, entry.kept)
         except RuntimeError:
             reason = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
@@ -221,25 +241,3 @@ class _Entry:
         self.graph: Graph | None = None
         self.flags: list[bool] = []
         self.tried = self.compiled = False
-
-
-def _close(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    size = one.detach().abs().nan_to_num().amax().item() if one.numel() else 0.0
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * size, equal_nan=True)
-
-
-def _random_state(tensors: Sequence[Tensor]) -> dict[torch.device, Tensor]:
-    state = {torch.device("cpu"): torch.get_rng_state()}
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        state[device] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[torch.device, Tensor]) -> None:
-    for device, value in state.items():
-        if device.type == "cpu":
-            torch.set_rng_state(value)
-        else:
-            torch.cuda.set_rng_state(value, device)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import binom
 from torch import Tensor
 
 from pyro_vae.plots.colours import BLUE, GREY, ORANGE, RED
@@ -87,6 +86,8 @@ def calibration(
         p_values: Of each quantity, that its ranks are uniform.
         most: How many histograms.
     """
+    from scipy.stats import binom  # takes a second to import
+
     chosen = p_values.argsort()[:most].tolist()
     columns = min(4, len(chosen) + 1)
     rows = math.ceil((len(chosen) + 1) / columns)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import chi2
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -57,7 +56,7 @@ class Calibration:
         shares = torch.bincount(ranks * self.bins // (self.draws + 1)).double() / (self.draws + 1)
         expected = len(self.ranks) * shares.unsqueeze(1)
         statistic = ((self.counts - expected).square() / expected).sum(0)
-        return torch.from_numpy(chi2.sf(statistic.cpu().numpy(), self.bins - 1))
+        return torch.special.gammaincc(torch.full_like(statistic, (self.bins - 1) / 2), statistic / 2)
 
     def coverage(self, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> Tensor:
         """Return the share of true z within the guide's central intervals, of shape ``(levels, latent)``.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.compiled import Outputs, Traced, how_many_fit
+from pyro_vae.compiled import SELDOM, Outputs, Traced, how_many_fit
 from pyro_vae.data import Split
 from pyro_vae.objectives import ELBO
 from pyro_vae.train.generators import seeded
@@ -56,7 +56,7 @@ class Validation:
         self.scale = math.nan
         self._noise: Any = None
         self._at_once = 0
-        self._split = Traced(self._two_terms, "graph", key=lambda: getattr(self._noise, "key", None))
+        self._split = Traced(self._two_terms, "graph", key=lambda: getattr(self._noise, "key", None), recorded=SELDOM)
 
     def __call__(self, pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
         """Return minus the ELBO and its two terms, nats per datum, of all processes together; nothing of no images.
