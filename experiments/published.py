@@ -79,7 +79,8 @@ def written(name: str, row: Row, found: dict[str, str], more: dict[str, str]) ->
 def picture(found: dict[str, dict[str, str]], points: Sequence[dict[str, str]]) -> Figure:
     """Draw -log p(x) of test images against minutes of training, the published numbers as lines."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    groups = [[name for name in found if name.startswith("gated") is gated] for gated in (False, True)]
+    made = [name for name in ROWS if name in found]
+    groups = [[name for name in made if name.startswith("gated") is gated] for gated in (False, True)]
     shown = [group for group in groups if group]
     for axes, names in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         last = []
