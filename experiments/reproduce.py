@@ -13,7 +13,7 @@ The recipe (``papers.py``) was chosen with ``--held_out true``: it trains on 50,
 on the other 10,000, never on test images. A row that was stopped goes on where it was when the command is given again.
 
 Where 50 draws of each image are weighed, arrays are larger than glibc keeps to use again: ``MALLOC_MMAP_MAX_=0
-MALLOC_TRIM_THRESHOLD_=2147483647`` before the command has it keep them. ``iwae-50`` was trained so.
+MALLOC_TRIM_THRESHOLD_=2147483647`` before the command has it keep them. ``iwae-5`` and ``iwae-50`` were trained so.
 
 References:
     Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).

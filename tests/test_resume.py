@@ -505,7 +505,6 @@ FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pyro_vae.__main__ import main
-from pyro_vae.compiled import traced
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # no file of more: as a disk that is full
 sys.exit(main("train --epochs 1 --network.hidden [200] --run_dir run".split()))
 """

@@ -279,7 +279,6 @@ from functools import partial
 from pathlib import Path
 import torch
 from pyro_vae import VAE, fit
-from pyro_vae.compiled import traced
 from pyro_vae.networks import MLP
 from pyro_vae.train import loop
 
