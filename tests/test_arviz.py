@@ -281,7 +281,9 @@ class TestArviZ:
         z = found["posterior"]["z"].values
         assert table["mean"].astype(float).values == pytest.approx(z.mean((0, 1)).ravel(), abs=0.1)
         assert len(az.summary(found, group="sample_stats", var_names=["log_weight"])) == 3
-        assert len(az.summary(found, group="sample_stats")) == 12
+        # k is of a datum, the same at each draw: where its mean is exact in float32, ArviZ divides zero by zero.
+        with np.errstate(invalid="ignore"):
+            assert len(az.summary(found, group="sample_stats")) == 12
         assert az.extract(found, group="sample_stats").sizes["sample"] == 200
 
     # Matplotlib 3.11 on ArviZ 0.23.
