@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from pyro_vae.annealing import PILOT, SETTLE, Ladder
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import ess, iwae
-from pyro_vae.evaluate.seeds import at_test
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Bounds", "ais", "bdmc", "log_weights"]

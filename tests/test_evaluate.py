@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, posterior, priors
 from pyro_vae.compiled import graph, traced
-from pyro_vae.evaluate.seeds import at_test
+from pyro_vae.seeds import at_test
 from pyro_vae.oracle import LinearGaussian
 
 

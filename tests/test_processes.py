@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_vae.__main__ import main
-from pyro_vae.objectives.weights import chosen_by_weight
+from pyro_vae.traces.weights import chosen_by_weight
 from pyro_vae.train.processes import OF_Z, Processes
 
 DRAWS = {

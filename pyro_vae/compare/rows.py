@@ -15,8 +15,8 @@ from pyro_vae import checkpoint, data, evaluate
 from pyro_vae.checkpoint import load, load_metrics
 from pyro_vae.compare.words import defaults, short
 from pyro_vae.data import Dataset, Split
-from pyro_vae.evaluate.seeds import forked
 from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.seeds import forked
 from pyro_vae.train import check_device, fit
 from pyro_vae.vae import VAE
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compiled import how_many_fit
-from pyro_vae.evaluate.seeds import at_test
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Aggregate", "aggregate", "mutual_information"]

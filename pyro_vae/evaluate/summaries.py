@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pyro_vae.data import Split
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.terms import split
 from pyro_vae.evaluate.weights import nll
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Summary", "Values", "mean_and_error", "per_image", "summary"]

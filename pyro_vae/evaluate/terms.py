@@ -10,10 +10,10 @@ from torch.distributions import Independent
 
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import mean
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weighing import room
 from pyro_vae.missing import log_prob
 from pyro_vae.objectives import closed_form_kl
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["active_units", "activity", "kl_per_dim", "split"]

@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
-from pyro_vae.evaluate.seeds import at_test, forked
 from pyro_vae.missing import log_prob
+from pyro_vae.seeds import at_test, forked
 from pyro_vae.vae import VAE
 
 __all__ = ["Weighing", "room"]

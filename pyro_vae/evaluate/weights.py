@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weighing import Weighing
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["elbo", "ess", "iwae", "iwae_curve", "log_weights", "nll"]

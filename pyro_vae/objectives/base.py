@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 
 import pyro.infer
 import torch
-from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.util import check_if_enumerated, warn_if_nan
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences
-from pyro_vae.objectives.particles import OneSubsample, plate_nesting
 from pyro_vae.objectives.schedules import Schedule
-from pyro_vae.objectives.sites import PARTICLES, latent, mean_scale, observed, samples
+from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
+from pyro_vae.traces.particles import OneSubsample, OwnRows, depth_of, importance_traces, plate_nesting
+from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, observed, samples, say_loss_terms
 
 __all__ = ["Objective", "Terms"]
 
@@ -71,6 +70,7 @@ class Objective(pyro.infer.ELBO, ABC):
         # A tensor that is written in place, so that a step traced once reads it anew.
         self._beta = torch.tensor(float(beta.start if isinstance(beta, Schedule) else beta))
         self._seen: tuple[Program, Program] | None = None
+        self._marks: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}  # what is summed out
         self._subsample = OneSubsample()
 
     @abstractmethod
@@ -149,14 +149,31 @@ class Objective(pyro.infer.ELBO, ABC):
         """
         reconstruction, report = 0.0, Report()
         for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
-            seen = observed(model_trace).values()
-            reconstruction += sum(site["log_prob_sum"].item() for site in seen) / self.num_particles
-            for name, (each, reason) in divergences(model_trace, guide_trace, self.sampled).items():
+            expect = self.expectation(model_trace, guide_trace)
+            reconstruction += self.reconstruction(model_trace, expect).item() / self.num_particles
+            for name, (_, reason, total) in divergences(model_trace, guide_trace, expect, self.sampled).items():
                 before = report[name].nats if name in report else 0.0
                 scale = mean_scale(samples(guide_trace)[name])
-                nats = before + each.sum().item() / self.num_particles
+                nats = before + total.item() / self.num_particles
                 report[name] = SiteKL("sampled" if reason else "analytic", nats, scale, reason)
         return reconstruction, report
+
+    def expectation(self, model_trace: Trace, guide_trace: Trace) -> Expectation:
+        """Return the mean over what the two enumerate, if anything."""
+        return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MOST))
+
+    def reconstruction(self, model_trace: Trace, expect: Expectation) -> Tensor:
+        """Return log p(x | z), summed over observed sites and the data; the mean over what is enumerated."""
+        sites, members = observed(model_trace), expect.members
+        terms = (expect(site["log_prob"], site) for name, site in sites.items() if name not in members)
+        given = expect.summed(members) - expect.summed(name for name in members if name not in sites)
+        return sum(terms, torch.zeros(())) + given
+
+    def extra(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        """Return the gradient of the guide's terms of the loss, whose value is zero: no bound has them in it."""
+        terms = (site["log_prob_sum"] for site in loss_terms(model_trace, guide_trace).values())
+        total = sum(terms, torch.zeros(()))
+        return total - total.detach()
 
     def traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[tuple[Trace, Trace]]:
         """Return the traces of model and guide that the loss is made of, all particles in one or one for each."""
@@ -180,14 +197,31 @@ class Objective(pyro.infer.ELBO, ABC):
             self._seen = (model, guide)
         self._subsample = OneSubsample()
         with self._subsample:
-            traces = list(self._get_traces(model if gradients else numbers, guide, args, kwargs))
+            traces = self._pairs(model if gradients else numbers, guide, args, kwargs)
         for model_trace, guide_trace in traces:
+            say_loss_terms([*loss_terms(model_trace, guide_trace)])
             for name in latent(model_trace):
-                if name not in guide_trace:
+                if name not in guide_trace and (model_trace.nodes[name]["infer"] or {}).get("_enumerate_dim") is None:
                     raise ValueError(
                         f"Expected a guide that draws every latent site; {name!r} is in the model alone. "
                         "Draw it in the guide, or observe it."
                     )
+        return traces
+
+    def _pairs(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[tuple[Trace, Trace]]:
+        """Trace model and guide; where classes are to be summed out, with all of them laid out."""
+        names, nesting = self._marks.get((model, guide), ((), 0))
+        alone = not (self.vectorize_particles and self.num_particles > 1)
+        rows = OwnRows()
+        for _ in range(2):
+            if alone:
+                self.max_plate_nesting = nesting or sys.maxsize
+            pair = enumerate_pair(rows(model), rows(guide), names, self.max_plate_nesting) if names else (model, guide)
+            traces = list(self._get_traces(*(pair if names else map(rows, pair)), args, kwargs))
+            if names or not (names := marked(*traces[0])):
+                return traces
+            nesting = max(map(depth_of, traces)) if alone else self.max_plate_nesting
+            self._marks = {(model, guide): (names, nesting)}
         return traces
 
     def _again(self, program: Program, num_particles: int | None = None) -> Program:
@@ -202,7 +236,4 @@ class Objective(pyro.infer.ELBO, ABC):
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)
 
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        if is_validation_enabled():
-            check_if_enumerated(traces[1])
-        return traces
+        return importance_traces(model, guide, args, kwargs, self.max_plate_nesting)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from pyro_vae.objectives.sites import Site, family, is_delta, same, samples
+from pyro_vae.traces.enumeration import Expectation
+from pyro_vae.traces.sites import Site, density_sites, enumerated, family, is_delta, latent, same, samples
 
 __all__ = ["Divergence", "Report", "SiteKL", "closed_form_kl", "divergences", "kl_per_dim"]
 
@@ -41,6 +44,7 @@ class Divergence(NamedTuple):
 
     each: Tensor
     reason: str
+    nats: Tensor  # the mean over classes that are enumerated, summed over the data
 
 
 def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
@@ -56,13 +60,17 @@ def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
         >>> closed_form_kl(dist.Normal(1.0, 1.0), dist.StudentT(3.0)) is None
         True
     """
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     try:
-        return kl_divergence(q, p)
+        # Expanded, since some of torch's closed forms index the one by a condition on the other.
+        return kl_divergence(*(law if law.batch_shape == shape else law.expand(shape) for law in (q, p)))
     except NotImplementedError:
         return None
 
 
-def divergences(model_trace: Trace, guide_trace: Trace, sampled: str = "") -> dict[str, Divergence]:
+def divergences(
+    model_trace: Trace, guide_trace: Trace, expect: Expectation, sampled: str = ""
+) -> dict[str, Divergence]:
     """Return the divergence of each latent site of the guide.
 
     A site's closed form is used where it is exact: the model and the guide scale and mask the site alike, and the
@@ -71,23 +79,34 @@ def divergences(model_trace: Trace, guide_trace: Trace, sampled: str = "") -> di
     Arguments:
         model_trace: With log-probabilities, as ``pyro.infer.enum.get_importance_trace`` gives them.
         guide_trace: The same.
+        expect: The mean over what the two enumerate.
         sampled: Why every site is to be sampled; empty where none need be.
     """
-    guide, model = samples(guide_trace), samples(model_trace)
+    guide, model = density_sites(model_trace, guide_trace), samples(model_trace)
     drawn, order = [*guide], [name for name in model if name in guide]
-    found = {}
+    summed = [name for name in latent(model_trace) if name in expect.members]
+    log_p, found = expect.summed(summed), {}
     for name, q in guide.items():
         p = model.get(name)
         log_q = q["log_prob"].detach() if is_identically_zero(q["score_parts"].entropy_term) else q["log_prob"]
         if p is None:
-            found[name] = Divergence(log_q, "it is auxiliary, in the guide alone")
+            found[name] = Divergence(log_q, "it is auxiliary, in the guide alone", expect(log_q, q))
+            continue
+        if name in expect.members:  # the prior of all members together is taken off the first of them
+            classes = ", ".join(other for other in summed if other not in guide)
+            found[name] = Divergence(log_q, f"its prior is a mixture over {classes}", expect(log_q, q) - log_p)
+            log_p = torch.zeros(())
             continue
         late = set(order[: order.index(name)]) - {*drawn[: drawn.index(name)]}
+        # What is enumerated is known of all classes, and its divergence exact as it is.
         exact = sampled or _exact(q, p, late)
-        if isinstance(exact, Tensor):
-            found[name] = Divergence(scale_and_mask(exact, q["scale"], q["mask"]), "")
+        if isinstance(exact, str) or name in enumerated({name: q}):
+            each, reason = log_q - p["log_prob"], "" if name in enumerated({name: q}) else str(exact)
         else:
-            found[name] = Divergence(log_q - p["log_prob"], exact)
+            each, reason = scale_and_mask(exact, q["scale"], q["mask"]), ""
+            if isinstance(agree := alike(q, p), Tensor):
+                each = torch.where(agree, each, log_q - p["log_prob"])
+        found[name] = Divergence(each, reason, expect(each, q))
     return found
 
 
@@ -95,7 +114,8 @@ def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:
     """Return a site's divergence in closed form, or why it must be sampled."""
     if late:
         return f"the guide draws it before {', '.join(sorted(late))}, which the model draws first"
-    if not alike(q, p):
+    agree = alike(q, p)
+    if agree is False or (isinstance(agree, Tensor) and is_validation_enabled() and not agree.all()):
         return "the model and the guide scale or mask it differently"
     if is_delta(q):  # of which Pyro's closed form leaves out the density, as of an autoguide's change of variables
         return q["unscaled_log_prob"] - p["unscaled_log_prob"]
@@ -120,6 +140,7 @@ def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None
     return q.log_prob(z) - p.log_prob(z) if kl is None else kl
 
 
-def alike(q: Site, p: Site) -> bool:
-    """Whether the guide and the model scale and mask a site alike."""
-    return same(p["scale"], q["scale"]) and same(p["mask"], q["mask"])
+def alike(q: Site, p: Site) -> bool | Tensor:
+    """Whether the guide and the model scale and mask a site alike; for each element, where tensors say so."""
+    scales, masks = same(p["scale"], q["scale"]), same(p["mask"], q["mask"])
+    return False if scales is False or masks is False else (masks if scales is True else scales & masks)

@@ -15,7 +15,7 @@ from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_pe
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores
 from pyro_vae.objectives.penalties import Penalty
 from pyro_vae.objectives.schedules import Schedule
-from pyro_vae.objectives.sites import latent, observed, samples
+from pyro_vae.traces.sites import density_sites, enumerated, samples
 
 __all__ = ["ELBO"]
 
@@ -109,21 +109,23 @@ class ELBO(Objective):
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
-            found = divergences(model_trace, guide_trace, self.sampled)
+            expect = self.expectation(model_trace, guide_trace)
+            found = divergences(model_trace, guide_trace, expect, self.sampled)
             self._check(found)
-            distortion = sum((-site["log_prob_sum"] for site in observed(model_trace).values()), torch.zeros(()))
-            rate = sum((each.sum() for each, _ in found.values()), torch.zeros(()))
+            distortion = -self.reconstruction(model_trace, expect)
+            rate = sum((divergence.nats for divergence in found.values()), torch.zeros(()))
             plain = plain + (distortion + rate).detach()
             if self.free_bits:
                 check_reparameterized(guide_trace, "free bits")
                 rate = sum((self._floored(name, model_trace, guide_trace) for name in found), torch.zeros(()))
             loss = loss + distortion + beta * rate + self._score_function(found, model_trace, guide_trace)
+            loss = loss + self.extra(model_trace, guide_trace)
             if self.penalty is not None:
                 loss = loss + self.penalty(model_trace, guide_trace)
         return Terms(loss / self.num_particles, plain / self.num_particles)
 
     def _check(self, found: dict[str, Divergence]) -> None:
-        for name, (_, reason) in found.items():
+        for name, (_, reason, _) in found.items():
             if reason and self.kl == "analytic":
                 raise ValueError(
                     f"Expected a closed form of the divergence at site {name!r}; {reason}. Use kl='auto' to sample it."
@@ -132,7 +134,7 @@ class ELBO(Objective):
     def _floored(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return a site's divergence with no dimension's mean below the free bits."""
         q, p = samples(guide_trace)[name], samples(model_trace).get(name)
-        each = kl_per_dim(q, p, bool(self.sampled)) if p is not None and alike(q, p) else None
+        each = kl_per_dim(q, p, bool(self.sampled)) if p is not None and alike(q, p) is not False else None
         if each is None:
             raise ValueError(
                 f"Expected a guide and a prior that are independent over dimensions at site {name!r}, for free bits of "
@@ -145,7 +147,12 @@ class ELBO(Objective):
 
     def _score_function(self, found: dict[str, Divergence], model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return a term of value zero whose gradient is that through the draws of sites without ``rsample``."""
-        sites = [s for s in latent(guide_trace).values() if not is_identically_zero(s["score_parts"].score_function)]
+        drawn = density_sites(model_trace, guide_trace)
+        sites = [
+            site
+            for name, site in drawn.items()
+            if name not in enumerated(drawn) and not is_identically_zero(site["score_parts"].score_function)
+        ]
         total = torch.zeros(())
         if sites:
             gain, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)

@@ -15,7 +15,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.objectives.base import Program
-from pyro_vae.objectives.sites import Site, family, is_delta, latent
+from pyro_vae.traces.sites import Site, enumerated, family, is_delta, latent
 
 __all__ = ["check_reparameterized", "drop_scores", "weigh_paths"]
 
@@ -27,7 +27,7 @@ def check_reparameterized(guide_trace: Trace, who: str) -> None:
         ValueError: If one has not and a gradient is asked for.
     """
     for name, site in latent(guide_trace).items():
-        if torch.is_grad_enabled() and not site["fn"].has_rsample:
+        if torch.is_grad_enabled() and not site["fn"].has_rsample and not enumerated({name: site}):
             raise ValueError(
                 f"Expected a guide whose draws have a gradient, for {who}; {name!r} is drawn from a "
                 f"{family(site)}, without rsample. Use "

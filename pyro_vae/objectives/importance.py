@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyro_vae.objectives.base import Objective, Program, Terms
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores, weigh_paths
-from pyro_vae.objectives.sites import Site, latent
-from pyro_vae.objectives.weights import chosen_by_weight, log_weights, power_mean
+from pyro_vae.traces.sites import Site, enumerated, latent, samples
+from pyro_vae.traces.weights import chosen_by_weight, log_weights, power_mean
 
 __all__ = ["IWAE", "ReweightedWakeSleep", "Renyi"]
 
@@ -52,8 +52,13 @@ class _PowerMean(Objective, ABC):
         """Return minus the bound, and minus the ELBO from the same weights."""
         resample = self.resample if torch.is_grad_enabled() else None
         traces = self._traces(model, guide, args, kwargs, gradients=resample is None)
-        for _, guide_trace in traces:
+        for model_trace, guide_trace in traces:
             check_reparameterized(guide_trace, type(self).__name__)
+            if enumerated(samples(model_trace)) and (self.gradient != "pathwise" or resample is not None):
+                raise ValueError(
+                    "Expected gradient='pathwise' and resample=None where classes are summed out; got "
+                    f"gradient={self.gradient!r} and resample={resample}."
+                )
             if self.gradient != "pathwise":
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
         weights = log_weights(traces)
@@ -69,7 +74,8 @@ class _PowerMean(Objective, ABC):
             again = self._given(chosen, model, traces[0][1], args, kwargs)
             mean = (log_weights([(again, traces[0][1])]).log_p - weights.log_q.gather(0, chosen)).mean(0)
             bound = bound.detach() + mean - mean.detach()
-        return Terms(-weights.total(bound), -weights.total(log_w.detach().mean(0)))
+        extra = sum((self.extra(*pair) for pair in traces), torch.zeros(())) / self.num_particles
+        return Terms(extra - weights.total(bound), -weights.total(log_w.detach().mean(0)))
 
     def _given(self, chosen: Tensor, model: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
         """Run the model at some of the guide's draws, given as indices ``(m, *data)``; the path to them stays."""
@@ -232,11 +238,14 @@ class ReweightedWakeSleep(Objective):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return minus the importance weighted bound, with the two gradients, and minus the ELBO."""
         with _FixedDraws():
-            weights = log_weights(self._traces(model, guide, args, kwargs))
+            traces = self._traces(model, guide, args, kwargs)
+        weights = log_weights(traces)
         log_w = weights.log_w.detach()
-        both = weights.total((log_w.softmax(0) * (weights.log_p + weights.log_q)).sum(0))
+        shares = (weights.log_p - weights.log_q).detach() - log_w.logsumexp(0)  # of each class and draw
+        both = weights.total(shares.exp() * (weights.log_p + weights.log_q + weights.log_r))
         bound = weights.total(power_mean(log_w, 0.0))
-        return Terms(both.detach() - both - bound, -weights.total(log_w.mean(0)))
+        extra = sum((self.extra(*pair) for pair in traces), torch.zeros(())) / self.num_particles
+        return Terms(both.detach() - both - bound + extra, -weights.total(log_w.mean(0)))
 
 
 class _FixedDraws(Messenger):

@@ -10,7 +10,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.objectives.sites import Site, latent, plates
+from pyro_vae.traces.sites import Site, latent, plates
 
 __all__ = ["MMD", "Penalty", "TotalCorrelation"]
 

@@ -14,10 +14,10 @@ from torch.distributions import Categorical
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import pareto_k
 from pyro_vae.evaluate.pareto import FEWEST
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weighing import room
 from pyro_vae.missing import log_prob
 from pyro_vae.posterior.plane import check
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["to_arviz"]

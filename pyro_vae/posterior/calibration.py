@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import plots
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.weighing import room
 from pyro_vae.missing import log_prob
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Calibration", "sbc"]

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import evaluate, plots
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.posterior.nuts import Chains, nuts
 from pyro_vae.posterior.plane import Grid, grid, on_plane
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Comparison", "Moments", "compare"]

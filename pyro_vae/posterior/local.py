@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from pyro_vae import ais, evaluate
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import Conditional
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.missing import log_prob
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Gaps", "gaps", "refine"]

@@ -14,9 +14,9 @@ from torch.distributions import biject_to, constraints
 from tqdm.auto import tqdm
 
 from pyro_vae.data.supports import of_element
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.missing import log_prob
 from pyro_vae.posterior.plane import check
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Chains", "nuts"]

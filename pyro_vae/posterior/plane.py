@@ -12,8 +12,8 @@ from torch.distributions import constraints
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import mean, stddev
 from pyro_vae.data.supports import of_element
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.missing import log_prob
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Grid", "check", "grid", "on_plane"]

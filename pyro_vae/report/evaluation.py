@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from pyro_vae import checkpoint, evaluate
 from pyro_vae.data import Dataset
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.report.diagnosis import diagnosis
 from pyro_vae.report.findings import Findings
 from pyro_vae.report.table import written
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["Evaluation", "evaluation"]

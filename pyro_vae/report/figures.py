@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from pyro_vae import evaluate, plots
 from pyro_vae.conditional import mean
 from pyro_vae.data import Dataset
-from pyro_vae.evaluate.seeds import at_test
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["figures"]

@@ -12,9 +12,9 @@ from torch.distributions import constraints
 from pyro_vae import evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element
-from pyro_vae.evaluate.seeds import at_test
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import closed_form_kl
+from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
 __all__ = ["table", "written"]

@@ -7,6 +7,7 @@ program is run alone and in the plate, and its log-densities are compared.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,16 +15,17 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
-from pyro.util import check_site_shape
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_vae.objectives.sites import PARTICLES, Site, latent, plates, samples
+from pyro_vae.traces.sites import PARTICLES, Site, latent, plates, samples
 
-__all__ = ["OneSubsample", "plate_nesting"]
+__all__ = ["OneSubsample", "OwnRows", "depth_of", "importance_traces", "plate_nesting"]
 
 ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run them one after another."
 
@@ -44,6 +46,80 @@ class OneSubsample(Messenger):
             self.found[msg["name"]] = msg["value"]
 
 
+class OwnRows(Messenger):
+    """Refuses a run in which a plate is given other rows of the data than the program gave it.
+
+    A plate with ``subsample=rows`` is a site like others: replayed from a guide whose plate drew rows of its own, it
+    would be of these, in silence, while the program goes on to observe ``x[rows]``. A subsampled plate that was made
+    outside the program shows no rows at all.
+
+    Raises:
+        ValueError: If rows differ, or cannot be seen; where validation is on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if site_is_subsample(msg):
+            self._given[msg["name"]] = msg["value"]
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not is_validation_enabled():
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name not in self._given and frame.full_size not in (None, -1, frame.size):
+                raise ValueError(
+                    f"Expected plate {frame.name!r}, of {frame.size} of {frame.full_size} data, to be made inside the "
+                    "model and inside the guide; it was made outside, and its rows cannot be compared."
+                )
+        own = self._given.get(msg["name"]) if site_is_subsample(msg) else None
+        if own is not None and own is not msg["value"]:
+            one, other = (torch.as_tensor(rows) for rows in (own, msg["value"]))
+            if one.shape != other.shape or not one.equal(other):
+                raise ValueError(
+                    f"Expected the model and the guide to see the same rows of the data in plate {msg['name']!r}; the "
+                    "guide drew others than the model was given. Give the guide's plate the same subsample=rows."
+                )
+
+
+def importance_traces(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, nesting: int
+) -> tuple[Trace, Trace]:
+    """Run the guide, and the model at its draws; return both traces with log-probabilities, without subsample sites.
+
+    As ``pyro.infer.enum.get_importance_trace`` with all of its checks, but for names that only one of the two has:
+    :mod:`pyro_vae.traces.sites` and :mod:`pyro_vae.traces.enumeration` say what these are.
+    """
+    if isinstance(poutine.unwrap(guide), Messenger):
+        return get_importance_trace("flat", nesting, model, guide, args, kwargs)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    if is_validation_enabled():
+        if samples(guide_trace).keys() == latent(model_trace).keys():
+            check_model_guide_match(model_trace, guide_trace, nesting)
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Found ", UserWarning)
+                check_model_guide_match(model_trace, guide_trace, nesting)
+    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+    model_trace.compute_log_prob()
+    guide_trace.compute_score_parts()
+    if is_validation_enabled():
+        for trace in (model_trace, guide_trace):
+            for site in trace.nodes.values():
+                if site["type"] == "sample":
+                    check_site_shape(site, nesting)
+    return model_trace, guide_trace
+
+
+def depth_of(pair: tuple[Trace, Trace]) -> int:
+    """Return how deep the plates of a model and a guide nest."""
+    sites = [site for trace in pair for site in samples(trace).values()]
+    return max((-frame.dim for site in sites for frame in plates(site) if frame.vectorized), default=0)
+
+
 @torch.no_grad()
 def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> int:
     """Return how deep the plates of a program nest; check that it can be run for several particles in one more.
@@ -58,8 +134,9 @@ def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tu
     with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         traces = guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        sites = [site for trace in traces for site in samples(prune_subsample_sites(trace)).values()]
-        depth = max((-frame.dim for site in sites for frame in plates(site) if frame.vectorized), default=0)
+        traces = tuple(map(prune_subsample_sites, traces))
+        sites = [site for trace in traces for site in samples(trace).values()]
+        depth = depth_of(traces)
         if is_validation_enabled():
             for trace in traces:
                 trace.compute_log_prob()

@@ -1,0 +1,1 @@
+"""Traces of Pyro programs: their sites, their plates, and the importance weights of their draws."""

@@ -1,0 +1,201 @@
+r"""Discrete sites summed out exactly: classes in dimensions of their own, left of all plates.
+
+With y in the guide and in the model, and one draw :math:`z_y \sim q(z \mid x, y)` for each class, the weight is
+
+.. math:: w = \sum_y \frac{p(x, y, z_y)}{q(z_y \mid x, y)}
+
+so that log q(y | x) is not in it, and no class is drawn. A class that the model alone has is summed out of the model's
+joint. A mask on an enumerated site is not applied inside the sum, where its probabilities have to add up to 1: else a
+row whose label is seen would count once for each class.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.ops.contract import contract_to_tensor
+from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
+
+from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, latent, plates, samples
+
+__all__ = ["Expectation", "contracted", "enumerate_pair", "is_flat", "marked", "per_datum", "sum_out"]
+
+Program = Callable[..., Any]
+MOST = 64  # dimensions of a tensor
+
+
+def marked(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
+    """Return the latent sites to sum out: those marked for it, and discrete ones of the model that no guide draws.
+
+    Raises:
+        ValueError: If a site is marked for enumeration one class after another.
+    """
+    found = []
+    for trace in (guide_trace, model_trace):
+        for name, site in latent(trace).items():
+            mark = (site["infer"] or {}).get("enumerate")
+            if mark == "sequential":
+                raise ValueError(
+                    f"Expected site {name!r} to be enumerated in parallel; it is marked 'sequential'. Write "
+                    "infer={'enumerate': 'parallel'}."
+                )
+            alone = trace is model_trace and name not in guide_trace and site["fn"].has_enumerate_support
+            if mark == "parallel" or alone:
+                found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
+def enumerate_pair(model: Program, guide: Program, names: Iterable[str], nesting: int) -> tuple[Program, Program]:
+    """Return model and guide with these sites enumerated, in dimensions left of ``nesting`` plates."""
+    names = frozenset(names)
+
+    def mark(site: Site) -> dict[str, str]:
+        return {"enumerate": "parallel"} if site["name"] in names else {}
+
+    model, guide = (poutine.infer_config(program, mark) for program in (model, guide))
+    return EnumMessenger()(model), EnumMessenger(-1 - nesting)(guide)  # the model goes on where the guide ended
+
+
+def per_datum(site: Site, keep: set[int], nesting: int) -> Tensor:
+    """Return a site's log-density, masked and unscaled, summed over all dimensions of plates but those to keep."""
+    summed = (site["infer"] or {}).get("_enumerate_dim") is not None
+    log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, None if summed else site["mask"])
+    keep = keep | {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
+    inside = [dim for dim in range(-min(log_prob.dim(), nesting), 0) if dim not in keep]
+    return log_prob.sum(inside, keepdim=True) if inside else log_prob
+
+
+def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
+    """Add up probabilities over dimensions, counted from the right, which become of size 1."""
+    there = [dim for dim in dims if -dim <= log_p.dim()]
+    return log_p.logsumexp(there, keepdim=True) if there else log_p
+
+
+def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
+    """Whether each enumerated site has a dimension of its own, and all are in the same plates, or in those to keep."""
+    found = [site for site in sites if (site["infer"] or {}).get("_enumerate_dim") is not None]
+    dims = [site["infer"]["_enumerate_dim"] for site in found]
+    inside = [frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in found]
+    if keep is not None:
+        return len({*dims}) == len(dims) and all(own <= keep for own in inside)
+    return len({*dims}) == len(dims) and len({*inside}) <= 1
+
+
+def contracted(model_trace: Trace, guide_trace: Trace | None, shared: Iterable[Any]) -> Tensor:
+    """Return the log-weight of each datum by variable elimination, where classes are in plates or in Markov chains.
+
+    References:
+        Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
+
+    Arguments:
+        model_trace: With log-probabilities.
+        guide_trace: The same; or None, for the model's joint alone.
+        shared: The plates to keep.
+    """
+    model_trace.pack_tensors()
+    parts = [(site, 1) for site in samples(model_trace).values()]
+    if guide_trace is not None:
+        guide_trace.pack_tensors(model_trace.plate_to_symbol)
+        parts += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
+    tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
+    classes = set()
+    for site, sign in parts:
+        dim = (site["infer"] or {}).get("_enumerate_dim")
+        if dim is not None:
+            classes.add(site["infer"]["_dim_to_symbol"][dim])
+            if sign < 0:
+                continue
+        packed = site["packed"]
+        log_prob = packed["unscaled_log_prob"]
+        if dim is None and packed["mask"] is not None:
+            dims = log_prob._pyro_dims
+            log_prob = torch.where(_like(packed["mask"], dims), log_prob, 0.0)
+            log_prob._pyro_dims = dims
+        frames = frozenset(frame for frame in site["cond_indep_stack"] if frame.vectorized)
+        signed = sign * log_prob
+        signed._pyro_dims = log_prob._pyro_dims
+        tree.setdefault(frames, []).append(signed)
+    frames = frozenset(shared)
+    total = contract_to_tensor(tree, classes, target_ordinal=frames)
+    order = [model_trace.plate_to_symbol[frame.name] for frame in sorted(frames, key=lambda frame: frame.dim)]
+    return total.permute(*(total._pyro_dims.index(symbol) for symbol in order))
+
+
+def _like(mask: Any, dims: str) -> Any:
+    """Lay out a packed mask along the dimensions of a packed log-density."""
+    if not isinstance(mask, Tensor):
+        return mask
+    held = mask._pyro_dims
+    placed = mask.permute(*(held.index(symbol) for symbol in dims if symbol in held))
+    return placed.reshape([mask.shape[held.index(symbol)] if symbol in held else 1 for symbol in dims])
+
+
+class Expectation:
+    r"""The mean over what the guide enumerates, :math:`\sum_y q(y \mid x) \, f(y)`, of terms of an ELBO.
+
+    Where nothing is enumerated it is a sum over the data, and no more.
+
+    Arguments:
+        model_trace: With log-probabilities.
+        guide_trace: The same.
+        nesting: Of the plates, that of the particles too.
+
+    Attributes:
+        alone: Dimensions of the classes that the model alone has.
+        members: Sites of the model that depend on these classes.
+
+    Raises:
+        ValueError: If classes are in a plate inside a datum, in a Markov chain, or beside draws without a gradient.
+    """
+
+    def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int) -> None:
+        model, guide = samples(model_trace), samples(guide_trace)
+        ours = enumerated(guide)
+        self.nesting = nesting
+        self.alone = [dim for name, dim in enumerated(model).items() if name not in ours]
+        self.members: dict[str, Site] = {}
+        self.log_q: Tensor | None = None
+        if not (ours or self.alone):
+            return
+        classes = [*model.values(), *(guide[name] for name in ours)]
+        if not is_flat(classes):
+            raise ValueError(
+                "Expected classes in no plate inside a datum and in no Markov chain, for an ELBO that sums them out. "
+                "Use objectives.IWAE, which eliminates them, or pyro.infer.TraceEnum_ELBO."
+            )
+        if any(not site["fn"].has_rsample for name, site in latent(guide_trace).items() if name not in ours):
+            raise ValueError(
+                "Expected draws with a gradient beside classes that are summed out; the guide has others. Mark them "
+                "infer={'enumerate': 'parallel'} too."
+            )
+        self.shared = {frame.dim for site in classes if enumerated({"": site}) for frame in plates(site)}
+        if ours:
+            self.log_q = sum((guide[name]["unscaled_log_prob"] for name in ours), torch.zeros(()))
+        for name, site in model.items():
+            shape = site["unscaled_log_prob"].shape
+            if any(-dim <= len(shape) and shape[dim] > 1 for dim in self.alone):
+                self.members[name] = site
+
+    def __call__(self, term: Tensor, site: Site) -> Tensor:
+        """Return the mean of a site's term over what the guide enumerates, summed over the data."""
+        if self.log_q is None and not self.alone:
+            return term.sum()
+        sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
+        whole = [sizes.get(dim, 1) for dim in range(-self.nesting, 0)]
+        term = term.expand(torch.broadcast_shapes(term.shape, whole))  # what is enumerated has no particles
+        return term.sum() if self.log_q is None or term.dim() <= self.nesting else (self.log_q.exp() * term).sum()
+
+    def summed(self, names: Iterable[str]) -> Tensor:
+        """Return the log-density of some of the members, their classes summed out, scaled as they are."""
+        some = [self.members[name] for name in names]
+        if not some:
+            return torch.zeros(())
+        log_p = sum((per_datum(site, self.shared, self.nesting) for site in some), torch.zeros(()))
+        return self(some[0]["scale"] * sum_out(log_p, self.alone), some[0])

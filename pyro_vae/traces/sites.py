@@ -1,0 +1,129 @@
+"""The sample sites of a trace."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import Independent
+
+__all__ = [
+    "Site",
+    "density_sites",
+    "enumerated",
+    "family",
+    "is_delta",
+    "latent",
+    "loss_terms",
+    "mean_scale",
+    "observed",
+    "plates",
+    "same",
+    "samples",
+    "say_loss_terms",
+]
+
+Site = Any  # a node of a trace, one of Pyro's messages
+PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate
+
+
+def samples(trace: Trace) -> dict[str, Site]:
+    """Return the sample sites, in order, without those of ``pyro.deterministic``, which have no density."""
+    nodes = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    return {name: site for name, site in nodes.items() if not (site["infer"] or {}).get("_deterministic")}
+
+
+def latent(trace: Trace) -> dict[str, Site]:
+    """Return the sites that are drawn."""
+    return {name: site for name, site in samples(trace).items() if not site["is_observed"]}
+
+
+def observed(trace: Trace) -> dict[str, Site]:
+    """Return the sites that are observed."""
+    return {name: site for name, site in samples(trace).items() if site["is_observed"]}
+
+
+def loss_terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
+    """Return the sites of the guide that are no part of log q(z | x): terms of the loss alone.
+
+    These are observed sites and factors of the guide, and draws that the model does not have, unless they are marked
+    ``infer={"is_auxiliary": True}``. A draw that is left out so makes the guide a mixture of proposals, and each
+    weight is as unbiased for p(x) as before.
+    """
+    drawn = latent(model_trace)
+    return {
+        name: site
+        for name, site in samples(guide_trace).items()
+        if site["is_observed"] or not (name in drawn or (site["infer"] or {}).get("is_auxiliary"))
+    }
+
+
+def density_sites(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
+    """Return the sites of the guide whose product is q(z | x)."""
+    terms = loss_terms(model_trace, guide_trace)
+    return {name: site for name, site in samples(guide_trace).items() if name not in terms}
+
+
+def say_loss_terms(names: list[str]) -> None:
+    """Warn once that these sites of a guide are in no density."""
+    if names:
+        _say(tuple(names))
+
+
+@cache
+def _say(names: tuple[str, ...]) -> None:
+    warnings.warn(
+        f"The guide's {', '.join(map(repr, names))} is not in the model: it is trained with, as a term of the loss, "
+        "and is left out of every density. Mark a draw infer={'is_auxiliary': True} if it is part of q(z | x).",
+        stacklevel=5,
+    )
+
+
+def enumerated(sites: dict[str, Site]) -> dict[str, int]:
+    """Return the sites whose classes are laid out along a dimension, and which one: -1 is the last."""
+    found = {name: (site["infer"] or {}).get("_enumerate_dim") for name, site in sites.items()}
+    return {name: dim for name, dim in found.items() if dim is not None}
+
+
+def plates(site: Site) -> list[Any]:
+    """Return the plates that a site is in, loops too, without that of the particles."""
+    return [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
+
+
+def family(site: Site) -> str:
+    """Return the name of a site's distribution."""
+    return type(_inner(site["fn"])).__name__
+
+
+def is_delta(site: Site) -> bool:
+    """Whether a site is drawn from a point mass."""
+    return isinstance(_inner(site["fn"]), Delta)
+
+
+def _inner(fn: Any) -> Any:
+    """Return a distribution without ``to_event``, ``mask`` and ``expand`` around it."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def mean_scale(site: Site) -> float:
+    """Return a site's scale as a number, the mean of it where it is a tensor."""
+    return torch.as_tensor(site["scale"], dtype=torch.float64).mean().item()
+
+
+def same(a: float | Tensor | None, b: float | Tensor | None) -> bool | Tensor:
+    """Say whether two scales or masks are the same: element by element where tensors have to be looked at.
+
+    Nothing here looks at a number in a tensor, so that a step can be recorded as a graph. A mask of None is True.
+    """
+    if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
+        return a is b or a == b
+    one, other = (True if value is None else value for value in (a, b))
+    return torch.as_tensor(one) == torch.as_tensor(other)

@@ -1,0 +1,202 @@
+r"""Importance weights of any Pyro program: one for each particle and datum, whatever its plates and scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.traces.enumeration import MOST, contracted, is_flat, per_datum, sum_out
+from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, plates, same, samples
+
+__all__ = ["Weights", "chosen_by_weight", "log_weights", "power_mean", "shared_plates"]
+
+
+class Weights(NamedTuple):
+    """Log-densities of K particles, each ``(K, *data)``, in nats, masked and unscaled; and the scale of the data.
+
+    Where the guide enumerates classes, ``log_p`` and ``log_q`` have them in further dimensions on the left, and
+    ``log_r`` is the classes' own log-density, which is not part of a weight.
+    """
+
+    log_p: Tensor
+    log_q: Tensor
+    scale: float | Tensor
+    log_r: Tensor
+    classes: int = 0
+
+    @property
+    def log_w(self) -> Tensor:
+        """The log-weights, log p(x, z) - log q(z), of shape ``(K, *data)``; summed over classes."""
+        log_w = self.log_p - self.log_q
+        return log_w.flatten(0, self.classes - 1).logsumexp(0) if self.classes else log_w
+
+    def total(self, per_datum: Tensor) -> Tensor:
+        """Sum over the data, with their scale."""
+        return (self.scale * per_datum).sum()
+
+
+def log_weights(traces: list[tuple[Trace, Trace]]) -> Weights:
+    """Return the importance weights of each particle and datum.
+
+    A datum is one element of the plates that all sites are in; what is in further plates, inside it, is summed. The
+    scale that all sites share, of a subsampled plate or ``poutine.scale``, is kept apart. Sites of the guide that are
+    no part of its density (:func:`pyro_vae.traces.sites.loss_terms`) are left out.
+
+    Arguments:
+        traces: Model and guide with log-probabilities, all particles in a plate, or a pair for each.
+
+    Raises:
+        ValueError: If the sites share no plate, or have different scales.
+    """
+    pairs = [(samples(model), density_sites(model, guide)) for model, guide in traces]
+    sites = [site for pair in pairs for part in pair for site in part.values()]
+    shared = shared_plates(sites)
+    keep = {frame.dim for frame in shared}
+    vectorized = any(frame.name == PARTICLES for frame in sites[0]["cond_indep_stack"])
+    scale = _shared_scale(pairs[0])
+    if not enumerated(pairs[0][0] | pairs[0][1]):
+        log_p, log_q = (_gather([_total(pair[i].values(), keep, MOST) for pair in pairs], vectorized) for i in (0, 1))
+        return Weights(log_p, log_q, scale, torch.zeros(()))
+    nesting = max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+    whole = frozenset(f for f in sites[0]["cond_indep_stack"] if f.vectorized and (f in shared or f.name == PARTICLES))
+    if not is_flat(sites, keep):
+        log_w = _gather([_laid_out(contracted(*pair, whole), whole, nesting) for pair in traces], vectorized)
+        return Weights(log_w, torch.zeros(()), scale, torch.zeros(()))
+    found = [_of_classes(model, guide, keep, nesting, whole) for model, guide in pairs]
+    classes = max(part.dim() for part in found[0]) - nesting
+    log_p, log_q, log_r = (_gather([one[i] for one in found], vectorized, -1 - nesting) for i in range(3))
+    return Weights(log_p, log_q, scale, log_r, classes)
+
+
+def _of_classes(
+    model: dict[str, Site], guide: dict[str, Site], keep: set[int], nesting: int, whole: frozenset
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p, with the classes that the model alone has summed out; log q of draws; and log q of classes."""
+    ours = enumerated(guide)
+    alone = [dim for name, dim in enumerated(model).items() if name not in ours]
+    log_p = sum_out(_total(model.values(), keep, nesting), alone)
+    log_q = _total((site for name, site in guide.items() if name not in ours), keep, nesting)
+    log_r = _total((guide[name] for name in ours), keep, nesting)
+    sizes = {frame.dim: frame.size for frame in whole}
+    shape = torch.broadcast_shapes(
+        [sizes.get(dim, 1) for dim in range(-nesting, 0)], log_p.shape, log_q.shape, log_r.shape
+    )
+    while len(shape) > nesting and shape[0] == 1:  # left by classes that are summed out
+        shape = shape[1:]
+    return tuple(
+        part.reshape(part.shape[max(0, part.dim() - len(shape)) :]).expand(shape) for part in (log_p, log_q, log_r)
+    )
+
+
+def _laid_out(log_w: Tensor, whole: frozenset, nesting: int) -> Tensor:
+    """Give a log-weight, of the plates to keep, the dimensions that these have among all."""
+    sizes = {frame.dim: frame.size for frame in whole}
+    return log_w.reshape([sizes.get(dim, 1) for dim in range(-nesting, 0)])
+
+
+def _gather(parts: list[Tensor], vectorized: bool, dim: int = 0) -> Tensor:
+    return parts[0] if vectorized else torch.stack(parts, dim)
+
+
+def _total(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
+    return sum((per_datum(site, keep, nesting) for site in sites), torch.zeros(()))
+
+
+def power_mean(log_w: Tensor, alpha: float) -> Tensor:
+    r"""Return the logarithm of the power mean of weights over the first dimension, in nats.
+
+    .. math:: \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}
+
+    and its limit, :math:`\frac{1}{K} \sum_k \log w_k`, at :math:`\alpha = 1`.
+
+    Example:
+        >>> log_w = torch.tensor([1.0, 3.0]).log()
+        >>> [round(power_mean(log_w, alpha).exp().item(), 3) for alpha in (0.0, 0.5, 1.0)]
+        [2.0, 1.866, 1.732]
+    """
+    if alpha == 1:
+        return log_w.mean(0)
+    power = 1 - alpha
+    if abs(power) < 0.1:
+        # Here the logarithm of the mean is of order 1 - alpha, and must not be a difference of larger numbers.
+        middle = log_w.detach().mean(0)
+        return middle + (power * (log_w - middle)).expm1().mean(0).log1p() / power
+    return ((power * log_w).logsumexp(0) - math.log(len(log_w))) / power
+
+
+def chosen_by_weight(log_w: Tensor, number: int) -> Tensor:
+    r"""Draw particles of each datum by their weights: particle k on average :math:`m \hat{w}_k` times.
+
+    Systematically: one uniform number a datum decides all m of its draws, so that particle k is drawn
+    :math:`m \hat{w}_k` times, rounded up or down.
+
+    References:
+        Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models (Kitagawa, 1996).
+
+    Arguments:
+        log_w: Shape ``(K, *data)``.
+        number: m.
+
+    Returns:
+        Indices from 0 to K - 1, of shape ``(m, *data)``.
+
+    Example:
+        >>> chosen_by_weight(torch.tensor([0.5, 0.0, 0.25, 0.25]).log(), 4)
+        tensor([0, 0, 2, 3])
+    """
+    shares = log_w.softmax(0).cumsum(0)
+    first = torch.arange(number, dtype=log_w.dtype, device=log_w.device).reshape(-1, *(1,) * (log_w.dim() - 1))
+    # With a last dimension, as a latent has, so that several processes draw it as they draw a latent's noise.
+    points = (first + torch.rand_like(log_w[:1].unsqueeze(-1)).squeeze(-1)) / number
+    return (shares <= points.unsqueeze(1)).sum(1).clamp(max=len(log_w) - 1)
+
+
+def shared_plates(sites: list[Site]) -> frozenset:
+    """Return the vectorized plates that all sites are in, without that of the particles.
+
+    Raises:
+        ValueError: If there are plates, and none that all are in.
+    """
+    shared = frozenset.intersection(*(frozenset(f for f in plates(site) if f.vectorized) for site in sites))
+    names = [frame.name for site in sites for frame in plates(site)]
+    if names and not shared:
+        data = max(names, key=names.count)
+        outside = next((site for site in sites if data not in {frame.name for frame in plates(site)}), None)
+        if outside is None:
+            raise ValueError(
+                f"Expected a vectorized plate for the data, for a weight per datum; {data!r} is a loop. Write it as "
+                f"`with pyro.plate({data!r}, size):`, or use objectives.ELBO."
+            )
+        raise ValueError(
+            f"Expected every site in one plate, the data's, for a weight per datum; {outside['name']!r} is outside "
+            f"{data!r}. Use objectives.ELBO, or .to_event in place of a plate that is inside one datum."
+        )
+    return shared
+
+
+def _shared_scale(pair: tuple[dict[str, Site], dict[str, Site]]) -> float | Tensor:
+    named = [
+        (f"{name!r} of the {part}", site)
+        for part, sites in zip(("model", "guide"), pair, strict=True)
+        for name, site in sites.items()
+    ]
+    first, scale = named[0][0], named[0][1]["scale"]
+    for name, site in named:
+        agree = same(scale, site["scale"])
+        if agree is False or (isinstance(agree, Tensor) and is_validation_enabled() and not agree.all()):
+            raise ValueError(
+                "Expected one scale for every site, to stay outside the log-sum-exp of the weights; "
+                f"{name} has {_show(site['scale'])} and {first} {_show(scale)}. Scale model and guide as wholes, or "
+                "use objectives.ELBO, which has a beta."
+            )
+    return scale
+
+
+def _show(scale: float | Tensor) -> str:
+    return f"a tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else f"{scale:g}"
