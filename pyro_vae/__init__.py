@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     )
     from pyro_vae.checkpoint import load
     from pyro_vae.compiled import CompiledSVI
+    from pyro_vae.program import Posterior
     from pyro_vae.train.fitting import fit
     from pyro_vae.vae import VAE
 
 __all__ = [
     "CompiledSVI",
+    "Posterior",
     "VAE",
     "ais",
     "compare",
@@ -50,7 +52,13 @@ __all__ = [
     "report",
 ]
 
-_HOMES = {"CompiledSVI": "compiled", "VAE": "vae", "fit": "train", "load": "checkpoint"}
+_HOMES = {
+    "CompiledSVI": "compiled",
+    "Posterior": "program",
+    "VAE": "vae",
+    "fit": "train",
+    "load": "checkpoint",
+}
 
 if not TYPE_CHECKING:  # mypy would take __getattr__ to have every name, the misspelt ones too
 

@@ -128,6 +128,25 @@ class VAE(nn.Module):
         return next(chain(self.parameters(), self.buffers()))
 
     @torch.no_grad()
+    def blank(self, num: int) -> Tensor:
+        """Return ``num`` draws of x, ``(num, *event)``: rows of the right shape, to simulate data in place of."""
+        return self.decoder(self.prior().sample((num,))).sample()
+
+    def check_data(self, x: Tensor) -> None:
+        """Check that x is of shape ``(B, *event)``.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        with torch.no_grad():
+            event = self.decoder(self.prior().sample((1,))).event_shape
+        if x.shape[1:] != event or x.dim() != len(event) + 1 or not len(x):
+            raise ValueError(
+                f"Expected x of shape (B, {', '.join(map(str, event))}) with B of at least 1; got {tuple(x.shape)}. "
+                "Of one datum, x.unsqueeze(0) is such."
+            )
+
+    @torch.no_grad()
     def generate(self, num: int = 64) -> Tensor:
         """Return the mean image E[x | z] for ``num`` draws of z from the prior, of shape ``(num, *event)``."""
         return mean(self.decoder(self.prior().sample((num,))))

@@ -10,10 +10,11 @@ import pyro_vae
 ROOT = Path(pyro_vae.__file__).parent
 # Each line may import from the lines above it, never from its own line or below.
 ROOMS = [
-    {"networks", "data", "plots"},
+    {"networks", "data", "plots", "seeds"},
     {"conditional", "flows", "missing", "mixtures"},
     {"priors", "likelihoods", "guides", "parts"},
-    {"vae"},
+    {"vae", "traces"},
+    {"program"},
     {"objectives"},
     {"compiled", "checkpoint"},
     {"train"},

@@ -70,7 +70,8 @@ class Objective(pyro.infer.ELBO, ABC):
         # A tensor that is written in place, so that a step traced once reads it anew.
         self._beta = torch.tensor(float(beta.start if isinstance(beta, Schedule) else beta))
         self._seen: tuple[Program, Program] | None = None
-        self._marks: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}  # what is summed out
+        self._marks: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}
+        self._summed: tuple[str, ...] = ()  # of the program that is run
         self._subsample = OneSubsample()
 
     @abstractmethod
@@ -216,8 +217,8 @@ class Objective(pyro.infer.ELBO, ABC):
         for _ in range(2):
             if alone:
                 self.max_plate_nesting = nesting or sys.maxsize
-            pair = enumerate_pair(rows(model), rows(guide), names, self.max_plate_nesting) if names else (model, guide)
-            traces = list(self._get_traces(*(pair if names else map(rows, pair)), args, kwargs))
+            self._summed = names
+            traces = list(self._get_traces(rows(model), rows(guide), args, kwargs))
             if names or not (names := marked(*traces[0])):
                 return traces
             nesting = max(map(depth_of, traces)) if alone else self.max_plate_nesting
@@ -236,4 +237,5 @@ class Objective(pyro.infer.ELBO, ABC):
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)
 
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        model, guide = enumerate_pair(model, guide, self._summed, self.max_plate_nesting)
         return importance_traces(model, guide, args, kwargs, self.max_plate_nesting)

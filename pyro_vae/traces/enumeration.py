@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, latent, plates, samples
 
-__all__ = ["Expectation", "contracted", "enumerate_pair", "is_flat", "marked", "per_datum", "sum_out"]
+__all__ = ["Expectation", "contracted", "enumerate_pair", "is_flat", "marked", "marking", "per_datum", "sum_out"]
 
 Program = Callable[..., Any]
 MOST = 64  # dimensions of a tensor
@@ -52,14 +52,21 @@ def marked(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def enumerate_pair(model: Program, guide: Program, names: Iterable[str], nesting: int) -> tuple[Program, Program]:
-    """Return model and guide with these sites enumerated, in dimensions left of ``nesting`` plates."""
+def marking(program: Program, names: Iterable[str]) -> Program:
+    """Return a program whose sites of these names are marked for enumeration."""
     names = frozenset(names)
 
     def mark(site: Site) -> dict[str, str]:
         return {"enumerate": "parallel"} if site["name"] in names else {}
 
-    model, guide = (poutine.infer_config(program, mark) for program in (model, guide))
+    return poutine.infer_config(program, mark) if names else program
+
+
+def enumerate_pair(model: Program, guide: Program, names: Iterable[str], nesting: int) -> tuple[Program, Program]:
+    """Return model and guide with these sites enumerated, in dimensions left of ``nesting`` plates."""
+    if not (names := [*names]):
+        return model, guide
+    model, guide = (marking(program, names) for program in (model, guide))
     return EnumMessenger()(model), EnumMessenger(-1 - nesting)(guide)  # the model goes on where the guide ended
 
 
@@ -88,7 +95,7 @@ def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
     return len({*dims}) == len(dims) and len({*inside}) <= 1
 
 
-def contracted(model_trace: Trace, guide_trace: Trace | None, shared: Iterable[Any]) -> Tensor:
+def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> Tensor:
     """Return the log-weight of each datum by variable elimination, where classes are in plates or in Markov chains.
 
     References:
@@ -96,14 +103,14 @@ def contracted(model_trace: Trace, guide_trace: Trace | None, shared: Iterable[A
 
     Arguments:
         model_trace: With log-probabilities.
-        guide_trace: The same; or None, for the model's joint alone.
+        guide_trace: The same; empty, for the model's joint alone.
         shared: The plates to keep.
     """
     model_trace.pack_tensors()
+    symbols: dict[str, str] = model_trace.plate_to_symbol
     parts = [(site, 1) for site in samples(model_trace).values()]
-    if guide_trace is not None:
-        guide_trace.pack_tensors(model_trace.plate_to_symbol)
-        parts += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
+    guide_trace.pack_tensors(symbols)
+    parts += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     classes = set()
     for site, sign in parts:
@@ -118,13 +125,12 @@ def contracted(model_trace: Trace, guide_trace: Trace | None, shared: Iterable[A
             dims = log_prob._pyro_dims
             log_prob = torch.where(_like(packed["mask"], dims), log_prob, 0.0)
             log_prob._pyro_dims = dims
-        frames = frozenset(frame for frame in site["cond_indep_stack"] if frame.vectorized)
+        frames = frozenset(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
         signed = sign * log_prob
         signed._pyro_dims = log_prob._pyro_dims
         tree.setdefault(frames, []).append(signed)
-    frames = frozenset(shared)
-    total = contract_to_tensor(tree, classes, target_ordinal=frames)
-    order = [model_trace.plate_to_symbol[frame.name] for frame in sorted(frames, key=lambda frame: frame.dim)]
+    order = [symbols[frame.name] for frame in sorted(shared, key=lambda frame: frame.dim)]
+    total = contract_to_tensor(tree, classes, target_ordinal=frozenset(order))
     return total.permute(*(total._pyro_dims.index(symbol) for symbol in order))
 
 
@@ -164,7 +170,7 @@ class Expectation:
         self.log_q: Tensor | None = None
         if not (ours or self.alone):
             return
-        classes = [*model.values(), *(guide[name] for name in ours)]
+        classes = [*(guide | model).values()]
         if not is_flat(classes):
             raise ValueError(
                 "Expected classes in no plate inside a datum and in no Markov chain, for an ELBO that sums them out. "

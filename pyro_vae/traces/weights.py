@@ -41,7 +41,7 @@ class Weights(NamedTuple):
         return (self.scale * per_datum).sum()
 
 
-def log_weights(traces: list[tuple[Trace, Trace]]) -> Weights:
+def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weights:
     """Return the importance weights of each particle and datum.
 
     A datum is one element of the plates that all sites are in; what is in further plates, inside it, is summed. The
@@ -50,22 +50,23 @@ def log_weights(traces: list[tuple[Trace, Trace]]) -> Weights:
 
     Arguments:
         traces: Model and guide with log-probabilities, all particles in a plate, or a pair for each.
+        scaled: Whether the scale of the data is asked for.
 
     Raises:
-        ValueError: If the sites share no plate, or have different scales.
+        ValueError: If the sites share no plate, or have different scales where one is asked for.
     """
     pairs = [(samples(model), density_sites(model, guide)) for model, guide in traces]
     sites = [site for pair in pairs for part in pair for site in part.values()]
     shared = shared_plates(sites)
     keep = {frame.dim for frame in shared}
     vectorized = any(frame.name == PARTICLES for frame in sites[0]["cond_indep_stack"])
-    scale = _shared_scale(pairs[0])
+    scale = _shared_scale(pairs[0]) if scaled else 1.0
     if not enumerated(pairs[0][0] | pairs[0][1]):
         log_p, log_q = (_gather([_total(pair[i].values(), keep, MOST) for pair in pairs], vectorized) for i in (0, 1))
         return Weights(log_p, log_q, scale, torch.zeros(()))
     nesting = max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
     whole = frozenset(f for f in sites[0]["cond_indep_stack"] if f.vectorized and (f in shared or f.name == PARTICLES))
-    if not is_flat(sites, keep):
+    if not is_flat((pairs[0][1] | pairs[0][0]).values(), keep):
         log_w = _gather([_laid_out(contracted(*pair, whole), whole, nesting) for pair in traces], vectorized)
         return Weights(log_w, torch.zeros(()), scale, torch.zeros(()))
     found = [_of_classes(model, guide, keep, nesting, whole) for model, guide in pairs]

@@ -1,0 +1,383 @@
+r"""A program at some data: the density of what is latent in it, datum by datum, whatever its sites are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_vae.missing import Missing
+from pyro_vae.program.sources import sources
+from pyro_vae.program.structure import FEW, Draws, Structure, arguments, structure
+from pyro_vae.traces.enumeration import enumerate_pair
+from pyro_vae.traces.sites import PARTICLES, latent, samples
+from pyro_vae.traces.weights import Weights, log_weights
+
+__all__ = ["Posterior", "drawn_posterior", "posterior_of"]
+
+
+class Fixed(Messenger):
+    """Puts values in place of draws, of sites by name: what NumPyro calls ``substitute``."""
+
+    def __init__(self, values: Draws) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+            msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "_enumerate_dim"}
+
+
+class Mapped(Messenger):
+    """Takes unconstrained values to each site's support, as it is there; adds up log |dz / du| of each."""
+
+    def __init__(self, values: Draws) -> None:
+        super().__init__()
+        self.values, self.volumes = values, Draws()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if not msg["is_observed"] and name in self.values:
+            to_support, u = biject_to(msg["fn"].support), self.values[name]
+            msg["value"], msg["done"] = to_support(u), True
+            self.volumes[name] = to_support.log_abs_det_jacobian(u, msg["value"])
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    r"""p(z | x) up to its constant and the guide to it, for each of some data: what everything else asks.
+
+    A datum is one element of the plate that all sites share, and row b of every argument. ``draws`` are dictionaries
+    from the name of a site to values of shape ``(K, B, *rest)``: K draws, B data, and one draw of one datum, plates
+    inside it first. Densities are in nats, masked and unscaled, of shape ``(K, B)``. Discrete sites that are not among
+    the draws are summed out exactly.
+
+    Make one by :meth:`of`. It runs the program as it is; :func:`pyro_vae.seeds.at_test` is a context in which nothing
+    that the program does is left behind.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> posterior = Posterior.of(VAE.build((64,), latent=2).eval(), torch.rand(5, 64))
+        >>> draws, log_q = posterior.propose(7)
+        >>> draws["z"].shape, (posterior.log_joint(draws) - log_q).shape
+        (torch.Size([7, 5, 2]), torch.Size([7, 5]))
+    """
+
+    program: Any
+    data: tuple[Tensor, ...]
+    structure: Structure
+    given: Draws = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: Any, *data: Tensor, given: Draws | None = None) -> Posterior:
+        """Return a program at some data.
+
+        Arguments:
+            program: Anything with a ``model`` and a ``guide`` of the same arguments.
+            data: Its arguments, each with the data along the first dimension.
+            given: Values of sites outside the data's plate; of one shape with the site, or several draws of it, of
+                which each particle takes one at random.
+
+        Raises:
+            ValueError: If the program has no density of each datum: a latent site outside the data's plate is not
+                given, a plate has other rows, or the density of a row depends on the other rows.
+        """
+        rows = arguments(program, data)
+        if check := getattr(program, "check_data", None):
+            check(*rows)
+        found = structure(program, rows, given)
+        if absent := [name for name in found.outside if name not in (given or {})]:
+            raise ValueError(
+                f"Expected every latent site in the plate of the data, for a density of each datum; {absent[0]!r} is "
+                f"outside it, as a global latent. Fix it, as given={{{absent[0]!r}: draws}}, or use objectives.ELBO."
+            )
+        if not found.dim:
+            raise ValueError(
+                "Expected a plate over the data, for a density of each datum; there is none. Write "
+                "`with pyro.plate('data', x.shape[0]):` around the sites of model and guide."
+            )
+        posterior = cls(program, rows, found, {name: torch.as_tensor(v) for name, v in (given or {}).items()})
+        posterior._check_rows()
+        return posterior
+
+    def __len__(self) -> int:
+        return len(self.data[0])
+
+    def __getitem__(self, rows: Any) -> Posterior:
+        rows = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        return replace(self, data=tuple(column[rows] for column in self.data))
+
+    @property
+    def names(self) -> list[str]:
+        """The coordinates of :meth:`unconstrain`, as ``z[3]``."""
+        return [name for site, shape in self.structure.continuous.items() for name in _coordinates(site, shape)]
+
+    def propose(self, num: int) -> tuple[Draws, Tensor]:
+        """Return ``num`` draws of the guide for each datum, and their log q, of shape ``(num, B)``."""
+        trace = self._trace(self.program.guide, num)
+        names = [name for name in self.structure.supports if name not in self.structure.alone]
+        return self._outward(trace, names), self._total(trace, num)
+
+    def log_weights(self, num: int) -> Tensor:
+        """Return log p(x, z) - log q(z | x) of as many draws, of shape ``(num, B)``, classes summed out."""
+        return self._rows(self.weights(num).log_w, num)
+
+    def weights(self, num: int) -> Weights:
+        """Return the same in its parts, all plates' dimensions kept, classes in dimensions left of them."""
+        pair = enumerate_pair(
+            self._with_particles(self._model, num),
+            self._with_particles(self.program.guide, num),
+            self.structure.summed,
+            1 + self.structure.depth,
+        )
+        with Fixed(self._values(num)):
+            guide_trace = poutine.trace(pair[1]).get_trace(*self.data)
+            model_trace = poutine.trace(poutine.replay(pair[0], trace=guide_trace)).get_trace(*self.data)
+        return log_weights([(self._scored(model_trace), self._scored(guide_trace))], scaled=False)
+
+    def log_joint(self, draws: Draws, proper: bool = False) -> Tensor:
+        """Return log p(x, z), of shape ``(K, B)``.
+
+        Arguments:
+            draws: Values of the latent sites; discrete ones that are left out are summed out.
+            proper: Whether a mask on a latent site is left out of account, so that what is masked has its prior, and
+                the density is one of all that is latent: for chains that move it.
+        """
+        return self._density(self._model, draws, proper)
+
+    def log_q(self, draws: Draws, proper: bool = False) -> Tensor:
+        """Return log q(z | x), of shape ``(K, B)``; arguments are those of :meth:`log_joint`.
+
+        Raises:
+            ValueError: If the guide draws what the model does not have, so that its density is an integral.
+        """
+        if self.structure.hidden:
+            raise ValueError(
+                "Expected a guide whose density is known at any draws; this one also draws "
+                f"{self.structure.hidden[0]!r}, which the model does not have. Use start='prior' where there is one."
+            )
+        return self._density(self.program.guide, draws, proper)
+
+    def log_prior(self, draws: Draws) -> Tensor:
+        """Return log p(z), of shape ``(K, B)``, given covariates."""
+        return self._density(self._model, draws, False, without=tuple(self.structure.observed))
+
+    def log_likelihood(self, draws: Draws) -> Draws:
+        """Return log p(x | z) of each observed site, each of shape ``(K, B)``, at values of all latent sites."""
+        num = _num(draws)
+        trace = self._trace(self._model, num, draws)
+        return {name: self._total(trace, num, [name]) for name in self.structure.observed}
+
+    def simulate(self, num: int, draws: Draws | None = None) -> Draws:
+        """Return draws of all sites of the model, what is observed too; with ``draws``, given these."""
+        trace = self._trace(poutine.uncondition(self.program.model), num, draws)
+        return self._outward(trace, [*self.structure.supports, *self.structure.observed])
+
+    def at(self, draws: Draws, index: int = 0) -> Posterior:
+        """Return the program at data that :meth:`simulate` drew: covariates stay, what is observed is replaced.
+
+        Raises:
+            ValueError: If an observed site does not show elements of an argument, each as it is.
+        """
+        data = list(self.data)
+        for name, (argument, places) in sources(self).items():
+            column, value = data[argument], draws[name][index].to(data[argument].dtype)
+            flat = column.reshape(len(column), -1).clone()
+            flat[:, places] = value.reshape(len(column), -1)
+            data[argument] = flat.reshape(column.shape)
+        return replace(self, data=tuple(data))
+
+    def unconstrain(self, draws: Draws) -> Tensor:
+        """Return the continuous sites as real numbers, of shape ``(K, B, D)``."""
+        shapes = self.structure.continuous
+        maps = self._maps(draws) if shapes else {}
+        flat = [self._to_rows(maps[n].inv(self._inward(draws[n]))).reshape(_num(draws), len(self), -1) for n in shapes]
+        return torch.cat(flat, -1) if flat else self.data[0].new_zeros(_num(draws), len(self), 0)
+
+    def constrain(self, u: Tensor) -> tuple[Draws, Tensor]:
+        """Return the draws that real numbers ``(K, B, D)`` stand for, and log |dz / du|, of shape ``(K, B)``."""
+        parts, start = Draws(), 0
+        for name, shape in self.structure.continuous.items():
+            end = start + shape.numel()
+            parts[name] = self._inward(u[..., start:end].reshape(u.shape[:2] + shape))
+            start = end
+        volume = u.new_zeros(u.shape[:2])
+        if self.structure.fixed:
+            found = {name: biject_to(self.structure.supports[name]) for name in parts}
+            values = {name: to_support(parts[name]) for name, to_support in found.items()}
+            volumes = {name: m.log_abs_det_jacobian(parts[name], values[name]) for name, m in found.items()}
+        else:
+            mapped = Mapped(parts)
+            trace = self._run(mapped(self._model), len(u))
+            values, volumes = {name: trace.nodes[name]["value"] for name in parts}, mapped.volumes
+        for name in parts:
+            volume = volume + sum_rightmost(self._to_rows(volumes[name]), -2)
+        return {name: self._to_rows(value) for name, value in values.items()}, volume
+
+    @property
+    def _model(self) -> Callable[..., Any]:
+        return Missing()(self.program.model) if self.structure.missing else self.program.model
+
+    def _with_particles(self, program: Callable[..., Any], num: int) -> Callable[..., Any]:
+        return pyro.plate(PARTICLES, num, dim=-1 - self.structure.depth)(program)
+
+    def _values(self, num: int, draws: Draws | None = None) -> Draws:
+        """Return draws, and what is given outside the data's plate, where the program has them."""
+        depth = self.structure.depth
+        values = {name: self._inward(value) for name, value in (draws or {}).items()}
+        for name, value in self.given.items():
+            shape, batch = self.structure.outside[name]
+            if value.shape != shape:  # several draws
+                value = value[torch.randint(len(value), (num,), device=value.device)]
+            values[name] = value.expand(num, *shape).reshape(num, *(1,) * (depth - batch), *shape)
+        return values
+
+    def _run(
+        self, program: Callable[..., Any], num: int, draws: Draws | None = None, summed: Iterable[str] = ()
+    ) -> Trace:
+        """Run a program for so many particles, at draws, with the classes of some sites laid out."""
+        program = self._with_particles(program, num)
+        if summed := [*summed]:
+            _, program = enumerate_pair(program, program, summed, 1 + self.structure.depth)
+        with Fixed(self._values(num, draws)):
+            return poutine.trace(program).get_trace(*self.data)
+
+    def _trace(self, program: Callable[..., Any], num: int, draws: Draws | None = None) -> Trace:
+        return self._scored(self._run(program, num, draws))
+
+    def _density(
+        self, program: Callable[..., Any], draws: Draws, proper: bool, without: tuple[str, ...] = ()
+    ) -> Tensor:
+        num = _num(draws) if draws else 1
+        supports = self.structure.supports
+        trace = self._run(program, num, draws, (n for n in supports if supports[n].is_discrete and n not in draws))
+        for site in latent(trace).values() if proper else ():
+            site["mask"] = None
+        return self._total(self._scored(trace, without), num)
+
+    def _scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
+        """Return a trace with log-densities, of the sites that are part of one of each datum."""
+        trace = prune_subsample_sites(trace)
+        for name in {*self.structure.outside, *self.structure.terms, *without}:
+            if name in trace:
+                trace.remove_node(name)
+        trace.compute_log_prob()
+        return trace
+
+    def _total(self, trace: Trace, num: int, names: Iterable[str] | None = None) -> Tensor:
+        if names is not None:
+            whole, trace = trace, Trace()
+            for name in names:
+                trace.add_node(name, **whole.nodes[name])
+        if not samples(trace):
+            return self.data[0].new_zeros(num, len(self))
+        return self._rows(log_weights([(trace, Trace())], scaled=False).log_w, num)
+
+    def _rows(self, values: Tensor, num: int) -> Tensor:
+        """Sum what is inside a datum: from the dimensions of all plates to ``(num, B)``."""
+        depth, dim = self.structure.depth, self.structure.dim
+        inside = [other for other in range(-min(depth, values.dim()), 0) if other != dim]
+        return (values.sum(inside) if inside else values).expand(num, len(self))
+
+    def _inward(self, value: Tensor) -> Tensor:
+        """Put the data's dimension of ``(K, B, *rest)`` where its plate is."""
+        return value.movedim(1, 1 + self.structure.depth + self.structure.dim)
+
+    def _to_rows(self, value: Tensor) -> Tensor:
+        return value.movedim(1 + self.structure.depth + self.structure.dim, 1)
+
+    def _outward(self, trace: Trace, names: Iterable[str]) -> Draws:
+        return {name: self._to_rows(trace.nodes[name]["value"]) for name in names}
+
+    def _maps(self, draws: Draws) -> dict[str, Any]:
+        """Return each continuous site's map from real numbers to its support."""
+        supports = self.structure.supports
+        if not self.structure.fixed:
+            nodes = self._run(self._model, _num(draws), draws).nodes
+            supports = {name: nodes[name]["fn"].support for name in supports}
+        return {name: biject_to(supports[name]) for name in self.structure.continuous}
+
+    @torch.no_grad()
+    def _check_rows(self) -> None:
+        """Weigh a row alone and among others."""
+        few = self[:FEW]
+        if len(few) < 2 or self.structure.whole:
+            return
+        with torch.random.fork_rng(devices=self._devices()):
+            draws, _ = few.propose(1)
+            head = {name: value[:, :1] for name, value in draws.items()}
+            for what in ("log_joint", "log_q") if not self.structure.hidden else ("log_joint",):
+                with suppress(NotImplementedError):  # a density that is known at its own draws only
+                    among, again = (getattr(few, what)(draws)[:, :1] for _ in range(2))
+                    alone = getattr(few[:1], what)(head)
+                    if _close(among, again) and not _close(among, alone):  # noise of its own differs each time
+                        part = "guide" if what == "log_q" else "model"
+                        raise ValueError(
+                            f"Expected a density of each row by itself; that of the {part} for the first row is "
+                            f"{alone.item():.6g} alone and {among.item():.6g} among others. Call program.eval() if it "
+                            "has batch normalisation, and leave other rows out of the program."
+                        )
+
+    def _devices(self) -> list[torch.device]:
+        return [self.data[0].device] if self.data[0].is_cuda else []
+
+
+def _num(draws: Draws) -> int:
+    return len(next(iter(draws.values())))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _coordinates(site: str, shape: torch.Size) -> list[str]:
+    if not shape.numel() or shape == (1,) * len(shape):
+        return [site]
+    return [f"{site}[{','.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
+
+
+def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
+    """Return a program at data: a tensor, a tuple of the program's arguments, or a dictionary of them by name.
+
+    Raises:
+        ValueError: As :meth:`Posterior.of`; or if arguments are missing, unknown or of different lengths.
+    """
+    if isinstance(data, Posterior):
+        return data
+    return Posterior.of(program, *arguments(program, data), given=given)
+
+
+def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
+    """Return a program at ``num`` rows to be drawn over by :meth:`Posterior.simulate` and :meth:`Posterior.at`.
+
+    Arguments:
+        program: A program.
+        data: Whose rows are taken in turn, so that covariates are those of real data; None where the program has a
+            method ``blank(num)`` that gives such rows, as a VAE has.
+        num: How many rows.
+
+    Raises:
+        ValueError: If there are no data, and the program has no ``blank``.
+    """
+    if data is None:
+        if not hasattr(program, "blank"):
+            raise ValueError(
+                f"Expected data, since {type(program).__name__} is drawn given its arguments' shapes and covariates; "
+                "got none. Give some: their rows are taken in turn, and what is observed is drawn anew."
+            )
+        return posterior_of(program, program.blank(num))
+    posterior = posterior_of(program, data)
+    return posterior[torch.arange(num, device=posterior.data[0].device) % len(posterior)]

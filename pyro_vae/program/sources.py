@@ -1,0 +1,65 @@
+"""Which elements of which argument an observed site shows, so that drawn data can be put in their place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.program.structure import argument_names
+
+__all__ = ["sources"]
+
+
+@torch.no_grad()
+def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
+    """Return for each observed site which argument it shows, and the places of its elements in a row of that.
+
+    Found by running the model with numbered elements: a site that shows element 7 as it is has the number 7.
+
+    Raises:
+        ValueError: If a site shows no elements of one argument, or changes them.
+    """
+    one, found = posterior[:1], {}
+    names = [*argument_names(posterior.program)]
+    values = _observed(one, one.data)
+    for site, value in values.items():
+        order = sorted(range(len(one.data)), key=lambda i: names[i] not in (site, site.removesuffix("_observed")))
+        for i in order:
+            column = one.data[i].reshape(-1)
+            if value.numel() == column.numel() and _same(value, column):
+                found[site] = i, torch.arange(column.numel())
+                break
+    for i, column in enumerate(one.data):
+        rest = [site for site in values if site not in found]
+        if rest and column.is_floating_point():
+            numbers = torch.arange(1, column.numel() + 1).to(column).reshape(column.shape)
+            runs = [
+                _observed(one, (*one.data[:i], numbered, *one.data[i + 1 :])) for numbered in (numbers, 2 * numbers)
+            ]
+            for site in rest:
+                first, second = (run[site] for run in runs)
+                places = first.round().long() - 1
+                shown = (places >= 0).all() and (places < column.numel()).all()
+                if shown and _same(second, 2 * first) and _same(first, places + 1):
+                    found[site] = i, places.cpu()
+    if rest := [site for site in values if site not in found]:
+        raise ValueError(
+            f"Expected each observed site to show elements of an argument as they are; {rest[0]!r} does not. Write "
+            f"pyro.sample({rest[0]!r}, ..., obs=x), or obs=x[:, t], with x an argument of the model."
+        )
+    return found
+
+
+def _observed(posterior: Any, data: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return what each observed site of one row shows, flat."""
+    with torch.random.fork_rng(devices=posterior._devices()), pyro.validation_enabled(False), poutine.block():
+        trace = poutine.trace(posterior.program.model).get_trace(*data)
+    return {name: trace.nodes[name]["value"].reshape(-1) for name in posterior.structure.observed}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.double(), other.double(), rtol=1e-6, atol=0, equal_nan=True)
