@@ -139,7 +139,7 @@ class VAE(nn.Module):
             ValueError: If it is not.
         """
         with torch.no_grad():
-            event = self.decoder(self.prior().sample((1,))).event_shape
+            event = self.decoder(torch.zeros(1, *self.prior().event_shape).to(self.reference)).event_shape
         if x.shape[1:] != event or x.dim() != len(event) + 1 or not len(x):
             raise ValueError(
                 f"Expected x of shape (B, {', '.join(map(str, event))}) with B of at least 1; got {tuple(x.shape)}. "
