@@ -6,7 +6,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyro.infer
 import torch
@@ -14,11 +14,11 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vae.objectives.divergence import Report, SiteKL, divergences
+from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstruction_terms
 from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
 from pyro_vae.traces.particles import OneSubsample, OwnRows, depth_of, importance_traces, plate_nesting
-from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, observed, samples, say_loss_terms
+from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, samples, say_loss_terms
 
 __all__ = ["Objective", "Terms"]
 
@@ -151,24 +151,19 @@ class Objective(pyro.infer.ELBO, ABC):
         reconstruction, report = 0.0, Report()
         for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             expect = self.expectation(model_trace, guide_trace)
-            reconstruction += self.reconstruction(model_trace, expect).item() / self.num_particles
-            for name, (_, reason, total) in divergences(model_trace, guide_trace, expect, self.sampled).items():
+            terms = reconstruction_terms(model_trace, expect)
+            reconstruction += sum(term.sum().item() for term in terms) / self.num_particles
+            for name, divergence in divergences(model_trace, guide_trace, expect, self.sampled).items():
                 before = report[name].nats if name in report else 0.0
                 scale = mean_scale(samples(guide_trace)[name])
-                nats = before + total.item() / self.num_particles
-                report[name] = SiteKL("sampled" if reason else "analytic", nats, scale, reason)
+                nats = before + divergence.nats.item() / self.num_particles
+                kind: Literal["analytic", "sampled"] = "sampled" if divergence.reason else "analytic"
+                report[name] = SiteKL(kind, nats, scale, divergence.reason)
         return reconstruction, report
 
     def expectation(self, model_trace: Trace, guide_trace: Trace) -> Expectation:
         """Return the mean over what the two enumerate, if anything."""
         return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MOST))
-
-    def reconstruction(self, model_trace: Trace, expect: Expectation) -> Tensor:
-        """Return log p(x | z), summed over observed sites and the data; the mean over what is enumerated."""
-        sites, members = observed(model_trace), expect.members
-        terms = (expect(site["log_prob"], site) for name, site in sites.items() if name not in members)
-        given = expect.summed(members) - expect.summed(name for name in members if name not in sites)
-        return sum(terms, torch.zeros(())) + given
 
     def extra(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return the gradient of the guide's terms of the loss, whose value is zero: no bound has them in it."""

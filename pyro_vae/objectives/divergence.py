@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_vae.traces.enumeration import Expectation
-from pyro_vae.traces.sites import Site, density_sites, enumerated, family, is_delta, latent, same, samples
+from pyro_vae.traces.sites import Site, density_sites, enumerated, family, is_delta, latent, observed, same, samples
 
-__all__ = ["Divergence", "Report", "SiteKL", "closed_form_kl", "divergences", "kl_per_dim"]
+__all__ = ["Divergence", "Report", "SiteKL", "closed_form_kl", "divergences", "kl_per_dim", "reconstruction_terms"]
 
 
 class SiteKL(NamedTuple):
@@ -40,11 +40,22 @@ class Report(dict[str, SiteKL]):
 
 
 class Divergence(NamedTuple):
-    """The divergence of one latent site: nats of each element of its batch, scaled and masked; and why not exact."""
+    """The divergence of one latent site.
+
+    Attributes:
+        each: Nats of each element of its batch, scaled and masked.
+        reason: Why it is not exact; empty where it is.
+        means: What adds up to it, for each element of the plates: means over classes that are enumerated.
+    """
 
     each: Tensor
     reason: str
-    nats: Tensor  # the mean over classes that are enumerated, summed over the data
+    means: tuple[Tensor, ...]
+
+    @property
+    def nats(self) -> Tensor:
+        """The divergence summed over the data."""
+        return sum((mean.sum() for mean in self.means), torch.zeros(()))
 
 
 def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
@@ -88,13 +99,14 @@ def divergences(
     log_p, found = expect.summed(summed), {}
     for name, q in guide.items():
         p = model.get(name)
-        log_q = q["log_prob"].detach() if is_identically_zero(q["score_parts"].entropy_term) else q["log_prob"]
+        scored = q.get("score_parts")
+        log_q = q["log_prob"].detach() if scored and is_identically_zero(scored.entropy_term) else q["log_prob"]
         if p is None:
-            found[name] = Divergence(log_q, "it is auxiliary, in the guide alone", expect(log_q, q))
+            found[name] = Divergence(log_q, "it is auxiliary, in the guide alone", (expect.mean(log_q, q),))
             continue
         if name in expect.members:  # the prior of all members together is taken off the first of them
             classes = ", ".join(other for other in summed if other not in guide)
-            found[name] = Divergence(log_q, f"its prior is a mixture over {classes}", expect(log_q, q) - log_p)
+            found[name] = Divergence(log_q, f"its prior is a mixture over {classes}", (expect.mean(log_q, q), -log_p))
             log_p = torch.zeros(())
             continue
         late = set(order[: order.index(name)]) - {*drawn[: drawn.index(name)]}
@@ -106,8 +118,17 @@ def divergences(
             each, reason = scale_and_mask(exact, q["scale"], q["mask"]), ""
             if isinstance(agree := alike(q, p), Tensor):
                 each = torch.where(agree, each, log_q - p["log_prob"])
-        found[name] = Divergence(each, reason, expect(each, q))
+        found[name] = Divergence(each, reason, (expect.mean(each, q),))
     return found
+
+
+def reconstruction_terms(model_trace: Trace, expect: Expectation) -> list[Tensor]:
+    """Return what adds up to log p(x | z), for each element of the plates; means over what is enumerated."""
+    sites, members = observed(model_trace), expect.members
+    terms = [expect.mean(site["log_prob"], site) for name, site in sites.items() if name not in members]
+    if members:
+        terms += [expect.summed(members), -expect.summed(name for name in members if name not in sites)]
+    return terms
 
 
 def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:

@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.objectives.base import Objective, Program, Terms
-from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_per_dim
+from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_per_dim, reconstruction_terms
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores
 from pyro_vae.objectives.penalties import Penalty
 from pyro_vae.objectives.schedules import Schedule
@@ -112,7 +112,8 @@ class ELBO(Objective):
             expect = self.expectation(model_trace, guide_trace)
             found = divergences(model_trace, guide_trace, expect, self.sampled)
             self._check(found)
-            distortion = -self.reconstruction(model_trace, expect)
+            terms = reconstruction_terms(model_trace, expect)
+            distortion = -sum((term.sum() for term in terms), torch.zeros(()))
             rate = sum((divergence.nats for divergence in found.values()), torch.zeros(()))
             plain = plain + (distortion + rate).detach()
             if self.free_bits:

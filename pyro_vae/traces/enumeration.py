@@ -146,7 +146,7 @@ def _like(mask: Any, dims: str) -> Any:
 class Expectation:
     r"""The mean over what the guide enumerates, :math:`\sum_y q(y \mid x) \, f(y)`, of terms of an ELBO.
 
-    Where nothing is enumerated it is a sum over the data, and no more.
+    Where nothing is enumerated a term is its own mean.
 
     Arguments:
         model_trace: With log-probabilities.
@@ -189,19 +189,21 @@ class Expectation:
             if any(-dim <= len(shape) and shape[dim] > 1 for dim in self.alone):
                 self.members[name] = site
 
-    def __call__(self, term: Tensor, site: Site) -> Tensor:
-        """Return the mean of a site's term over what the guide enumerates, summed over the data."""
+    def mean(self, term: Tensor, site: Site) -> Tensor:
+        """Return the mean of a site's term over what the guide enumerates, for each element of the plates."""
         if self.log_q is None and not self.alone:
-            return term.sum()
+            return term
         sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
         whole = [sizes.get(dim, 1) for dim in range(-self.nesting, 0)]
         term = term.expand(torch.broadcast_shapes(term.shape, whole))  # what is enumerated has no particles
-        return term.sum() if self.log_q is None or term.dim() <= self.nesting else (self.log_q.exp() * term).sum()
+        if self.log_q is None or term.dim() <= self.nesting:
+            return term
+        return (self.log_q.exp() * term).flatten(0, -1 - self.nesting).sum(0)
 
     def summed(self, names: Iterable[str]) -> Tensor:
-        """Return the log-density of some of the members, their classes summed out, scaled as they are."""
+        """Return the log-density of some of the members, their classes summed out, for each element of the plates."""
         some = [self.members[name] for name in names]
         if not some:
             return torch.zeros(())
         log_p = sum((per_datum(site, self.shared, self.nesting) for site in some), torch.zeros(()))
-        return self(some[0]["scale"] * sum_out(log_p, self.alone), some[0])
+        return self.mean(some[0]["scale"] * sum_out(log_p, self.alone), some[0])
