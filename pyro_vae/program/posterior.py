@@ -3,57 +3,25 @@ r"""A program at some data: the density of what is latent in it, datum by datum,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.missing import Missing
+from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.sources import sources
 from pyro_vae.program.structure import FEW, Draws, Structure, arguments, structure
-from pyro_vae.traces.enumeration import enumerate_pair
-from pyro_vae.traces.sites import PARTICLES, latent, samples
 from pyro_vae.traces.weights import Weights, log_weights
 
-__all__ = ["Posterior", "drawn_posterior", "posterior_of"]
-
-
-class Fixed(Messenger):
-    """Puts values in place of draws, of sites by name: what NumPyro calls ``substitute``."""
-
-    def __init__(self, values: Draws) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-            msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "_enumerate_dim"}
-
-
-class Mapped(Messenger):
-    """Takes unconstrained values to each site's support, as it is there; adds up log |dz / du| of each."""
-
-    def __init__(self, values: Draws) -> None:
-        super().__init__()
-        self.values, self.volumes = values, Draws()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if not msg["is_observed"] and name in self.values:
-            to_support, u = biject_to(msg["fn"].support), self.values[name]
-            msg["value"], msg["done"] = to_support(u), True
-            self.volumes[name] = to_support.log_abs_det_jacobian(u, msg["value"])
+__all__ = ["Posterior"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,26 +95,25 @@ class Posterior:
 
     def propose(self, num: int) -> tuple[Draws, Tensor]:
         """Return ``num`` draws of the guide for each datum, and their log q, of shape ``(num, B)``."""
-        trace = self._trace(self.program.guide, num)
+        trace = self._runner.trace(self.program.guide, num)
         names = [name for name in self.structure.supports if name not in self.structure.alone]
-        return self._outward(trace, names), self._total(trace, num)
+        return self._runner.outward(trace, names), self._runner.total(trace, num)
 
     def log_weights(self, num: int) -> Tensor:
         """Return log p(x, z) - log q(z | x) of as many draws, of shape ``(num, B)``, classes summed out."""
-        return self._rows(self.weights(num).log_w, num)
+        return self._runner.rows(self.weights(num).log_w, num)
 
     def weights(self, num: int) -> Weights:
         """Return the same in its parts, all plates' dimensions kept, classes in dimensions left of them."""
-        pair = enumerate_pair(
-            self._with_particles(self._model, num),
-            self._with_particles(self.program.guide, num),
-            self.structure.summed,
-            1 + self.structure.depth,
-        )
-        with Fixed(self._values(num)):
-            guide_trace = poutine.trace(pair[1]).get_trace(*self.data)
-            model_trace = poutine.trace(poutine.replay(pair[0], trace=guide_trace)).get_trace(*self.data)
-        return log_weights([(self._scored(model_trace), self._scored(guide_trace))], scaled=False)
+        return log_weights([self.traces(num)], scaled=False)
+
+    def traces(self, num: int) -> tuple[Trace, Trace]:
+        """Return traces of model and guide for as many draws, unscaled, with all classes that are summed out."""
+        return self._runner.pair(self._model, self.program.guide, num)
+
+    def rows(self, values: Tensor, num: int) -> Tensor:
+        """Sum a tensor of all plates' dimensions over those inside a datum: to ``(num, B)``."""
+        return self._runner.rows(values, num)
 
     def log_joint(self, draws: Draws, proper: bool = False) -> Tensor:
         """Return log p(x, z), of shape ``(K, B)``.
@@ -156,7 +123,7 @@ class Posterior:
             proper: Whether a mask on a latent site is left out of account, so that what is masked has its prior, and
                 the density is one of all that is latent: for chains that move it.
         """
-        return self._density(self._model, draws, proper)
+        return self._runner.density(self._model, draws, proper)
 
     def log_q(self, draws: Draws, proper: bool = False) -> Tensor:
         """Return log q(z | x), of shape ``(K, B)``; arguments are those of :meth:`log_joint`.
@@ -169,22 +136,22 @@ class Posterior:
                 "Expected a guide whose density is known at any draws; this one also draws "
                 f"{self.structure.hidden[0]!r}, which the model does not have. Use start='prior' where there is one."
             )
-        return self._density(self.program.guide, draws, proper)
+        return self._runner.density(self.program.guide, draws, proper)
 
     def log_prior(self, draws: Draws) -> Tensor:
         """Return log p(z), of shape ``(K, B)``, given covariates."""
-        return self._density(self._model, draws, False, without=tuple(self.structure.observed))
+        return self._runner.density(self._model, draws, False, without=tuple(self.structure.observed))
 
     def log_likelihood(self, draws: Draws) -> Draws:
         """Return log p(x | z) of each observed site, each of shape ``(K, B)``, at values of all latent sites."""
-        num = _num(draws)
-        trace = self._trace(self._model, num, draws)
-        return {name: self._total(trace, num, [name]) for name in self.structure.observed}
+        num = number_of(draws)
+        trace = self._runner.trace(self._model, num, draws)
+        return {name: self._runner.total(trace, num, [name]) for name in self.structure.observed}
 
     def simulate(self, num: int, draws: Draws | None = None) -> Draws:
         """Return draws of all sites of the model, what is observed too; with ``draws``, given these."""
-        trace = self._trace(poutine.uncondition(self.program.model), num, draws)
-        return self._outward(trace, [*self.structure.supports, *self.structure.observed])
+        trace = self._runner.trace(poutine.uncondition(self.program.model), num, draws)
+        return self._runner.outward(trace, [*self.structure.supports, *self.structure.observed])
 
     def at(self, draws: Draws, index: int = 0) -> Posterior:
         """Return the program at data that :meth:`simulate` drew: covariates stay, what is observed is replaced.
@@ -204,15 +171,18 @@ class Posterior:
         """Return the continuous sites as real numbers, of shape ``(K, B, D)``."""
         shapes = self.structure.continuous
         maps = self._maps(draws) if shapes else {}
-        flat = [self._to_rows(maps[n].inv(self._inward(draws[n]))).reshape(_num(draws), len(self), -1) for n in shapes]
-        return torch.cat(flat, -1) if flat else self.data[0].new_zeros(_num(draws), len(self), 0)
+        flat = [
+            self._runner.to_rows(maps[n].inv(self._runner.inward(draws[n]))).reshape(number_of(draws), len(self), -1)
+            for n in shapes
+        ]
+        return torch.cat(flat, -1) if flat else self.data[0].new_zeros(number_of(draws), len(self), 0)
 
     def constrain(self, u: Tensor) -> tuple[Draws, Tensor]:
         """Return the draws that real numbers ``(K, B, D)`` stand for, and log |dz / du|, of shape ``(K, B)``."""
         parts, start = Draws(), 0
         for name, shape in self.structure.continuous.items():
             end = start + shape.numel()
-            parts[name] = self._inward(u[..., start:end].reshape(u.shape[:2] + shape))
+            parts[name] = self._runner.inward(u[..., start:end].reshape(u.shape[:2] + shape))
             start = end
         volume = u.new_zeros(u.shape[:2])
         if self.structure.fixed:
@@ -221,92 +191,25 @@ class Posterior:
             volumes = {name: m.log_abs_det_jacobian(parts[name], values[name]) for name, m in found.items()}
         else:
             mapped = Mapped(parts)
-            trace = self._run(mapped(self._model), len(u))
+            trace = self._runner.run(mapped(self._model), len(u))
             values, volumes = {name: trace.nodes[name]["value"] for name in parts}, mapped.volumes
         for name in parts:
-            volume = volume + sum_rightmost(self._to_rows(volumes[name]), -2)
-        return {name: self._to_rows(value) for name, value in values.items()}, volume
+            volume = volume + sum_rightmost(self._runner.to_rows(volumes[name]), -2)
+        return {name: self._runner.to_rows(value) for name, value in values.items()}, volume
+
+    @property
+    def _runner(self) -> Runner:
+        return Runner(self.structure, self.data, self.given)
 
     @property
     def _model(self) -> Callable[..., Any]:
         return Missing()(self.program.model) if self.structure.missing else self.program.model
 
-    def _with_particles(self, program: Callable[..., Any], num: int) -> Callable[..., Any]:
-        return pyro.plate(PARTICLES, num, dim=-1 - self.structure.depth)(program)
-
-    def _values(self, num: int, draws: Draws | None = None) -> Draws:
-        """Return draws, and what is given outside the data's plate, where the program has them."""
-        depth = self.structure.depth
-        values = {name: self._inward(value) for name, value in (draws or {}).items()}
-        for name, value in self.given.items():
-            shape, batch = self.structure.outside[name]
-            if value.shape != shape:  # several draws
-                value = value[torch.randint(len(value), (num,), device=value.device)]
-            values[name] = value.expand(num, *shape).reshape(num, *(1,) * (depth - batch), *shape)
-        return values
-
-    def _run(
-        self, program: Callable[..., Any], num: int, draws: Draws | None = None, summed: Iterable[str] = ()
-    ) -> Trace:
-        """Run a program for so many particles, at draws, with the classes of some sites laid out."""
-        program = self._with_particles(program, num)
-        if summed := [*summed]:
-            _, program = enumerate_pair(program, program, summed, 1 + self.structure.depth)
-        with Fixed(self._values(num, draws)):
-            return poutine.trace(program).get_trace(*self.data)
-
-    def _trace(self, program: Callable[..., Any], num: int, draws: Draws | None = None) -> Trace:
-        return self._scored(self._run(program, num, draws))
-
-    def _density(
-        self, program: Callable[..., Any], draws: Draws, proper: bool, without: tuple[str, ...] = ()
-    ) -> Tensor:
-        num = _num(draws) if draws else 1
-        supports = self.structure.supports
-        trace = self._run(program, num, draws, (n for n in supports if supports[n].is_discrete and n not in draws))
-        for site in latent(trace).values() if proper else ():
-            site["mask"] = None
-        return self._total(self._scored(trace, without), num)
-
-    def _scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
-        """Return a trace with log-densities, of the sites that are part of one of each datum."""
-        trace = prune_subsample_sites(trace)
-        for name in {*self.structure.outside, *self.structure.terms, *without}:
-            if name in trace:
-                trace.remove_node(name)
-        trace.compute_log_prob()
-        return trace
-
-    def _total(self, trace: Trace, num: int, names: Iterable[str] | None = None) -> Tensor:
-        if names is not None:
-            whole, trace = trace, Trace()
-            for name in names:
-                trace.add_node(name, **whole.nodes[name])
-        if not samples(trace):
-            return self.data[0].new_zeros(num, len(self))
-        return self._rows(log_weights([(trace, Trace())], scaled=False).log_w, num)
-
-    def _rows(self, values: Tensor, num: int) -> Tensor:
-        """Sum what is inside a datum: from the dimensions of all plates to ``(num, B)``."""
-        depth, dim = self.structure.depth, self.structure.dim
-        inside = [other for other in range(-min(depth, values.dim()), 0) if other != dim]
-        return (values.sum(inside) if inside else values).expand(num, len(self))
-
-    def _inward(self, value: Tensor) -> Tensor:
-        """Put the data's dimension of ``(K, B, *rest)`` where its plate is."""
-        return value.movedim(1, 1 + self.structure.depth + self.structure.dim)
-
-    def _to_rows(self, value: Tensor) -> Tensor:
-        return value.movedim(1 + self.structure.depth + self.structure.dim, 1)
-
-    def _outward(self, trace: Trace, names: Iterable[str]) -> Draws:
-        return {name: self._to_rows(trace.nodes[name]["value"]) for name in names}
-
     def _maps(self, draws: Draws) -> dict[str, Any]:
         """Return each continuous site's map from real numbers to its support."""
         supports = self.structure.supports
         if not self.structure.fixed:
-            nodes = self._run(self._model, _num(draws), draws).nodes
+            nodes = self._runner.run(self._model, number_of(draws), draws).nodes
             supports = {name: nodes[name]["fn"].support for name in supports}
         return {name: biject_to(supports[name]) for name in self.structure.continuous}
 
@@ -335,10 +238,6 @@ class Posterior:
         return [self.data[0].device] if self.data[0].is_cuda else []
 
 
-def _num(draws: Draws) -> int:
-    return len(next(iter(draws.values())))
-
-
 def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
 
@@ -347,37 +246,3 @@ def _coordinates(site: str, shape: torch.Size) -> list[str]:
     if not shape.numel() or shape == (1,) * len(shape):
         return [site]
     return [f"{site}[{','.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
-
-
-def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
-    """Return a program at data: a tensor, a tuple of the program's arguments, or a dictionary of them by name.
-
-    Raises:
-        ValueError: As :meth:`Posterior.of`; or if arguments are missing, unknown or of different lengths.
-    """
-    if isinstance(data, Posterior):
-        return data
-    return Posterior.of(program, *arguments(program, data), given=given)
-
-
-def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
-    """Return a program at ``num`` rows to be drawn over by :meth:`Posterior.simulate` and :meth:`Posterior.at`.
-
-    Arguments:
-        program: A program.
-        data: Whose rows are taken in turn, so that covariates are those of real data; None where the program has a
-            method ``blank(num)`` that gives such rows, as a VAE has.
-        num: How many rows.
-
-    Raises:
-        ValueError: If there are no data, and the program has no ``blank``.
-    """
-    if data is None:
-        if not hasattr(program, "blank"):
-            raise ValueError(
-                f"Expected data, since {type(program).__name__} is drawn given its arguments' shapes and covariates; "
-                "got none. Give some: their rows are taken in turn, and what is observed is drawn anew."
-            )
-        return posterior_of(program, program.blank(num))
-    posterior = posterior_of(program, data)
-    return posterior[torch.arange(num, device=posterior.data[0].device) % len(posterior)]

@@ -1,0 +1,46 @@
+"""From a program and data, as users give them, to a posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyro_vae.program.posterior import Posterior
+from pyro_vae.program.structure import Draws, arguments
+
+__all__ = ["drawn_posterior", "posterior_of"]
+
+
+def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
+    """Return a program at data: a tensor, a tuple of the program's arguments, or a dictionary of them by name.
+
+    Raises:
+        ValueError: As :meth:`Posterior.of`; or if arguments are missing, unknown or of different lengths.
+    """
+    if isinstance(data, Posterior):
+        return data
+    return Posterior.of(program, *arguments(program, data), given=given)
+
+
+def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
+    """Return a program at ``num`` rows to be drawn over by :meth:`Posterior.simulate` and :meth:`Posterior.at`.
+
+    Arguments:
+        program: A program.
+        data: Whose rows are taken in turn, so that covariates are those of real data; None where the program has a
+            method ``blank(num)`` that gives such rows, as a VAE has.
+        num: How many rows.
+
+    Raises:
+        ValueError: If there are no data, and the program has no ``blank``.
+    """
+    if data is None:
+        if not hasattr(program, "blank"):
+            raise ValueError(
+                f"Expected data, since {type(program).__name__} is drawn given its arguments' shapes and covariates; "
+                "got none. Give some: their rows are taken in turn, and what is observed is drawn anew."
+            )
+        return posterior_of(program, program.blank(num))
+    posterior = posterior_of(program, data)
+    return posterior[torch.arange(num, device=posterior.data[0].device) % len(posterior)]

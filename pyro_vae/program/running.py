@@ -1,0 +1,156 @@
+"""How a program is run: for particles, at draws, with the classes of discrete sites laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_vae.program.structure import Draws, Structure
+from pyro_vae.traces.enumeration import enumerate_pair
+from pyro_vae.traces.sites import PARTICLES, latent, samples
+from pyro_vae.traces.weights import log_weights
+
+__all__ = ["Mapped", "Runner", "number_of"]
+
+Program = Callable[..., Any]
+
+
+class Fixed(Messenger):
+    """Puts values in place of draws, of sites by name: what NumPyro calls ``substitute``."""
+
+    def __init__(self, values: Draws) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+            msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "_enumerate_dim"}
+
+
+class Mapped(Messenger):
+    """Takes unconstrained values to each site's support, as it is there; adds up log |dz / du| of each."""
+
+    def __init__(self, values: Draws) -> None:
+        super().__init__()
+        self.values, self.volumes = values, Draws()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if not msg["is_observed"] and name in self.values:
+            to_support, u = biject_to(msg["fn"].support), self.values[name]
+            msg["value"], msg["done"] = to_support(u), True
+            self.volumes[name] = to_support.log_abs_det_jacobian(u, msg["value"])
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """Runs a program of a known structure in a plate of particles, on its data.
+
+    Arguments:
+        structure: Of the program.
+        data: Its arguments.
+        given: Values of sites outside the data's plate.
+    """
+
+    structure: Structure
+    data: tuple[Tensor, ...]
+    given: Draws
+
+    def _with_particles(self, program: Program, num: int) -> Program:
+        return pyro.plate(PARTICLES, num, dim=-1 - self.structure.depth)(program)
+
+    def _values(self, num: int, draws: Draws | None = None) -> Draws:
+        """Return draws, and what is given outside the data's plate, where the program has them."""
+        depth = self.structure.depth
+        values = {name: self.inward(value) for name, value in (draws or {}).items()}
+        for name, value in self.given.items():
+            shape, batch = self.structure.outside[name]
+            if value.shape != shape:  # several draws
+                value = value[torch.randint(len(value), (num,), device=value.device)]
+            values[name] = value.expand(num, *shape).reshape(num, *(1,) * (depth - batch), *shape)
+        return values
+
+    def run(self, program: Program, num: int, draws: Draws | None = None, summed: Iterable[str] = ()) -> Trace:
+        """Run a program for so many particles, at draws, with the classes of some sites laid out."""
+        program = self._with_particles(program, num)
+        if summed := [*summed]:
+            _, program = enumerate_pair(program, program, summed, 1 + self.structure.depth)
+        with Fixed(self._values(num, draws)):
+            return poutine.trace(program).get_trace(*self.data)
+
+    def pair(self, model: Program, guide: Program, num: int) -> tuple[Trace, Trace]:
+        """Run the guide, and the model at its draws, with all classes that are summed out; with log-densities."""
+        programs = (self._with_particles(program, num) for program in (model, guide))
+        model, guide = enumerate_pair(*programs, self.structure.summed, 1 + self.structure.depth)
+        with Fixed(self._values(num)):
+            guide_trace = poutine.trace(guide).get_trace(*self.data)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*self.data)
+        return self.scored(model_trace), self.scored(guide_trace)
+
+    def trace(self, program: Program, num: int, draws: Draws | None = None) -> Trace:
+        """As :meth:`run`, with log-densities."""
+        return self.scored(self.run(program, num, draws))
+
+    def density(self, program: Program, draws: Draws, proper: bool, without: tuple[str, ...] = ()) -> Tensor:
+        """Return the log-density of draws, ``(K, B)``: discrete sites that are not among them are summed out."""
+        num = number_of(draws) if draws else 1
+        supports = self.structure.supports
+        trace = self.run(program, num, draws, (n for n in supports if supports[n].is_discrete and n not in draws))
+        for site in latent(trace).values() if proper else ():
+            site["mask"] = None
+        return self.total(self.scored(trace, without), num)
+
+    def scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
+        """Return a trace with log-densities, of the sites that are part of one of each datum."""
+        trace = prune_subsample_sites(trace)
+        for name in {*self.structure.outside, *self.structure.terms, *without}:
+            if name in trace:
+                trace.remove_node(name)
+        for site in samples(trace).values():
+            site["scale"] = 1.0
+        trace.compute_log_prob()
+        return trace
+
+    def total(self, trace: Trace, num: int, names: Iterable[str] | None = None) -> Tensor:
+        """Return the log-density of a trace's sites, or of some of them, of shape ``(num, B)``."""
+        if names is not None:
+            whole, trace = trace, Trace()
+            for name in names:
+                trace.add_node(name, **whole.nodes[name])
+        if not samples(trace):
+            return self.data[0].new_zeros(num, len(self.data[0]))
+        return self.rows(log_weights([(trace, Trace())], scaled=False).log_w, num)
+
+    def rows(self, values: Tensor, num: int) -> Tensor:
+        """Sum what is inside a datum: from the dimensions of all plates to ``(num, B)``."""
+        depth, dim = self.structure.depth, self.structure.dim
+        inside = [other for other in range(-min(depth, values.dim()), 0) if other != dim]
+        return (values.sum(inside) if inside else values).expand(num, len(self.data[0]))
+
+    def inward(self, value: Tensor) -> Tensor:
+        """Put the data's dimension of ``(K, B, *rest)`` where its plate is."""
+        return value.movedim(1, 1 + self.structure.depth + self.structure.dim)
+
+    def to_rows(self, value: Tensor) -> Tensor:
+        """Put the data's dimension of a site's value next to that of the draws."""
+        return value.movedim(1 + self.structure.depth + self.structure.dim, 1)
+
+    def outward(self, trace: Trace, names: Iterable[str]) -> Draws:
+        """Return the values of some sites, of shape ``(K, B, *rest)``."""
+        return {name: self.to_rows(trace.nodes[name]["value"]) for name in names}
+
+
+def number_of(draws: Draws) -> int:
+    """Return how many draws there are of each site."""
+    return len(next(iter(draws.values())))
