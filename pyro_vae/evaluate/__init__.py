@@ -1,16 +1,17 @@
 r"""Evaluation: per-datum log-weights, and what is read off them.
 
-All is per datum, in nats, but :func:`bits_per_dim`. :func:`log_weights` is the one that asks the VAE; :func:`elbo`,
+All is per datum, in nats, but :func:`bits_per_dim`. :func:`log_weights` is the one that asks the program; :func:`elbo`,
 :func:`iwae`, :func:`iwae_curve`, :func:`ess` and :func:`pareto_k` are functions of what it returns. Where elements of x
 are missing, as NaN, x is what is observed of it: all is of :math:`\log p(x_o)`.
 """
 
 from pyro_vae.evaluate.aggregate import Aggregate, aggregate, mutual_information
 from pyro_vae.evaluate.bits import bits_per_dim
+from pyro_vae.evaluate.classes import posterior
 from pyro_vae.evaluate.pareto import pareto_k
 from pyro_vae.evaluate.summaries import DRAWS as DRAWS
 from pyro_vae.evaluate.summaries import Summary, Values, per_image, summary
-from pyro_vae.evaluate.terms import active_units, activity, kl_per_dim, split
+from pyro_vae.evaluate.terms import active_units, activity, kl_by_site, kl_per_dim, split
 from pyro_vae.evaluate.weights import elbo, ess, iwae, iwae_curve, log_weights, nll
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "ess",
     "iwae",
     "iwae_curve",
+    "kl_by_site",
     "kl_per_dim",
     "log_weights",
     "mutual_information",
     "nll",
     "pareto_k",
     "per_image",
+    "posterior",
     "split",
     "summary",
 ]

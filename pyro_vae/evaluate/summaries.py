@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pyro_vae.data import Split
 from pyro_vae.evaluate.terms import split
 from pyro_vae.evaluate.weights import nll
+from pyro_vae.program import arguments, point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["Summary", "Values", "mean_and_error", "per_image", "summary"]
 
@@ -38,14 +38,14 @@ class Summary(NamedTuple):
 
 
 def per_image(
-    vae: VAE, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
+    program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
 ) -> Values:
-    """Evaluate a VAE on each image of a split: what :func:`summary` is the mean of.
+    """Evaluate a program on each image of a split: what :func:`summary` is the mean of.
 
-    Two VAEs are compared image by image, with the same seed: the difference varies less than each of the two does.
+    Two programs are compared image by image, with the same seed: the difference varies less than each of the two does.
 
     Arguments:
-        vae: Any VAE, on the device of the split.
+        program: A VAE, or any program, on the device of the split.
         data: The split.
         num_particles: Draws per datum for -log p(x). The ELBO's reconstruction takes 10.
         images: How many images, the first ones of the split.
@@ -64,20 +64,25 @@ def per_image(
     """
     if images < 1:
         raise ValueError(f"Expected at least 1 image to evaluate on; got {images}.")
-    point = vae.reference
-    with at_test(vae, point.device, seed):
-        x = data[slice(0, images)].to(point)
-        reconstruction, kl = split(vae, x, DRAWS)
-        return Values(reconstruction - kl, reconstruction, kl, nll(vae, x, num_particles, progress=progress))
+    point = point_of(program)
+    with at_test(program, point.device, seed):
+        whole = posterior_of(program, rows_of(program, data, slice(0, images)))
+        reconstruction, kl = split(program, whole, DRAWS)
+        return Values(reconstruction - kl, reconstruction, kl, nll(program, whole, num_particles, progress=progress))
+
+
+def rows_of(program: Any, data: Split, rows: slice) -> tuple[Tensor, ...]:
+    """Return some rows of a split as the arguments of a program."""
+    return arguments(program, data[rows])
 
 
 def summary(
-    vae: VAE, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
+    program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
 ) -> Summary:
-    """Summarise a VAE on a split: the ELBO, its two terms, and -log p(x) by importance sampling.
+    """Summarise a program on a split: the ELBO, its two terms, and -log p(x) by importance sampling.
 
     Arguments:
-        vae: Any VAE, on the device of the split.
+        program: A VAE, or any program, on the device of the split.
         data: The split.
         num_particles: Draws per datum for -log p(x). The ELBO's reconstruction takes 10.
         images: How many images, the first ones of the split.
@@ -90,7 +95,7 @@ def summary(
     Raises:
         ValueError: If there are no particles or no images.
     """
-    found = per_image(vae, data, num_particles, images, seed, progress)
+    found = per_image(program, data, num_particles, images, seed, progress)
     return Summary(len(found.nll), *map(mean_and_error, found))
 
 

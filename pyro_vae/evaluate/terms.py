@@ -6,21 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import mean
-from pyro_vae.evaluate.weighing import room
-from pyro_vae.missing import log_prob
-from pyro_vae.objectives import closed_form_kl
+from pyro_vae.evaluate.weighing import batches, room
+from pyro_vae.objectives.divergence import divergences, reconstruction_terms
+from pyro_vae.objectives.divergence import kl_per_dim as site_kl_per_dim
+from pyro_vae.program import Posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
+from pyro_vae.traces.enumeration import Expectation
+from pyro_vae.traces.sites import latent
 
-__all__ = ["active_units", "activity", "kl_per_dim", "split"]
+__all__ = ["active_units", "activity", "kl_by_site", "kl_per_dim", "split"]
+
+AVERAGED = 100  # draws, for a mean that has no closed form
 
 
-@torch.no_grad()
-def split(vae: VAE, x: Tensor, num_particles: int = 1, seed: int | None = None) -> tuple[Tensor, Tensor]:
+def split(program: Any, data: Any, num_particles: int = 1, seed: int | None = None) -> tuple[Tensor, Tensor]:
     r"""Return the two terms of the ELBO per datum, each of shape ``(B,)``, in nats.
 
     .. math:: \mathrm{ELBO} = \mathbb{E}_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
@@ -29,105 +31,145 @@ def split(vae: VAE, x: Tensor, num_particles: int = 1, seed: int | None = None) 
     over the same draws. Memory is bounded, as in :func:`pyro_vae.evaluate.log_weights`.
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``.
+        program: A VAE, or any program.
+        data: Shape ``(B, *event)``; or a tuple of the program's arguments, or a dictionary of them by name.
         num_particles: Draws per datum.
         seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Raises:
-        ValueError: If there are no particles or no images.
+        ValueError: If there are no particles or no data, or classes are in a Markov chain or a plate inside a datum.
     """
-    if num_particles < 1:
-        raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
-    images, draws = room(vae, x)
-    with at_test(vae, x.device, seed):
-        terms = [_split(vae, rows, num_particles) for rows in x.split(max(1, min(images, draws // num_particles)))]
-    reconstruction, kl = (torch.cat(column) for column in zip(*terms, strict=True))
-    return reconstruction, kl
+    reconstruction, sites = _terms(program, data, num_particles, seed)
+    return reconstruction, torch.stack([*sites.values()]).sum(0) if sites else torch.zeros_like(reconstruction)
 
 
-def _split(vae: VAE, x: Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
-    q, p = vae.encoder(x), vae.prior()
-    z = q.sample((num_particles,))
-    kl = closed_form_kl(q, p)
-    if kl is None:
-        kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
-    return log_prob(vae.decoder(z), x).mean(0), kl
+def kl_by_site(program: Any, data: Any, num_particles: int = 1, seed: int | None = None) -> dict[str, Tensor]:
+    r"""Return the divergence of each latent site per datum, each of shape ``(B,)``, in nats.
+
+    .. math:: \mathbb{E}_q[\mathrm{KL}(q(z_s \mid x, \cdot) \,\|\, p(z_s \mid \cdot))]
+
+    given what the guide, or the model, draws before the site. They add up to the second term of :func:`split`, whose
+    arguments these are.
+    """
+    return _terms(program, data, num_particles, seed)[1]
 
 
 @torch.no_grad()
-def kl_per_dim(vae: VAE, x: Tensor) -> Tensor:
-    r"""Return the divergence of each latent dimension per datum, in nats, of shape ``(B, latent)``.
+def _terms(program: Any, data: Any, num: int, seed: int | None) -> tuple[Tensor, dict[str, Tensor]]:
+    if num < 1:
+        raise ValueError(f"Expected num_particles of at least 1; got {num}.")
+    with at_test(program, point_of(program).device, seed):
+        whole = posterior_of(program, data)
+        images, draws = room(whole)
+        parts = [_terms_of(rows, num) for rows in batches(whole, max(1, min(images, draws // num)))]
+    names = parts[0][1]
+    return torch.cat([part[0] for part in parts]), {
+        name: torch.cat([part[1][name] for part in parts]) for name in names
+    }
+
+
+def _terms_of(rows: Posterior, num: int) -> tuple[Tensor, dict[str, Tensor]]:
+    model_trace, guide_trace = rows.traces(num)
+    expect = Expectation(model_trace, guide_trace, 1 + rows.structure.depth)
+
+    def total(terms: Any) -> Tensor:
+        return sum((rows.runner.rows(term, num).mean(0) for term in terms), torch.zeros(()))
+
+    sites = divergences(model_trace, guide_trace, expect)
+    reconstruction = total(reconstruction_terms(model_trace, expect))
+    return reconstruction.expand(len(rows)), {name: total(site.means) for name, site in sites.items()}
+
+
+@torch.no_grad()
+def kl_per_dim(program: Any, data: Any) -> Tensor:
+    r"""Return the divergence of each latent dimension per datum, in nats, of shape ``(B, D)``.
 
     .. math:: \mathrm{KL}(q(z_i \mid x_b) \,\|\, p(z_i))
 
-    Their sum over dimensions is the divergence, since guide and prior are independent over them.
+    Their sum over dimensions is the divergence, since guide and prior are independent over them. The dimensions of
+    several sites follow each other; where a site is drawn given another, it is a mean over 100 draws of that.
 
     Raises:
-        ValueError: If the guide or the prior is not independent over dimensions, or no closed form is known.
+        ValueError: If the guide or the prior of a site is not independent over dimensions, or no closed form is known.
 
     Example:
         >>> from pyro_vae import VAE
         >>> kl_per_dim(VAE.build((64,), latent=2), torch.rand(5, 64)).shape
         torch.Size([5, 2])
     """
-    with at_test(vae, x.device):
-        fit = 2 * how_many_fit(lambda n: vae.encoder(x[: 2 * n]), len(x), x.device)
-        return torch.cat([_kl_per_dim(vae.encoder(rows), vae.prior()) for rows in x.split(fit)])
+    with at_test(program, point_of(program).device):
+        whole = posterior_of(program, data)
+        num = 1 if len(whole.structure.supports) == 1 else AVERAGED
+        images, draws = room(whole)
+        return torch.cat([_kl_per_dim(rows, num) for rows in batches(whole, max(1, min(images, draws // num)))])
 
 
-def _kl_per_dim(q: Any, p: Any) -> Tensor:
-    kl = None
-    if isinstance(q, Independent) and isinstance(p, Independent):
-        kl = closed_form_kl(q.base_dist, p.base_dist)
-    if kl is None or kl.shape != (*q.batch_shape, *q.event_shape):
-        raise ValueError(
-            "Expected a guide and a prior that are independent over latent dimensions, with a divergence in closed "
-            f"form; got {type(q).__name__} and {type(p).__name__}. Use split for the whole divergence."
-        )
-    return kl
+def _kl_per_dim(rows: Posterior, num: int) -> Tensor:
+    model_trace, guide_trace = rows.traces(num)
+    expect, columns = Expectation(model_trace, guide_trace, 1 + rows.structure.depth), []
+    for name, site in divergences(model_trace, guide_trace, expect).items():
+        q, p = guide_trace.nodes[name], model_trace.nodes.get(name)
+        kl = None if site.reason or p is None or expect.log_q is not None else site_kl_per_dim(q, p)
+        if kl is None:
+            raise ValueError(
+                "Expected a guide and a prior that are independent over latent dimensions, with a divergence in closed "
+                f"form; got others at site {name!r}. Use split, or kl_by_site, for the whole divergence."
+            )
+        columns.append(rows.runner.to_rows(kl).mean(0).flatten(1))
+    return torch.cat(columns, dim=1)
 
 
 @torch.no_grad()
-def activity(vae: VAE, x: Tensor, seed: int | None = None) -> Tensor:
-    r"""Return how much each latent dimension knows of x, of shape ``(latent,)``: 0 where it knows nothing.
+def activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
+    r"""Return how much each latent dimension knows of x, of shape ``(D,)``: 0 where it knows nothing.
 
     .. math:: \mathrm{Var}_x \big( \mathbb{E}_{q(z \mid x)}[z_i] \big)
 
-    The variance is over the images. Where the guide has no mean in closed form, as a flow, it is the covariance of two
-    averages of independent draws, whose noise cancels: the variance of one of them would be too large. So a dimension
-    that knows nothing may come out a little below 0.
+    The variance is over the data, and the dimensions of several sites follow each other. Where the guide has no mean in
+    closed form, as a flow or a site that is drawn given another, it is the covariance of two averages of independent
+    draws, whose noise cancels: the variance of one of them would be too large. So a dimension that knows nothing may
+    come out a little below 0.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``, of some hundred images or more.
+        program: A VAE, or any program.
+        data: Shape ``(B, *event)``, of some hundred images or more; or the program's arguments.
         seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Raises:
-        ValueError: If there are fewer than 2 images.
+        ValueError: If there are fewer than 2 data.
 
     Example:
         >>> from pyro_vae import VAE
         >>> activity(VAE.build((64,), latent=2), torch.rand(50, 64)).shape
         torch.Size([2])
     """
-    if len(x) < 2:
-        raise ValueError(f"Expected at least 2 images, to see what changes from one to the other; got {len(x)}.")
+    with at_test(program, point_of(program).device, seed):
+        whole = posterior_of(program, data)
+        if len(whole) < 2:
+            raise ValueError(
+                f"Expected at least 2 images, to see what changes from one to the other; got {len(whole)}."
+            )
+        num = 1 if len(whole.structure.supports) == 1 else AVERAGED
 
-    def means(rows: Tensor) -> Tensor:
-        q = vae.encoder(rows)
-        return torch.stack([mean(q), mean(q)])
+        def means(rows: Posterior) -> Tensor:
+            return torch.stack([_means(rows, num), _means(rows, num)])
 
-    with at_test(vae, x.device, seed):
-        fit = 2 * how_many_fit(lambda n: means(x[: 2 * n]), len(x), x.device)
-        one, other = torch.cat([means(rows) for rows in x.split(fit)], dim=1)
-    return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(x) - 1)
+        size = 2 * how_many_fit(lambda n: means(whole[: 2 * n]), len(whole), whole.data[0].device)
+        one, other = torch.cat([means(rows) for rows in batches(whole, size)], dim=1)
+    return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
 
 
-def active_units(vae: VAE, x: Tensor, threshold: float = 0.01, seed: int | None = None) -> int:
+def _means(rows: Posterior, num: int) -> Tensor:
+    """Return the mean of each dimension of the guide, of shape ``(rows, D)``; classes without a mean are left out."""
+    trace = rows.runner.trace(rows.program.guide, num)
+    means = [mean(site["fn"]) for name, site in latent(trace).items() if name in rows.structure.supports]
+    return torch.cat([rows.runner.to_rows(m).mean(0).flatten(1) for m in means if not m.isnan().all()], dim=1)
+
+
+def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | None = None) -> int:
     r"""Return how many latent dimensions are used: those whose :func:`activity` is above a threshold.
 
     None is used where the posterior has collapsed to the prior. The threshold is that of the paper, for a prior of
@@ -137,13 +179,13 @@ def active_units(vae: VAE, x: Tensor, threshold: float = 0.01, seed: int | None 
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``, of some hundred images or more.
+        program: A VAE, or any program.
+        data: Shape ``(B, *event)``, of some hundred images or more; or the program's arguments.
         threshold: In the units of z, squared.
         seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
 
     Raises:
-        ValueError: If there are fewer than 2 images.
+        ValueError: If there are fewer than 2 data.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -151,4 +193,4 @@ def active_units(vae: VAE, x: Tensor, threshold: float = 0.01, seed: int | None 
         >>> active_units(model.vae(), torch.randn(100, 2))
         1
     """
-    return int((activity(vae, x, seed) > threshold).sum())
+    return int((activity(program, data, seed) > threshold).sum())

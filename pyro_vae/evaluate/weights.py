@@ -3,41 +3,48 @@ r"""Per-datum log-weights, and what is read off them: bounds on log p(x)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.evaluate.weighing import Weighing
+from pyro_vae.program import Draws, point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["elbo", "ess", "iwae", "iwae_curve", "log_weights", "nll"]
 
 
 def log_weights(
-    vae: VAE,
-    x: Tensor,
+    program: Any,
+    data: Any,
     num_particles: int,
     at_once: int | None = None,
     progress: bool = False,
     seed: int | None = None,
+    given: Draws | None = None,
 ) -> Tensor:
     r"""Return the log importance weights of draws from the guide.
 
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
+
+    z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
+    model alone has, are summed out exactly. Given a label or another covariate, all is given that.
 
     Memory is bounded whatever the parts are, but for the answer: how many images are decoded at once is measured
     (:func:`pyro_vae.evaluate.weighing.room`). Where that alone is too large, as of 5,000 draws for each of a million
     images, :func:`nll` adds up as it goes. Where there are many draws they are weighed by a graph, as ``fit`` trains.
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``.
+        program: A VAE, or any program.
+        data: Shape ``(B, *event)``; or a tuple of the program's arguments, or a dictionary of them by name.
         num_particles: K, draws per datum.
-        at_once: Images decoded at once, if not as many as fit. The draws depend on it, what they estimate does not.
+        at_once: Rows run at once, if not as many as fit. The draws depend on it, what they estimate does not.
         progress: Whether to show a progress bar.
         seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
+        given: Values, or draws, of latent sites outside the data's plate: then all is given these, or predictive.
 
     Returns:
         Shape ``(K, B)``, in nats, unscaled.
@@ -50,14 +57,18 @@ def log_weights(
         >>> log_weights(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
         torch.Size([100, 5])
     """
-    with at_test(vae, x.device, seed), Weighing(vae, x, num_particles, at_once, progress) as weighing:
-        found = torch.empty(num_particles, len(x)).to(x)
-        for rows, columns in zip(x.split(weighing.images), found.split(weighing.images, dim=1), strict=True):
-            k = 0
-            for log_w in weighing(rows):
-                columns[k : k + len(log_w)] = log_w
-                k += len(log_w)
-    return found
+    with _weighing(program, data, num_particles, at_once, progress, seed, given) as weighing:
+        return torch.cat([torch.cat([*weighing(rows)]) for rows in weighing.batches()], dim=1)
+
+
+@contextmanager
+def _weighing(
+    program: Any, data: Any, num_particles: int, at_once: int | None, progress: bool, seed: int | None, given: Any
+) -> Iterator[Weighing]:
+    with at_test(program, point_of(program).device, seed):
+        posterior = posterior_of(program, data, given)
+        with Weighing(posterior, num_particles, at_once, progress) as weighing:
+            yield weighing
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -129,14 +140,15 @@ def ess(log_w: Tensor) -> Tensor:
 
 
 def nll(
-    vae: VAE,
-    x: Tensor,
+    program: Any,
+    data: Any,
     num_particles: int = 5000,
     at_once: int | None = None,
     progress: bool = False,
     seed: int | None = None,
+    given: Draws | None = None,
 ) -> Tensor:
-    r"""Estimate :math:`-\log p(x)` per datum by importance sampling.
+    r"""Estimate :math:`-\log p(x)` per datum by importance sampling; :math:`-\log p(x \mid y)`, given covariates y.
 
     It is minus the importance weighted bound with ``num_particles`` draws from the guide, so it is too large on
     average, and falls to the truth as their number grows. Memory is bounded whatever the parts are: how many images
@@ -146,12 +158,13 @@ def nll(
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``.
+        program: A VAE, or any program.
+        data: Shape ``(B, *event)``; or a tuple of the program's arguments, or a dictionary of them by name.
         num_particles: K, draws per datum.
-        at_once: Images decoded at once, if not as many as fit. The draws depend on it, what they estimate does not.
+        at_once: Rows run at once, if not as many as fit. The draws depend on it, what they estimate does not.
         progress: Whether to show a progress bar.
         seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
+        given: Values, or draws, of latent sites outside the data's plate: then all is given these, or predictive.
 
     Returns:
         Shape ``(B,)``, in nats.
@@ -165,10 +178,10 @@ def nll(
         torch.Size([5])
     """
     parts = []
-    with at_test(vae, x.device, seed), Weighing(vae, x, num_particles, at_once, progress) as weighing:
-        for rows in x.split(weighing.images):
-            total = torch.full((len(rows),), -math.inf).to(x)
+    with _weighing(program, data, num_particles, at_once, progress, seed, given) as weighing:
+        for rows in weighing.batches():
+            total = torch.tensor(-math.inf)
             for log_w in weighing(rows):
-                total = torch.logaddexp(total, log_w.logsumexp(0))
+                total = torch.logaddexp(total.to(log_w), log_w.logsumexp(0))
             parts.append(math.log(num_particles) - total)
     return torch.cat(parts)

@@ -95,13 +95,13 @@ class Posterior:
 
     def propose(self, num: int) -> tuple[Draws, Tensor]:
         """Return ``num`` draws of the guide for each datum, and their log q, of shape ``(num, B)``."""
-        trace = self._runner.trace(self.program.guide, num)
+        trace = self.runner.trace(self.program.guide, num)
         names = [name for name in self.structure.supports if name not in self.structure.alone]
-        return self._runner.outward(trace, names), self._runner.total(trace, num)
+        return self.runner.outward(trace, names), self.runner.total(trace, num)
 
     def log_weights(self, num: int) -> Tensor:
         """Return log p(x, z) - log q(z | x) of as many draws, of shape ``(num, B)``, classes summed out."""
-        return self._runner.rows(self.weights(num).log_w, num)
+        return self.runner.rows(self.weights(num).log_w, num)
 
     def weights(self, num: int) -> Weights:
         """Return the same in its parts, all plates' dimensions kept, classes in dimensions left of them."""
@@ -109,11 +109,7 @@ class Posterior:
 
     def traces(self, num: int) -> tuple[Trace, Trace]:
         """Return traces of model and guide for as many draws, unscaled, with all classes that are summed out."""
-        return self._runner.pair(self._model, self.program.guide, num)
-
-    def rows(self, values: Tensor, num: int) -> Tensor:
-        """Sum a tensor of all plates' dimensions over those inside a datum: to ``(num, B)``."""
-        return self._runner.rows(values, num)
+        return self.runner.pair(self._model, self.program.guide, num)
 
     def log_joint(self, draws: Draws, proper: bool = False) -> Tensor:
         """Return log p(x, z), of shape ``(K, B)``.
@@ -123,7 +119,7 @@ class Posterior:
             proper: Whether a mask on a latent site is left out of account, so that what is masked has its prior, and
                 the density is one of all that is latent: for chains that move it.
         """
-        return self._runner.density(self._model, draws, proper)
+        return self.runner.density(self._model, draws, proper)
 
     def log_q(self, draws: Draws, proper: bool = False) -> Tensor:
         """Return log q(z | x), of shape ``(K, B)``; arguments are those of :meth:`log_joint`.
@@ -136,22 +132,22 @@ class Posterior:
                 "Expected a guide whose density is known at any draws; this one also draws "
                 f"{self.structure.hidden[0]!r}, which the model does not have. Use start='prior' where there is one."
             )
-        return self._runner.density(self.program.guide, draws, proper)
+        return self.runner.density(self.program.guide, draws, proper)
 
     def log_prior(self, draws: Draws) -> Tensor:
         """Return log p(z), of shape ``(K, B)``, given covariates."""
-        return self._runner.density(self._model, draws, False, without=tuple(self.structure.observed))
+        return self.runner.density(self._model, draws, False, without=tuple(self.structure.observed))
 
     def log_likelihood(self, draws: Draws) -> Draws:
         """Return log p(x | z) of each observed site, each of shape ``(K, B)``, at values of all latent sites."""
         num = number_of(draws)
-        trace = self._runner.trace(self._model, num, draws)
-        return {name: self._runner.total(trace, num, [name]) for name in self.structure.observed}
+        trace = self.runner.trace(self._model, num, draws)
+        return {name: self.runner.total(trace, num, [name]) for name in self.structure.observed}
 
     def simulate(self, num: int, draws: Draws | None = None) -> Draws:
         """Return draws of all sites of the model, what is observed too; with ``draws``, given these."""
-        trace = self._runner.trace(poutine.uncondition(self.program.model), num, draws)
-        return self._runner.outward(trace, [*self.structure.supports, *self.structure.observed])
+        trace = self.runner.trace(poutine.uncondition(self.program.model), num, draws)
+        return self.runner.outward(trace, [*self.structure.supports, *self.structure.observed])
 
     def at(self, draws: Draws, index: int = 0) -> Posterior:
         """Return the program at data that :meth:`simulate` drew: covariates stay, what is observed is replaced.
@@ -172,7 +168,7 @@ class Posterior:
         shapes = self.structure.continuous
         maps = self._maps(draws) if shapes else {}
         flat = [
-            self._runner.to_rows(maps[n].inv(self._runner.inward(draws[n]))).reshape(number_of(draws), len(self), -1)
+            self.runner.to_rows(maps[n].inv(self.runner.inward(draws[n]))).reshape(number_of(draws), len(self), -1)
             for n in shapes
         ]
         return torch.cat(flat, -1) if flat else self.data[0].new_zeros(number_of(draws), len(self), 0)
@@ -182,7 +178,7 @@ class Posterior:
         parts, start = Draws(), 0
         for name, shape in self.structure.continuous.items():
             end = start + shape.numel()
-            parts[name] = self._runner.inward(u[..., start:end].reshape(u.shape[:2] + shape))
+            parts[name] = self.runner.inward(u[..., start:end].reshape(u.shape[:2] + shape))
             start = end
         volume = u.new_zeros(u.shape[:2])
         if self.structure.fixed:
@@ -191,14 +187,15 @@ class Posterior:
             volumes = {name: m.log_abs_det_jacobian(parts[name], values[name]) for name, m in found.items()}
         else:
             mapped = Mapped(parts)
-            trace = self._runner.run(mapped(self._model), len(u))
+            trace = self.runner.run(mapped(self._model), len(u))
             values, volumes = {name: trace.nodes[name]["value"] for name in parts}, mapped.volumes
         for name in parts:
-            volume = volume + sum_rightmost(self._runner.to_rows(volumes[name]), -2)
-        return {name: self._runner.to_rows(value) for name, value in values.items()}, volume
+            volume = volume + sum_rightmost(self.runner.to_rows(volumes[name]), -2)
+        return {name: self.runner.to_rows(value) for name, value in values.items()}, volume
 
     @property
-    def _runner(self) -> Runner:
+    def runner(self) -> Runner:
+        """What runs the program on these data."""
         return Runner(self.structure, self.data, self.given)
 
     @property
@@ -209,7 +206,7 @@ class Posterior:
         """Return each continuous site's map from real numbers to its support."""
         supports = self.structure.supports
         if not self.structure.fixed:
-            nodes = self._runner.run(self._model, number_of(draws), draws).nodes
+            nodes = self.runner.run(self._model, number_of(draws), draws).nodes
             supports = {name: nodes[name]["fn"].support for name in supports}
         return {name: biject_to(supports[name]) for name in self.structure.continuous}
 
