@@ -19,6 +19,7 @@ from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, po
 from pyro_vae.compiled import graph, traced
 from pyro_vae.seeds import at_test
 from pyro_vae.oracle import LinearGaussian
+from pyro_vae.program import Posterior
 
 
 @pytest.fixture
@@ -64,15 +65,16 @@ class TestLogWeights:
         """Of 7 draws for each of 5 data: the first of a datum is 0, the next is 1, and so on."""
         drawn = torch.zeros(5)
 
-        def count(vae, x, k, missing):
-            rows = x[:, 0].long()
-            assert len(rows) * k <= sizes[1] or k == 1
-            found = 100 * x[:, 0] + drawn[rows] + torch.arange(k).unsqueeze(1)
-            drawn[rows] += k
-            return found
+        def count(rows, k):
+            (x,) = rows.data
+            index = x[:, 0].long()
+            assert len(index) * k <= sizes[1] or k == 1
+            log_w = 100 * x[:, 0] + drawn[index] + torch.arange(k).unsqueeze(1)
+            drawn[index] += k
+            return log_w
 
-        monkeypatch.setattr(evaluate.weighing, "log_weights", count)
-        monkeypatch.setattr(evaluate.weighing, "room", lambda vae, x: sizes)
+        monkeypatch.setattr(Posterior, "log_weights", count)
+        monkeypatch.setattr(evaluate.weighing, "room", lambda whole: sizes)
         found = evaluate.log_weights(model.vae(), torch.arange(5.0).unsqueeze(1).expand(5, 6), 7)
         assert torch.equal(found, 100 * torch.arange(5.0) + torch.arange(7.0).unsqueeze(1))
 
@@ -259,10 +261,8 @@ class TestNll:
     def test_chunks_draw_as_many_particles_as_were_asked_for(self, model, monkeypatch):
         """A remainder that is drawn but not counted, or counted but not drawn, would shift the answer."""
         drawn = []
-        genuine = evaluate.weighing.log_weights
-        monkeypatch.setattr(
-            evaluate.weighing, "log_weights", lambda v, x, k, m: drawn.append((len(x), k)) or genuine(v, x, k, m)
-        )
+        genuine = Posterior.log_weights
+        monkeypatch.setattr(Posterior, "log_weights", lambda rows, k: drawn.append((len(rows), k)) or genuine(rows, k))
         evaluate.nll(model.vae(), torch.randn(5, 6), num_particles=23, at_once=20)
         assert drawn == [(1, 20), (1, 3)] * 5
 
@@ -440,7 +440,7 @@ class TestAggregate:
         monkeypatch.setattr(room, "how_many_fit", lambda run, most, device: fit)
         assert evaluate.aggregate(vae, x, 4) == pytest.approx(expected, abs=1e-10)
 
-    @pytest.mark.parametrize(("number", "particles"), [(1, 1), (0, 1), (5, 0)])
+    @pytest.mark.parametrize(("number", "particles"), [(1, 1), (2, 0), (5, 0)])
     def test_says_what_it_needs(self, model, number, particles):
         with pytest.raises(ValueError, match=f"at least 2 images and 1 particle; got {number} and {particles}"):
             evaluate.aggregate(model.vae(), torch.zeros(number, 6), particles)

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
@@ -119,7 +120,8 @@ class Runner:
                 trace.remove_node(name)
         for site in samples(trace).values():
             site["scale"] = 1.0
-        trace.compute_log_prob()
+            site["unscaled_log_prob"] = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            site["log_prob"] = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
         return trace
 
     def total(self, trace: Trace, num: int, names: Iterable[str] | None = None) -> Tensor:

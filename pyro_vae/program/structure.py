@@ -123,7 +123,7 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
     tensors = tuple(torch.as_tensor(column) for column in data)
     sizes = {len(column) if column.dim() else 0 for column in tensors}
     if sizes == {0}:
-        raise ValueError("Expected at least 1 image, or datum, along the first dimension; got none.")
+        raise ValueError("Expected at least 1 image; got none.")
     if len(sizes) != 1:
         raise ValueError(f"Expected arguments with as many rows each; got {[tuple(each.shape) for each in tensors]}.")
     return tuple(
