@@ -1,7 +1,7 @@
 """A program is a model and a guide; a posterior is a program at some data. Everything that asks, asks a posterior."""
 
 from pyro_vae.program.asking import drawn_posterior, posterior_of
-from pyro_vae.program.posterior import Posterior
+from pyro_vae.program.posterior import Posterior, coordinates
 from pyro_vae.program.structure import Draws, Program, Structure, argument_names, arguments, point_of, structure
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Structure",
     "argument_names",
     "arguments",
+    "coordinates",
     "drawn_posterior",
     "point_of",
     "posterior_of",
