@@ -1,8 +1,17 @@
 """A program is a model and a guide; a posterior is a program at some data. Everything that asks, asks a posterior."""
 
 from pyro_vae.program.asking import drawn_posterior, posterior_of
-from pyro_vae.program.posterior import Posterior, coordinates
-from pyro_vae.program.structure import Draws, Program, Structure, argument_names, arguments, point_of, structure
+from pyro_vae.program.posterior import Posterior
+from pyro_vae.program.structure import (
+    Draws,
+    Program,
+    Structure,
+    argument_names,
+    arguments,
+    coordinates,
+    point_of,
+    structure,
+)
 
 __all__ = [
     "Draws",

@@ -2,7 +2,6 @@ r"""A program at some data: the density of what is latent in it, datum by datum,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,10 @@ from torch.distributions import biject_to
 from pyro_vae.missing import Missing
 from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.sources import sources
-from pyro_vae.program.structure import FEW, Draws, Structure, arguments, structure
+from pyro_vae.program.structure import FEW, Draws, Structure, arguments, coordinates, structure
 from pyro_vae.traces.weights import Weights, log_weights
 
-__all__ = ["Posterior", "coordinates"]
+__all__ = ["Posterior"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,10 +247,3 @@ class Posterior:
 
 def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-def coordinates(site: str, shape: torch.Size) -> list[str]:
-    """Return the names of a site's elements, as ``z[3]``; of one alone, the site's."""
-    if not shape.numel() or shape == (1,) * len(shape):
-        return [site]
-    return [f"{site}[{','.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
