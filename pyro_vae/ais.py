@@ -17,23 +17,22 @@ References:
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import PILOT, SETTLE, Ladder
+from pyro_vae.annealing import PILOT, SETTLE, Ladder, Start, densities, drawn
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import ess, iwae
+from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["Bounds", "ais", "bdmc", "log_weights"]
 
-Start = Literal["guide", "prior"]
 ROUNDS = 2  # of pilot runs
 FEW = 0.2  # of the moves accepted, or of the chains that count, below which a bound is said to be loose
 
@@ -46,8 +45,8 @@ class Bounds(NamedTuple):
 
 
 def ais(
-    vae: VAE,
-    x: Tensor,
+    program: Any,
+    data: Any,
     chains: int = 16,
     temperatures: int = 500,
     leapfrog: int = 3,
@@ -68,8 +67,9 @@ def ais(
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu, Burda, Salakhutdinov and Grosse, 2017).
 
     Arguments:
-        vae: Any VAE whose prior is over all real z.
-        x: Shape ``(B, *event)``, NaN where it is missing.
+        program: A program; chains move in real coordinates of its continuous sites, classes are summed out. One with
+            no continuous site has an exact answer.
+        data: x, a tuple of the program's arguments, or a dictionary of them; NaN where it is missing.
         chains: C, for each datum.
         temperatures: T, how many steps from the start to the posterior.
         leapfrog: Steps of each move.
@@ -78,7 +78,8 @@ def ais(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If a number is not positive, there are no images, or z is not of all real numbers.
+        ValueError: If a number is not positive, there are no data, or chains start at a guide whose density is not
+            known.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -87,12 +88,12 @@ def ais(
         >>> bool(((bound - model.log_evidence(x)).abs() < 0.2).all())
         True
     """
-    return iwae(log_weights(vae, x, chains, temperatures, leapfrog, start, seed, progress))
+    return iwae(log_weights(program, data, chains, temperatures, leapfrog, start, seed, progress))
 
 
 def log_weights(
-    vae: VAE,
-    x: Tensor,
+    program: Any,
+    data: Any,
     chains: int = 16,
     temperatures: int = 500,
     leapfrog: int = 3,
@@ -105,19 +106,20 @@ def log_weights(
     ``evaluate.ess`` of them says how far the chains agree. Arguments are those of :func:`ais`.
     """
     run = _Run(chains, temperatures, leapfrog, start)
-    return run(vae, x, None, seed, progress)[0]
+    return run(program, lambda: (posterior_of(program, data), None), seed, progress)[0]
 
 
 def bdmc(
-    vae: VAE,
-    num: int = 100,
+    program: Any,
+    data: Any = None,
     chains: int = 16,
     temperatures: int = 500,
     leapfrog: int = 3,
     start: Start = "guide",
-    joint: tuple[Tensor, Tensor] | None = None,
+    joint: Any = None,
     seed: int | None = None,
     progress: bool = False,
+    num: int | None = None,
 ) -> Bounds:
     r"""Return a lower and an upper bound on log p(x) of data drawn from the model itself: bidirectional Monte Carlo.
 
@@ -134,15 +136,18 @@ def bdmc(
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse, Ghahramani and Adams, 2015).
 
     Arguments:
-        vae: Any VAE whose prior is over all real z.
-        num: B, how many data to draw, if they are not given.
+        program: As :func:`ais`.
+        data: Whose covariates drawn data have, and whose shapes; a program that has a method ``blank``, as a VAE,
+            needs none. A number is ``num``.
         chains: C, for each datum and each direction.
         temperatures: T, how many steps from the start to the posterior.
         leapfrog: Steps of each move.
         start: Where chains start, ``guide`` or ``prior``.
-        joint: z, ``(B, latent)``, and x, ``(B, *event)``, exact draws of the model; if not given they are drawn.
+        joint: Exact draws of the model, if they are not to be drawn: of all sites, as ``Posterior.simulate(1)`` gives
+            them for ``data``; or z and x, each with B rows, of a program of one latent site.
         seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
         progress: Whether to show a progress bar.
+        num: B, how many data to draw, 100 if it is not said.
 
     Raises:
         ValueError: As :func:`ais`.
@@ -155,16 +160,24 @@ def bdmc(
         True
     """
     run = _Run(chains, temperatures, leapfrog, start)
-    with at_test(vae, vae.reference.device, seed), torch.no_grad():
-        if joint is None:
-            z = vae.prior().sample((num,))
-            joint = z, vae.decoder(z).sample()
-        forward, backward = run(vae, joint[1], joint[0], None, progress)
+    if isinstance(data, int):
+        data, num = None, data
+
+    def drawn_joint() -> tuple[Posterior, Draws]:
+        if isinstance(joint, tuple | list):
+            posterior = posterior_of(program, joint[1])
+            return posterior, {name: joint[0].unsqueeze(0) for name in posterior.structure.supports}
+        rows = 100 if num is None else num
+        posterior = drawn_posterior(program, data, rows) if joint is None else posterior_of(program, data)
+        draws = posterior.simulate(1) if joint is None else joint
+        return posterior.at(draws), draws
+
+    forward, backward = run(program, drawn_joint, seed, progress)
     return Bounds(iwae(forward), -iwae(-backward))
 
 
 class _Run:
-    """Settings of a run, and the run itself, over as many images at once as fit in memory."""
+    """Settings of a run, and the run itself, over as many data at once as fit in memory."""
 
     def __init__(self, chains: int, temperatures: int, leapfrog: int, start: Start) -> None:
         for name, number in {"chains": chains, "temperatures": temperatures, "leapfrog": leapfrog}.items():
@@ -175,34 +188,46 @@ class _Run:
         self.chains, self.temperatures, self.leapfrog, self.start = chains, temperatures, leapfrog, start
 
     @torch.no_grad()
-    def __call__(self, vae: VAE, x: Tensor, z: Tensor | None, seed: int | None, progress: bool) -> list[Tensor]:
-        """Return log-weights ``(C, B)`` of chains to the posterior and, where exact z are given, of chains back."""
-        if len(x) == 0:
-            raise ValueError("Expected at least 1 image; got none.")
-        with at_test(vae, x.device, seed):
-            size = how_many_fit(lambda n: self._ladder(vae, x[:n]).begin(self.chains), len(x), x.device)
+    def __call__(
+        self, program: Any, prepare: Callable[[], tuple[Posterior, Draws | None]], seed: int | None, progress: bool
+    ) -> list[Tensor]:
+        """Return log-weights ``(C, B)`` of chains to the posterior and, where exact draws are known, of chains back."""
+        with at_test(program, point_of(program).device, seed):
+            posterior, exact = prepare()
+            ways = 1 if exact is None else 2
+            if not posterior.structure.continuous:
+                rows = self._rows(posterior, lambda part: part.log_joint({}))
+                log_p = torch.cat([posterior[some].log_joint({}) for some in rows], dim=1)
+                return [log_p.expand(self.chains, -1)] * ways
+            back = None if exact is None else posterior.unconstrain(exact).expand(self.chains, -1, -1)
+            rows = self._rows(posterior, lambda part: densities(part, self.start, drawn(part, self.start, self.chains)))
             done, accepted = [], []
-            total = math.ceil(len(x) / size) * (ROUNDS * PILOT + (1 + (z is not None)) * self.temperatures)
+            total = len(rows) * (ROUNDS * PILOT + ways * self.temperatures)
             with tqdm(total=total, desc="AIS", unit=" temperatures", leave=False, disable=not progress) as bar:
-                for i in range(0, len(x), size):
-                    ladder = self._ladder(vae, x[i : i + size])
+                for some in rows:
+                    moves = ROUNDS * (SETTLE + PILOT) + self.temperatures
+                    ladder = Ladder(posterior[some], self.start, self.leapfrog, moves)
                     plan = ladder.plan(self.chains, self.temperatures, ROUNDS, bar.update)
                     log_w, rate = ladder.climb(self.chains, plan, bar.update)
                     accepted.append(rate)
                     done.append([log_w])
-                    if z is not None:
-                        exact = z[i : i + size].expand(self.chains, -1, -1)
-                        done[-1].append(ladder.descend(exact, plan, bar.update))
+                    if back is not None:
+                        done[-1].append(ladder.descend(back[:, some], plan, bar.update))
         found = [torch.cat(parts, dim=1) for parts in zip(*done, strict=True)]
         if min(accepted) < FEW:
             warnings.warn(f"AIS accepted {min(accepted):.0%} of its moves: the bound may be loose.", stacklevel=4)
         elif (agree := ess(found[0]).median().item()) < FEW * self.chains:
             warnings.warn(
-                f"AIS: of {self.chains} chains {agree:.1f} count, the median over images: the bound may be loose by "
+                f"AIS: of {self.chains} chains {agree:.1f} count, the median over data: the bound may be loose by "
                 "nats. Use more temperatures.",
                 stacklevel=4,
             )
         return found
 
-    def _ladder(self, vae: VAE, x: Tensor) -> Ladder:
-        return Ladder(vae, x, self.start, self.leapfrog, ROUNDS * (SETTLE + PILOT) + self.temperatures)
+    @staticmethod
+    def _rows(posterior: Posterior, run: Callable[[Posterior], Any]) -> list[slice]:
+        """Return parts of the data that fit in memory."""
+        most = len(posterior)
+        fit = how_many_fit(lambda n: run(posterior[:n]), most, posterior.data[0].device)
+        size = most if posterior.structure.whole else fit
+        return [slice(i, i + size) for i in range(0, most, size)]

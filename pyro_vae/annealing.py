@@ -14,22 +14,21 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_vae.compiled import Outputs, Traced, fast_products
-from pyro_vae.conditional import mean, stddev
-from pyro_vae.data.supports import of_element
-from pyro_vae.missing import log_prob
-from pyro_vae.vae import VAE
+from pyro_vae.program import Posterior
 
-__all__ = ["Ladder", "Plan"]
+__all__ = ["Ladder", "Plan", "densities", "drawn"]
+
+Start = Literal["guide", "prior"]
 
 TARGET = 0.65  # of the moves to accept: optimal for Hamiltonian Monte Carlo in many dimensions
 # Of a Gaussian a move of this length forgets where it was; twice the length goes to the other side, and back again. As
 # scales are not known that well, steps vary a little, too.
 QUARTER = math.pi / 2
 JITTER = 0.2
-FAR = 50.0  # standard deviations from the start and the prior, where no chain has business
+SOME = 128  # draws that a scale is estimated from
+FAR = 50.0  # standard deviations from the guide and the prior, where no chain has business
 LOST = 1000.0  # nats of density, after which a move is given up
 SETTLE = 10  # moves of a pilot at the start, that count for nothing
 PILOT = 40  # temperatures of a pilot run
@@ -37,9 +36,9 @@ BEND = 4.0  # of the sigmoid that temperatures are on
 
 
 class Point(NamedTuple):
-    """Where chains are, z of shape ``(C, B, latent)``, with the two log-densities there and their gradients."""
+    """Where chains are, u of shape ``(C, B, D)``, with the two log-densities there and their gradients."""
 
-    z: Tensor
+    u: Tensor
     start: Tensor
     joint: Tensor
     start_grad: Tensor
@@ -50,7 +49,7 @@ class Point(NamedTuple):
         return self.start.lerp(self.joint, beta)
 
     def grad(self, beta: Tensor) -> Tensor:
-        """Return the gradient of log f, of z's shape, at temperatures ``(B,)``."""
+        """Return the gradient of log f, of u's shape, at temperatures ``(B,)``."""
         return self.start_grad.lerp(self.joint_grad, beta.unsqueeze(-1))
 
 
@@ -61,61 +60,64 @@ class Plan(NamedTuple):
     steps: Tensor
 
 
-class Ladder:
-    r"""The densities :math:`f_\beta(z) = p_0(z)^{1 - \beta} p(x, z)^\beta` of some images.
+def drawn(posterior: Posterior, start: Start, num: int) -> Tensor:
+    """Return unconstrained draws of the guide or of the prior, of shape ``(num, B, D)``."""
+    return posterior.unconstrain(posterior.draw_prior(num) if start == "prior" else posterior.propose(num)[0])
 
-    Moves are in units of a scale of each dimension, whose precision goes from that of the start to that of the guide.
+
+def densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]:
+    """Return log-densities of the start and of the joint at unconstrained u, ``(C, B)``, and their gradients.
+
+    Masks on latent sites are left out of account in both: else what they hide would wander off.
+    """
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        draws, volume = posterior.constrain(u)
+        first = (posterior.log_prior if start == "prior" else posterior.log_q)(draws, proper=True) + volume
+        joint = posterior.log_joint(draws, proper=True) + volume
+        (first_grad,) = torch.autograd.grad(first.sum(), u, retain_graph=True)
+        (joint_grad,) = torch.autograd.grad(joint.sum(), u)
+    return [first.detach(), joint.detach(), first_grad, joint_grad]
+
+
+class Ladder:
+    r"""The densities :math:`f_\beta(z) = p_0(z)^{1 - \beta} p(x, z)^\beta` of some data.
+
+    Chains move in real coordinates u of the continuous sites, whatever their supports; classes are summed out. Moves
+    are in units of a scale of each coordinate, whose precision goes from that of the start to that of the guide.
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``.
+        posterior: A program at these data, with a continuous site.
         start: ``guide`` or ``prior``: what :math:`p_0` is.
         leapfrog: Steps of each move.
         moves: How many are to come, if known: the densities are run as a graph, compiled where that pays.
-
-    Raises:
-        ValueError: If z is not of all real numbers.
     """
 
-    def __init__(
-        self, vae: VAE, x: Tensor, start: Literal["guide", "prior"], leapfrog: int, moves: int | None = None
-    ) -> None:
-        self.x, self.leapfrog, self.decoder = x, leapfrog, vae.decoder
-        self.prior: Any = vae.prior()
-        self.guide: Any = vae.encoder(x)
-        self.from_prior = start == "prior"
-        if of_element(self.prior.support) is not constraints.real:
-            raise ValueError(f"Expected a prior over all real z, to move in; got one over {self.prior.support}.")
-        of_guide, of_prior = (mean(self.guide), stddev(self.guide)), (mean(self.prior), stddev(self.prior))
+    def __init__(self, posterior: Posterior, start: Start, leapfrog: int, moves: int | None = None) -> None:
+        self.posterior, self.start, self.leapfrog = posterior, start, leapfrog
+        of_guide, of_prior = (
+            (u.mean(0), u.std(0)) for u in (drawn(posterior, each, SOME) for each in ("guide", "prior"))
+        )
         ends = [(centre - FAR * spread, centre + FAR * spread) for centre, spread in (of_guide, of_prior)]
         self.low, self.high = torch.minimum(*(low for low, _ in ends)), torch.maximum(*(high for _, high in ends))
         first, last = (spread.clamp(min=1e-6) ** -2 for _, spread in (of_prior, of_guide))
-        self.precision = (first if self.from_prior else last).expand_as(last), last
-        self._missing = bool(x.isnan().any())
-        self._graph = Traced(self._densities, calls=moves and moves * leapfrog, quiet=True)
+        self.precision = first if start == "prior" else last, last
+        self._graph = Traced(self._densities, calls=moves and moves * leapfrog, quiet=True, frozen=True)
 
-    def at(self, z: Tensor) -> Point:
-        """Return the log-densities at z, ``(C, B, latent)``, and their gradients."""
+    def at(self, u: Tensor) -> Point:
+        """Return the log-densities at u, ``(C, B, D)``, and their gradients."""
         with fast_products("auto"):
-            return Point(z, *self._graph((z,), {}).tensors)
+            return Point(u, *self._graph((u,), {}).tensors)
 
-    def _densities(self, z: Tensor) -> Outputs:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            prior = self.prior.log_prob(z)
-            start = prior if self.from_prior else self.guide.log_prob(z)
-            joint = prior + log_prob(self.decoder(z), self.x, self._missing)
-            (start_grad,) = torch.autograd.grad(start.sum(), z, retain_graph=True)
-            (joint_grad,) = torch.autograd.grad(joint.sum(), z)
-        return Outputs([start.detach(), joint.detach(), start_grad, joint_grad], None)
+    def _densities(self, u: Tensor) -> Outputs:
+        return Outputs(densities(self.posterior, self.start, u), None)
 
     def begin(self, chains: int) -> Point:
-        """Return draws of the start, ``chains`` for each image."""
-        law = self.prior.expand((len(self.x),)) if self.from_prior else self.guide
-        return self.at(law.sample((chains,)))
+        """Return draws of the start, ``chains`` for each datum."""
+        return self.at(drawn(self.posterior, self.start, chains))
 
     def plan(self, chains: int, number: int, rounds: int, update: Callable[[int], Any]) -> Plan:
-        r"""Return temperatures and step sizes for each image, found by pilot runs.
+        r"""Return temperatures and step sizes for each datum, found by pilot runs.
 
         A step of the ladder adds :math:`(\Delta \beta)^2 \, \mathrm{Var}_\beta(\log p(x, z) - \log p_0(z))` to the
         variance of log w. Their sum is least where they are equal.
@@ -126,7 +128,9 @@ class Ladder:
         """
         even = torch.linspace(-BEND, BEND, PILOT, dtype=torch.float64).sigmoid()
         even = ((even - even[0]) / (even[-1] - even[0])).to(self.low)
-        plan = Plan(*(values.unsqueeze(1).expand(-1, len(self.x)) for values in (even, torch.full_like(even, 0.5))))
+        plan = Plan(
+            *(values.unsqueeze(1).expand(-1, len(self.posterior)) for values in (even, torch.full_like(even, 0.5)))
+        )
         for i in range(rounds):
             here, step, steps, spreads = self.begin(chains), plan.steps[0], [], []
             for t in [0] * SETTLE + [*range(PILOT)]:
@@ -156,9 +160,9 @@ class Ladder:
             update()
         return log_w, torch.stack(chances[1:] or chances).mean().item()
 
-    def descend(self, z: Tensor, plan: Plan, update: Callable[[], Any]) -> Tensor:
+    def descend(self, u: Tensor, plan: Plan, update: Callable[[], Any]) -> Tensor:
         """Return log-weights ``(C, B)`` of chains from exact draws of the posterior to the start: climbs, backwards."""
-        here, last = self.at(z), len(plan.betas) - 1
+        here, last = self.at(u), len(plan.betas) - 1
         log_w = torch.zeros_like(here.joint)
         for t in range(last, 0, -1):
             if t < last:
@@ -173,15 +177,15 @@ class Ladder:
         size = (jitter * step.clamp(max=QUARTER / self.leapfrog)).unsqueeze(-1) * torch.lerp(
             *self.precision, beta.unsqueeze(-1)
         ).rsqrt()
-        momentum = torch.randn_like(here.z)
+        momentum = torch.randn_like(here.u)
         energy = here.log_f(beta) - 0.5 * momentum.square().sum(-1)
-        there, fine = here, torch.ones_like(energy, dtype=torch.bool)
+        there, fine = here, self._inside(here.u)
         momentum = momentum + 0.5 * size * here.grad(beta)
         for i in range(self.leapfrog):
-            z = there.z + size * momentum
-            # A chain that is lost stays where it was last seen, so that laws are asked of no z that is not a number.
-            fine = fine & (z > self.low).all(-1) & (z < self.high).all(-1)
-            there = self.at(torch.where(fine.unsqueeze(-1), z, there.z))
+            u = there.u + size * momentum
+            # A chain that is lost stays where it was last seen, so that laws are asked of no u that is not a number.
+            fine = fine & self._inside(u)
+            there = self.at(torch.where(fine.unsqueeze(-1), u, there.u))
             fine = fine & (there.log_f(beta) > here.log_f(beta) - LOST)
             momentum = momentum + (0.5 if i == self.leapfrog - 1 else 1.0) * size * there.grad(beta)
         ratio = there.log_f(beta) - 0.5 * momentum.square().sum(-1) - energy
@@ -192,6 +196,9 @@ class Ladder:
             for new, old in zip(there, here, strict=True)
         )
         return Point(*chosen), chance
+
+    def _inside(self, u: Tensor) -> Tensor:
+        return ((u > self.low) & (u < self.high)).all(-1)
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,12 +14,16 @@ from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_flatten
 
 __all__ = ["Graph", "can_compile"]
 
 # What returns its argument, where no gradient is asked for.
 SAME = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
 CALL = 4000
+# Of whose argument the shape alone is asked for.
+SHAPED = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_convolution")
 
 
@@ -32,6 +37,7 @@ class Graph:
     Arguments:
         function: From tensors to a sequence of tensors, or None in places.
         tensors: What to run it on. The graph is for tensors of these shapes, strides, dtypes and devices.
+        frozen: Whether what it closes over stays as it is: what follows from that alone is computed once.
 
     Attributes:
         outputs: Of the run it was recorded on.
@@ -41,7 +47,7 @@ class Graph:
         Exception: Whatever the function raises, and torch where the function looks at a number in a tensor.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor], frozen: bool = False) -> None:
         self.outputs: Sequence[Any] = ()
 
         def record(*inputs: Tensor) -> list[Any]:
@@ -53,6 +59,8 @@ class Graph:
             module = make_fx(record)(*tensors)
         _prune(module.graph)
         self.state = _lift(module)
+        if frozen:
+            self.state = _fold(module.graph, self.state)
         module.recompile()
         self.nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
         self.work = _work(self.nodes)
@@ -109,14 +117,62 @@ def _prune(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
-    def stays(node: fx.Node) -> bool:
-        if node.op in ("placeholder", "output"):
-            return True
-        if not isinstance(node.target, torch._ops.OpOverload):
-            return False
-        return node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+    graph.eliminate_dead_code(_stays)
 
-    graph.eliminate_dead_code(stays)
+
+def _stays(node: fx.Node) -> bool:
+    """Whether a node is there for more than its value."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+@torch.no_grad()
+def _fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
+    """Compute what follows from the closed-over tensors alone, and twice the same once; return what is closed over.
+
+    A graph that writes to tensors is left as it is.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    if any(
+        _writes(one) for node in calls if node.target is not operator.getitem for one in node.target._schema.arguments
+    ):
+        return state
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    known: dict[fx.Node, Any] = dict(zip(places[len(places) - len(state) :], state, strict=True))
+    seen: dict[Any, fx.Node] = {}
+    for node in calls:
+        if _stays(node):
+            continue
+        leaves, spec = tree_flatten((node.args, node.kwargs))
+        first = seen.setdefault((node.target, spec, *((type(leaf), leaf) for leaf in leaves)), node)
+        shaped = node.target is not operator.getitem and node.target.overloadpacket.__name__ in SHAPED
+        if first is not node:
+            node.replace_all_uses_with(first)
+        elif shaped or all(each in known for each in node.all_input_nodes):
+            args, kwargs = map_arg((node.args, node.kwargs), lambda each: known[each] if each in known else _like(each))
+            known[node] = node.target(*args, **kwargs)
+    for node, value in list(known.items()):
+        if node.op != "placeholder" and isinstance(value, Tensor) and any(user not in known for user in node.users):
+            with graph.inserting_after(places[-1]):
+                places.append(graph.placeholder(f"known_{len(places)}"))
+            places[-1].meta = dict(node.meta)
+            node.replace_all_uses_with(places[-1], lambda user: user not in known)
+            known[places[-1]] = value
+    graph.eliminate_dead_code(_stays)
+    kept = [node for node in places if node in known and node.users]
+    for node in places:
+        if node in known and not node.users:
+            graph.erase_node(node)
+    return [known[node] for node in kept]
+
+
+def _like(node: fx.Node) -> Tensor:
+    """Return a tensor of a node's shape, whose numbers nobody looks at."""
+    value = node.meta["val"]
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:

@@ -53,6 +53,8 @@ class Traced:
         state: From what is kept, says what a graph must find as it was, or is made anew.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
         recorded: Which call is recorded, of the first shape; of others it is the 50th.
+        frozen: Whether tensors that it closes over, as parameters, do not change while it lives: what follows from them
+            alone is then computed once.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Traced:
         state: Callable[[Any], Hashable] = lambda kept: None,
         quiet: bool = False,
         recorded: int = 2,
+        frozen: bool = False,
     ) -> None:
         self.function = function
         self.compile = compile
@@ -72,7 +75,7 @@ class Traced:
         self.key = key
         self.state = state
         self.quiet = quiet
-        self.recorded = recorded
+        self.recorded, self.frozen = recorded, frozen
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -165,7 +168,7 @@ class Traced:
         before = random_state(tensors)
         try:
             with pyro.validation_enabled(False):
-                entry.graph = Graph(function, tensors)
+                entry.graph = Graph(function, tensors, self.frozen)
         except Exception as error:
             said = " ".join(str(error).split())
             tracing = "value out of a tracing tensor" in said

@@ -2,7 +2,16 @@
 
 from pyro_vae.program.asking import drawn_posterior, posterior_of
 from pyro_vae.program.posterior import Posterior
-from pyro_vae.program.structure import Draws, Program, Structure, argument_names, arguments, point_of, structure
+from pyro_vae.program.structure import (
+    Draws,
+    Program,
+    Structure,
+    argument_names,
+    arguments,
+    coordinates,
+    point_of,
+    structure,
+)
 
 __all__ = [
     "Draws",
@@ -11,6 +20,7 @@ __all__ = [
     "Structure",
     "argument_names",
     "arguments",
+    "coordinates",
     "drawn_posterior",
     "point_of",
     "posterior_of",

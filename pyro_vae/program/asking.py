@@ -41,6 +41,8 @@ def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
                 f"Expected data, since {type(program).__name__} is drawn given its arguments' shapes and covariates; "
                 "got none. Give some: their rows are taken in turn, and what is observed is drawn anew."
             )
-        return posterior_of(program, program.blank(num))
+        with torch.random.fork_rng(devices=[*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []):
+            rows = program.blank(num)
+        return posterior_of(program, rows)
     posterior = posterior_of(program, data)
     return posterior[torch.arange(num, device=posterior.data[0].device) % len(posterior)]

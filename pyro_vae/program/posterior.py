@@ -2,7 +2,6 @@ r"""A program at some data: the density of what is latent in it, datum by datum,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from torch.distributions import biject_to
 from pyro_vae.missing import Missing
 from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.sources import sources
-from pyro_vae.program.structure import FEW, Draws, Structure, arguments, structure
+from pyro_vae.program.structure import FEW, Draws, Structure, arguments, coordinates, structure
 from pyro_vae.traces.weights import Weights, log_weights
 
 __all__ = ["Posterior"]
@@ -91,7 +90,7 @@ class Posterior:
     @property
     def names(self) -> list[str]:
         """The coordinates of :meth:`unconstrain`, as ``z[3]``."""
-        return [name for site, shape in self.structure.continuous.items() for name in _coordinates(site, shape)]
+        return [name for site, shape in self.structure.continuous.items() for name in coordinates(site, shape)]
 
     def propose(self, num: int) -> tuple[Draws, Tensor]:
         """Return ``num`` draws of the guide for each datum, and their log q, of shape ``(num, B)``."""
@@ -134,9 +133,18 @@ class Posterior:
             )
         return self.runner.density(self.program.guide, draws, proper)
 
-    def log_prior(self, draws: Draws) -> Tensor:
-        """Return log p(z), of shape ``(K, B)``, given covariates."""
-        return self.runner.density(self._model, draws, False, without=tuple(self.structure.observed))
+    def log_prior(self, draws: Draws, proper: bool = False) -> Tensor:
+        """Return log p(z), of shape ``(K, B)``, given covariates; arguments are those of :meth:`log_joint`."""
+        return self.runner.density(self._model, draws, proper, without=tuple(self.structure.observed))
+
+    def draw_prior(self, num: int) -> Draws:
+        """Return ``num`` draws of all that is latent for each datum, by the model, as :meth:`log_prior` has them."""
+        return self.runner.outward(self.runner.run(self._model, num), self.structure.supports)
+
+    def seen(self) -> Draws:
+        """Return where each site is not masked, of shape ``(B, *plates)``, without its event."""
+        with torch.random.fork_rng(devices=self._devices()):
+            return self.runner.seen(self._model)
 
     def log_likelihood(self, draws: Draws) -> Draws:
         """Return log p(x | z) of each observed site, each of shape ``(K, B)``, at values of all latent sites."""
@@ -150,16 +158,18 @@ class Posterior:
         return self.runner.outward(trace, [*self.structure.supports, *self.structure.observed])
 
     def at(self, draws: Draws, index: int = 0) -> Posterior:
-        """Return the program at data that :meth:`simulate` drew: covariates stay, what is observed is replaced.
+        """Return the program at data that :meth:`simulate` drew in place of what is observed and is not masked.
 
         Raises:
             ValueError: If an observed site does not show elements of an argument, each as it is.
         """
-        data = list(self.data)
+        data, seen = list(self.data), self.seen()
         for name, (argument, places) in sources(self).items():
             column, value = data[argument], draws[name][index].to(data[argument].dtype)
             flat = column.reshape(len(column), -1).clone()
-            flat[:, places] = value.reshape(len(column), -1)
+            shown = seen[name].reshape(seen[name].shape + (1,) * (value.dim() - seen[name].dim())).expand_as(value)
+            value, shown = (each.reshape(len(column), -1) for each in (value, shown))
+            flat[:, places] = torch.where(shown, value, flat[:, places])
             data[argument] = flat.reshape(column.shape)
         return replace(self, data=tuple(data))
 
@@ -237,9 +247,3 @@ class Posterior:
 
 def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-def _coordinates(site: str, shape: torch.Size) -> list[str]:
-    if not shape.numel() or shape == (1,) * len(shape):
-        return [site]
-    return [f"{site}[{','.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]

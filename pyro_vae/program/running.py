@@ -112,6 +112,15 @@ class Runner:
             site["mask"] = None
         return self.total(self.scored(trace, without), num)
 
+    def seen(self, model: Program) -> Draws:
+        """Return where each site of a model is not masked, of shape ``(B, *plates)``."""
+        nodes, found = self.run(model, 1).nodes, Draws()
+        for name in (*self.structure.supports, *self.structure.observed):
+            mask = True if nodes[name]["mask"] is None else nodes[name]["mask"]
+            mask = torch.as_tensor(mask, device=self.data[0].device)
+            found[name] = self.to_rows(mask.expand(nodes[name]["fn"].batch_shape))[0]
+        return found
+
     def scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
         """Return a trace with log-densities, of the sites that are part of one of each datum."""
         trace = prune_subsample_sites(trace)

@@ -25,12 +25,15 @@ def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
     """
     one, found = posterior[:1], {}
     names = [*argument_names(posterior.program)]
-    values = _observed(one, one.data)
+    values, seen = _observed(one, one.data), one.seen()
     for site, value in values.items():
-        order = sorted(range(len(one.data)), key=lambda i: names[i] not in (site, site.removesuffix("_observed")))
-        for i in order:
+        own = [names[i] in (site, site.removesuffix("_observed")) for i in range(len(one.data))]
+        shown = seen[site].reshape(-1, 1).expand(-1, value.numel() // seen[site].numel()).reshape(-1)
+        for i in sorted(range(len(one.data)), key=lambda i: not own[i]):
             column = one.data[i].reshape(-1)
-            if value.numel() == column.numel() and _same(value, column):
+            if value.numel() != column.numel() or not (own[i] or shown.all()):
+                continue  # what is masked, as the label of a row that has none, is known by its name
+            if _same(value[shown], column[shown]):
                 found[site] = i, torch.arange(column.numel())
                 break
     for i, column in enumerate(one.data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, product
 from typing import Any, Protocol
 
 import pyro
@@ -23,7 +23,7 @@ from pyro_vae.traces.enumeration import marked
 from pyro_vae.traces.particles import OneSubsample, OwnRows, depth_of, plate_nesting
 from pyro_vae.traces.sites import latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
 
-__all__ = ["Draws", "Program", "Structure", "arguments", "argument_names", "point_of", "structure"]
+__all__ = ["Draws", "Program", "Structure", "arguments", "argument_names", "coordinates", "point_of", "structure"]
 
 Draws = dict[str, Tensor]  # site -> (K, B, *rest): draw, datum, one draw of one datum
 FEW = 3  # rows that a program is looked at on
@@ -88,6 +88,13 @@ def argument_names(program: Any) -> dict[str, bool]:
     parameters = inspect.signature(program.model).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {one.name: one.default is one.empty for one in parameters if one.kind in kinds}
+
+
+def coordinates(site: str, shape: torch.Size) -> list[str]:
+    """Return the names of a site's elements, as ``z[3]``; of one alone, the site's."""
+    if not shape.numel() or shape == (1,) * len(shape):
+        return [site]
+    return [f"{site}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]
 
 
 def point_of(program: Any) -> Tensor:
