@@ -139,15 +139,34 @@ class Posterior:
         return self.runner.density(self._model, draws, False, without=tuple(self.structure.observed))
 
     def log_likelihood(self, draws: Draws) -> Draws:
-        """Return log p(x | z) of each observed site, each of shape ``(K, B)``, at values of all latent sites."""
-        num = number_of(draws)
-        trace = self.runner.trace(self._model, num, draws)
-        return {name: self.runner.total(trace, num, [name]) for name in self.structure.observed}
+        """Return log p(x | z) of each observed site, each of shape ``(K, B)``; classes not in draws are summed out."""
+        names, sites = tuple(self.structure.observed), self.structure.supports
+        if draws.keys() >= sites.keys():
+            num = number_of(draws)
+            trace = self.runner.trace(self._model, num, draws)
+            return {name: self.runner.total(trace, num, [name]) for name in names}
+        log_prior, found = self.log_prior(draws), Draws()
+        for name in names:
+            others = tuple(other for other in names if other != name)
+            found[name] = self.runner.density(self._model, draws, False, without=others) - log_prior
+        return found
 
-    def simulate(self, num: int, draws: Draws | None = None) -> Draws:
-        """Return draws of all sites of the model, what is observed too; with ``draws``, given these."""
-        trace = self.runner.trace(poutine.uncondition(self.program.model), num, draws)
-        return self.runner.outward(trace, [*self.structure.supports, *self.structure.observed])
+    def complete(self, num: int, draws: Draws) -> Draws:
+        """Return draws with the classes that are not among them, drawn from p(y | z, x), which is exact."""
+        absent = [name for name in self.structure.supports if name not in draws]
+        return draws | self.runner.classes(self._model, num, draws, absent) if absent else draws
+
+    def simulate(self, num: int, draws: Draws | None = None, observed: bool = True) -> Draws:
+        """Return draws of all sites of the model.
+
+        Arguments:
+            num: How many.
+            draws: Values of latent sites, of which the others are drawn as the model draws them.
+            observed: Whether what is observed is drawn too; otherwise it stays, and latent sites are returned.
+        """
+        model = poutine.uncondition(self.program.model) if observed else self._model
+        names = [*self.structure.supports, *(self.structure.observed if observed else ())]
+        return self.runner.outward(self.runner.run(model, num, draws), names)
 
     def at(self, draws: Draws, index: int = 0) -> Posterior:
         """Return the program at data that :meth:`simulate` drew: covariates stay, what is observed is replaced.
