@@ -133,7 +133,8 @@ def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tu
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        traces = guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        traces = poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
         traces = tuple(map(prune_subsample_sites, traces))
         sites = [site for trace in traces for site in samples(trace).values()]
         depth = depth_of(traces)
@@ -143,7 +144,7 @@ def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tu
             for site in sites:
                 check_site_shape(site, sys.maxsize)
             with suppress(NotImplementedError):  # a density that is known at its own draws only
-                _check(model, guide, depth, guide_trace, args, kwargs)
+                _check(model, guide, depth, _joined(traces[0], guide_trace), args, kwargs)
     return depth
 
 
@@ -160,6 +161,8 @@ def _check(
 
     try:
         both = poutine.trace(in_plate(guide)).get_trace(*args, **kwargs)
+        replayed = poutine.replay(in_plate(model), trace=both)
+        both = _joined(poutine.trace(replayed).get_trace(*args, **kwargs), both)
         together = [run(in_plate(program), both) for program in (guide, model)]
     except NotImplementedError:
         raise
@@ -184,6 +187,14 @@ def _check(
                     f"Expected a program that runs for several particles at once; at site {name!r} a particle has "
                     f"another log-density in a plate than alone. {ADVICE}"
                 )
+
+
+def _joined(model_trace: Trace, guide_trace: Trace) -> Trace:
+    """Return a guide's trace with what the model alone draws, so that a run at its values has no noise."""
+    for name, site in latent(model_trace).items():
+        if name not in guide_trace:
+            guide_trace.add_node(name, **site)
+    return guide_trace
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
