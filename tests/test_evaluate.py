@@ -17,9 +17,9 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, posterior, priors
 from pyro_vae.compiled import graph, traced
-from pyro_vae.seeds import at_test
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.program import Posterior
+from pyro_vae.seeds import at_test
 
 
 @pytest.fixture

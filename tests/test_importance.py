@@ -16,8 +16,8 @@ from torch.distributions import constraints
 
 from pyro_vae import VAE, evaluate
 from pyro_vae.objectives import ELBO, IWAE, Renyi, ReweightedWakeSleep, importance
-from pyro_vae.traces.weights import chosen_by_weight, power_mean
 from pyro_vae.oracle import LinearGaussian
+from pyro_vae.traces.weights import chosen_by_weight, power_mean
 
 pytestmark = pytest.mark.usefixtures("float64", "param_store")
 K = 7

@@ -1,40 +1,34 @@
-r"""A trained VAE in ArviZ's own container, for its tables and its figures."""
+r"""What a program says of some data, in ArviZ's own container, for its tables and its figures."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Categorical
+from torch.utils._pytree import tree_map
 
-from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import pareto_k
 from pyro_vae.evaluate.pareto import FEWEST
 from pyro_vae.evaluate.weighing import room
-from pyro_vae.missing import log_prob
-from pyro_vae.posterior.plane import check
+from pyro_vae.posterior.layout import SAMPLE, Layout, Variables, container, names_of
+from pyro_vae.program import Draws, Posterior, argument_names, point_of, posterior_of
+from pyro_vae.program.sources import sources
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["to_arviz"]
 
-MOST = 20_000  # z decoded at once; more are no faster
 POOL = 2**27  # numbers in a pool: half a gibibyte of float32
-SAMPLE = ("chain", "draw")
-EVENTS = {1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
-
-Variables = Mapping[str, tuple[Sequence[str], Tensor]]  # name -> dimensions, values
 
 
-class Draws(NamedTuple):
-    """Draws of z, of shape ``(K, B, latent)``, and of each its log-densities in nats, of shape ``(K, B)``."""
+class Weighed(NamedTuple):
+    """Draws of the guide, and of each its log-densities in nats, of shape ``(K, B)``."""
 
-    z: Tensor
-    log_likelihood: Tensor
+    sites: Draws
     log_p: Tensor
     log_q: Tensor
 
@@ -46,38 +40,44 @@ class Draws(NamedTuple):
 
 @torch.no_grad()
 def to_arviz(
-    vae: VAE,
-    x: Tensor,
+    program: Any,
+    data: Any,
     draws: int = 1000,
     resample: bool = False,
     num_particles: int = 10,
     predictive_draws: int = 100,
     index: Sequence[Any] | Tensor | None = None,
-    latent_names: Sequence[str] | None = None,
+    latent_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> Any:
-    r"""Return what a VAE says of some data, in ArviZ's own container.
+    r"""Return what a program says of some data, in ArviZ's own container, each site a variable under its own name.
 
     .. math:: z \sim q(z \mid x), \qquad \log w = \log p(x, z) - \log q(z \mid x)
 
     ===================== ============== ======================================================================
     group                 variables      dimensions
     ===================== ============== ======================================================================
-    posterior             z              chain, draw, datum, latent
-    posterior_predictive  x              chain, draw, datum, event: of the first draws of z, whole where x is NaN
-    prior                 z              chain, draw, latent
-    prior_predictive      x              chain, draw, event: of the prior's first draws
-    observed_data         x              datum, event; NaN where it is missing
-    log_likelihood        x              chain, draw, datum: log p(x | z), of what is observed
+    posterior             latent sites   chain, draw, datum, its own: of the guide
+    posterior_predictive  observed sites chain, draw, datum, its own: of the first draws, whole where x is NaN
+    prior                 latent sites   chain, draw, its own; with datum before these where there are covariates
+    prior_predictive      observed sites the same: of the prior's first draws
+    observed_data         observed sites datum, its own; NaN where it is missing
+    log_likelihood        observed sites chain, draw, datum: log p(x | z), of what is observed
     sample_stats          log_p, log_q,  chain, draw, datum: log p(x, z), log q(z | x), and their difference
                           log_weight
     sample_stats          pareto_k       chain, draw, datum: the same for all draws of a datum
     constant_data         pareto_k       datum: :func:`pyro_vae.evaluate.pareto_k` of the draws of the guide
+    constant_data         covariates     datum, its own: arguments that no observed site shows
     ===================== ============== ======================================================================
 
-    An event is ``(channel, row, column)``, ``(row, column)`` or ``(feature,)``; of another rank, ``feature_0`` and so
-    on. There is one chain, since draws are independent of each other: that ArviZ finds their effective number high
-    says nothing of the guide. ``pareto_k`` does: above 0.7 the guide leaves out a part of the posterior.
+    The own dimensions of a site are ``{site}_dim_0`` and so on, as ArviZ has them. Where there is one latent site it is
+    of ``latent``, and one observed site without covariates is of ``(channel, row, column)``, ``(row, column)`` or
+    ``(feature,)``; of another rank, ``feature_0`` and so on. Discrete sites that the guide draws are integers. Classes
+    that the model alone has are summed out of all densities, and so are in the prior alone; a predictive draw is of
+    classes from their exact posterior.
+
+    There is one chain, since draws are independent of each other: that ArviZ finds their effective number high says
+    nothing of the guide. ``pareto_k`` does: above 0.7 the guide leaves out a part of the posterior.
 
     With ``resample`` the posterior is by sampling importance resampling: of ``draws * num_particles`` draws of the
     guide for each datum, ``draws`` are taken with replacement, in proportion to w. As that number grows they become
@@ -96,24 +96,25 @@ def to_arviz(
         Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
 
     Arguments:
-        vae: Any VAE, of any device.
-        x: Shape ``(B, *event)``, NaN where it is missing. All draws are held at once: a few hundred data are many.
-        draws: Draws of z, for each datum and of the prior.
+        program: A program.
+        data: Its data, NaN where they are missing. All draws are held at once: a few hundred data are many.
+        draws: Draws of what is latent, for each datum and of the prior.
         resample: Whether the posterior's are resampled in proportion to their importance weights.
         num_particles: Where they are, draws of the guide for each one that is kept.
-        predictive_draws: Draws of x, in float32, for each datum and of the prior; at most ``draws``.
+        predictive_draws: Draws of what is observed, in float32, for each datum and of the prior; at most ``draws``.
         index: Names of the data, all different; 0 to B - 1, if not given.
-        latent_names: Names of the latent dimensions, all different; 0 to latent - 1, if not given.
+        latent_names: Names of the elements of the only latent site, all different, or by site; numbers, if not given.
         seed: Seed of the draws; torch's own state is left as it was.
 
     Returns:
         An ``arviz.InferenceData`` where ArviZ is 0.x, an ``xarray.DataTree`` where it is 1.x.
 
     Raises:
-        ValueError: If x is not of the decoder's event, there are no data, no particles or fewer than 25 draws, log
-            weights are not finite, or names are too few, too many or not different.
+        ValueError: If data are not the program's, there are no particles or fewer than 25 draws, log-weights are not
+            finite, or names are too few, too many, not different, or of no vector.
 
     Example:
+        >>> from pyro_vae import VAE
         >>> vae = VAE.build((1, 8, 8), latent=2).eval()
         >>> found = to_arviz(vae, torch.rand(3, 1, 8, 8), draws=50, index=["a", "b", "c"])
         >>> found["posterior"]["z"].sel(datum="b", latent=0).shape, found["posterior_predictive"]["x"].dims
@@ -124,107 +125,117 @@ def to_arviz(
             f"Expected at least {FEWEST} draws, fewer being none to tell k of, 1 particle and 1 predictive draw; got "
             f"draws = {draws}, num_particles = {num_particles}, predictive_draws = {predictive_draws}."
         )
-    point = vae.reference
-    with at_test(vae, point.device, seed):
-        prior = vae.prior().sample((draws,))
-        check(x, vae.decoder(prior[:2]).event_shape)
-        x = x.to(point)
-        coords = {
-            "datum": _names("index", index, len(x)),
-            "latent": _names("latent_names", latent_names, prior.shape[-1]),
-        }
-        posterior, k = _posterior(vae, x, draws, num_particles if resample else None)
-        predicted, imagined = (_predictive(vae, z[:predictive_draws]) for z in (posterior.z, prior))
-    event = EVENTS.get(x.dim() - 1) or tuple(f"feature_{i}" for i in range(x.dim() - 1))
-    return _container(
+    with at_test(program, point_of(program).device, seed):
+        posterior = posterior_of(program, data)
+        covariates, bounds = _covariates(posterior), room(posterior)
+        layout = Layout(posterior, bool(covariates))
+        coords = {"datum": names_of("index", index, len(posterior)), **layout.coords(latent_names)}
+        each = bool(covariates) or posterior.structure.whole  # a prior for each datum, or one for all
+        some, first = posterior if each else posterior[:1], min(draws, predictive_draws)
+        prior = _in_parts(some, bounds, draws, lambda part, num, _: part.simulate(num, observed=False))
+        drawn, k = _posterior(posterior, bounds, draws, num_particles if resample else None)
+        predicted = _in_parts(posterior, bounds, first, _predictive, drawn.sites)
+        imagined = _in_parts(some, bounds, first, _predictive, prior)
+        likelihood = _in_parts(posterior, bounds, draws, lambda part, _, z: part.log_likelihood(z), drawn.sites)
+        seen = _in_parts(posterior, bounds, 1, _observed)
+    per_datum, of_prior = (*SAMPLE, "datum"), (*SAMPLE, "datum") if each else SAMPLE
+    densities = {"log_p": drawn.log_p, "log_q": drawn.log_q, "log_weight": drawn.log_weight}
+    # ArviZ 1.x takes every variable of sample_stats to have draws.
+    densities["pareto_k"] = k.expand(draws, -1)
+    return container(
         {
-            "posterior": _sampled({"z": (("datum", "latent"), posterior.z)}),
-            "posterior_predictive": _sampled({"x": (("datum", *event), predicted)}),
-            "prior": _sampled({"z": (("latent",), prior)}),
-            "prior_predictive": _sampled({"x": (event, imagined)}),
-            "observed_data": {"x": (("datum", *event), x)},
-            "log_likelihood": _sampled({"x": (("datum",), posterior.log_likelihood)}),
-            "sample_stats": _sampled(
-                {name: (("datum",), getattr(posterior, name)) for name in ("log_p", "log_q", "log_weight")}
-                # ArviZ 1.x takes every variable here to have draws.
-                | {"pareto_k": (("datum",), k.expand(draws, -1))}
-            ),
-            "constant_data": {"pareto_k": (("datum",), k)},
+            "posterior": layout(drawn.sites, per_datum),
+            "posterior_predictive": layout(predicted, per_datum),
+            "prior": layout(prior, of_prior),
+            "prior_predictive": layout(imagined, of_prior),
+            "observed_data": layout(seen, ("datum",)),
+            "log_likelihood": {name: (per_datum, value[None]) for name, value in likelihood.items()},
+            "sample_stats": {name: (per_datum, value[None]) for name, value in densities.items()},
+            "constant_data": {"pareto_k": (("datum",), k)} | covariates,
         },
         coords,
     )
 
 
-def _names(argument: str, given: Sequence[Any] | Tensor | None, size: int) -> np.ndarray:
-    """Return the coordinate of a dimension: the names that are given, or else numbers from 0."""
-    names = np.arange(size) if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
-    different = len(set(names.ravel().tolist()))
-    if names.shape != (size,) or different < size:
-        raise ValueError(
-            f"Expected {argument} to be {size} names, all different; got {different} different, of shape {names.shape}."
-        )
-    return names
+def _covariates(posterior: Posterior) -> Variables:
+    """Return the arguments that no observed site shows; all of them, where it cannot be told."""
+    try:
+        shown = {argument for argument, _ in sources(posterior).values()}
+    except (RuntimeError, IndexError, ValueError):
+        shown = set()
+    columns = zip(argument_names(posterior.program), posterior.data, strict=False)
+    own = {name: column for i, (name, column) in enumerate(columns) if i not in shown}
+    return {name: (("datum", *(f"{name}_dim_{i}" for i in range(v.dim() - 1))), v) for name, v in own.items()}
 
 
-def _posterior(vae: VAE, x: Tensor, draws: int, num_particles: int | None) -> tuple[Draws, Tensor]:
+def _in_parts(
+    posterior: Posterior,
+    bounds: tuple[int, int],
+    num: int,
+    run: Callable[[Posterior, int, Draws], Any],
+    draws: Draws | None = None,
+) -> Any:
+    """Run for ``num`` draws of all data, given draws or not, as many at once as are within bounds."""
+    rows, at_once = bounds
+    columns = []
+    for start in range(0, len(posterior), rows):
+        some, parts = posterior[start : start + rows], []
+        size = max(1, at_once // len(some))
+        for first in range(0, num, size):
+            last = min(first + size, num)
+            given = {name: v[first:last, start : start + rows] for name, v in (draws or {}).items()}
+            parts.append(run(some, last - first, given))
+        columns.append(_cat(parts, 0))
+    return _cat(columns, 1)
+
+
+def _cat(parts: list[Any], dim: int) -> Any:
+    return tree_map(lambda *values: torch.cat(values, dim), *parts)
+
+
+def _posterior(
+    posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int | None
+) -> tuple[Weighed, Tensor]:
     """Return draws for each datum, and k; of a pool from which they are resampled, unless there are no particles."""
-    pool = draws * (num_particles or 1)
-    images, at_once = room(vae, x)
-    latent = vae.prior().event_shape[0]
-    kept, k = [], []
-    for rows in x.split(max(1, min(images, POOL // (pool * (latent + 4))))):
-        drawn = _draw(vae, rows, pool, max(1, at_once // len(rows)))
-        k.append(pareto_k(drawn.log_weight))
-        kept.append(_resampled(drawn, draws) if num_particles else drawn)
-    return Draws(*(torch.cat(values, dim=1) for values in zip(*kept, strict=True))), torch.cat(k)
+    pool, rows = draws * (num_particles or 1), bounds[0]
+    if not posterior.structure.whole:
+        held = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4
+        rows = max(1, min(rows, POOL // (pool * held)))
+    kept = []
+    for start in range(0, len(posterior), rows):
+        drawn = _in_parts(posterior[start : start + rows], bounds, pool, _weigh)
+        k = pareto_k(drawn.log_weight)
+        kept.append((_resampled(drawn, draws) if num_particles else drawn, k.unsqueeze(0)))
+    drawn, k = _cat(kept, 1)
+    return drawn, k.squeeze(0)
 
 
-def _draw(vae: VAE, x: Tensor, num: int, at_once: int) -> Draws:
-    """Draw from the guide, ``at_once`` for each datum at a time."""
-    q, p = vae.encoder(x), vae.prior()
-    parts = []
-    for start in range(0, num, at_once):
-        z = q.sample((min(at_once, num - start),))
-        log_likelihood = log_prob(vae.decoder(z), x)
-        parts.append(Draws(z, log_likelihood, p.log_prob(z) + log_likelihood, q.log_prob(z)))
-    return Draws(*(torch.cat(values) for values in zip(*parts, strict=True)))
+def _weigh(posterior: Posterior, num: int, _: Draws) -> Weighed:
+    sites, log_q = posterior.propose(num)
+    return Weighed(sites, posterior.log_joint(sites).expand_as(log_q), log_q)
 
 
-def _resampled(drawn: Draws, num: int) -> Draws:
+def _resampled(drawn: Weighed, num: int) -> Weighed:
     """Take ``num`` draws for each datum with replacement, in proportion to their weights."""
     chosen = Categorical(logits=drawn.log_weight.T).sample((num,))
     datum = torch.arange(chosen.shape[1], device=chosen.device)
-    return Draws(*(values[chosen, datum] for values in drawn))
+    return tree_map(lambda values: values[chosen, datum], drawn)
 
 
-def _predictive(vae: VAE, z: Tensor) -> Tensor:
-    """Draw x given z, from ``(*, latent)`` to ``(*, *event)``, in float32 and off the device."""
-    flat = z.flatten(0, -2)
-    fit = how_many_fit(lambda n: vae.decoder(flat[:n]).sample(), MOST, z.device)
-    return torch.cat([vae.decoder(part).sample().float().cpu() for part in flat.split(fit)]).unflatten(0, z.shape[:-1])
+def _predictive(posterior: Posterior, num: int, draws: Draws) -> Draws:
+    """Draw what is observed given draws, in float32 and off the device."""
+    drawn = posterior.simulate(num, posterior.complete(num, draws))
+    found = {name: drawn[name].cpu() for name in posterior.structure.observed}
+    return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
 
-def _sampled(variables: Variables) -> Variables:
-    """Give variables of ``(draws, *)`` the dimensions of the samples."""
-    return {name: ((*SAMPLE, *dims), values.unsqueeze(0)) for name, (dims, values) in variables.items()}
-
-
-def _container(groups: Mapping[str, Variables], coords: Mapping[str, np.ndarray]) -> Any:
-    """Make an ``InferenceData`` of ArviZ 0.x, or a ``DataTree`` of 1.x: ``from_dict`` gives a name one shape in all."""
-    with warnings.catch_warnings():
-        # ArviZ 0.23 announces 1.x once a day.
-        warnings.filterwarnings("ignore", "\nArviZ is undergoing a major refactor", FutureWarning)
-        import arviz as az
-    import xarray as xr
-
-    def dataset(variables: Variables) -> xr.Dataset:
-        sizes = {dim: size for dims, values in variables.values() for dim, size in zip(dims, values.shape, strict=True)}
-        return xr.Dataset(
-            {name: (dims, values.cpu().numpy()) for name, (dims, values) in variables.items()},
-            {dim: coords.get(dim, np.arange(size)) for dim, size in sizes.items()},
-            {"inference_library": "pyro_vae"},
-        )
-
-    made: dict[str, Any] = {group: dataset(variables) for group, variables in groups.items()}
-    # Asked of vars: an attribute of this name is there in 1.x too, and warns.
-    return az.InferenceData(**made) if "InferenceData" in vars(az) else xr.DataTree.from_dict(made)
+def _observed(posterior: Posterior, *_: Any) -> Draws:
+    """Return what is observed as it is, NaN where it is missing, as values of one draw."""
+    with pyro.validation_enabled(False):
+        trace = poutine.trace(posterior.program.model).get_trace(*posterior.data)
+    found, (depth, dim) = {}, (posterior.structure.depth, posterior.structure.dim)
+    for name in posterior.structure.observed:
+        value, event_dim = trace.nodes[name]["value"], trace.nodes[name]["fn"].event_dim
+        batch = value.dim() - event_dim
+        found[name] = value.reshape((1,) * (1 + depth - batch) + value.shape).movedim(1 + depth + dim, 1)
+    return found

@@ -3,7 +3,6 @@ r"""A program at some data: the density of what is latent in it, datum by datum,
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.missing import Missing
+from pyro_vae.program.rows import check_rows
 from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.sources import sources
-from pyro_vae.program.structure import FEW, Draws, Structure, arguments, coordinates, structure
+from pyro_vae.program.structure import Draws, Structure, arguments, coordinates, structure
 from pyro_vae.traces.weights import Weights, log_weights
 
 __all__ = ["Posterior"]
@@ -77,7 +77,7 @@ class Posterior:
                 "`with pyro.plate('data', x.shape[0]):` around the sites of model and guide."
             )
         posterior = cls(program, rows, found, {name: torch.as_tensor(v) for name, v in (given or {}).items()})
-        posterior._check_rows()
+        check_rows(posterior)
         return posterior
 
     def __len__(self) -> int:
@@ -147,15 +147,34 @@ class Posterior:
             return self.runner.seen(self._model)
 
     def log_likelihood(self, draws: Draws) -> Draws:
-        """Return log p(x | z) of each observed site, each of shape ``(K, B)``, at values of all latent sites."""
-        num = number_of(draws)
-        trace = self.runner.trace(self._model, num, draws)
-        return {name: self.runner.total(trace, num, [name]) for name in self.structure.observed}
+        """Return log p(x | z) of each observed site, each of shape ``(K, B)``; classes not in draws are summed out."""
+        names, sites = tuple(self.structure.observed), self.structure.supports
+        if draws.keys() >= sites.keys():
+            num = number_of(draws)
+            trace = self.runner.trace(self._model, num, draws)
+            return {name: self.runner.total(trace, num, [name]) for name in names}
+        log_prior, found = self.log_prior(draws), Draws()
+        for name in names:
+            others = tuple(other for other in names if other != name)
+            found[name] = self.runner.density(self._model, draws, False, without=others) - log_prior
+        return found
 
-    def simulate(self, num: int, draws: Draws | None = None) -> Draws:
-        """Return draws of all sites of the model, what is observed too; with ``draws``, given these."""
-        trace = self.runner.trace(poutine.uncondition(self.program.model), num, draws)
-        return self.runner.outward(trace, [*self.structure.supports, *self.structure.observed])
+    def complete(self, num: int, draws: Draws) -> Draws:
+        """Return draws with the classes that are not among them, drawn from p(y | z, x), which is exact."""
+        absent = [name for name in self.structure.supports if name not in draws]
+        return draws | self.runner.classes(self._model, num, draws, absent) if absent else draws
+
+    def simulate(self, num: int, draws: Draws | None = None, observed: bool = True) -> Draws:
+        """Return draws of all sites of the model.
+
+        Arguments:
+            num: How many.
+            draws: Values of latent sites, of which the others are drawn as the model draws them.
+            observed: Whether what is observed is drawn too; otherwise it stays, and latent sites are returned.
+        """
+        model = poutine.uncondition(self.program.model) if observed else self._model
+        names = [*self.structure.supports, *(self.structure.observed if observed else ())]
+        return self.runner.outward(self.runner.run(model, num, draws), names)
 
     def at(self, draws: Draws, index: int = 0) -> Posterior:
         """Return the program at data that :meth:`simulate` drew in place of what is observed and is not masked.
@@ -220,30 +239,5 @@ class Posterior:
             supports = {name: nodes[name]["fn"].support for name in supports}
         return {name: biject_to(supports[name]) for name in self.structure.continuous}
 
-    @torch.no_grad()
-    def _check_rows(self) -> None:
-        """Weigh a row alone and among others."""
-        few = self[:FEW]
-        if len(few) < 2 or self.structure.whole:
-            return
-        with torch.random.fork_rng(devices=self._devices()):
-            draws, _ = few.propose(1)
-            head = {name: value[:, :1] for name, value in draws.items()}
-            for what in ("log_joint", "log_q") if not self.structure.hidden else ("log_joint",):
-                with suppress(NotImplementedError):  # a density that is known at its own draws only
-                    among, again = (getattr(few, what)(draws)[:, :1] for _ in range(2))
-                    alone = getattr(few[:1], what)(head)
-                    if _close(among, again) and not _close(among, alone):  # noise of its own differs each time
-                        part = "guide" if what == "log_q" else "model"
-                        raise ValueError(
-                            f"Expected a density of each row by itself; that of the {part} for the first row is "
-                            f"{alone.item():.6g} alone and {among.item():.6g} among others. Call program.eval() if it "
-                            "has batch normalisation, and leave other rows out of the program."
-                        )
-
     def _devices(self) -> list[torch.device]:
         return [self.data[0].device] if self.data[0].is_cuda else []
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer import infer_discrete
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.program.structure import Draws, Structure
-from pyro_vae.traces.enumeration import enumerate_pair
+from pyro_vae.traces.enumeration import enumerate_pair, marking
 from pyro_vae.traces.sites import PARTICLES, latent, samples
 from pyro_vae.traces.weights import log_weights
 
@@ -120,6 +121,12 @@ class Runner:
             mask = torch.as_tensor(mask, device=self.data[0].device)
             found[name] = self.to_rows(mask.expand(nodes[name]["fn"].batch_shape))[0]
         return found
+
+    def classes(self, program: Program, num: int, draws: Draws, names: list[str]) -> Draws:
+        """Draw discrete sites from their exact law given the data and values of all other sites."""
+        program = poutine.condition(marking(self._with_particles(program, num), names), self._values(num, draws))
+        program = infer_discrete(program, first_available_dim=-2 - self.structure.depth)
+        return self.outward(poutine.trace(program).get_trace(*self.data), names)
 
     def scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
         """Return a trace with log-densities, of the sites that are part of one of each datum."""

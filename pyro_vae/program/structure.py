@@ -10,9 +10,7 @@ from typing import Any, Protocol
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
@@ -20,7 +18,7 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.missing import Missing
 from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
-from pyro_vae.traces.particles import OneSubsample, OwnRows, depth_of, plate_nesting
+from pyro_vae.traces.particles import OwnRows, probe
 from pyro_vae.traces.sites import latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
 
 __all__ = ["Draws", "Program", "Structure", "arguments", "argument_names", "coordinates", "point_of", "structure"]
@@ -160,13 +158,8 @@ def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None
 def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool = False) -> Structure:
     missing = any(column.is_floating_point() and bool(column.isnan().any()) for column in data)
     model = Missing()(program.model) if missing else program.model
-    devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample(), OwnRows():
-        depth = plate_nesting(model, program.guide, few, {})
-        guide_trace = prune_subsample_sites(poutine.trace(program.guide).get_trace(*few))
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*few))
-    depth = max(depth, depth_of((model_trace, guide_trace)))
+    rows = OwnRows()
+    depth, (model_trace, guide_trace) = probe(rows(model), rows(program.guide), few, {})
     summed, terms = marked(model_trace, guide_trace), tuple(loss_terms(model_trace, guide_trace))
     drawn = latent(model_trace)
     for name in drawn:

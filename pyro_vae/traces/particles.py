@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Site, latent, plates, samples
 
-__all__ = ["OneSubsample", "OwnRows", "depth_of", "importance_traces", "plate_nesting"]
+__all__ = ["OneSubsample", "OwnRows", "close", "depth_of", "importance_traces", "plate_nesting", "probe"]
 
 ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run them one after another."
 
@@ -130,10 +130,19 @@ def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tu
     Raises:
         ValueError: If a particle has another log-density in a plate than alone, or the program does not run in one.
     """
+    return probe(model, guide, args, kwargs)[0]
+
+
+@torch.no_grad()
+def probe(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
+) -> tuple[int, tuple[Trace, Trace]]:
+    """As :func:`plate_nesting`; return the traces of model and guide that it looked at, too."""
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        traces = guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        traces = poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
         traces = tuple(map(prune_subsample_sites, traces))
         sites = [site for trace in traces for site in samples(trace).values()]
         depth = depth_of(traces)
@@ -143,8 +152,8 @@ def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tu
             for site in sites:
                 check_site_shape(site, sys.maxsize)
             with suppress(NotImplementedError):  # a density that is known at its own draws only
-                _check(model, guide, depth, guide_trace, args, kwargs)
-    return depth
+                _check(model, guide, depth, _joined(traces[0], traces[1].copy()), args, kwargs)
+    return depth, traces
 
 
 def _check(
@@ -160,6 +169,8 @@ def _check(
 
     try:
         both = poutine.trace(in_plate(guide)).get_trace(*args, **kwargs)
+        replayed = poutine.replay(in_plate(model), trace=both)
+        both = _joined(poutine.trace(replayed).get_trace(*args, **kwargs), both)
         together = [run(in_plate(program), both) for program in (guide, model)]
     except NotImplementedError:
         raise
@@ -176,15 +187,24 @@ def _check(
             )
         site["value"] = two[-1].reshape(one.shape)
     for program, batched in zip((guide, model), together, strict=True):
-        first, second = run(program, alone), run(program, alone)
+        first = run(program, alone)
         for name, log_prob in first.items():
-            expected, again, found = log_prob.sum(), second[name].sum(), batched[name][-1].sum()
-            if _close(expected, again) and not _close(expected, found):
+            # A program with noise of its own differs from itself, too.
+            if not close(log_prob.sum(), batched[name][-1].sum()) and close(log_prob, run(program, alone)[name]):
                 raise ValueError(
                     f"Expected a program that runs for several particles at once; at site {name!r} a particle has "
                     f"another log-density in a plate than alone. {ADVICE}"
                 )
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _joined(model_trace: Trace, guide_trace: Trace) -> Trace:
+    """Return a guide's trace with what the model alone draws, so that a run at its values has no noise."""
+    for name, site in latent(model_trace).items():
+        if name not in guide_trace:
+            guide_trace.add_node(name, **site)
+    return guide_trace
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two log-densities are the same up to rounding in float32."""
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
