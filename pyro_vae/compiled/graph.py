@@ -21,6 +21,12 @@ __all__ = ["Graph", "can_compile"]
 
 # What returns its argument, where no gradient is asked for.
 SAME = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
+EXPAND = torch.ops.aten.expand.default
+# Of each element by itself, and with numbers for their other arguments.
+OF_EACH = {
+    getattr(torch.ops.aten, name).default
+    for name in ("log", "exp", "neg", "sqrt", "rsqrt", "reciprocal", "log1p", "expm1", "abs", "sigmoid", "softplus")
+} | {torch.ops.aten.pow.Tensor_Scalar, *(getattr(torch.ops.aten, n).Tensor for n in ("add", "sub", "mul", "div"))}
 CALL = 4000
 # Of whose argument the shape alone is asked for.
 SHAPED = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
@@ -57,6 +63,7 @@ class Graph:
         # Or torch would make such a mode for each operation, which takes as long again as the recording.
         with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
             module = make_fx(record)(*tensors)
+        _narrow(module.graph)
         _prune(module.graph)
         self.state = _lift(module)
         if frozen:
@@ -108,6 +115,36 @@ def _work(nodes: list[fx.Node]) -> int:
     operations: list[tuple[Any, Any]] = [(node.target, node.meta.get("val")) for node in nodes]
     fused = [pair for pair in operations if pair[0].overloadpacket.__name__ not in PRODUCTS and not pair[0].is_view]
     return sum(CALL + value.numel() for _, value in fused if isinstance(value, Tensor))
+
+
+def _narrow(graph: fx.Graph) -> None:
+    """Compute a function of a few numbers that are repeated, as log of a scale, once for each of them.
+
+    Distributions repeat their parameters first, and take logarithms and squares of a number for every pixel.
+    """
+    for node in list(graph.nodes):
+        if node.target is EXPAND:
+            few = node.args[0].args[0] if node.args[0].target is EXPAND else node.args[0]
+            node.args = (few, list(node.meta["val"].shape))
+            if few.meta["val"].shape == node.meta["val"].shape:
+                node.replace_all_uses_with(few)
+                graph.erase_node(node)
+            continue
+        wide = node.args[0] if node.target in OF_EACH and node.args else None
+        if not (isinstance(wide, fx.Node) and wide.target is EXPAND) or any(
+            isinstance(other, fx.Node) for other in (*node.args[1:], *node.kwargs.values())
+        ):
+            continue
+        few = wide.args[0]
+        if few.meta["val"].numel() == wide.meta["val"].numel() or node.meta["val"].shape != wide.meta["val"].shape:
+            continue
+        with graph.inserting_before(node):
+            short = graph.call_function(node.target, (few, *node.args[1:]), node.kwargs)
+            long = graph.call_function(EXPAND, (short, list(node.meta["val"].shape)))
+        short.meta = {**node.meta, "val": node.meta["val"].new_empty(few.meta["val"].shape)}
+        long.meta = dict(node.meta)
+        node.replace_all_uses_with(long)
+        graph.erase_node(node)
 
 
 def _prune(graph: fx.Graph) -> None:

@@ -49,7 +49,7 @@ class Weighing:
         self.num_particles = num_particles
         self._posterior = posterior
         calls = sum(len(self._sizes(len(rows))) for rows in self.batches())
-        self._graph = Traced(self._outputs, "auto", calls, quiet=True) if calls >= MANY else None
+        self._graph = Traced(self._outputs, "auto", calls, quiet=True, frozen=True) if calls >= MANY else None
         if self._graph:
             with forked(posterior.data[0].device):
                 self._rehearse()

@@ -113,6 +113,7 @@ def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) ->
     parts += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     classes = set()
+    there = set().union(*(site["packed"]["unscaled_log_prob"]._pyro_dims for site, _ in parts))  # those of size > 1
     for site, sign in parts:
         dim = (site["infer"] or {}).get("_enumerate_dim")
         if dim is not None:
@@ -125,13 +126,14 @@ def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) ->
             dims = log_prob._pyro_dims
             log_prob = torch.where(_like(packed["mask"], dims), log_prob, 0.0)
             log_prob._pyro_dims = dims
-        frames = frozenset(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
+        frames = there.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
         signed = sign * log_prob
         signed._pyro_dims = log_prob._pyro_dims
-        tree.setdefault(frames, []).append(signed)
-    order = [symbols[frame.name] for frame in sorted(shared, key=lambda frame: frame.dim)]
+        tree.setdefault(frozenset(frames), []).append(signed)
+    names = [symbols[frame.name] for frame in sorted(shared, key=lambda frame: frame.dim)]
+    order = [symbol for symbol in names if symbol in there]
     total = contract_to_tensor(tree, classes, target_ordinal=frozenset(order))
-    return total.permute(*(total._pyro_dims.index(symbol) for symbol in order))
+    return total.permute([total._pyro_dims.index(symbol) for symbol in order])
 
 
 def _like(mask: Any, dims: str) -> Any:
