@@ -74,6 +74,7 @@ class TestEvidence:
         assert ((bound - model.log_evidence(x)).abs() < 0.02).all()
 
     @STARTS
+    @pytest.mark.usefixtures("param_store")
     def test_of_one_temperature_it_is_importance_sampling(self, model, start, short):
         """Chains that do not move: from the guide the same draws give the log-weights of ``evaluate``."""
         vae, x = off(model.vae("mean-field")), data(model, 5)[0]
@@ -188,11 +189,13 @@ class TestMissing:
         torch.testing.assert_close(ais.ais(vae, x, 300, 50), expected, rtol=0, atol=0.06)
 
 
+@pytest.mark.usefixtures("param_store")
 class TestLadder:
     def test_goes_from_the_start_to_the_posterior(self, model, short):
+        vae = model.vae("mean-field")
         for start in ("guide", "prior"):
             with torch.no_grad():
-                ladder = climbing(model.vae("mean-field"), data(model, 5)[0], start)
+                ladder = climbing(vae, data(model, 5)[0], start)
                 plan = ladder.plan(4, 30, 2, lambda number: None)
             assert plan.betas.shape == plan.steps.shape == (31, 5)
             assert (plan.betas[0] == 0).all()
@@ -255,6 +258,7 @@ PARTS = {
 
 
 @pytest.mark.filterwarnings("ignore:AIS accepted")  # after so short a pilot run
+@pytest.mark.usefixtures("param_store")
 class TestParts:
     @pytest.mark.parametrize(("prior", "guide"), PARTS.values(), ids=PARTS)
     def test_every_prior_and_guide_comes_to_log_p(self, prior, guide, short, float64):
@@ -366,6 +370,7 @@ class Positive(nn.Module):
 
     def __init__(self, law):
         super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
         self.law = law and law.to_event(1)
 
     def forward(self):
