@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.annealing import Start, drawn
 from pyro_vae.compiled import Outputs, Traced
+from pyro_vae.compiled.traced import SELDOM
 from pyro_vae.program import Draws, Posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
 
@@ -169,7 +170,7 @@ class _Potential:
 
     def __init__(self, posterior: Posterior) -> None:
         self.posterior = posterior
-        self._graph = Traced(self._outputs, quiet=True, frozen=True)
+        self._graph = Traced(self._outputs, quiet=True, recorded=SELDOM, frozen=True)
 
     def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
         u = parameters["u"]
