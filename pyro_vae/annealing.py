@@ -61,7 +61,17 @@ class Plan(NamedTuple):
 
 
 def drawn(posterior: Posterior, start: Start, num: int) -> Tensor:
-    """Return unconstrained draws of the guide or of the prior, of shape ``(num, B, D)``."""
+    """Return unconstrained draws of the guide or of the prior, of shape ``(num, B, D)``.
+
+    Raises:
+        ValueError: If several draws are given of what is outside the data's plate: chains move under one density.
+    """
+    outside = posterior.structure.outside
+    if several := [name for name, value in posterior.given.items() if value.shape != outside[name][0]]:
+        raise ValueError(
+            f"Expected one value of {several[0]!r}, of shape {tuple(outside[several[0]][0])}, for chains to move at; "
+            f"got {tuple(posterior.given[several[0]].shape)}."
+        )
     return posterior.unconstrain(posterior.draw_prior(num) if start == "prior" else posterior.propose(num)[0])
 
 

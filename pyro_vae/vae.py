@@ -125,7 +125,7 @@ class VAE(nn.Module):
     @property
     def reference(self) -> Tensor:
         """A tensor of the VAE's own: ``x.to(vae.reference)`` has its dtype and device."""
-        return next(chain(self.parameters(), self.buffers()))
+        return next(chain(self.parameters(), self.buffers()), torch.zeros(()))
 
     @torch.no_grad()
     def blank(self, num: int) -> Tensor:

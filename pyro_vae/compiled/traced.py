@@ -53,8 +53,8 @@ class Traced:
         state: From what is kept, says what a graph must find as it was, or is made anew.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
         recorded: Which call is recorded, of the first shape; of others it is the 50th.
-        frozen: Whether tensors that it closes over, as parameters, do not change while it lives: what follows from them
-            alone is then computed once.
+        frozen: Whether tensors that it closes over, as parameters, do not change while it lives, nor handlers around it
+            what it is: what follows from these tensors alone is then computed once.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Traced:
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Outputs:
         """Call the function."""
-        if self.reason or am_i_wrapped():
+        if self.reason or (am_i_wrapped() and not self.frozen):
             return self.function(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         key = (spec, self.key(), *map(self._describe, leaves))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -11,12 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import plots
-from pyro_vae.evaluate.weighing import room
-from pyro_vae.missing import log_prob
+from pyro_vae.compiled import how_many_fit
+from pyro_vae.program import Posterior, coordinates, drawn_posterior, point_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["Calibration", "sbc"]
+
+TIED = 1e-5  # relative difference of log-densities that are the same but for rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +28,12 @@ class Calibration:
     Attributes:
         ranks: From 0 to ``draws``, of shape ``(num, latent + 1)``; the last column is of log p(x, z).
         draws: Of the guide, for each datum.
+        names: What the columns are of, as ``z[3]``.
     """
 
     ranks: Tensor
     draws: int
-
-    @property
-    def names(self) -> list[str]:
-        """What the columns are of."""
-        return [*(f"z{i}" for i in range(self.ranks.shape[1] - 1)), "log p(x, z)"]
+    names: Sequence[str] = ()
 
     @property
     def bins(self) -> int:
@@ -74,7 +73,14 @@ class Calibration:
 
 
 @torch.no_grad()
-def sbc(vae: VAE, num: int = 1000, draws: int = 99, seed: int = 0, progress: bool = False) -> Calibration:
+def sbc(
+    program: Any,
+    data: Any = None,
+    draws: int = 99,
+    seed: int = 0,
+    progress: bool = False,
+    num: int | None = None,
+) -> Calibration:
     r"""Calibrate the guide by simulation, under the model's own data.
 
     .. math:: z^* \sim p(z), \quad x \sim p(x \mid z^*), \quad z_1, \dots, z_S \sim q(z \mid x), \qquad
@@ -83,6 +89,9 @@ def sbc(vae: VAE, num: int = 1000, draws: int = 99, seed: int = 0, progress: boo
     Were q the posterior, :math:`z^*` would be one more draw of it, and r uniform on 0 to S, in each dimension. Ranks
     that crowd at both ends are of a guide too narrow, in the middle too wide, at one end biased. A guide that ignores
     x and returns the prior passes in each dimension; the ranks of log p(x, z), in the last column, find it out.
+
+    Ranks are of each real coordinate of the continuous sites and of each element of the discrete ones; draws that are
+    equal are put in order at random, and so are all of an element that a mask hides.
 
     It is of data that the model draws. On real ones, which it may not look like, see ``evaluate.pareto_k``.
 
@@ -94,11 +103,13 @@ def sbc(vae: VAE, num: int = 1000, draws: int = 99, seed: int = 0, progress: boo
         Sensitivity (Modrak et al., 2023), for log p(x, z).
 
     Arguments:
-        vae: Any VAE.
-        num: Data that are drawn.
+        program: A program.
+        data: Whose covariates drawn data have, and whose shapes; a program that has a method ``blank``, as a VAE,
+            needs none. A number is ``num``.
         draws: S, of the guide for each.
         seed: Seed of the draws; torch's own state is left as it was.
         progress: Whether to show a progress bar.
+        num: Data that are drawn, 1000 if it is not said; rows of ``data`` are taken in turn.
 
     Raises:
         ValueError: If there are fewer than 20 data, or no draws.
@@ -110,17 +121,51 @@ def sbc(vae: VAE, num: int = 1000, draws: int = 99, seed: int = 0, progress: boo
         >>> found.ranks.shape, bool((found.p_values > 1e-4).all())
         (torch.Size([200, 3]), True)
     """
+    if isinstance(data, int):
+        data, num = None, data
+    num = 1000 if num is None else num
     if num < 20 or draws < 1:
         raise ValueError(f"Expected at least 20 data and 1 draw; got num = {num} and draws = {draws}.")
-    point, found = vae.reference, []
-    with at_test(vae, point.device, seed), tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar:
-        prior = vae.prior()
-        images, at_once = room(vae, vae.decoder(prior.sample((2,))).sample())
-        for z in prior.sample((num,)).split(max(1, min(images, at_once // draws))):
-            x = vae.decoder(z).sample()
-            drawn = torch.cat([z.unsqueeze(0), vae.encoder(x).sample((draws,))])
-            joint = prior.log_prob(drawn) + log_prob(vae.decoder(drawn), x)
-            values = torch.cat([drawn, joint.unsqueeze(-1)], -1)
-            found.append((values[1:] < values[0]).sum(0))
-            bar.update(len(z))
-    return Calibration(torch.cat(found), draws)
+    device, found = point_of(program).device, []
+    with at_test(program, device, seed), tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar:
+        rows = drawn_posterior(program, data, num)
+        size = how_many_fit(lambda n: _ranks(rows[:n], draws), num, device)
+        for i in range(0, num, size):
+            ranks, names = _ranks(rows[i : i + size], draws)
+            found.append(ranks)
+            bar.update(len(ranks))
+    return Calibration(torch.cat(found), draws, names)
+
+
+def _ranks(rows: Posterior, num: int) -> tuple[Tensor, list[str]]:
+    """Draw data in place of some rows; return ranks, of shape ``(B, columns)``, and what the columns are of."""
+    truth = rows.simulate(1)
+    posterior = rows.at(truth)
+    draws = {name: torch.cat([truth[name], value]) for name, value in posterior.propose(num)[0].items()}
+    structure, seen = posterior.structure, posterior.seen()
+    log_p = posterior.log_joint(draws).expand(1 + num, -1)
+    columns, names, shown = [posterior.unconstrain(draws)] if structure.continuous else [], posterior.names, []
+    shapes = dict(structure.continuous)
+    for name in draws:
+        if name not in shapes:
+            columns.append(draws[name].flatten(2) if draws[name].dim() > 2 else draws[name].unsqueeze(-1))
+            shapes[name] = structure.shapes[name]
+            names += coordinates(name, shapes[name])
+    for name, shape in shapes.items():
+        each = seen[name].reshape(len(rows), -1, 1)
+        shown.append(each.expand(-1, -1, shape.numel() // each.shape[1]).flatten(1))
+    values = torch.cat([column.to(log_p.dtype) for column in [*columns, log_p.unsqueeze(-1)]], -1)
+    values[..., :-1] = torch.where(torch.cat(shown, -1), values[..., :-1], 0) if shown else values[..., :-1]
+    tolerance = torch.zeros_like(values[0])
+    if not structure.continuous:
+        tolerance[:, -1] = TIED * log_p.abs().amax(0).nan_to_num(posinf=0.0)
+    return _placed(values, tolerance), [*names, "log p(x, z)"]
+
+
+def _placed(values: Tensor, tolerance: Tensor) -> Tensor:
+    """Return the rank of the first value among the others; what is equal to it falls on either side."""
+    ordered, order = values.sort(0)
+    steps = (ordered.diff(dim=0) > tolerance).long().cumsum(0)
+    places = torch.zeros_like(order).scatter(0, order, torch.cat([torch.zeros_like(steps[:1]), steps]))
+    less, equal = ((places[1:] < places[0]).sum(0), (places[1:] == places[0]).sum(0))
+    return less + (torch.rand(equal.shape, device=equal.device, dtype=torch.float64) * (equal + 1)).long()

@@ -3,17 +3,18 @@ r"""The guide beside the true posterior, datum by datum."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import evaluate, plots
-from pyro_vae.posterior.nuts import Chains, nuts
+from pyro_vae.compiled import how_many_fit
+from pyro_vae.posterior.nuts import Chains, flat, nuts
 from pyro_vae.posterior.plane import Grid, grid, on_plane
+from pyro_vae.program import Posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["Comparison", "Moments", "compare"]
 
@@ -107,8 +108,8 @@ class Comparison:
 
 
 def compare(
-    vae: VAE,
-    x: Tensor,
+    program: Any,
+    data: Any,
     draws: int = 500,
     warmup: int = 300,
     chains: int | Chains = 4,
@@ -124,8 +125,8 @@ def compare(
         Pattern Recognition and Machine Learning (Bishop, 2006), section 10.1.2, for the best diagonal guide.
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``, NaN where it is missing; a few.
+        program: A program.
+        data: x, a tuple of the program's arguments, or a dictionary of them; NaN where it is missing; a few.
         draws: Of each chain, and as many in all of the guide as of the chains together.
         warmup: Steps in which each chain adapts.
         chains: How many; or what :func:`nuts` returned for the same data.
@@ -142,11 +143,23 @@ def compare(
         >>> bool((found.spread < 0.6).all()), found.nuts.correlation[0, 0, 1].item() < -0.6
         (True, True)
     """
-    made = chains if isinstance(chains, Chains) else nuts(vae, x, draws, warmup, chains, seed=seed, progress=progress)
-    if made.z.shape[2] != len(x):
-        raise ValueError(f"Expected chains of the {len(x)} data that are given; got chains of {made.z.shape[2]}.")
-    with at_test(vae, x.device, seed), torch.no_grad():
-        z = vae.encoder(x).sample((made.z.shape[0] * made.z.shape[1],))
-        k = evaluate.pareto_k(evaluate.log_weights(vae, x, max(1000, len(z))))
-        exact = grid(vae, x) if on_plane(vae.prior()) else None
+    made = chains
+    if not isinstance(made, Chains):
+        made = nuts(program, data, draws, warmup, made, seed=seed, progress=progress)
+    with at_test(program, point_of(program).device, seed), torch.no_grad():
+        posterior = posterior_of(program, data)
+        if made.z.shape[2] != len(posterior):
+            raise ValueError(
+                f"Expected chains of the {len(posterior)} data that are given; got chains of {made.z.shape[2]}."
+            )
+        num = made.z.shape[0] * made.z.shape[1]
+        z = flat(posterior, posterior.propose(num)[0])
+        k = evaluate.pareto_k(_weighed(posterior, max(1000, num)))
+        exact = grid(program, posterior) if on_plane(posterior) else None
     return Comparison(made, z, k, exact)
+
+
+def _weighed(posterior: Posterior, num: int) -> Tensor:
+    """Return log-weights of so many draws, as many at once as fit in memory."""
+    fit = how_many_fit(posterior.log_weights, num, posterior.data[0].device)
+    return torch.cat([posterior.log_weights(min(fit, num - i)) for i in range(0, num, fit)])

@@ -3,23 +3,22 @@ r"""The true posterior of chosen data under a trained decoder, by Pyro's NUTS.""
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
-from torch.distributions import biject_to, constraints
 from tqdm.auto import tqdm
 
-from pyro_vae.data.supports import of_element
-from pyro_vae.missing import log_prob
-from pyro_vae.posterior.plane import check
+from pyro_vae.annealing import Start, drawn
+from pyro_vae.compiled import Outputs, Traced
+from pyro_vae.compiled.traced import SELDOM
+from pyro_vae.program import Draws, Posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
-__all__ = ["Chains", "nuts"]
+__all__ = ["Chains", "flat", "nuts"]
 
 AGREE = 1.05  # R-hat above which chains are said to disagree
 
@@ -31,10 +30,12 @@ class Chains:
     ``arviz.convert_to_dataset({"z": chains.z.numpy()})`` has ArviZ look at them.
 
     Attributes:
-        z: Shape ``(chains, draws, B, latent)``.
+        z: Values of all continuous sites, one after another: ``(chains, draws, B, latent)``.
+        draws: The same by site, each ``(chains, draws, B, *rest)``.
     """
 
     z: Tensor
+    draws: Draws = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:
@@ -62,13 +63,24 @@ class Chains:
         return effective_sample_size(self.z, chain_dim=0, sample_dim=1)
 
 
+def flat(posterior: Posterior, draws: Draws) -> Tensor:
+    """Return values of the continuous sites one after another, of shape ``(K, B, latent)``."""
+    return torch.cat(
+        [
+            draws[name].flatten(2) if draws[name].dim() > 2 else draws[name].unsqueeze(-1)
+            for name in posterior.structure.continuous
+        ],
+        -1,
+    )
+
+
 def nuts(
-    vae: VAE,
-    x: Tensor,
+    program: Any,
+    data: Any,
     draws: int = 500,
     warmup: int = 300,
     chains: int = 4,
-    start: Literal["prior", "guide"] = "prior",
+    start: Start = "prior",
     seed: int = 0,
     progress: bool = False,
 ) -> Chains:
@@ -77,14 +89,16 @@ def nuts(
     .. math:: p(z \mid x) \propto p(z) \, p(x \mid z)
 
     Nothing is asked of the guide, unless chains start there. All data are one Markov chain together, each chain with a
-    step size and a mass matrix of its own; what one datum's draws are has nothing to do with another's.
+    step size and a mass matrix of its own; what one datum's draws are has nothing to do with another's. Chains move in
+    real coordinates of the continuous sites, whatever their supports; classes are summed out.
 
     References:
         The No-U-Turn Sampler (Hoffman and Gelman, 2014).
 
     Arguments:
-        vae: Any VAE; of a prior on constrained z too.
-        x: Shape ``(B, *event)``, NaN where it is missing. A few: a digit takes seconds, a hundred some minutes.
+        program: A program.
+        data: x, a tuple of the program's arguments, or a dictionary of them; NaN where it is missing. A few: a digit
+            takes seconds, a hundred some minutes.
         draws: Of each chain, after the warm-up.
         warmup: Steps in which step size and mass matrix are adapted.
         chains: How many.
@@ -97,7 +111,7 @@ def nuts(
         Draws, with R-hat and effective sample sizes. A warning says where chains disagree.
 
     Raises:
-        ValueError: If a number is too small (4 draws are the fewest that R-hat is told of), or x is of another shape.
+        ValueError: If a number is too small (4 draws are the fewest that R-hat is told of), or no site is continuous.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -111,37 +125,37 @@ def nuts(
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
     if start not in ("prior", "guide"):
         raise ValueError(f"Expected start to be prior or guide; got {start!r}.")
-    with at_test(vae, x.device), torch.no_grad():
-        prior: Any = vae.prior()
-        check(x, vae.decoder(prior.sample((1,))).event_shape)
-    real = of_element(prior.support) is constraints.real
-    to_support = biject_to(constraints.real_vector if real else prior.support)
-
-    def potential(parameters: dict[str, Tensor]) -> Tensor:
-        z = to_support(parameters["u"])
-        volume = to_support.log_abs_det_jacobian(parameters["u"], z)
-        return -(prior.log_prob(z) + log_prob(vae.decoder(z), x)).sum() - volume.sum()
-
-    found = []
     with (
-        at_test(vae, x.device, seed),
+        at_test(program, point_of(program).device, seed),
         torch.enable_grad(),
         tqdm(total=chains * (warmup + draws), desc="NUTS", leave=False, disable=not progress) as bar,
     ):
+        with torch.no_grad():
+            posterior = posterior_of(program, data)
+        if not posterior.structure.continuous:
+            raise ValueError(
+                "Expected a continuous site, for chains to move; all are discrete, so that their posterior is a table: "
+                f"evaluate.posterior(program, data, site={next(iter(posterior.structure.supports))!r})."
+            )
+        potential, found = _Potential(posterior), []
         for _ in range(chains):
             with torch.no_grad():
-                first = prior.sample((len(x),)) if start == "prior" else vae.encoder(x).sample()
+                first = drawn(posterior, start, 1)[0]
             chain = MCMC(
                 NUTS(potential_fn=potential),
                 num_samples=draws,
                 warmup_steps=warmup,
-                initial_params={"u": to_support.inv(first)},
+                initial_params={"u": first},
                 disable_progbar=True,
                 hook_fn=lambda *_: bar.update(),
             )
             chain.run()
-            found.append(to_support(chain.get_samples()["u"]).detach())
-    made = Chains(torch.stack(found))
+            with torch.no_grad():
+                found.append(posterior.constrain(chain.get_samples()["u"])[0])
+    made = Chains(
+        torch.stack([flat(posterior, values) for values in found]),
+        {name: torch.stack([values[name] for values in found]) for name in found[0]},
+    )
     if (worst := made.r_hat.max().item()) > AGREE:
         warnings.warn(
             f"NUTS: the chains disagree, R-hat up to {worst:.2f}. Use more warmup, or start='guide' if that is where "
@@ -149,3 +163,24 @@ def nuts(
             stacklevel=2,
         )
     return made
+
+
+class _Potential:
+    """-log p(x, z) of all data at real coordinates, ``(B, D)``, with its gradient: run as a graph."""
+
+    def __init__(self, posterior: Posterior) -> None:
+        self.posterior = posterior
+        self._graph = Traced(self._outputs, quiet=True, recorded=SELDOM, frozen=True)
+
+    def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
+        u = parameters["u"]
+        energy, gradient = self._graph((u.detach(),), {}).tensors
+        return energy + ((u - u.detach()) * gradient).sum()
+
+    def _outputs(self, u: Tensor) -> Outputs:
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            values, volume = self.posterior.constrain(u.unsqueeze(0))
+            energy = -(self.posterior.log_joint(values, proper=True) + volume).sum()
+            (gradient,) = torch.autograd.grad(energy, u)
+        return Outputs([energy.detach(), gradient], None)

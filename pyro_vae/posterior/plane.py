@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.annealing import SOME, drawn
 from pyro_vae.compiled import how_many_fit
-from pyro_vae.conditional import mean, stddev
 from pyro_vae.data.supports import of_element
-from pyro_vae.missing import log_prob
+from pyro_vae.program import Posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["Grid", "check", "grid", "on_plane"]
 
@@ -34,7 +33,7 @@ class Grid(NamedTuple):
 
 
 @torch.no_grad()
-def grid(vae: VAE, x: Tensor, steps: int = 200, seed: int = 0) -> Grid:
+def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
     r"""Compute the true posterior of 2-D codes on a grid, and log p(x), which is then known to many digits.
 
     .. math:: p(z \mid x) = \frac{p(z) \, p(x \mid z)}{p(x)}, \qquad p(x) = \int p(z) \, p(x \mid z) \, dz
@@ -43,14 +42,14 @@ def grid(vae: VAE, x: Tensor, steps: int = 200, seed: int = 0) -> Grid:
     finds where it is not; finer ones cover that.
 
     Arguments:
-        vae: A VAE of 2 latent dimensions.
-        x: Shape ``(B, *event)``, NaN where it is missing.
+        program: A program of 2 latent dimensions; classes beside them are summed out.
+        data: x, a tuple of the program's arguments, or a dictionary of them; NaN where it is missing.
         steps: Points of each axis.
-        seed: For a prior whose mean is one of draws; torch's own state is left as it was.
+        seed: Of draws of the prior, that say where to begin; torch's own state is left as it was.
 
     Raises:
-        ValueError: If z is not of all real numbers in 2 dimensions, x is of another shape, there are fewer than 20
-            steps, or no edges are found.
+        ValueError: If z is not of all real numbers in 2 dimensions, there are fewer than 20 steps, or no edges are
+            found.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -58,25 +57,30 @@ def grid(vae: VAE, x: Tensor, steps: int = 200, seed: int = 0) -> Grid:
         >>> bool(((grid(model.vae(), x).log_evidence - model.log_evidence(x)).abs() < 1e-3).all())
         True
     """
-    with at_test(vae, x.device, seed):
-        prior: Any = vae.prior()
-        if not on_plane(prior) or steps < 20:
+    with at_test(program, point_of(program).device, seed):
+        posterior = posterior_of(program, data)
+        if not on_plane(posterior) or steps < 20:
+            supports = ", ".join(str(support) for support in posterior.structure.supports.values())
             raise ValueError(
-                f"Expected a prior over all real z of 2 dimensions, and at least 20 steps; got {prior.support} of "
-                f"{prior.event_shape[0]}, and {steps}. Use nuts."
+                f"Expected a prior over all real z of 2 dimensions, and at least 20 steps; got {supports} of "
+                f"{len(posterior.names)}, and {steps}. Use nuts."
             )
-        check(x, vae.decoder(prior.sample((1,))).event_shape)
+
+        def density(u: Tensor) -> Tensor:
+            return posterior.log_joint(posterior.constrain(u)[0], proper=True)
 
         def log_joint(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
             """Between corners ``(B, 2)``: axes ``(2, B, steps)``, log p(x, z) ``(B, steps, steps)``."""
             axes = low.T.unsqueeze(-1) + (high - low).T.unsqueeze(-1) * torch.linspace(0, 1, steps).to(low)
             z = torch.stack(torch.broadcast_tensors(axes[0].unsqueeze(-1), axes[1].unsqueeze(-2)), -1)
             rows = z.flatten(1, 2).movedim(1, 0)  # points, B, 2
-            fit = how_many_fit(lambda n: log_prob(vae.decoder(rows[:n]), x), len(rows), x.device)
-            parts = [prior.log_prob(part) + log_prob(vae.decoder(part), x) for part in rows.split(fit)]
-            return axes, torch.cat(parts).movedim(0, 1).unflatten(1, (steps, steps))
+            fit = how_many_fit(lambda n: density(rows[:n]), len(rows), rows.device)
+            return axes, torch.cat([density(part) for part in rows.split(fit)]).movedim(0, 1).unflatten(
+                1, (steps, steps)
+            )
 
-        centre, reach = mean(prior).expand(len(x), 2), WIDE * stddev(prior)
+        first = drawn(posterior, "prior", SOME)
+        centre, reach = first.mean(0), WIDE * first.std(0)
         low, high = centre - reach, centre + reach
         finer = 0
         for _ in range(MOST):
@@ -99,9 +103,10 @@ def grid(vae: VAE, x: Tensor, steps: int = 200, seed: int = 0) -> Grid:
     return Grid(axes[0], axes[1], (log_p - log_evidence[:, None, None]).exp(), log_evidence)
 
 
-def on_plane(prior: Any) -> bool:
-    """Say whether a prior is over all real z of 2 dimensions."""
-    return prior.event_shape == (2,) and of_element(prior.support) is constraints.real
+def on_plane(posterior: Posterior) -> bool:
+    """Say whether what is continuous is of all real numbers, and of 2 dimensions."""
+    supports = (posterior.structure.supports[name] for name in posterior.structure.continuous)
+    return len(posterior.names) == 2 and all(of_element(support) is constraints.real for support in supports)
 
 
 def check(x: Tensor, event: torch.Size) -> None:

@@ -11,13 +11,13 @@ from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_vae.missing import Missing
 from pyro_vae.program.rows import check_rows
 from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.sources import sources
 from pyro_vae.program.structure import Draws, Structure, arguments, coordinates, structure
+from pyro_vae.program.supports import bijection
 from pyro_vae.traces.weights import Weights, log_weights
 
 __all__ = ["Posterior"]
@@ -211,7 +211,7 @@ class Posterior:
             start = end
         volume = u.new_zeros(u.shape[:2])
         if self.structure.fixed:
-            found = {name: biject_to(self.structure.supports[name]) for name in parts}
+            found = {name: bijection(self.structure.supports[name]) for name in parts}
             values = {name: to_support(parts[name]) for name, to_support in found.items()}
             volumes = {name: m.log_abs_det_jacobian(parts[name], values[name]) for name, m in found.items()}
         else:
@@ -237,7 +237,7 @@ class Posterior:
         if not self.structure.fixed:
             nodes = self.runner.run(self._model, number_of(draws), draws).nodes
             supports = {name: nodes[name]["fn"].support for name in supports}
-        return {name: biject_to(supports[name]) for name in self.structure.continuous}
+        return {name: bijection(supports[name]) for name in self.structure.continuous}
 
     def _devices(self) -> list[torch.device]:
         return [self.data[0].device] if self.data[0].is_cuda else []

@@ -15,9 +15,9 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_vae.program.structure import Draws, Structure
+from pyro_vae.program.supports import bijection
 from pyro_vae.traces.enumeration import enumerate_pair, marking
 from pyro_vae.traces.sites import PARTICLES, latent, samples
 from pyro_vae.traces.weights import log_weights
@@ -50,7 +50,7 @@ class Mapped(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if not msg["is_observed"] and name in self.values:
-            to_support, u = biject_to(msg["fn"].support), self.values[name]
+            to_support, u = bijection(msg["fn"].support), self.values[name]
             msg["value"], msg["done"] = to_support(u), True
             self.volumes[name] = to_support.log_abs_det_jacobian(u, msg["value"])
 

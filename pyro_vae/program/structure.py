@@ -12,16 +12,25 @@ import pyro
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.missing import Missing
+from pyro_vae.program.supports import is_fixed, unconstrained
 from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
 from pyro_vae.traces.particles import OwnRows, probe
 from pyro_vae.traces.sites import latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
 
-__all__ = ["Draws", "Program", "Structure", "arguments", "argument_names", "coordinates", "point_of", "structure"]
+__all__ = [
+    "Draws",
+    "Program",
+    "Structure",
+    "arguments",
+    "argument_names",
+    "coordinates",
+    "point_of",
+    "structure",
+]
 
 Draws = dict[str, Tensor]  # site -> (K, B, *rest): draw, datum, one draw of one datum
 FEW = 3  # rows that a program is looked at on
@@ -78,7 +87,7 @@ class Structure:
     def continuous(self) -> dict[str, torch.Size]:
         """Shapes of the unconstrained draws of one datum, of the sites that are continuous."""
         sites = {name: support for name, support in self.supports.items() if not support.is_discrete}
-        return {name: _unconstrained(support, self.shapes[name]) for name, support in sites.items()}
+        return {name: unconstrained(support, self.shapes[name]) for name, support in sites.items()}
 
 
 def argument_names(program: Any) -> dict[str, bool]:
@@ -190,7 +199,7 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
         hidden=tuple(name for name in latent(guide_trace) if name not in drawn),
         missing=missing,
         whole=whole,
-        fixed=all(map(_is_fixed, supports.values())),
+        fixed=all(map(is_fixed, supports.values())),
     )
 
 
@@ -218,22 +227,3 @@ def _of_one(site: Any, depth: int, dim: int) -> torch.Size:
     batch = (1,) * (depth - (value.dim() - event_dim)) + tuple(value.shape[: value.dim() - event_dim])
     batch = batch[: len(batch) + dim] + batch[len(batch) + dim + 1 :] if dim else batch
     return torch.Size((*batch, *value.shape[value.dim() - event_dim :]))
-
-
-def _is_fixed(support: Constraint) -> bool:
-    """Whether a support is the same whatever is drawn before: it has no tensor in it."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return not any(isinstance(value, Tensor) for value in vars(support).values())
-
-
-def _unconstrained(support: Constraint, shape: torch.Size) -> torch.Size:
-    if _base(support) is constraints.real:
-        return shape
-    return torch.Size(biject_to(support).inverse_shape(shape))
-
-
-def _base(support: Constraint) -> Constraint:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
