@@ -368,7 +368,7 @@ X = torch.zeros(3, 6)
         (lambda vae: to_arviz(vae, X, resample=True, num_particles=0), "1 particle .*; got .*num_particles = 0"),
         (lambda vae: to_arviz(vae, X, predictive_draws=0), "1 predictive draw; got .*predictive_draws = 0"),
         (lambda vae: to_arviz(vae, X[0]), r"x of shape \(B, 6\) .*; got \(6,\)\. .* x\.unsqueeze\(0\)"),
-        (lambda vae: to_arviz(vae, X[:0]), "at least 1 image, or datum, .*; got none"),
+        (lambda vae: to_arviz(vae, X[:0]), "at least 1 image.*; got none"),
         (lambda vae: to_arviz(vae, X[:, :5]), r"x of shape \(B, 6\) .*; got \(3, 5\)"),
         (
             lambda vae: to_arviz(vae, X, index=[1, 2]),

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_vae.evaluate import pareto_k
 from pyro_vae.evaluate.pareto import FEWEST
-from pyro_vae.evaluate.weighing import room
+from pyro_vae.evaluate.weighing import batches, room
 from pyro_vae.posterior.layout import SAMPLE, Layout, Variables, container, names_of
 from pyro_vae.program import Draws, Posterior, argument_names, point_of, posterior_of
 from pyro_vae.program.sources import sources
@@ -130,15 +130,16 @@ def to_arviz(
         covariates, bounds = _covariates(posterior), room(posterior)
         layout = Layout(posterior, bool(covariates))
         coords = {"datum": names_of("index", index, len(posterior)), **layout.coords(latent_names)}
-        each = bool(covariates) or posterior.structure.whole  # a prior for each datum, or one for all
-        some, first = posterior if each else posterior[:1], min(draws, predictive_draws)
+        one_prior = not covariates and not posterior.structure.whole  # or one for each datum
+        some, first = posterior[:1] if one_prior else posterior, min(draws, predictive_draws)
         prior = _in_parts(some, bounds, draws, lambda part, num, _: part.simulate(num, observed=False))
         drawn, k = _posterior(posterior, bounds, draws, num_particles if resample else None)
         predicted = _in_parts(posterior, bounds, first, _predictive, drawn.sites)
         imagined = _in_parts(some, bounds, first, _predictive, prior)
-        likelihood = _in_parts(posterior, bounds, draws, lambda part, _, z: part.log_likelihood(z), drawn.sites)
+        likelihood = _in_parts(posterior, bounds, draws, _log_likelihood, drawn.sites)
         seen = _in_parts(posterior, bounds, 1, _observed)
-    per_datum, of_prior = (*SAMPLE, "datum"), (*SAMPLE, "datum") if each else SAMPLE
+    per_datum = (*SAMPLE, "datum")
+    of_prior = SAMPLE if one_prior else per_datum
     densities = {"log_p": drawn.log_p, "log_q": drawn.log_q, "log_weight": drawn.log_weight}
     # ArviZ 1.x takes every variable of sample_stats to have draws.
     densities["pareto_k"] = k.expand(draws, -1)
@@ -151,7 +152,7 @@ def to_arviz(
             "observed_data": layout(seen, ("datum",)),
             "log_likelihood": {name: (per_datum, value[None]) for name, value in likelihood.items()},
             "sample_stats": {name: (per_datum, value[None]) for name, value in densities.items()},
-            "constant_data": {"pareto_k": (("datum",), k)} | covariates,
+            "constant_data": {"pareto_k": (("datum",), k), **covariates},
         },
         coords,
     )
@@ -177,15 +178,15 @@ def _in_parts(
 ) -> Any:
     """Run for ``num`` draws of all data, given draws or not, as many at once as are within bounds."""
     rows, at_once = bounds
-    columns = []
-    for start in range(0, len(posterior), rows):
-        some, parts = posterior[start : start + rows], []
-        size = max(1, at_once // len(some))
+    columns, start = [], 0
+    for some in batches(posterior, rows):
+        size, parts = max(1, at_once // len(some)), []
         for first in range(0, num, size):
             last = min(first + size, num)
-            given = {name: v[first:last, start : start + rows] for name, v in (draws or {}).items()}
-            parts.append(run(some, last - first, given))
+            z = {name: value[first:last, start : start + len(some)] for name, value in (draws or {}).items()}
+            parts.append(run(some, last - first, z))
         columns.append(_cat(parts, 0))
+        start += len(some)
     return _cat(columns, 1)
 
 
@@ -197,13 +198,10 @@ def _posterior(
     posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int | None
 ) -> tuple[Weighed, Tensor]:
     """Return draws for each datum, and k; of a pool from which they are resampled, unless there are no particles."""
-    pool, rows = draws * (num_particles or 1), bounds[0]
-    if not posterior.structure.whole:
-        held = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4
-        rows = max(1, min(rows, POOL // (pool * held)))
-    kept = []
-    for start in range(0, len(posterior), rows):
-        drawn = _in_parts(posterior[start : start + rows], bounds, pool, _weigh)
+    pool, kept = draws * (num_particles or 1), []
+    held = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4
+    for some in batches(posterior, max(1, min(bounds[0], POOL // (pool * held)))):
+        drawn = _in_parts(some, bounds, pool, _weigh)
         k = pareto_k(drawn.log_weight)
         kept.append((_resampled(drawn, draws) if num_particles else drawn, k.unsqueeze(0)))
     drawn, k = _cat(kept, 1)
@@ -222,20 +220,24 @@ def _resampled(drawn: Weighed, num: int) -> Weighed:
     return tree_map(lambda values: values[chosen, datum], drawn)
 
 
+def _log_likelihood(posterior: Posterior, num: int, draws: Draws) -> Draws:
+    return {name: value.expand(num, -1) for name, value in posterior.log_likelihood(draws).items()}
+
+
 def _predictive(posterior: Posterior, num: int, draws: Draws) -> Draws:
     """Draw what is observed given draws, in float32 and off the device."""
     drawn = posterior.simulate(num, posterior.complete(num, draws))
-    found = {name: drawn[name].cpu() for name in posterior.structure.observed}
-    return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+    x = {name: drawn[name].cpu() for name in posterior.structure.observed}
+    return {name: value.float() if value.is_floating_point() else value for name, value in x.items()}
 
 
 def _observed(posterior: Posterior, *_: Any) -> Draws:
     """Return what is observed as it is, NaN where it is missing, as values of one draw."""
     with pyro.validation_enabled(False):
         trace = poutine.trace(posterior.program.model).get_trace(*posterior.data)
-    found, (depth, dim) = {}, (posterior.structure.depth, posterior.structure.dim)
+    x = {}
     for name in posterior.structure.observed:
         value, event_dim = trace.nodes[name]["value"], trace.nodes[name]["fn"].event_dim
-        batch = value.dim() - event_dim
-        found[name] = value.reshape((1,) * (1 + depth - batch) + value.shape).movedim(1 + depth + dim, 1)
-    return found
+        ones = (1,) * (1 + posterior.structure.depth - (value.dim() - event_dim))
+        x[name] = posterior.runner.to_rows(value.reshape(ones + value.shape))
+    return x

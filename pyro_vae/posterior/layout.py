@@ -29,12 +29,12 @@ class Layout:
     """
 
     def __init__(self, posterior: Posterior, covariates: bool) -> None:
-        found = posterior.structure
-        self.plates = found.depth - 1  # inside a datum, of size 1 where a site is in none of them
-        self.drawn = {name: self._own(shape) for name, shape in found.shapes.items() if name not in found.alone}
-        self.discrete = {name for name, support in found.supports.items() if support.is_discrete}
-        self.single = next(iter(found.supports)) if len(found.supports) == 1 else None
-        self.event = next(iter(found.observed)) if self.single and len(found.observed) == 1 and not covariates else None
+        sites, seen = posterior.structure.shapes, posterior.structure.observed
+        self.plates = posterior.structure.depth - 1  # inside a datum, of size 1 where a site is in none of them
+        self.drawn = {name: self._own(sites[name]) for name in sites if name not in posterior.structure.alone}
+        self.discrete = {name for name, support in posterior.structure.supports.items() if support.is_discrete}
+        self.single = next(iter(sites)) if len(sites) == 1 else None
+        self.event = next(iter(seen)) if self.single and len(seen) == 1 and not covariates else None
 
     def __call__(self, values: Draws, lead: tuple[str, ...]) -> Variables:
         """Return the variables of values ``(K, B, *rest)``: of draws, of data, or of both."""
@@ -57,8 +57,8 @@ class Layout:
                 f"Expected latent_names of the only latent site, or by site, each a vector, as {', '.join(vectors)} "
                 f"of {', '.join(self.drawn)}; got names of {', '.join(sites)}."
             )
-        given = names if isinstance(names, Mapping) else {sites[0]: names}
-        return {self._dims(name, 1)[0]: names_of("latent_names", given[name], vectors[name]) for name in sites}
+        by_site = names if isinstance(names, Mapping) else {sites[0]: names}
+        return {self._dims(name, 1)[0]: names_of("latent_names", by_site[name], vectors[name]) for name in sites}
 
     def _dims(self, name: str, count: int) -> tuple[str, ...]:
         if name == self.single and count == 1:
@@ -98,6 +98,6 @@ def container(groups: Mapping[str, Variables], coords: Mapping[str, np.ndarray])
             {"inference_library": "pyro_vae"},
         )
 
-    made: dict[str, Any] = {group: dataset(variables) for group, variables in groups.items()}
+    datasets: dict[str, Any] = {group: dataset(variables) for group, variables in groups.items()}
     # Asked of vars: an attribute of this name is there in 1.x too, and warns.
-    return az.InferenceData(**made) if "InferenceData" in vars(az) else xr.DataTree.from_dict(made)
+    return az.InferenceData(**datasets) if "InferenceData" in vars(az) else xr.DataTree.from_dict(datasets)
