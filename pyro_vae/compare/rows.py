@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint, data, evaluate
 from pyro_vae.checkpoint import load, load_metrics
 from pyro_vae.compare.words import defaults, short
-from pyro_vae.data import Dataset, Split
+from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
-from pyro_vae.seeds import forked
+from pyro_vae.program import Posterior, point_of, posterior_of
+from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
 from pyro_vae.vae import VAE
 
@@ -129,17 +129,19 @@ def compare(
                 raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
             part = dataset.splits[split].to(device)
             values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
+            with at_test(vae, point_of(vae).device, seed):
+                whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
             row = Row(
                 name=folder if folders.count(folder) == 1 else str(run),
                 group=0,
                 about=_about(dataset, f"{len(values.nll):,} {split} images"),
-                basis=_basis(vae, options),
+                basis=_basis(whole, options),
                 settings={key: short(value) for key, value in config.items()},
                 values=values,
                 difference=(0.0, 0.0),
                 num_particles=num_particles,
-                active=_active(vae, part, images, seed),
-                latent=config["latent"],
+                active=evaluate.active_units(vae, whole, seed=seed) if len(whole) > 1 else 0,
+                latent=len(evaluate.dimensions(whole)),
                 parameters=sum(parameter.numel() for parameter in vae.parameters()),
                 history=load_metrics(run),
             )
@@ -179,19 +181,14 @@ def _about(dataset: Dataset, images: str) -> str:
     return f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}, {images}"
 
 
-def _basis(vae: VAE, options: dict[str, Any]) -> dict[str, Any]:
+def _basis(whole: Posterior, options: dict[str, Any]) -> dict[str, Any]:
     """What two runs must share to be ranked. The root of a data set with a name is not of it."""
     path = Path(options["data"])
     options = {key: value for key, value in options.items() if key != "root"}
-    law = vae.decoder(torch.zeros(1, *vae.prior().event_shape).to(vae.reference))
-    kind = "a mass" if law.support.is_discrete else "a density"
-    return options | {"data": str(path.resolve()) if path.exists() else options["data"], "log p(x)": f"of {kind}"}
-
-
-def _active(vae: VAE, part: Split, images: int, seed: int) -> int:
-    point = vae.reference
-    with forked(point.device, seed):
-        return evaluate.active_units(vae, part[slice(0, images)].to(point))
+    kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
+    given = evaluate.covariates(whole)
+    about = {"log p(x)": f"of {kind}{given.replace(' | ', ', given ')}"}
+    return options | {"data": str(path.resolve()) if path.exists() else options["data"]} | about
 
 
 def _ranked(rows: Sequence[Row]) -> list[Row]:

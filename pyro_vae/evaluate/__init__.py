@@ -10,8 +10,17 @@ from pyro_vae.evaluate.bits import bits_per_dim
 from pyro_vae.evaluate.classes import posterior
 from pyro_vae.evaluate.pareto import pareto_k
 from pyro_vae.evaluate.summaries import DRAWS as DRAWS
-from pyro_vae.evaluate.summaries import Summary, Values, per_image, summary
-from pyro_vae.evaluate.terms import active_units, activity, kl_by_site, kl_per_dim, split
+from pyro_vae.evaluate.summaries import Summary, Values, covariates, per_image, rows_of, summary
+from pyro_vae.evaluate.terms import (
+    active_units,
+    activity,
+    dimensions,
+    guide_means,
+    is_exact,
+    kl_by_site,
+    kl_per_dim,
+    split,
+)
 from pyro_vae.evaluate.weights import elbo, ess, iwae, iwae_curve, log_weights, nll
 
 __all__ = [
@@ -22,8 +31,12 @@ __all__ = [
     "activity",
     "aggregate",
     "bits_per_dim",
+    "covariates",
+    "dimensions",
     "elbo",
     "ess",
+    "guide_means",
+    "is_exact",
     "iwae",
     "iwae_curve",
     "kl_by_site",
@@ -34,6 +47,7 @@ __all__ = [
     "pareto_k",
     "per_image",
     "posterior",
+    "rows_of",
     "split",
     "summary",
 ]

@@ -10,10 +10,11 @@ from torch import Tensor
 from pyro_vae.data import Split
 from pyro_vae.evaluate.terms import split
 from pyro_vae.evaluate.weights import nll
-from pyro_vae.program import arguments, point_of, posterior_of
+from pyro_vae.program import Posterior, argument_names, arguments, point_of, posterior_of
+from pyro_vae.program.sources import sources
 from pyro_vae.seeds import at_test
 
-__all__ = ["Summary", "Values", "mean_and_error", "per_image", "summary"]
+__all__ = ["Summary", "Values", "covariates", "mean_and_error", "per_image", "rows_of", "summary"]
 
 DRAWS = 10  # for the ELBO of a summary
 
@@ -73,7 +74,18 @@ def per_image(
 
 def rows_of(program: Any, data: Split, rows: slice) -> tuple[Tensor, ...]:
     """Return some rows of a split as the arguments of a program."""
-    return arguments(program, data[rows])
+    names = [name for name in [*argument_names(program)][1:] if name in data.columns]
+    return arguments(program, data.with_columns(names).batch(rows))
+
+
+def covariates(whole: Posterior) -> str:
+    """Return what log p(x) is given, as `` | y``: the arguments that no observed site shows; empty without any."""
+    names = [*argument_names(whole.program)][: len(whole.data)]
+    if len(names) == 1:
+        return ""
+    shown = {argument for argument, _ in sources(whole).values()}
+    given = [name for i, name in enumerate(names) if i not in shown]
+    return f" | {', '.join(given)}" if given else ""
 
 
 def summary(

@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import mean
+from pyro_vae.data.supports import of_element
 from pyro_vae.evaluate.weighing import batches, room
 from pyro_vae.objectives.divergence import divergences, reconstruction_terms
 from pyro_vae.objectives.divergence import kl_per_dim as site_kl_per_dim
-from pyro_vae.program import Posterior, point_of, posterior_of
+from pyro_vae.program import Posterior, coordinates, point_of, posterior_of
 from pyro_vae.seeds import at_test
 from pyro_vae.traces.enumeration import Expectation
-from pyro_vae.traces.sites import latent
 
-__all__ = ["active_units", "activity", "kl_by_site", "kl_per_dim", "split"]
+__all__ = ["active_units", "activity", "dimensions", "guide_means", "is_exact", "kl_by_site", "kl_per_dim", "split"]
 
 AVERAGED = 100  # draws, for a mean that has no closed form
 
@@ -78,6 +79,14 @@ def _terms_of(rows: Posterior, num: int) -> tuple[Tensor, dict[str, Tensor]]:
     sites = divergences(model_trace, guide_trace, expect)
     reconstruction = total(reconstruction_terms(model_trace, expect))
     return reconstruction.expand(len(rows)), {name: total(site.means) for name, site in sites.items()}
+
+
+@torch.no_grad()
+def is_exact(whole: Posterior) -> bool:
+    """Say whether the divergence of every latent site is in closed form, at some data."""
+    model_trace, guide_trace = whole.traces(1)
+    expect = Expectation(model_trace, guide_trace, 1 + whole.structure.depth)
+    return not any(site.reason for site in divergences(model_trace, guide_trace, expect).values())
 
 
 @torch.no_grad()
@@ -155,18 +164,31 @@ def activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
         num = 1 if len(whole.structure.supports) == 1 else AVERAGED
 
         def means(rows: Posterior) -> Tensor:
-            return torch.stack([_means(rows, num), _means(rows, num)])
+            return torch.stack([guide_means(rows, num), guide_means(rows, num)])
 
         size = 2 * how_many_fit(lambda n: means(whole[: 2 * n]), len(whole), whole.data[0].device)
         one, other = torch.cat([means(rows) for rows in batches(whole, size)], dim=1)
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
 
 
-def _means(rows: Posterior, num: int) -> Tensor:
-    """Return the mean of each dimension of the guide, of shape ``(rows, D)``; classes without a mean are left out."""
-    trace = rows.runner.trace(rows.program.guide, num)
-    means = [mean(site["fn"]) for name, site in latent(trace).items() if name in rows.structure.supports]
-    return torch.cat([rows.runner.to_rows(m).mean(0).flatten(1) for m in means if not m.isnan().all()], dim=1)
+def dimensions(whole: Posterior) -> list[str]:
+    """Return the names of the dimensions that :func:`activity` is of, as ``z[3]``: of sites whose draws have a mean."""
+    structure = whole.structure
+    return [name for site in _with_mean(whole) for name in coordinates(site, structure.shapes[site])]
+
+
+def _with_mean(rows: Posterior) -> list[str]:
+    """Return the latent sites that the guide draws, but for labels."""
+    supports, alone = rows.structure.supports, rows.structure.alone
+    labels = type(constraints.integer_interval(0, 1))
+    return [name for name in supports if name not in alone and not isinstance(of_element(supports[name]), labels)]
+
+
+def guide_means(rows: Posterior, num: int = 1) -> Tensor:
+    """Return the mean of each dimension under the guide, of shape ``(rows, D)``, over ``num`` draws of its sites."""
+    trace = rows.runner.run(rows.program.guide, num)
+    means = [rows.runner.to_rows(mean(trace.nodes[name]["fn"])) for name in _with_mean(rows)]
+    return torch.cat([m.mean(0).flatten(1) for m in means], dim=1) if means else torch.zeros(len(rows), 0)
 
 
 def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | None = None) -> int:

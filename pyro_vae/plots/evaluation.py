@@ -78,14 +78,18 @@ def weights(k: Tensor, ess: Tensor, num_particles: int) -> Figure:
     return figure
 
 
-def dimensions(activity: Tensor, kl: Tensor | None = None, threshold: float = 0.01) -> Figure:
+def dimensions(
+    activity: Tensor, kl: Tensor | None = None, threshold: float = 0.01, names: Sequence[str] | None = None
+) -> Figure:
     """Draw what each latent dimension is used for, most used first: KL in nats, and activity with its threshold.
 
     Arguments:
         activity: Var_x(E_q[z_i | x]), of shape ``(latent,)``.
         kl: KL(q(z_i | x) || p(z_i)), mean over x, of the same shape; or None, where it is not known by dimension.
         threshold: Of the activity, above which a dimension is used.
+        names: Of the dimensions; z0, z1 and so on, if not given.
     """
+    names = names or [f"z{i}" for i in range(len(activity))]
     order = (activity if kl is None else kl).argsort(descending=True).tolist()
     figure = Figure(figsize=(max(5.0, 1.5 + 0.22 * len(order)), 3.6 if kl is not None else 2.2), layout="constrained")
     panels = figure.subplots(2 if kl is not None else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -97,7 +101,7 @@ def dimensions(activity: Tensor, kl: Tensor | None = None, threshold: float = 0.
     panels[-1].axhline(threshold, color=RED, linewidth=1, linestyle="--")
     panels[-1].set(yscale="log", ylabel="activity")
     panels[-1].set_xticks(
-        range(len(order)), [f"z{i}" for i in order], fontsize=6 if len(order) > 20 else 8, rotation=90
+        range(len(order)), [names[i] for i in order], fontsize=6 if len(order) > 20 else 8, rotation=90
     )
     active = int((activity > threshold).sum())
     panels[0].set_title(f"{active} of {len(order)} dimensions are active (above the dashed line)", fontsize=10)

@@ -58,6 +58,7 @@ class Structure:
         supports: Of each latent site of the model, in its order.
         shapes: Of one draw of one datum, the same.
         observed: Shapes of what is observed of one datum.
+        laws: The supports of what is observed.
         summed: Discrete sites that are summed out, those that are marked and those that the model alone has.
         alone: Those that the model alone has.
         outside: Latent sites outside the data's plate, with their shapes and their batch dimensions.
@@ -74,6 +75,7 @@ class Structure:
     supports: dict[str, Constraint]
     shapes: dict[str, torch.Size]
     observed: dict[str, torch.Size]
+    laws: dict[str, Constraint]
     summed: tuple[str, ...]
     alone: tuple[str, ...]
     outside: dict[str, tuple[torch.Size, int]]
@@ -192,6 +194,7 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
         supports=supports,
         shapes={name: _of_one(site, depth, dim) for name, site in inside.items()},
         observed={name: _of_one(site, depth, dim) for name, site in seen.items()},
+        laws={name: site["fn"].support for name, site in seen.items()},
         summed=summed,
         alone=tuple(name for name in summed if name not in guide_trace),
         outside={n: (site["value"].shape, site["value"].dim() - site["fn"].event_dim) for n, site in outside.items()},

@@ -9,17 +9,18 @@ import math
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from pyro_vae import checkpoint, evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.program import point_of, posterior_of
 from pyro_vae.report.diagnosis import diagnosis
 from pyro_vae.report.findings import Findings
 from pyro_vae.report.table import written
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["Evaluation", "evaluation"]
 
@@ -28,7 +29,7 @@ WIDTH = 110
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was found of a VAE. Printed, it is a table with sections and a diagnosis.
+    """What was found of a program. Printed, it is a table with sections and a diagnosis.
 
     Attributes:
         table: ELBO, its two terms and -log p(x), of each split.
@@ -73,7 +74,7 @@ class Evaluation:
 
 
 def evaluation(
-    vae: VAE,
+    program: Any,
     dataset: Dataset,
     num_particles: int = 1000,
     images: int = 1000,
@@ -82,13 +83,13 @@ def evaluation(
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate a VAE: its table on each split, and on test images all that there is to ask of model, guide and codes.
+    """Evaluate a program: its table on each split, and on test images all that is to ask of model, guide and codes.
 
     What costs much per image is of the first ``chosen`` ones: annealed importance sampling, bidirectional Monte Carlo
     on as many simulated ones, and guides refined for each.
 
     Arguments:
-        vae: Any VAE.
+        program: A VAE, or any program.
         dataset: What to evaluate it on.
         num_particles: Draws per datum for -log p(x); of fewer than 25 there is no k-hat.
         images: How many images of each split, the first ones.
@@ -116,21 +117,21 @@ def evaluation(
     ):
         if number < least:
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
-    point = vae.reference
+    point = point_of(program)
     values = {
-        name: evaluate.per_image(vae, part.to(point.device), num_particles, images, seed, progress)
+        name: evaluate.per_image(program, part.to(point.device), num_particles, images, seed, progress)
         for name, part in dataset.splits.items()
         if name != "test"
     }
-    with at_test(vae, point.device, seed):
-        x = dataset.test.to(point.device)[slice(0, images)].to(point)
-        reconstruction, kl = evaluate.split(vae, x, evaluate.DRAWS)
-        log_w = evaluate.log_weights(vae, x, num_particles, progress=progress)
+    with at_test(program, point.device, seed):
+        whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(point.device), slice(0, images)))
+        reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
+        log_w = evaluate.log_weights(program, whole, num_particles, progress=progress)
         values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, -evaluate.iwae(log_w))
-        found = Findings(vae, x, log_w, values["test"], seed)
+        found = Findings(whole, log_w, values["test"], seed)
         found.bounds(chosen, temperatures, progress)
         found.guide(chosen, progress)
-        if len(x) > 1:  # nothing changes from an image to itself
+        if len(whole) > 1:  # nothing changes from an image to itself
             found.codes()
     test, train = values["test"].nll, values["train"].nll
     found.numbers |= {
@@ -138,5 +139,5 @@ def evaluation(
         "train -log p(x)": train.mean().item(),
         "test - train, error": math.hypot(mean_and_error(test)[1], mean_and_error(train)[1]),
     }
-    table = written(vae, dataset, values, num_particles)
+    table = written(program, dataset, values, num_particles)
     return Evaluation(table, found.sections, found.numbers, found.images, found.figures)

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_vae import ais, evaluate, plots, posterior
 from pyro_vae.conditional import Conditional
-from pyro_vae.data.supports import of_element
 from pyro_vae.evaluate.pareto import FEWEST
 from pyro_vae.evaluate.summaries import mean_and_error
-from pyro_vae.vae import VAE
+from pyro_vae.program import Posterior
 
 __all__ = ["Findings"]
 
@@ -29,16 +27,15 @@ class Findings:
     """What is found of test images, section by section.
 
     Arguments:
-        vae: Any VAE.
-        x: Shape ``(B, *event)``.
+        whole: A program at the images.
         log_w: Log-weights of its guide's draws, of shape ``(K, B)``.
         values: What the table has of the same images.
         seed: Of simulated data.
     """
 
-    def __init__(self, vae: VAE, x: Tensor, log_w: Tensor, values: evaluate.Values, seed: int) -> None:
+    def __init__(self, whole: Posterior, log_w: Tensor, values: evaluate.Values, seed: int) -> None:
         self.seed = seed
-        self.vae, self.x, self.log_w = vae, x, log_w
+        self.whole, self.program, self.log_w = whole, whole.program, log_w
         self.sections: dict[str, list[str]] = {}
         self.numbers: dict[str, float] = {}
         names = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
@@ -56,12 +53,13 @@ class Findings:
         ]
         others = {}
         if chosen:
-            x = self.x[:chosen]
-            if of_element(self.vae.prior().support) is not constraints.real:
-                lines.append("No AIS: the prior is not over all real z, and chains would leave where it is.")
+            x = self.whole[:chosen]
+            try:
+                self.log_p = ais.ais(self.program, x, temperatures=temperatures, progress=progress)
+                lower, upper = ais.bdmc(self.program, x, len(x), temperatures=temperatures, progress=progress)
+            except ValueError as error:  # data that cannot be drawn, or a guide whose density is not known
+                lines.append(f"No AIS or BDMC: {error}")
             else:
-                self.log_p = ais.ais(self.vae, x, temperatures=temperatures, progress=progress)
-                lower, upper = ais.bdmc(self.vae, len(x), temperatures=temperatures, progress=progress)
                 weighted = evaluate.iwae(self.log_w[:, : len(x)])
                 difference = others[f"AIS, {len(x)} images"] = mean_and_error(weighted - self.log_p)
                 self.numbers |= {"AIS - IS": -difference[0], "AIS - IS, error": difference[1]}
@@ -83,11 +81,11 @@ class Findings:
         """Ask how good the guide is: its weights, its gaps, its calibration."""
         lines = self._weights() if len(self.log_w) >= FEWEST else [f"No k-hat: it takes {FEWEST} particles."]
         if chosen:
-            x = self.x[:chosen]
-            if not isinstance(self.vae.encoder, Conditional):
+            x = self.whole[:chosen]
+            if not isinstance(getattr(self.program, "encoder", None), Conditional) or len(x.data) > 1:
                 lines.append("No gaps: the encoder is no Conditional, whose guide could be refined for each image.")
             else:
-                gaps = posterior.gaps(self.vae, x, self.log_p, temperatures=0, progress=progress)
+                gaps = posterior.gaps(self.program, x.data[0], self.log_p, temperatures=0, progress=progress)
                 pairs = [mean_and_error(gap) for gap in (gaps.approximation, gaps.amortisation)]
                 self.numbers |= {"approximation": pairs[0][0], "amortisation": pairs[1][0]}
                 self.images |= {
@@ -99,14 +97,18 @@ class Findings:
                     f"{_pair(pairs[1])} nats."
                 )
                 self.figures["gaps"] = plots.gaps(gaps.approximation, gaps.amortisation)
-        ranks = posterior.sbc(self.vae, SIMULATED, seed=self.seed)
-        held = self.numbers["coverage at 0.9"] = ranks.coverage([0.9]).mean().item()
-        p = ranks.p_values
-        lines.append(
-            f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {held:.1%} of the true z; ranks "
-            f"uniform, of {len(p)} tests the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
-        )
-        self.figures["calibration"] = ranks.figure()
+        try:
+            ranks = posterior.sbc(self.program, self.whole, SIMULATED, seed=self.seed)
+        except ValueError as error:  # data that cannot be drawn
+            lines.append(f"No calibration: {error}")
+        else:
+            held = self.numbers["coverage at 0.9"] = ranks.coverage([0.9]).mean().item()
+            p = ranks.p_values
+            lines.append(
+                f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {held:.1%} of the true z; "
+                f"ranks uniform, of {len(p)} tests the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
+            )
+            self.figures["calibration"] = ranks.figure()
         self._add("How good is the guide?", lines)
 
     def _weights(self) -> list[str]:
@@ -121,45 +123,59 @@ class Findings:
             f"Effective sample size of {len(self.log_w):,} draws: median {ess.median():,.0f}, least {ess.min():,.1f}.",
         ]
         self.figures["weights"] = plots.weights(k, ess, len(self.log_w))
-        if self.x.dim() in (3, 4):
-            white = max(self.x.nan_to_num(0.0).max().item(), 1.0)
+        x = self.whole.data[0]
+        if x.dim() in (3, 4) and hasattr(self.program, "reconstruct") and len(self.whole.data) == 1:
+            white = max(x.nan_to_num(0.0).max().item(), 1.0)
             ends = torch.cat([order[:SHOWN], order[SHOWN:][-SHOWN:]])  # of all, few are drawn
-            x = self.x[ends]
-            self.figures["worst"] = plots.worst(x / white, self.vae.reconstruct(x) / white, k[ends], SHOWN)
+            x = x[ends]
+            self.figures["worst"] = plots.worst(x / white, self.program.reconstruct(x) / white, k[ends], SHOWN)
         return found
 
     def codes(self) -> None:
         """Ask what codes say: of which dimensions, how much, and where they are."""
-        activity = evaluate.activity(self.vae, self.x)
+        names = evaluate.dimensions(self.whole)
+        if not names:
+            return
+        activity = evaluate.activity(self.program, self.whole)
         active, latent = int((activity > 0.01).sum()), len(activity)
-        few = self.x[:MOST_CODES]
-        information, divergence = evaluate.aggregate(self.vae, few)
-        self.numbers |= {"active": active, "latent": latent, "log N": math.log(len(few))}
-        self.numbers |= {"mutual information": information, "aggregate KL": divergence}
+        self.numbers |= {"active": active, "latent": latent}
         lines = [f"{active} of {latent} dimensions are active: their mean varies over the images by more than 0.01."]
-        try:
-            kl: Tensor | None = evaluate.kl_per_dim(self.vae, self.x).mean(0)
-        except ValueError:
-            kl = None  # the guide or the prior is not independent over dimensions
+        sites = evaluate.kl_by_site(self.program, self.whole, evaluate.DRAWS)
+        if len(sites) > 1:
+            lines.append("KL by site, nats: " + ", ".join(f"{n} {kl.mean():.2f}" for n, kl in sites.items()) + ".")
+        kl = self._kl(len(names))
         if kl is not None:
-            lines.append(f"KL by dimension, nats: {_listed(kl)}.")
-        lines.append(f"Activity: {_listed(activity)}.")
-        lines.append(
-            f"Of {len(few):,} codes: mutual information {information:.2f} nats (at most log N = "
-            f"{math.log(len(few)):.2f}) + KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}."
-        )
-        self.figures["dimensions"] = plots.dimensions(activity, kl)
+            lines.append(f"KL by dimension, nats: {_listed(kl, names)}.")
+        lines.append(f"Activity: {_listed(activity, names)}.")
+        if not self.whole.structure.hidden:
+            few = self.whole[:MOST_CODES]
+            information, divergence = evaluate.aggregate(self.program, few)
+            self.numbers["log N"] = math.log(len(few))
+            self.numbers |= {"mutual information": information, "aggregate KL": divergence}
+            lines.append(
+                f"Of {len(few):,} codes: mutual information {information:.2f} nats (at most log N = "
+                f"{math.log(len(few)):.2f}) + KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}."
+            )
+        self.figures["dimensions"] = plots.dimensions(activity, kl, names=names)
         self._add("What do codes say?", lines)
 
+    def _kl(self, number: int) -> Tensor | None:
+        """Return the mean divergence of each dimension; None where guide or prior are not independent over them."""
+        try:
+            kl = evaluate.kl_per_dim(self.program, self.whole).mean(0)
+        except ValueError:
+            return None
+        return kl if len(kl) == number else None
+
     def _add(self, head: str, lines: Sequence[str]) -> None:
-        self.sections[f"{head} The first {len(self.x):,} test images"] = [*lines]
+        self.sections[f"{head} The first {len(self.whole):,} test images"] = [*lines]
 
 
 def _pair(values: tuple[float, float]) -> str:
     return f"{values[0]:.2f} ± {values[1]:.2f}"
 
 
-def _listed(values: Tensor, most: int = 12) -> str:
+def _listed(values: Tensor, names: Sequence[str], most: int = 12) -> str:
     order = values.argsort(descending=True).tolist()
-    shown = ", ".join(f"z{i} {values[i]:.2f}" for i in order[:most])
-    return shown + (f", ... z{order[-1]} {values[order[-1]]:.2f}" if len(order) > most else "")
+    shown = ", ".join(f"{names[i]} {values[i]:.2f}" for i in order[:most])
+    return shown + (f", ... {names[order[-1]]} {values[order[-1]]:.2f}" if len(order) > most else "")

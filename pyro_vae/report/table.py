@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch.distributions import constraints
@@ -13,20 +14,19 @@ from pyro_vae import evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element
 from pyro_vae.evaluate.summaries import mean_and_error
-from pyro_vae.objectives import closed_form_kl
+from pyro_vae.program import point_of, posterior_of
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
 
 __all__ = ["table", "written"]
 
 
 def table(
-    vae: VAE, dataset: Dataset, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = True
+    program: Any, dataset: Dataset, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = True
 ) -> str:
     """Write the ELBO, its two terms and -log p(x) of each split as a table, with what the numbers are.
 
     Arguments:
-        vae: Any VAE.
+        program: A VAE, or any program.
         dataset: What to evaluate it on.
         num_particles: Draws per datum for -log p(x).
         images: How many images of each split, the first ones.
@@ -36,28 +36,29 @@ def table(
     Returns:
         Nats per datum, mean and standard error over the images, from :func:`pyro_vae.evaluate.summary`.
     """
-    points = {name: part.to(vae.reference.device) for name, part in dataset.splits.items()}
+    points = {name: part.to(point_of(program).device) for name, part in dataset.splits.items()}
     values = {
-        name: evaluate.per_image(vae, part, num_particles, images, seed, progress) for name, part in points.items()
+        name: evaluate.per_image(program, part, num_particles, images, seed, progress) for name, part in points.items()
     }
-    return written(vae, dataset, values, num_particles)
+    return written(program, dataset, values, num_particles)
 
 
-def written(vae: VAE, dataset: Dataset, values: Mapping[str, evaluate.Values], num_particles: int) -> str:
+def written(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Values], num_particles: int) -> str:
     """Write what was found of each image of each split as a table.
 
     Arguments:
-        vae: Whose values they are.
+        program: Whose values they are.
         dataset: What of.
         values: Of each split, by its name.
         num_particles: Of which -log p(x) is.
     """
-    with at_test(vae, vae.reference.device), torch.no_grad():
-        law = vae.decoder(torch.zeros(1, *vae.prior().event_shape).to(vae.reference))
-        kind = "mass" if law.support.is_discrete else "density"
-        bits, note = _bits(of_element(law.support), dataset)
-        q = vae.encoder(torch.zeros(1, *dataset.event_shape).to(vae.reference))
-        divergence = "sampled" if closed_form_kl(q, vae.prior()) is None else "in closed form"
+    with at_test(program, point_of(program).device), torch.no_grad():
+        whole = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2)))
+        laws = whole.structure.laws.values()
+        kind = "mass" if all(law.is_discrete for law in laws) else "density"
+        bits, note = _bits(of_element(next(iter(laws))), dataset) if len(laws) == 1 else (None, "")
+        divergence = "in closed form" if evaluate.is_exact(whole) else "sampled"
+        given = evaluate.covariates(whole)
     heads = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
     rows = [
         f"{'split':6}{'images':>8}" + "".join(f"{head:>18}" for head in heads) + (f"{'bits/dim':>12}" if bits else "")
@@ -69,7 +70,7 @@ def written(vae: VAE, dataset: Dataset, values: Mapping[str, evaluate.Values], n
         rows.append(f"{row}{bits(pairs[-1][0]):>12.3f}" if bits else row)
     left_out = f"; {dataset.missing:.1%} of the pixels missing, left out" if dataset.missing else ""
     notes = (
-        f"nats per datum, mean ± standard error over the images; {dataset}; log p(x) is of a {kind}{left_out}.\n"
+        f"nats per datum, mean ± standard error over the images; {dataset}; log p(x{given}) is of a {kind}{left_out}.\n"
         f"ELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
         f"{num_particles:,} draws from the guide: too large on average.{note}"
     )
