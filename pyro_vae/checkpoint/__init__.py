@@ -1,4 +1,4 @@
-"""Run directories: a trained VAE as files that anyone can read, and nothing that can run.
+"""Run directories: a trained program as files that anyone can read, and nothing that can run.
 
 ``config.yaml`` names the parts and the settings, ``model.safetensors`` holds the weights, ``metrics.csv`` one line
 an epoch and ``seconds.csv`` how long it took, ``environment.json`` versions, command, seed, commit and hardware,
@@ -15,6 +15,9 @@ from pyro_vae.checkpoint.parts import (
     construct,
     construct_objective,
     describe,
+    describe_program,
+    event_shape,
+    parts_of,
     read_config,
 )
 from pyro_vae.checkpoint.runs import (
@@ -42,6 +45,8 @@ __all__ = [
     "construct_objective",
     "create",
     "describe",
+    "describe_program",
+    "event_shape",
     "hold",
     "hold_new",
     "inside",
@@ -49,6 +54,7 @@ __all__ = [
     "load_metrics",
     "load_state",
     "pack",
+    "parts_of",
     "read_config",
     "replacing",
     "restore",
