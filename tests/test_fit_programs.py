@@ -11,9 +11,8 @@ import torch
 import yaml
 from pyro import poutine
 from torch import nn
-from torch.distributions import constraints
 
-from pyro_vae import VAE, checkpoint, data, evaluate, fit, load, objectives
+from pyro_vae import VAE, checkpoint, data, fit, load, objectives
 from pyro_vae.networks import MLP
 from pyro_vae.train import loop, recorder
 
@@ -341,7 +340,7 @@ class TestColumns:
         assert dataset.train[:].equal(data.from_tensor(given["x"]).train[:])
         history = quick(Covariate(), dataset)
         assert len(history["train"]) == 2
-        assert dataset.train.batch(slice(0, 3), ["y"])[1].dtype == torch.float64
+        assert dataset.train.batch(slice(0, 3))[1].dtype == torch.float64
 
     def test_a_tuple_and_a_dictionary_in_any_order_are_the_same(self):
         given, runs = numbers(), []
@@ -370,7 +369,7 @@ class TestColumns:
     def test_labels_serve_y(self):
         digits = data.load("digits")
         assert [name for name in digits.train.columns] == ["y", "labels"]
-        x, y = digits.train.batch(torch.tensor([3, 1]), ["y"])
+        x, y = digits.train.with_columns(["y"]).batch(torch.tensor([3, 1]))
         assert y.equal(digits.train.labels[[3, 1]])
         assert x.equal(digits.train[torch.tensor([3, 1])])
 

@@ -5,6 +5,7 @@ an epoch and ``seconds.csv`` how long it took, ``environment.json`` versions, co
 ``checkpoint/`` what it takes to go on. Nothing in it is pickle. Every file is written whole or not at all.
 """
 
+from pyro_vae.checkpoint.describing import describe, describe_program, event_shape, parts_of
 from pyro_vae.checkpoint.files import hold, inside, replacing, write
 from pyro_vae.checkpoint.loading import build, check_weights, config_of, load, restore
 from pyro_vae.checkpoint.nests import clone, pack, unpack
@@ -14,10 +15,6 @@ from pyro_vae.checkpoint.parts import (
     check_trust,
     construct,
     construct_objective,
-    describe,
-    describe_program,
-    event_shape,
-    parts_of,
     read_config,
 )
 from pyro_vae.checkpoint.runs import (

@@ -15,10 +15,10 @@ import yaml
 from safetensors.torch import save
 from torch import nn
 
+from pyro_vae.checkpoint.describing import event_shape
 from pyro_vae.checkpoint.environment import changes, environment
 from pyro_vae.checkpoint.files import hold, inside, short, write
 from pyro_vae.checkpoint.nests import unpack
-from pyro_vae.checkpoint.parts import event_shape
 
 __all__ = ["begin", "begin_again", "create", "hold_new", "load_metrics", "load_state", "save_metrics", "save_weights"]
 

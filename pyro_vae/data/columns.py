@@ -29,7 +29,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
 
     Example:
         >>> dataset = from_columns({"x": torch.rand(100, 5), "y": torch.arange(100) % 3})
-        >>> [column.shape for column in dataset.train.batch(slice(0, 7), ["y"])]
+        >>> [column.shape for column in dataset.train.batch(slice(0, 7))]
         [torch.Size([7, 5]), torch.Size([7])]
     """
     tensors = {name: torch.as_tensor(column).detach().cpu() for name, column in columns.items()}

@@ -63,14 +63,18 @@ class Split:
         x = self._read(index)
         return x if self.mask is None else torch.where(_rows(self.mask, index), x, torch.nan)
 
-    def batch(self, index: Tensor | slice, names: Iterable[str] = ()) -> tuple[Tensor, ...]:
-        """Read a batch of x and of the columns of these names."""
-        return self[index], *(_rows(self.columns[name], index) for name in names)
+    def batch(self, index: Tensor | slice) -> tuple[Tensor, ...]:
+        """Read a batch of x and of the other columns, in their order: the arguments of a program."""
+        return self[index], *(_rows(column, index) for column in self.extra.values())
 
     @property
     def columns(self) -> dict[str, Tensor]:
-        """The columns beside x; the labels are one as ``y`` and as ``labels``, where no other is called so."""
+        """What may be columns beside x; the labels are ``y`` and ``labels``, where no other is called so."""
         return ({} if self.labels is None else {"y": self.labels, "labels": self.labels}) | self.extra
+
+    def with_columns(self, names: Iterable[str]) -> Split:
+        """Return the split with these columns beside x, in this order."""
+        return replace(self, extra={name: self.columns[name] for name in names})
 
     def _read(self, index: Tensor | slice) -> Tensor:
         pixels = _rows(self.pixels, index) if isinstance(self.pixels, Tensor) else self.pixels[index]

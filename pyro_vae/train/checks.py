@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -35,8 +36,8 @@ def check_program(program: Any) -> None:
         )
 
 
-def dataset_of(program: Any, data: Any) -> tuple[Dataset, list[str]]:
-    """Return data as three splits, and the names of the columns that the program is given beside x.
+def dataset_of(program: Any, data: Any) -> Dataset:
+    """Return data as three splits of what the program is given, x and columns by the names of its arguments.
 
     Arguments:
         program: A program.
@@ -64,7 +65,7 @@ def dataset_of(program: Any, data: Any) -> tuple[Dataset, list[str]]:
     if lacks or not isinstance(data, Dataset) or (given and {*given} != {first, *served}):
         got = ", ".join(given or [first, *known])
         raise ValueError(f"Expected data by the names of the model's arguments, {', '.join(names)}; got {got}.")
-    return data, served
+    return replace(data, **{name: getattr(data, name).with_columns(served) for name in ("train", "valid", "test")})
 
 
 def check_device(device: str) -> None:

@@ -147,19 +147,19 @@ def fit(
     check_logger(logger, resume or run_dir)
     check_program(program)
     objective = ELBO() if objective is None else objective
-    dataset, columns = dataset_of(program, data)
+    dataset = dataset_of(program, data)
     if patience and not len(dataset.valid):
         raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
     with together(device) as processes, seeded(seed, device), pyro.get_param_store().scope(), fast_products(precision):
         program.to(device)
         check_differ(dataset)
         check_support(program, dataset)
-        training = Training(program, dataset, columns, objective, settings, processes)
+        training = Training(program, dataset, objective, settings, processes)
         if isinstance(objective, Objective):
             objective.start(training.steps)
         config = _config(program, dataset, objective, settings) if run_dir or resume else {}
         with _directory(run_dir, resume, overwrite, processes) as run:
-            recorder = Recorder(training, run, _mean(dataset, columns), patience)
+            recorder = Recorder(training, run, _mean(dataset), patience)
             if resume:
                 check_resumed(checkpoint.config_of(Path(resume)), config)
                 recorder.restore(Path(resume))
@@ -195,10 +195,9 @@ def _directory(
             yield run
 
 
-def _mean(dataset: Dataset, columns: list[str]) -> Tensor:
+def _mean(dataset: Dataset) -> Tensor:
     """The mean of the training data, of all columns if there are several."""
-    others = (dataset.train.columns[name] for name in columns)
-    means = [column.double().nan_to_num().mean(0).flatten().cpu() for column in others]
+    means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
     return torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean
 
 

@@ -43,7 +43,6 @@ class Training:
     Arguments:
         program: On its device.
         dataset: Its data.
-        columns: Which columns the program is given beside x.
         objective: What is optimised.
         settings: The arguments of ``fit``.
         processes: Who trains.
@@ -54,16 +53,10 @@ class Training:
     """
 
     def __init__(
-        self,
-        program: Any,
-        dataset: Dataset,
-        columns: list[str],
-        objective: pyro.infer.ELBO,
-        settings: Settings,
-        processes: Processes,
+        self, program: Any, dataset: Dataset, objective: pyro.infer.ELBO, settings: Settings, processes: Processes
     ) -> None:
         self.program, self.objective, self.settings, self.processes = program, objective, settings, processes
-        self.columns, self.named = columns, dataset.config["data"] != "tensor"
+        self.named = dataset.config["data"] != "tensor"
         self.ours = objective if isinstance(objective, Objective) else None  # beta, and the ELBO beside the loss
         self.missing = any(split.incomplete for split in dataset.splits.values())
         self.model = Missing()(program.model) if self.missing else program.model
@@ -89,7 +82,7 @@ class Training:
             steps=self.steps,
         )
         self.scales = Scales(program, self.model)
-        self.validation = Validation(self.model, program, dataset.valid, columns, settings.seed, processes, self.scales)
+        self.validation = Validation(self.model, program, dataset.valid, settings.seed, processes, self.scales)
         self.held_out = len(dataset.valid)
         self.watch = Watch(program, spread(dataset.valid if self.held_out else dataset.train))
         self.epochs = self.at = 0
@@ -99,11 +92,8 @@ class Training:
         self.skipped: list[int] = []  # steps of this epoch
         self.dawn = generators(self.device)  # as they were when the epoch began
         self._recorded: set[int] = set()
-        with seeded(settings.seed, settings.device):
-            batch = self._read(torch.arange(self.size, device=self.device))
-            times = len(self.train) / (self.scales(batch) * len(batch[0]))
-        if self.scales.outside and times > 1.001:
-            self.watch.outside(self.scales.outside[0], times, len(self.train))
+        batch = self._first(self.size)
+        self.watch.outside(len(self.train) / (self.scales(batch) * len(batch[0])), self.scales.outside, len(self.train))
 
     def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
         """Train for an epoch, or what is left of it, and validate; return the numbers of all processes together.
@@ -126,12 +116,12 @@ class Training:
             if step % LOOK == 0 or self.at == self.batches:
                 self.look(max(0, step - LOOK))
             seen(len(rows))
-        last = self.odd or self.size
-        counted = len(self.train) - sum(last if step == self.batches - 1 else self.size for step in self.skipped)
+        last = {self.batches - 1: self.odd or self.size}
+        counted = len(self.train) - sum(last.get(step, self.size) for step in self.skipped)
         validated = self.validation(pause, self.epochs >= OFTEN and self.svi.mode != "off")
-        numbers = {"train": self._mean(self.losses, counted)} | validated
+        numbers = {"train": math.fsum(self.losses.tolist()) / counted} | validated
         if self.ours:
-            numbers |= {"train_at_beta_1": self._mean(self.plain, counted), "beta": self.beta}
+            numbers |= {"train_at_beta_1": math.fsum(self.plain.tolist()) / counted, "beta": self.beta}
         if self.skips:
             numbers["skipped"] = float(len(self.skipped))
         self.epochs, self.at, self.skipped = self.epochs + 1, 0, []
@@ -180,8 +170,7 @@ class Training:
         return found
 
     def _tried(self, size: int, record: bool = False) -> list[Tensor]:
-        batch = self._read(torch.arange(size, device=self.device))
-        return rehearse(self.svi, self.program, batch, self.processes.noise(size, OF_Z), record)
+        return rehearse(self.svi, self.program, self._first(size), self.processes.noise(size, OF_Z), record)
 
     def _order(self) -> Tensor:
         """The epoch's order of images: of an epoch that is begun, drawn again from where the generators were."""
@@ -198,16 +187,15 @@ class Training:
         batch = self._read(rows)
         drawn = torch_state(self.device) if self.guards else None
         kept = [buffer.clone() for buffer in self.program.buffers()] if self.guards else []
-        scale = self.scales(batch)
         wrong, loss, parameters = "", math.nan, list[Tensor]()
         try:
             loss, parameters = self.svi.gradients(batch, handler=self.processes.noise(len(rows), OF_Z))
+            self.processes.sum_gradients(parameters, self.scales.weight(batch, len(rows)))
         except ValueError as error:
             broken = BROKEN.search(str(error))
             if not broken:
                 raise
             wrong = f"expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}"
-        self.processes.sum_gradients(parameters, self.scales.weight(batch, len(rows)))
         if self.guards and not wrong:
             self.watch.parameters(parameters)
             words = not_finite(loss, parameters)
@@ -217,7 +205,7 @@ class Training:
         if isinstance(self.optim, PyroLRScheduler):
             self.optim.step()
         if not wrong:
-            return loss / scale, self.ours.plain / scale if self.ours else 0.0
+            return loss / self.scales(batch), self.ours.plain / self.scales(batch) if self.ours else 0.0
         trouble = self._trouble(self.at, rows, wrong, batch, drawn)
         put_back(self.program, kept)
         if not self.skips or len(self.skipped) == self.batches - 1:
@@ -241,8 +229,13 @@ class Training:
             rows = self._order().split(self.size)[step]
             raise self._trouble(step, rows, "expected a finite loss", self._read(rows), None)
 
+    def _first(self, size: int) -> tuple[Tensor, ...]:
+        """Read a batch to look at, without a draw that moves others."""
+        with seeded(self.settings.seed, self.settings.device):
+            return self._read(torch.arange(size, device=self.device))
+
     def _read(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return read(self.train, self.columns, rows, self.processes, self.dtype)
+        return read(self.train, rows, self.processes, self.dtype)
 
     def _trouble(self, step: int, rows: Tensor, wrong: str, batch: tuple, drawn: list[Tensor] | None) -> NotFinite:
         """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
@@ -255,6 +248,3 @@ class Training:
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault._asdict()
         where = f"in epoch {self.epochs + 1}, step {step + 1}"
         return NotFinite(f"Training diverged {where}: {wrong}. {fault.words}", record)
-
-    def _mean(self, totals: Tensor, count: int) -> float:
-        return math.fsum(totals.tolist()) / count

@@ -31,7 +31,6 @@ class Validation:
         model: The model, of what is observed where some is missing.
         program: On its device.
         split: The validation data.
-        columns: Which columns the program is given beside x.
         seed: Seed of the draws.
         processes: Who trains.
         scale: Says by which factor the loss of a batch is more than that of its data.
@@ -45,12 +44,11 @@ class Validation:
         model: Callable[..., Any],
         program: Any,
         split: Split,
-        columns: list[str],
         seed: int,
         processes: Processes,
         scale: Callable[[tuple], float],
     ) -> None:
-        self.model, self.program, self.columns, self.seed, self.processes = model, program, columns, seed, processes
+        self.model, self.program, self.seed, self.processes = model, program, seed, processes
         self.scale, self.point = scale, point_of(program)
         self.device, self.split = self.point.device, split.to(self.point.device)
         if len(split):
@@ -84,7 +82,7 @@ class Validation:
             for i, rows in enumerate(batches):
                 pause()
                 noise = self.processes.noise(len(rows), OF_Z)
-                batch = read(self.split, self.columns, rows, self.processes, self.point.dtype)
+                batch = read(self.split, rows, self.processes, self.point.dtype)
                 if as_graph and len(rows) not in self._recorded:
                     self._recorded.add(len(rows))
                     with seeded(self.seed, str(self.device)):
@@ -93,9 +91,7 @@ class Validation:
                 distortion[i], whole[i] = one / self.scale(batch), both / self.scale(batch)
             if smallest_scale := hook(self.program, "smallest_scale"):
                 few = torch.arange(min(FEW, self._at_once, len(self.split)), device=self.device)
-                self.smallest_scale = smallest_scale(
-                    *read(self.split, self.columns, few, Processes(), self.point.dtype)
-                )
+                self.smallest_scale = smallest_scale(*read(self.split, few, Processes(), self.point.dtype))
         reconstruction, total = (self.processes.total(each) / len(self.split) for each in (distortion, whole))
         return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
 
@@ -107,7 +103,7 @@ class Validation:
     def _room(self) -> int:
         """How many images fit in memory at once, with a row for each process in the last batch too."""
         few = torch.arange(min(4, len(self.split)), device=self.device)
-        batch = read(self.split, self.columns, few, Processes(), self.point.dtype)
+        batch = read(self.split, few, Processes(), self.point.dtype)
 
         def run(n: int) -> Any:
             return self._two_terms(None, *(column[: 2 * n] for column in batch))
@@ -118,12 +114,10 @@ class Validation:
         return size
 
 
-def read(
-    split: Split, columns: list[str], rows: Tensor, processes: Processes, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
+def read(split: Split, rows: Tensor, processes: Processes, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return this process's part of a batch, x with its noise drawn as in the whole batch, and other columns."""
     with processes.noise(len(rows), OF_X) or nullcontext():
-        batch = split.batch(processes.mine(rows), columns)
+        batch = split.batch(processes.mine(rows))
     return tuple(column.to(dtype) if column.is_floating_point() else column for column in batch)
 
 

@@ -56,13 +56,14 @@ class Watch:
                 f"{others[0]!r} too. Make it an nn.Parameter of the program or of a part of it, or keep it yourself."
             )
 
-    def outside(self, site: str, times: float, total: int) -> None:
-        """Say that a latent outside the data's plate counts in each minibatch as if that were all the data."""
-        self._say(
-            f"The latent site {site!r} is outside the plate of the data, which is not scaled to them: its prior counts "
-            f"in each minibatch, {times:.3g} times too much. Write pyro.plate('data', {total}, subsample_size=len(x)) "
-            "in model and guide, or subsample=rows."
-        )
+    def outside(self, times: float, sites: Sequence[str], total: int) -> None:
+        """Look at which latents are outside the data's plate, which stands for so many times fewer data than all."""
+        if sites and times > 1.001:
+            self._say(
+                f"The latent site {sites[0]!r} is outside the plate of the data, which is not scaled to them: its "
+                f"prior counts in each minibatch, {times:.3g} times too much. Write pyro.plate('data', {total}, "
+                "subsample_size=len(x)) in model and guide, or subsample=rows."
+            )
 
     def skipped(self, words: str) -> None:
         """Say that a batch was left out, and why."""
