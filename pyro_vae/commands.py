@@ -66,8 +66,9 @@ def run(given: list[str]) -> int:
 def _train(**options: Any) -> None:
     """Train a VAE, print its ELBO and -log p(x) on every split, and draw its figures."""
 
-    def take(function: Callable[..., Any]) -> dict[str, Any]:
-        return {key: options[key] for key in inspect.signature(function).parameters if key in options}
+    def take(function: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[str, Any]:
+        names = inspect.signature(function).parameters
+        return {name: options[name] for name in names if name in options and name not in skip}
 
     dataset = data.load(**take(data.load))
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
@@ -82,7 +83,7 @@ def _train(**options: Any) -> None:
     if options["run_dir"] is None:
         source = Path(options["data"]).stem or "data"
         options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    _close(vae, dataset, fit(vae, dataset, **take(fit)), options["run_dir"])
+    _close(vae, dataset, fit(vae, dataset, **take(fit, ("data",))), options["run_dir"])
 
 
 def _resume(
@@ -108,7 +109,7 @@ def _resume(
     config |= {name: value for name, value in given.items() if value is not None}
     dataset = _data(config, resume)
     objective = checkpoint.construct_objective(config.get("objective"), trust.split())
-    options = checkpoint.arguments(fit, config, skip=("objective",))
+    options = checkpoint.arguments(fit, config, skip=("program", "data", "objective"))
     if is_first():
         print(f"{dataset}: going on with {resume}")
     _close(vae, dataset, fit(vae, dataset, objective, **options, resume=resume), resume)

@@ -3,7 +3,6 @@ r"""The program: a model, a guide, and what one does with them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import pyro
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.conditional import Conditional, Family, mean, module, stddev
 from pyro_vae.guides import DiagonalNormal
+from pyro_vae.hooks import Hooks
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.missing import impute
 from pyro_vae.networks import Auto, Network
@@ -21,7 +21,7 @@ from pyro_vae.priors import StandardNormal
 __all__ = ["VAE"]
 
 
-class VAE(nn.Module):
+class VAE(Hooks):
     r"""A latent variable model and its guide.
 
     .. math:: p(x, z) = p(z) \, p(x \mid z), \qquad q(z \mid x) \approx p(z \mid x)
@@ -122,29 +122,10 @@ class VAE(nn.Module):
         }
         return vae
 
-    @property
-    def reference(self) -> Tensor:
-        """A tensor of the VAE's own: ``x.to(vae.reference)`` has its dtype and device."""
-        return next(chain(self.parameters(), self.buffers()), torch.zeros(()))
-
     @torch.no_grad()
     def blank(self, num: int) -> Tensor:
         """Return ``num`` draws of x, ``(num, *event)``: rows of the right shape, to simulate data in place of."""
         return self.decoder(self.prior().sample((num,))).sample()
-
-    def check_data(self, x: Tensor) -> None:
-        """Check that x is of shape ``(B, *event)``.
-
-        Raises:
-            ValueError: If it is not.
-        """
-        with torch.no_grad():
-            event = self.decoder(torch.zeros(1, *self.prior().event_shape).to(self.reference)).event_shape
-        if x.shape[1:] != event or x.dim() != len(event) + 1 or not len(x):
-            raise ValueError(
-                f"Expected x of shape (B, {', '.join(map(str, event))}) with B of at least 1; got {tuple(x.shape)}. "
-                "Of one datum, x.unsqueeze(0) is such."
-            )
 
     @torch.no_grad()
     def generate(self, num: int = 64) -> Tensor:

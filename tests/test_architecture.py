@@ -12,7 +12,7 @@ ROOT = Path(pyro_vae.__file__).parent
 ROOMS = [
     {"networks", "data", "plots", "seeds"},
     {"conditional", "flows", "missing", "mixtures"},
-    {"priors", "likelihoods", "guides", "parts"},
+    {"priors", "likelihoods", "guides", "hooks", "parts"},
     {"vae", "traces"},
     {"program"},
     {"objectives"},

@@ -126,8 +126,11 @@ def test_a_vae_made_by_hand_says_how_to_load_it(tmp_path):
     made = build()
     vae = VAE(made.prior, made.decoder, made.encoder)
     fit(vae, DIGITS, epochs=1, run_dir=tmp_path / "run", progress=False)
-    with pytest.raises(ValueError, match=r"made by VAE.build; .* use load_state_dict"):
+    with pytest.raises(ValueError, match=r"does not name its parts, or all its arguments.* load\(run, program=mine\)"):
         load(tmp_path / "run")
+    again = VAE(*(getattr(build(), name) for name in ("prior", "decoder", "encoder")))
+    assert load(tmp_path / "run", program=again)[0] is again
+    assert (again.reconstruct(DIGITS.test[:]) == vae.reconstruct(DIGITS.test[:])).all()
 
 
 def edit(folder, **changes):

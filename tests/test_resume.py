@@ -16,7 +16,6 @@ import torch
 
 from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, load, objectives, priors, report
 from pyro_vae.__main__ import main
-from pyro_vae.compiled import traced
 from pyro_vae.networks import MLP
 from pyro_vae.train import loop, recorder
 
@@ -101,7 +100,7 @@ RUNS = {
 def test_a_run_that_is_killed_goes_on_to_the_last_bit(options, tmp_path, monkeypatch, often):
     """Killed within an epoch, and soon again; the graph and plain Pyro in the first epoch and as one ends too."""
     if options is RUNS["graph"]:
-        monkeypatch.setattr(traced, "SELDOM", 2)  # the last minibatch is a graph too
+        monkeypatch.setattr(loop, "OFTEN", 2)  # the last minibatch and validation are graphs too
     train(tmp_path / "whole", **options)
     batches = -(-len(DYNAMIC.train) // options.get("batch_size", 300))
     others = [1, 2 * batches] if options in (RUNS["graph"], RUNS["plain Pyro"]) else []

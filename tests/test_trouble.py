@@ -199,7 +199,7 @@ class TestSaidOnce:
                     return pyro.sample("x", self.decoder(z), obs=x)
 
         made = build()
-        with pytest.warns(UserWarning, match=r"4 of the VAE's, as 'encoder.network.bias', are in neither") as found:
+        with pytest.warns(UserWarning, match=r"4 of the program's, as 'encoder.network.bias', are in neither") as found:
             quick(Half(made.prior, made.decoder, made.encoder), images())
         assert len(found) == 1
 

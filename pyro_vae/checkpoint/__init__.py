@@ -1,10 +1,11 @@
-"""Run directories: a trained VAE as files that anyone can read, and nothing that can run.
+"""Run directories: a trained program as files that anyone can read, and nothing that can run.
 
 ``config.yaml`` names the parts and the settings, ``model.safetensors`` holds the weights, ``metrics.csv`` one line
 an epoch and ``seconds.csv`` how long it took, ``environment.json`` versions, command, seed, commit and hardware,
 ``checkpoint/`` what it takes to go on. Nothing in it is pickle. Every file is written whole or not at all.
 """
 
+from pyro_vae.checkpoint.describing import describe, describe_program, event_shape, parts_of
 from pyro_vae.checkpoint.files import hold, inside, replacing, write
 from pyro_vae.checkpoint.loading import build, check_weights, config_of, load, restore
 from pyro_vae.checkpoint.nests import clone, pack, unpack
@@ -14,7 +15,6 @@ from pyro_vae.checkpoint.parts import (
     check_trust,
     construct,
     construct_objective,
-    describe,
     read_config,
 )
 from pyro_vae.checkpoint.runs import (
@@ -42,6 +42,8 @@ __all__ = [
     "construct_objective",
     "create",
     "describe",
+    "describe_program",
+    "event_shape",
     "hold",
     "hold_new",
     "inside",
@@ -49,6 +51,7 @@ __all__ = [
     "load_metrics",
     "load_state",
     "pack",
+    "parts_of",
     "read_config",
     "replacing",
     "restore",

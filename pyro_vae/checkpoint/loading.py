@@ -1,16 +1,17 @@
-"""From a run directory to a VAE: looked through before anything of it is made."""
+"""From a run directory to a program: looked through before anything of it is made."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.checkpoint.files import inside, short
@@ -27,23 +28,28 @@ MANY = 10_000  # operations
 
 
 def load(
-    run_dir: str | Path, trust: Sequence[str] = (), weights: Literal["final", "best", "last"] = "final"
-) -> tuple[VAE, dict[str, Any]]:
-    """Load a trained VAE from a run directory, which may be somebody else's: nothing in it is run.
+    run_dir: str | Path,
+    trust: Sequence[str] = (),
+    weights: Literal["final", "best", "last"] = "final",
+    program: Any = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Load a trained program from a run directory, which may be somebody else's: nothing in it is run.
 
     Arguments:
         run_dir: What ``fit`` or ``pyro-vae train`` wrote.
         trust: Modules of your own, beside ``pyro_vae``, whose classes the run may name, as ``["my_priors"]``.
         weights: ``final``, those that training ended with; ``best``, those of the best validation ELBO; ``last``, of
             the last checkpoint, as while it goes on.
+        program: A module of your own to put the weights into, in place of one that is made as the run says.
 
     Returns:
-        The VAE on the CPU, in evaluation mode, and the run's configuration.
+        The program on the CPU, in evaluation mode, and the run's configuration.
 
     Raises:
         FileNotFoundError: If the directory is not there or holds no run.
         ValueError: If a file cannot be read or is a link out of the directory, the weights are of another
-            architecture, or the run names a class outside ``pyro_vae`` that is not trusted.
+            architecture, the run does not say how its program is made, or it names a class outside ``pyro_vae`` that
+            is not trusted.
 
     Example:
         >>> load("nowhere")
@@ -55,14 +61,9 @@ def load(
         raise ValueError(f"Expected weights to be final, best or last; got {weights!r}.")
     config = config_of(run)
     state, event_shape = _final(run) if weights == "final" else _checkpointed(run, weights)
-    if not event_shape or any(part not in config for part in (*PARTS, "latent")):
-        raise ValueError(
-            f"Expected a run of a VAE made by VAE.build; {str(run)!r} does not name its parts. "
-            "Build the VAE as before and use load_state_dict; to train on, fit(vae, ..., resume=run)."
-        )
-    vae = build(event_shape, config, trust, state)
-    restore(vae, state)
-    return vae.eval(), config
+    program = program if program is not None else build(event_shape, config, trust, state, str(run))
+    restore(program, state)
+    return program.eval(), config
 
 
 def config_of(run: Path) -> dict[str, Any]:
@@ -113,52 +114,68 @@ def _checkpointed(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
     return weights, event_shape
 
 
-def build(event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], state: Mapping[str, Tensor]) -> VAE:
-    """Build the VAE that a configuration names, no larger than its weights warrant.
+def build(
+    event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], state: Mapping[str, Tensor], run: str = "it"
+) -> Any:
+    """Build the program that a configuration names, no larger than its weights warrant.
 
     Arguments:
-        event_shape: Shape of one x.
+        event_shape: Shape of one x, where the program is built of parts.
         config: Of the run.
         trust: Modules of the user's own.
         state: The weights.
+        run: What to call the run.
 
     Raises:
-        ValueError: If a part is not trusted, cannot be made, or would be larger.
+        ValueError: If it does not say how it is made, a part is not trusted, cannot be made, or would be larger.
     """
-    check_trust({part: config[part] for part in PARTS}, trust)
-    parts = {part: construct(config[part], trust) for part in PARTS}
-    sizes = [config["latent"], *(event_shape if isinstance(event_shape, list) else [None])]
-    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
-        raise ValueError(f"Expected whole numbers for latent and the shape of x; the run has {str(sizes)[:80]}.")
+    named = config.get("program")
+    of_parts = event_shape and all(part in config for part in (*PARTS, "latent"))
+    if not of_parts and not (isinstance(named, dict) and isinstance(named.get("init_args"), dict)):
+        raise ValueError(
+            f"Expected a run whose config.yaml says how its program is made; {run!r} does not name its parts, or all "
+            "its arguments. Make it as before: load(run, program=mine), or to train on, fit(mine, ..., resume=run)."
+        )
+    check_trust([named, *(config.get(part) for part in PARTS)], trust)
+    kind: Any = VAE if named is None else construct(named, trust)
+    if of_parts:
+        make = getattr(getattr(kind, "func", kind), "build", VAE.build)
+        parts = {part: construct(config[part], trust) for part in PARTS}
+        sizes = [config["latent"], *(event_shape if isinstance(event_shape, list) else [None])]
+        if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+            raise ValueError(f"Expected whole numbers for latent and the shape of x; the run has {str(sizes)[:80]}.")
+        made = partial(make, event_shape, config["latent"], **parts)
+    else:
+        made = kind
     with torch.random.fork_rng(devices=[]), _NoLarger(state):
         try:
-            return VAE.build(event_shape, config["latent"], **parts)
+            return made()
         except (TypeError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
             raise ValueError(f"Expected parts that make a VAE; the run's do not ({short(error)}).") from error
 
 
-def restore(vae: VAE, state: Mapping[str, Tensor]) -> None:
-    """Put weights into a VAE, once all of them are found to fit; numbers of float64 make it one of float64.
+def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put weights into a program, once all of them are found to fit; numbers of float64 make it one of float64.
 
     Raises:
         ValueError: If they are of another architecture.
     """
     state = dict(state)
-    if "encoder.fill" in (own := vae.state_dict()):
+    if "encoder.fill" in (own := program.state_dict()):
         state.setdefault("encoder.fill", own["encoder.fill"])  # runs of before there was one
-    check_weights({name: tuple(tensor.shape) for name, tensor in state.items()}, vae)
+    check_weights({name: tuple(tensor.shape) for name, tensor in state.items()}, program)
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    vae.to(dtype=kinds.pop() if len(kinds) == 1 else None)
-    vae.load_state_dict(state)
+    program.to(dtype=kinds.pop() if len(kinds) == 1 else None)
+    program.load_state_dict(state)
 
 
-def check_weights(shapes: Mapping[str, tuple[int, ...]], vae: VAE) -> None:
-    """Check that weights are those of a VAE, by name and shape.
+def check_weights(shapes: Mapping[str, tuple[int, ...]], program: nn.Module) -> None:
+    """Check that weights are those of a program, by name and shape.
 
     Raises:
         ValueError: If one is not; it says which.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in program.state_dict().items()}
     different = [name for name in (*expected, *shapes) if expected.get(name) != shapes.get(name)]
     if different := [*dict.fromkeys(different)]:
         name, more = different[0], f", nor are {len(different) - 1} others" if different[1:] else ""

@@ -1,11 +1,10 @@
-"""Parts as plain data and back: a class by its import path and its arguments, and no class that is not trusted."""
+"""From plain data to parts: a class by its import path and its arguments, and no class that is not trusted."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -17,45 +16,9 @@ from torch import nn
 
 from pyro_vae.checkpoint.files import inside, short
 
-__all__ = ["arguments", "check_config", "check_trust", "construct", "construct_objective", "describe", "read_config"]
+__all__ = ["arguments", "check_config", "check_trust", "construct", "construct_objective", "read_config"]
 
 LARGEST, BRACKETS = 2**20, 1000  # bytes of a configuration, and what takes a parser the square of their number
-
-
-def describe(part: Any) -> Any:
-    """Return a part as plain data: a class, or a partial of one, as its import path and its arguments.
-
-    An instance, as an objective, is described by the arguments it was made with, read from attributes of the same
-    names.
-
-    Raises:
-        ValueError: If the part is a function or a lambda, which has no arguments to write down.
-
-    Example:
-        >>> from pyro_vae import networks
-        >>> describe(functools.partial(networks.MLP, hidden=(200, 200)))
-        {'class_path': 'pyro_vae.networks.MLP', 'init_args': {'hidden': [200, 200]}}
-    """
-    if isinstance(part, str | int | float | bool | None):
-        return part
-    if isinstance(part, list | tuple):
-        return [describe(item) for item in part]
-    if isinstance(part, functools.partial):
-        # jsonargparse hands over a partial of its own functions, with the class as the last argument.
-        kind = next((item for item in (*reversed(part.args), part.func) if isinstance(item, type)), None)
-        arguments = part.keywords
-    elif isinstance(part, type):
-        kind, arguments = part, {}
-    else:
-        kind = None if inspect.isroutine(part) else type(part)
-        names = inspect.signature(type(part)).parameters
-        arguments = {name: getattr(part, name) for name in names if hasattr(part, name)}
-    if kind is None:
-        raise ValueError(
-            f"Expected a class or a functools.partial of one, which a run directory can name; got {part!r}."
-        )
-    path = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
-    return path | {"init_args": {k: describe(v) for k, v in arguments.items()}} if arguments else path
 
 
 def read_config(run: str | Path, name: str = "config.yaml") -> dict[str, Any]:
@@ -199,11 +162,3 @@ def _class(spec: Any, kind: type) -> functools.partial:
 
 def _names(value: Any) -> bool:
     return isinstance(value, dict) and "class_path" in value
-
-
-def _home(kind: type) -> str:
-    """Return the module to import a class from: the outermost that offers it, as files inside a room may move."""
-    home = kind.__module__
-    while getattr(sys.modules.get(home.rpartition(".")[0]), kind.__qualname__, None) is kind:
-        home = home.rpartition(".")[0]
-    return home

@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 from safetensors.torch import save
+from torch import nn
 
+from pyro_vae.checkpoint.describing import event_shape
 from pyro_vae.checkpoint.environment import changes, environment
 from pyro_vae.checkpoint.files import hold, inside, short, write
 from pyro_vae.checkpoint.nests import unpack
-from pyro_vae.vae import VAE
 
 __all__ = ["begin", "begin_again", "create", "hold_new", "load_metrics", "load_state", "save_metrics", "save_weights"]
 
@@ -101,10 +102,10 @@ def _clear(run: Path) -> None:
             inside(run, str(path.relative_to(run))).unlink()
 
 
-def save_weights(run: Path, vae: VAE) -> None:
-    """Write ``model.safetensors``: the parameters, with the shape of x in the file's metadata."""
-    shape = list(vae.parts["event_shape"]) if vae.parts else []
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
+def save_weights(run: Path, program: nn.Module) -> None:
+    """Write ``model.safetensors``: the parameters, with the shape of x that a VAE was built for in its metadata."""
+    shape = event_shape(program)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in program.state_dict().items()}
     write(inside(run, "model.safetensors"), save(tensors, metadata={"event_shape": json.dumps(shape)}))
 
 

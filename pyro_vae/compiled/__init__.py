@@ -3,6 +3,6 @@
 from pyro_vae.compiled.memory import how_many_fit
 from pyro_vae.compiled.precision import fast_products, warn_if_slower
 from pyro_vae.compiled.svi import CompiledSVI
-from pyro_vae.compiled.traced import SELDOM, Compile, Outputs, Traced
+from pyro_vae.compiled.traced import Compile, Outputs, Traced
 
-__all__ = ["SELDOM", "Compile", "CompiledSVI", "Outputs", "Traced", "fast_products", "how_many_fit", "warn_if_slower"]
+__all__ = ["Compile", "CompiledSVI", "Outputs", "Traced", "fast_products", "how_many_fit", "warn_if_slower"]

@@ -55,12 +55,6 @@ class CompiledSVI(SVI):
             torch's default; ``bfloat16``, products of bfloat16 numbers, parameters and optimizer in float32.
         clip_norm: Largest norm of the whole gradient, of a loss summed over the data; a longer one is shortened.
         steps: How many steps are to come, if known, so that ``auto`` compiles at the start.
-        reduce: Called with the parameters once their ``grad`` is there, before clipping and the step; as to sum
-            gradients over processes.
-        guard: Called with the loss and the parameters once their ``grad`` is there; where it returns False they are
-            not stepped.
-        handler: A context in which model and guide are run. Where there are several, one after another, each has a
-            ``key`` of its own, which says what a graph depends on.
 
     Raises:
         ValueError: If an argument is not one of its choices.
@@ -90,9 +84,6 @@ class CompiledSVI(SVI):
         precision: Precision = "auto",
         clip_norm: float | None = None,
         steps: int | None = None,
-        reduce: Callable[[Sequence[Tensor]], None] | None = None,
-        guard: Callable[[Any, Sequence[Tensor]], bool] | None = None,
-        handler: AbstractContextManager | None = None,
         **kwargs: Any,
     ) -> None:
         for name, value, choices in (
@@ -103,14 +94,11 @@ class CompiledSVI(SVI):
                 raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         self.precision = precision
-        self.reduce = reduce
-        self.guard = guard
-        self.handler = handler
         self._objective = loss if isinstance(loss, Objective) else None
         self._terms = None if loss_and_grads else terms_of(loss)
         self._optimizer = Optimizer(optim, clip_norm)
-        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._key, in_store)
-        self._value = Traced(self._loss_alone, compile, None, self._key, in_store)
+        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._modes, in_store)
+        self._value = Traced(self._loss_alone, compile, None, self._modes, in_store)
         if self._terms is None and compile != "off":
             name = type(loss).__name__
             warnings.warn(
@@ -134,36 +122,59 @@ class CompiledSVI(SVI):
         if self._terms is None:
             return super().evaluate_loss(*args, **kwargs)
         with torch.no_grad(), fast_products(self.precision):
-            (loss,), _ = self._value(args, kwargs)
+            (loss,), _ = self._value((None, *args), kwargs)
         return torch_item(loss)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Take a gradient step; return the loss as a tensor, so that a GPU need not be waited for."""
-        with fast_products(self.precision):
-            if self._terms is not None:
-                found, known = self._gradients(args, kwargs)
-                if (parameters := trained(known)) or self.guard is not None:
-                    return self._apply(found, parameters, args, kwargs)
-            with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
-                loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-            self._finish(loss, trained(met(capture)))
+        loss, parameters = self.gradients(args, kwargs)
+        if self._terms is not None and not parameters:
+            with self._around(None, args, kwargs):
+                return self.loss_and_grads(self.model, self.guide, *args, **kwargs)  # which says what is wrong
+        if self.mode != "off" and loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            self._loss_and_gradients(None, *args, **kwargs)  # Pyro says why, where it is something that it checks
+            warn_if_nan(loss, "loss")
+        self.apply(parameters)
         return loss
 
-    def rehearse(self, calls: int, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """Bring the step to where so many on arguments like these have brought another; return the parameters.
+    def gradients(
+        self,
+        args: tuple,
+        kwargs: dict[str, Any] | None = None,
+        handler: AbstractContextManager | None = None,
+        record: bool = False,
+    ) -> tuple[Any, list[Tensor]]:
+        """Return the loss, and the parameters that are trained, with its gradient as their ``grad``.
 
-        What would be recorded by then is recorded, so that the next step is run as it would have been. Nothing is
-        trained, but model and guide draw, and may write to buffers.
+        Arguments:
+            args: Of model and guide.
+            kwargs: Of model and guide.
+            handler: A context to run them in; its ``key`` says what a graph depends on of it.
+            record: Whether a step on arguments like these is to be a graph from the next call on.
         """
+        kwargs = kwargs or {}
         with fast_products(self.precision):
-            if self._terms is not None:
-                return trained(self._gradients.rehearse(calls, args, kwargs).kept)
-            with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
-                self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        parameters = trained(met(capture))
+            if self._terms is None:
+                with self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+                    loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+                return loss, trained(met(capture))
+            run = self._gradients.record if record else self._gradients
+            (loss, plain, *gradients), known = run((handler, *args), kwargs)
+        if self._objective is not None:
+            self._objective.plain = plain
+        parameters = trained(known)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss, parameters
+
+    def apply(self, parameters: Sequence[Tensor], finite: bool = True) -> None:
+        """Step parameters along their ``grad``, where it is ``finite``, and let go of it; a scheduled beta goes on."""
+        if finite:
+            self._optimizer.step(parameters)
         for parameter in parameters:
             parameter.grad = None
-        return parameters
+        if self._objective is not None and self._terms is not None:
+            self._objective.advance()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer and of its schedule, if there is one; nothing before the first step."""
@@ -177,31 +188,9 @@ class CompiledSVI(SVI):
         """
         self._optimizer.load_state_dict(state, parameters)
 
-    def _apply(self, found: Sequence[Any], parameters: list[Tensor], args: tuple, kwargs: dict) -> Tensor:
-        loss, plain, *gradients = found
-        looks = self.guard is None and loss.device.type == "cpu" and self.mode != "off"
-        if looks and not math.isfinite(loss.item()):
-            self._loss_and_gradients(*args, **kwargs)  # Pyro says what is wrong, where it is something that it checks
-            warn_if_nan(loss, "loss")
-        if self._objective is not None:
-            self._objective.plain = plain
-            self._objective.advance()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self._finish(loss, parameters)
-        return loss
-
-    def _finish(self, loss: Any, parameters: list[Tensor]) -> None:
-        if self.reduce is not None:
-            self.reduce(parameters)
-        if self.guard is None or self.guard(loss, parameters):
-            self._optimizer.step(parameters)
-        for parameter in parameters:
-            parameter.grad = None
-
-    def _loss_and_gradients(self, *args: Any, **kwargs: Any) -> Outputs:
+    def _loss_and_gradients(self, handler: Any, *args: Any, **kwargs: Any) -> Outputs:
         assert self._terms is not None
-        with self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+        with self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             terms = self._terms(self.model, self.guide, *args, **kwargs)
         known = met(capture)
         if not (trained(known) and terms.loss.requires_grad):
@@ -209,16 +198,16 @@ class CompiledSVI(SVI):
         gradients = torch.autograd.grad(terms.loss, trained(known), allow_unused=True)
         return Outputs([terms.loss.detach(), terms.plain, *gradients], known)
 
-    def _loss_alone(self, *args: Any, **kwargs: Any) -> Outputs:
+    def _loss_alone(self, handler: Any, *args: Any, **kwargs: Any) -> Outputs:
         assert self._terms is not None
-        with torch.no_grad(), self._around(args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+        with torch.no_grad(), self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             loss = self._terms(self.model, self.guide, *args, **kwargs).loss
         return Outputs([loss], met(capture))
 
     @contextmanager
-    def _around(self, args: tuple, kwargs: dict) -> Iterator[None]:
-        with self.handler or nullcontext(), autocast(self.precision, device_of(args, kwargs)):
+    def _around(self, handler: AbstractContextManager | None, args: tuple, kwargs: dict) -> Iterator[None]:
+        with handler or nullcontext(), autocast(self.precision, device_of(args, kwargs)):
             yield
 
-    def _key(self) -> Any:
-        return getattr(self.handler, "key", None), training(self.model), training(self.guide)
+    def _modes(self) -> tuple:
+        return training(self.model), training(self.guide)

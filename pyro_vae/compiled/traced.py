@@ -42,7 +42,8 @@ class Traced:
     counts its calls, a warning says so once and the function goes on as it is. Other shapes of the arguments have
     graphs of their own, recorded where they come often: the last minibatch of an epoch may not.
 
-    Numbers among the arguments are part of the graph: another number is another graph.
+    Numbers among the arguments are part of the graph: another number is another graph. So is an object that says by a
+    ``key`` what a graph depends on of it.
 
     Arguments:
         function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
@@ -52,7 +53,6 @@ class Traced:
         key: Says what else tells one graph from another.
         state: From what is kept, says what a graph must find as it was, or is made anew.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
-        recorded: Which call is recorded, of the first shape; of others it is the 50th.
         frozen: Whether tensors that it closes over, as parameters, do not change while it lives, nor handlers around it
             what it is: what follows from these tensors alone is then computed once.
     """
@@ -65,7 +65,6 @@ class Traced:
         key: Callable[[], Hashable] = tuple,
         state: Callable[[Any], Hashable] = lambda kept: None,
         quiet: bool = False,
-        recorded: int = 2,
         frozen: bool = False,
     ) -> None:
         self.function = function
@@ -75,7 +74,7 @@ class Traced:
         self.key = key
         self.state = state
         self.quiet = quiet
-        self.recorded, self.frozen = recorded, frozen
+        self.frozen = frozen
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -92,8 +91,7 @@ class Traced:
             self._remember(key, found.kept)
             return found
         entry.calls += 1
-        recorded = self._recorded(entry)
-        if entry.calls < recorded:
+        if entry.calls < entry.recorded:
             found = self.function(*args, **kwargs)
             entry.kept = found.kept
             return found
@@ -101,25 +99,20 @@ class Traced:
         if entry.graph is None:
             return self._record(entry, leaves, spec)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if entry.calls == recorded + 1:
+        if entry.calls == entry.recorded + 1:
             return self._check(entry, tensors, args, kwargs)
         if self._pays(entry, tensors[0].device if tensors else torch.device("cpu")):
             self._compile(entry, tensors)
         return Outputs(entry.graph(tensors), entry.kept)
 
-    def rehearse(self, calls: int, args: tuple, kwargs: dict[str, Any]) -> Outputs:
-        """Bring the function to where so many calls with arguments like these have brought another."""
-        found = self(args, kwargs)
+    def record(self, args: tuple, kwargs: dict[str, Any]) -> Outputs:
+        """Run, record and compare now, so that arguments like these are a graph from the next call on."""
+        self(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        entry = self._entries.get((spec, self.key(), *map(self._describe, leaves)))
-        if entry is None:
-            return found
-        recorded = self._recorded(entry)
-        entry.calls = min(calls, recorded - 1)
-        for _ in range(entry.calls, min(calls, recorded + 1)):
-            found = self(args, kwargs)
-        entry.calls = calls
-        return found
+        if entry := self._entries.get((spec, self.key(), *map(self._describe, leaves))):
+            entry.recorded = min(entry.recorded, entry.calls + 1)
+        self(args, kwargs)
+        return self(args, kwargs)
 
     @property
     def mode(self) -> str:
@@ -128,12 +121,11 @@ class Traced:
             return "off"
         return "inductor" if self._last.compiled else "graph"
 
-    def _recorded(self, entry: _Entry) -> int:
-        return self.recorded if entry.first else max(self.recorded, SELDOM)
-
     def _describe(self, leaf: Any) -> Hashable:
         if isinstance(leaf, Tensor):
             return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
+        if hasattr(leaf, "key"):
+            return type(leaf), leaf.key
         if not isinstance(leaf, CONSTANT):
             self._go_on(f"an argument is a {type(leaf).__name__}, which may change unseen; pass tensors and numbers")
         return type(leaf), leaf if isinstance(leaf, CONSTANT) else id(leaf)
@@ -207,8 +199,9 @@ class Traced:
         if entry.tried or self.compile == "graph":
             return False
         work = entry.graph.work
-        expected = 0.5 * (self.calls or 0) if entry.first else 0
-        pays = max(entry.calls, expected) * work >= PAYS and can_compile(device)
+        # How many calls there were does not count where it is known how many come: a run that goes on is as one.
+        expected = entry.calls if self.calls is None else 0.5 * self.calls * entry.first
+        pays = expected * work >= PAYS and can_compile(device)
         return pays or (self.compile == "inductor" and entry.first)
 
     def _compile(self, entry: _Entry, tensors: list[Tensor]) -> None:
@@ -241,6 +234,7 @@ class _Entry:
         self.kept = kept
         self.state = state
         self.calls = 1
+        self.recorded = 2 if first else SELDOM
         self.graph: Graph | None = None
         self.flags: list[bool] = []
         self.tried = self.compiled = False

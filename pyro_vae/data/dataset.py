@@ -2,7 +2,8 @@ r"""A data set: three splits of images, kept as they came and read as x when the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -30,13 +31,16 @@ class Split:
 
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016), for dequantisation.
 
+    A program of several arguments is given x and columns of other names, which :meth:`batch` reads with it.
+
     Arguments:
         pixels: Shape ``(N, *event)``: bytes, or floats that are x already; or the same on disk, read as needed.
         labels: Shape ``(N,)``, or None.
-        levels: L, how many grey levels the bytes have.
+        levels: L, how many grey levels the bytes have; 0 where x is any tensor as it is.
         noise: What to draw when a batch is read.
         counts: Whether x is the pixel as it is.
         mask: True where a pixel is observed, of the shape of the pixels; or None, if all are.
+        extra: Further columns by name, each of N rows.
 
     Example:
         >>> split = Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)
@@ -50,6 +54,7 @@ class Split:
     noise: Noise | None = None
     counts: bool = False
     mask: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -58,18 +63,39 @@ class Split:
         x = self._read(index)
         return x if self.mask is None else torch.where(_rows(self.mask, index), x, torch.nan)
 
+    def batch(self, index: Tensor | slice) -> tuple[Tensor, ...]:
+        """Read a batch of x and of the other columns, in their order: the arguments of a program."""
+        return self[index], *(_rows(column, index) for column in self.extra.values())
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What may be columns beside x; the labels are ``y`` and ``labels``, where no other is called so."""
+        return ({} if self.labels is None else {"y": self.labels, "labels": self.labels}) | self.extra
+
+    def with_columns(self, names: Iterable[str]) -> Split:
+        """Return the split with these columns beside x, in this order."""
+        return replace(self, extra={name: self.columns[name] for name in names})
+
     def _read(self, index: Tensor | slice) -> Tensor:
         pixels = _rows(self.pixels, index) if isinstance(self.pixels, Tensor) else self.pixels[index]
         if self.noise == "uniform":
             return self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
-        x = pixels / self.white
+        x = pixels / self.white if self.levels else pixels
         return (torch.rand_like(x) < x).to(x.dtype) if self.noise == "bernoulli" else x  # as torch.bernoulli, faster
 
     def to(self, device: str | torch.device) -> Split:
         """Return the split on another device; of one on disk, each batch is moved there when it is read."""
         labels = None if self.labels is None else self.labels.to(device)
         mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, pixels=self.pixels.to(device), labels=labels, mask=mask)
+        extra = {name: column.to(device) for name, column in self.extra.items()}
+        return replace(self, pixels=self.pixels.to(device), labels=labels, mask=mask, extra=extra)
+
+    def part(self, rows: Tensor) -> Split:
+        """Return the split of some rows; of one on disk it stays on disk."""
+        pixels = replace(self.pixels, rows=rows) if isinstance(self.pixels, OnDisk) else self.pixels[rows]
+        labels, mask = (None if column is None else column[rows] for column in (self.labels, self.mask))
+        extra = {name: column[rows] for name, column in self.extra.items()}
+        return replace(self, pixels=pixels, labels=labels, mask=mask, extra=extra)
 
     @property
     def on_disk(self) -> bool:
@@ -109,9 +135,15 @@ class Split:
         return 0.0 if self.mask is None else 1 - _total(self.mask).sum().item() / self.mask.numel()
 
     @property
+    def incomplete(self) -> bool:
+        """Whether anything is missing, of x or of another column."""
+        floats = (column for column in self.extra.values() if column.is_floating_point())
+        return self.mask is not None or any(bool(column.isnan().any()) for column in floats)
+
+    @property
     def white(self) -> int:
         """The pixel at which x is 1."""
-        return 1 if self.counts or self.pixels.dtype.is_floating_point else self.levels - 1
+        return 1 if self.counts or not self.levels or self.pixels.dtype.is_floating_point else self.levels - 1
 
 
 def _rows(pixels: Tensor, index: Tensor | slice) -> Tensor:

@@ -15,7 +15,7 @@ from pyro_vae.data.on_disk import OnDisk, are_whole
 from pyro_vae.data.sources import NAMES, Images, digits, file, folder, torchvision_images
 from pyro_vae.data.supports import levels
 
-__all__ = ["from_tensor", "load"]
+__all__ = ["from_tensor", "load", "split_rows", "support_of"]
 
 Binarize = Literal["none", "static", "dynamic", "threshold"]
 SEED = 20140416
@@ -43,7 +43,8 @@ def load(
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``
-            and ``mask``); or a folder of images (subfolders, if any, are the labels). In an array of floats NaN is
+            and ``mask``; others of as many rows are further arguments of a program, by name); or a folder of images
+            (subfolders, if any, are the labels). In an array of floats NaN is
             missing, in any array what ``mask`` says: booleans, True where observed, of the shape of x or with one
             channel.
         root: Folder where torchvision finds the data set, or puts it.
@@ -132,7 +133,7 @@ def from_tensor(
 
 def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
-    whole = Split(images.pixels, images.labels, images.levels, counts=config["counts"], mask=images.mask)
+    whole = Split(images.pixels, images.labels, images.levels, None, config["counts"], images.mask, images.extra)
     _check(whole, images.source, binarize, dequantize)
     if whole.counts and not (images.low >= 0 and _are_whole(images.pixels)):
         raise ValueError(
@@ -147,15 +148,13 @@ def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
     elif binarize != "none" or dequantize:
         whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
     parts = []
-    for i, rows in enumerate(_rows(images, config["valid"])):
-        labels = None if whole.labels is None else whole.labels[rows]
-        pixels = whole.pixels
-        pixels = replace(pixels, rows=rows) if i == 0 and isinstance(pixels, OnDisk) else pixels[rows]
-        part = replace(whole, pixels=pixels, labels=labels, mask=None if whole.mask is None else whole.mask[rows])
+    for i, rows in enumerate(split_rows(len(images.pixels), config["valid"], images.test)):
+        part = whole.part(rows)
+        part = replace(part, pixels=part.pixels[:]) if i and part.on_disk else part
         frozen = i > 0 or binarize == "static"
         parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
     train, valid, test = parts
-    return Dataset(train, valid, test, _support(whole, low, high), config)
+    return Dataset(train, valid, test, support_of(whole, low, high), config)
 
 
 def _check(whole: Split, source: str, binarize: str, dequantize: bool) -> None:
@@ -186,24 +185,30 @@ def _are_whole(pixels: Tensor | OnDisk) -> bool:
     return pixels.file.whole if isinstance(pixels, OnDisk) else are_whole(pixels)
 
 
-def _support(whole: Split, low: float, high: float) -> constraints.Constraint:
+def support_of(whole: Split, low: float, high: float) -> constraints.Constraint:
     """What x is, of the extremes ``low`` and ``high`` before any noise."""
     if whole.noise:
         return constraints.boolean if whole.noise == "bernoulli" else constraints.unit_interval
     if whole.counts:
         return constraints.nonnegative_integer
-    if not whole.pixels.dtype.is_floating_point:
+    if whole.levels and not whole.pixels.dtype.is_floating_point:
         return constraints.boolean if whole.levels == 2 else levels(whole.levels)
     if low >= 0 and _are_whole(whole.pixels):
         return constraints.nonnegative_integer if high > 1 else constraints.boolean
     return constraints.unit_interval if 0 <= low <= high <= 1 else constraints.real
 
 
-def _rows(images: Images, valid: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows are for training, for validation and for test; the generator is of this function alone."""
-    generator, total = torch.Generator().manual_seed(SEED), len(images.pixels)
-    if images.test:
-        rest, test = torch.randperm(total - images.test, generator=generator), torch.arange(total)[-images.test :]
+def split_rows(total: int, valid: int | None, last: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows are for training, for validation and for test; the generator is of this function alone.
+
+    Arguments:
+        total: How many rows there are.
+        valid: How many are for validation, if not the usual part.
+        last: How many of the last are for test; if none, a part of all.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    if last:
+        rest, test = torch.randperm(total - last, generator=generator), torch.arange(total)[-last:]
         usual = len(rest) // 6
     else:
         order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)

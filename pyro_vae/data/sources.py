@@ -36,7 +36,8 @@ LARGE = 2**28  # bytes from which a .npy file stays on disk
 class Images(NamedTuple):
     """Images of one source: pixels ``(N, *event)`` and their least and greatest, labels, grey levels, name.
 
-    ``test`` is how many of the last are for test; ``mask`` is True where a pixel is observed, or None if all are.
+    ``test`` is how many of the last are for test; ``mask`` is True where a pixel is observed, or None if all are;
+    ``extra`` are further columns by name.
     """
 
     pixels: Tensor | OnDisk
@@ -47,6 +48,7 @@ class Images(NamedTuple):
     test: int
     source: str
     mask: Tensor | None = None
+    extra: dict[str, Tensor] = {}
 
     @classmethod
     def of(
@@ -180,7 +182,7 @@ def _ink(image: Image.Image) -> Tensor:
 
 
 def file(path: Path) -> Images:
-    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels`` and ``mask``.
+    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels``, ``mask`` and more.
 
     A .npy file of more than ``LARGE`` bytes stays on disk.
     """
@@ -204,7 +206,9 @@ def file(path: Path) -> Images:
             raise ValueError(f"Expected numbers in {str(path)!r}; got {array.dtype}.")
     images = OnDisk.of(File(x)) if isinstance(x, np.memmap) and x.ndim else to_tensor(x)
     labels, mask = (to_tensor(arrays[name]) if name in arrays else None for name in ("labels", "mask"))
-    return Images.of(images, labels, repr(str(path)), mask=mask)
+    rest = {name: array for name, array in arrays.items() if array is not x and name not in ("labels", "mask")}
+    columns = {n: to_tensor(a) for n, a in rest.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
+    return Images.of(images, labels, repr(str(path)), mask=mask)._replace(extra=columns)
 
 
 def _unpacked(archive: Any) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Supports that torch does not have: the grid of grey levels, and the open unit interval."""
+"""Supports that torch does not have: the grid of grey levels, and the open unit interval; and which suit which x."""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["Levels", "levels", "of_element", "open_unit_interval"]
+__all__ = ["ADVICE", "Levels", "kind_of", "levels", "of_element", "open_unit_interval"]
 
 ROUNDING = 0.01  # of a level: 255 * (p / 255) in float32 is off by 1e-5
 
@@ -74,3 +74,58 @@ def of_element(support: constraints.Constraint) -> constraints.Constraint:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
+
+
+KINDS: dict[type, str] = {
+    type(constraints.boolean): "binary",
+    type(constraints.nonnegative_integer): "counts",
+    type(constraints.integer_interval(0, 1)): "counts",
+    type(constraints.unit_interval): "[0, 1]",
+    type(open_unit_interval): "(0, 1)",
+    type(constraints.real): "real",
+    Levels: "levels",
+}
+BINARY = "A density of two values grows without bound: use Bernoulli."
+COUNTS = "Use Poisson or NegativeBinomial; pixels are grey levels without --counts."
+REAL = "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1]."
+# What to do, by what x is and what the likelihood is of, where the two do not go together.
+ADVICE = {
+    ("binary", "levels"): "Two values are not many levels: use Bernoulli.",
+    ("binary", "counts"): "Two values have no rate: use Bernoulli.",
+    ("binary", "[0, 1]"): BINARY,
+    ("binary", "(0, 1)"): BINARY,
+    ("binary", "real"): BINARY,
+    ("binary", "a density"): BINARY,
+    ("levels", "binary"): "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
+    ("levels", "levels"): "Use --likelihood.levels {levels}, which the data have.",
+    (
+        "levels",
+        "counts",
+    ): "Use --counts true for x that is the pixel as stored, or DiscretizedLogistic for grey levels.",
+    ("levels", "(0, 1)"): "At 0 and 1 its density is 0 or infinite: use --dequantize true, or ContinuousBernoulli.",
+    (
+        "dequantised",
+        "binary",
+    ): "Leave out --dequantize and binarise with --binarize dynamic, or use ContinuousBernoulli.",
+    ("dequantised", "levels"): "Leave out --dequantize: it has the probability of each level itself.",
+    ("dequantised", "counts"): "Leave out --dequantize, and use --counts true for x that is the pixel as stored.",
+    ("[0, 1]", "binary"): "Binarise with --binarize dynamic, or use ContinuousBernoulli or Gaussian for grey x.",
+    ("[0, 1]", "levels"): "Give x as the bytes it was read from, or use ContinuousBernoulli or Gaussian.",
+    ("[0, 1]", "counts"): "A part of a whole is no count: use ContinuousBernoulli or Gaussian.",
+    ("[0, 1]", "(0, 1)"): "At 0 and 1 its density is 0 or infinite: give x as bytes, with --dequantize true.",
+    ("counts", "binary"): COUNTS,
+    ("counts", "levels"): COUNTS,
+    ("counts", "[0, 1]"): COUNTS,
+    ("counts", "(0, 1)"): COUNTS,
+    ("real", "binary"): REAL,
+    ("real", "levels"): REAL,
+    ("real", "counts"): REAL,
+    ("real", "[0, 1]"): REAL,
+    ("real", "(0, 1)"): REAL,
+}
+
+
+def kind_of(support: constraints.Constraint) -> str:
+    """Name what numbers a support has, as :data:`ADVICE` does."""
+    other = "a mass" if support.is_discrete else "a density"
+    return "binary" if getattr(support, "number", 0) == 2 else KINDS.get(type(support), other)

@@ -90,13 +90,13 @@ def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | Non
             # A class of the user's own may leave out the types of its arguments.
             sub.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
             sub.add_function_arguments(
-                fit, skip={"vae", "dataset", "progress", "resume", "on_epoch"}, fail_untyped=False
+                fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False
             )
             sub.add_argument(
                 "--resume", type=str | None, help="Run directory to go on with; no other option is needed."
             )
             sub.add_argument("--trust", type=str, default="", help=TRUST)
-            sub.set_defaults(parts or {})
+            sub.set_defaults({"objective": {"class_path": "pyro_vae.objectives.ELBO"}} | (parts or {}))
         elif name == "compare":
             sub.add_argument("runs", nargs="+", help="Run directories.")
             sub.add_function_arguments(command, skip={"runs", "progress"})

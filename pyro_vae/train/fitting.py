@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae import checkpoint
 from pyro_vae.compiled import fast_products, warn_if_slower
-from pyro_vae.conditional import Conditional
-from pyro_vae.data import Dataset, from_tensor
+from pyro_vae.data import Dataset
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.train.checks import check_device, check_differ, check_resumed, check_settings, check_support
+from pyro_vae.train.checks import check_device, check_differ, check_program, check_support, dataset_of, hook
 from pyro_vae.train.generators import seeded
 from pyro_vae.train.loggers import Logger, check_logger
 from pyro_vae.train.loop import Training
@@ -24,15 +24,15 @@ from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import Processes, together
 from pyro_vae.train.recorder import Recorder
 from pyro_vae.train.running import run_epochs
-from pyro_vae.vae import VAE
+from pyro_vae.train.settings import Settings, check_resumed
 
 __all__ = ["fit"]
 
 
 def fit(
-    vae: VAE,
-    dataset: Dataset | Tensor,
-    objective: Objective | pyro.infer.ELBO = ELBO(),
+    program: nn.Module,
+    data: Dataset | Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+    objective: Objective | pyro.infer.ELBO | None = None,
     epochs: int = 20,
     batch_size: int = 128,
     lr: float = 1e-3,
@@ -52,23 +52,26 @@ def fit(
     optimizer: Choice = "adam",
     on_epoch: Callable[[dict[str, list[float]]], Any] | None = None,
 ) -> dict[str, list[float]]:
-    """Train a VAE by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
+    """Train a program by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
 
-    An untrained decoder starts where its mean is the data's, an untrained VampPrior at training images. Where elements
-    of x are missing, as NaN, all is of what is observed (:class:`pyro_vae.missing.Missing`), and the encoder's network
-    is given the data's mean in their place. Global state is left as it was: the seed reaches only this call, and Pyro's
-    param store is put back, so that one VAE after another may be trained. Under ``torchrun`` the processes share each
-    batch, and the numbers are those of one process.
+    A program is any ``nn.Module`` with a ``model`` and a ``guide``, Pyro programs of the same arguments. Where elements
+    of the data are missing, as NaN, all is of what is observed (:class:`pyro_vae.missing.Missing`). An untrained
+    :class:`pyro_vae.VAE` starts where its decoder's mean is the data's, its VampPrior at training images, and its
+    encoder's network is given the data's mean in place of what is missing. Global state is left as it was: the seed
+    reaches only this call, and Pyro's param store is put back, so that one program after another may be trained. Under
+    ``torchrun`` the processes share each batch, and the numbers are those of one process.
 
     With a ``run_dir`` all that the next step depends on is saved there, in a hundredth of the time, and ``resume`` goes
     on from it as if nothing had been: on one machine the numbers are the same to the last bit, whenever it was
     stopped. Ctrl-C and SIGTERM finish the step, save, and raise ``KeyboardInterrupt``; a second one stops at once.
 
     Arguments:
-        vae: Trained in place, in training mode; left in evaluation mode, on ``device``.
-        dataset: From :func:`pyro_vae.data.load`; or a tensor of shape ``(N, *event)``, split by
-            :func:`pyro_vae.data.from_tensor`.
-        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``. A schedule of its beta starts anew.
+        program: Trained in place, in training mode; left in evaluation mode, on ``device``.
+        data: From :func:`pyro_vae.data.load`; or the program's arguments, a tensor, a tuple of tensors or a dictionary
+            of them by name, each as it is, split by :func:`pyro_vae.data.from_columns`. A tensor alone that a VAE is
+            given is of images, split by :func:`pyro_vae.data.from_tensor`.
+        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; if none is given,
+            :class:`pyro_vae.objectives.ELBO`. A schedule of its beta starts anew.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, of all processes together.
         lr: The learning rate; with ``one-cycle`` the largest.
@@ -103,17 +106,17 @@ def fit(
             to log, to evaluate. Its seconds are nobody's, and what it draws moves no other draw.
 
     Returns:
-        Lists with one number an epoch, in nats per datum: ``train``, the objective's loss, a mean over the epoch as
-        it went; ``valid``, minus the ELBO at beta = 1 on the validation images, if there are any, which is
-        ``valid_reconstruction``, E[-log p(x | z)], plus ``valid_kl``; and ``seconds``, of the epoch. With an objective
-        of this package also ``train_at_beta_1``, minus the ELBO at beta = 1 of the very draws that ``train`` is of,
-        whatever was optimised, and ``beta``, at the epoch's last step.
+        Lists with one number an epoch, in nats per datum, whatever a plate or ``poutine.scale`` scales: ``train``, the
+        objective's loss, a mean over the epoch as it went; ``valid``, minus the ELBO at beta = 1 on the validation
+        images, if there are any, which is ``valid_reconstruction``, E[-log p(x | z)], plus ``valid_kl``; and
+        ``seconds``, of the epoch. With an objective of this package also ``train_at_beta_1``, minus the ELBO at
+        beta = 1 of the very draws that ``train`` is of, whatever was optimised, and ``beta``, at the epoch's last step.
 
     Raises:
-        ValueError: If an argument is out of range, all training images are the same, x is outside the likelihood's
-            support or of another shape than the VAE was built for, torch cannot use the device, a schedule would not
-            have ended by the last step, ``run_dir`` holds a run or another process writes to it, or the run to go on
-            with is of other arguments or other data or cannot be read.
+        ValueError: If an argument is out of range, all training images are the same, an argument of the program is
+            missing, x is outside a VAE's likelihood's support or of another shape than it was built for, torch cannot
+            use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or another process
+            writes to it, or the run to go on with is of other arguments or other data or cannot be read.
         NotFinite: Training diverges; it is a ``ValueError``, whose ``record`` says where.
         OSError: If the run cannot be written; what was saved before is as it was.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
@@ -124,46 +127,49 @@ def fit(
         >>> history["train"][1] < history["train"][0]
         True
     """
-    settings = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "optimizer": optimizer,
-        "seed": seed,
-        "device": device,
-        "lr_schedule": lr_schedule,
-        "clip_norm": clip_norm,
-        "compile": compile,
-        "precision": precision,
-        "patience": patience,
-        "on_nan": on_nan,
-        "logger": logger,
-    }
-    check_settings(settings)
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        seed=seed,
+        device=device,
+        lr_schedule=lr_schedule,
+        clip_norm=clip_norm,
+        compile=compile,
+        precision=precision,
+        patience=patience,
+        on_nan=on_nan,
+        logger=logger,
+    )
     check_device(device)
     warn_if_slower(precision, torch.device(device))
     check_logger(logger, resume or run_dir)
-    dataset = dataset if isinstance(dataset, Dataset) else from_tensor(dataset)
+    check_program(program)
+    objective = ELBO() if objective is None else objective
+    dataset = dataset_of(program, data)
     if patience and not len(dataset.valid):
         raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
     with together(device) as processes, seeded(seed, device), pyro.get_param_store().scope(), fast_products(precision):
-        vae.to(device)
+        program.to(device)
         check_differ(dataset)
-        check_support(vae, dataset)
-        training = Training(vae, dataset, objective, settings, processes)
+        check_support(program, dataset)
+        training = Training(program, dataset, objective, settings, processes)
         if isinstance(objective, Objective):
             objective.start(training.steps)
-        config = _config(vae, dataset, objective, settings)
+        config = _config(program, dataset, objective, settings) if run_dir or resume else {}
         with _directory(run_dir, resume, overwrite, processes) as run:
-            mean = dataset.mean
-            recorder = Recorder(training, run, mean, patience)
+            recorder = Recorder(training, run, _mean(dataset), patience)
             if resume:
                 check_resumed(checkpoint.config_of(Path(resume)), config)
                 recorder.restore(Path(resume))
                 if run:
                     checkpoint.begin_again(run, config)
             else:
-                _start(vae, dataset, mean, processes)
+                if start := hook(program, "start"):
+                    start(dataset)
+                for tensor in program.state_dict().values():
+                    processes.same(tensor)  # all start from the same numbers
                 if run:
                     recorder.save()
                     checkpoint.begin(run, config)
@@ -189,18 +195,12 @@ def _directory(
             yield run
 
 
-def _start(vae: VAE, dataset: Dataset, mean: Tensor, processes: Processes) -> None:
-    """Start untrained parts where the data are, and all processes from the same numbers."""
-    if isinstance(vae.decoder, Conditional):
-        vae.decoder.start_at(mean)
-    if isinstance(vae.encoder, Conditional):
-        vae.encoder.fill_with(mean)
-    if start_at := getattr(vae.prior, "start_at", None):
-        start_at(dataset.train.to(vae.reference.device))
-    for tensor in vae.state_dict().values():
-        processes.same(tensor)
+def _mean(dataset: Dataset) -> Tensor:
+    """The mean of the training data, of all columns if there are several."""
+    means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
+    return torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean
 
 
-def _config(vae: VAE, dataset: Dataset, objective: pyro.infer.ELBO, settings: dict) -> dict:
-    parts = {name: checkpoint.describe(part) for name, part in (vae.parts or {}).items() if name != "event_shape"}
-    return dataset.config | parts | {"objective": checkpoint.describe(objective)} | settings
+def _config(program: Any, dataset: Dataset, objective: pyro.infer.ELBO, settings: Settings) -> dict[str, Any]:
+    described = checkpoint.describe_program(program) | {"objective": checkpoint.describe(objective)}
+    return dataset.config | described | asdict(settings)

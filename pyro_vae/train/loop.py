@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,25 +17,31 @@ from pyro_vae.compiled import CompiledSVI
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
-from pyro_vae.train.generators import generators, set_generators, set_torch, torch_state
+from pyro_vae.program import point_of
+from pyro_vae.train.generators import generators, seeded, set_generators, set_torch, torch_state
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
-from pyro_vae.train.trouble import NotFinite, find_fault
+from pyro_vae.train.rehearsal import BROKEN, put_back, rehearse
+from pyro_vae.train.scales import Scales
+from pyro_vae.train.settings import Settings
+from pyro_vae.train.trouble import NotFinite, find_fault, not_finite
 from pyro_vae.train.validation import Validation, read, spread
 from pyro_vae.train.watch import Watch
-from pyro_vae.vae import VAE
 
 __all__ = ["Training"]
 
 # A number on a GPU is waited for: the loss is looked at once in so many steps there, and at each on the CPU.
 LOOK = 50
+# Epochs after which what comes once in each, the last minibatch and validation, is worth a graph. By its own count a
+# shape that comes seldom is recorded later, after which it would matter how often it came since the run was resumed.
+OFTEN = 40
 
 
 class Training:
     """What a run has come to: between any two steps all that the next ones depend on can be saved, and taken up again.
 
     Arguments:
-        vae: On its device.
+        program: On its device.
         dataset: Its data.
         objective: What is optimised.
         settings: The arguments of ``fit``.
@@ -48,46 +53,47 @@ class Training:
     """
 
     def __init__(
-        self, vae: VAE, dataset: Dataset, objective: pyro.infer.ELBO, settings: dict[str, Any], processes: Processes
+        self, program: Any, dataset: Dataset, objective: pyro.infer.ELBO, settings: Settings, processes: Processes
     ) -> None:
-        self.vae, self.objective, self.settings, self.processes = vae, objective, settings, processes
+        self.program, self.objective, self.settings, self.processes = program, objective, settings, processes
+        self.named = dataset.config["data"] != "tensor"
         self.ours = objective if isinstance(objective, Objective) else None  # beta, and the ELBO beside the loss
-        self.missing, self.named = dataset.missing > 0, dataset.config["data"] != "tensor"
-        self.model = Missing()(vae.model) if self.missing else vae.model
-        self.device, self.dtype = vae.reference.device, vae.reference.dtype
+        self.missing = any(split.incomplete for split in dataset.splits.values())
+        self.model = Missing()(program.model) if self.missing else program.model
+        self.device, self.dtype = point_of(program).device, point_of(program).dtype
         self.train = dataset.train.to(self.device)
-        self.size = min(settings["batch_size"], len(self.train))
-        processes.check([self.size, len(self.train) % self.size or self.size])
+        self.size = min(settings.batch_size, len(self.train))
+        self.odd = len(self.train) % self.size  # rows of the last batch, if they are fewer
+        processes.check([self.size, self.odd or self.size])
         self.batches = math.ceil(len(self.train) / self.size)
-        self.steps = settings["epochs"] * self.batches
-        self.skips = settings["on_nan"] == "skip"
+        self.steps = settings.epochs * self.batches
+        self.skips = settings.on_nan == "skip"
         # Before the optimizer's step there is no looking at a number on a GPU without waiting for it.
         self.guards = self.skips or self.device.type == "cpu"
-        self.optim = recipe(settings["optimizer"], settings["lr"], settings["lr_schedule"], self.steps, vae)
+        self.optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
         self.svi = CompiledSVI(
             self.model,
-            vae.guide,
+            program.guide,
             self.optim,
             objective,
-            compile=settings["compile"],
-            precision=settings["precision"],
-            clip_norm=settings["clip_norm"],
+            compile=settings.compile,
+            precision=settings.precision,
+            clip_norm=settings.clip_norm,
             steps=self.steps,
-            reduce=processes.sum_gradients if processes.world > 1 else None,
-            guard=self._guard if self.guards else None,
         )
-        self.validation = Validation(
-            self.model, vae, dataset.valid, settings["seed"], processes, lambda: self.svi.mode != "off"
-        )
+        self.scales = Scales(program, self.model)
+        self.validation = Validation(self.model, program, dataset.valid, settings.seed, processes, self.scales)
         self.held_out = len(dataset.valid)
-        self.watch = Watch(vae, spread(dataset.valid if self.held_out else dataset.train))
+        self.watch = Watch(program, spread(dataset.valid if self.held_out else dataset.train))
         self.epochs = self.at = 0
         self.beta = 1.0
         # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
         self.losses, self.plain = torch.zeros(2, self.batches, device=self.device, dtype=self.dtype)
         self.skipped: list[int] = []  # steps of this epoch
         self.dawn = generators(self.device)  # as they were when the epoch began
-        self._wrong = ""
+        self._recorded: set[int] = set()
+        batch = self._first(self.size)
+        self.watch.outside(len(self.train) / (self.scales(batch) * len(batch[0])), self.scales.outside, len(self.train))
 
     def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
         """Train for an epoch, or what is left of it, and validate; return the numbers of all processes together.
@@ -99,7 +105,8 @@ class Training:
         Returns:
             Nats per datum; with ``on_nan="skip"`` also how many steps were skipped.
         """
-        self.vae.train()
+        self.program.train()
+        self._record()
         for step, rows in enumerate(self._order().split(self.size)):
             if step < self.at:
                 continue
@@ -109,11 +116,12 @@ class Training:
             if step % LOOK == 0 or self.at == self.batches:
                 self.look(max(0, step - LOOK))
             seen(len(rows))
-        odd = len(self.train) - self.size * (self.batches - 1)  # images in the last batch
-        counted = len(self.train) - sum(odd if step == self.batches - 1 else self.size for step in self.skipped)
-        numbers = {"train": self._mean(self.losses, counted)} | self.validation(pause)
+        last = {self.batches - 1: self.odd or self.size}
+        counted = len(self.train) - sum(last.get(step, self.size) for step in self.skipped)
+        validated = self.validation(pause, self.epochs >= OFTEN and self.svi.mode != "off")
+        numbers = {"train": math.fsum(self.losses.tolist()) / counted} | validated
         if self.ours:
-            numbers |= {"train_at_beta_1": self._mean(self.plain, counted), "beta": self.beta}
+            numbers |= {"train_at_beta_1": math.fsum(self.plain.tolist()) / counted, "beta": self.beta}
         if self.skips:
             numbers["skipped"] = float(len(self.skipped))
         self.epochs, self.at, self.skipped = self.epochs + 1, 0, []
@@ -122,8 +130,8 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Return all that what comes next depends on, as a nest of tensors and numbers."""
         return {
-            "vae": dict(self.vae.state_dict()),
-            "event_shape": list(self.vae.parts["event_shape"]) if self.vae.parts else [],
+            "vae": dict(self.program.state_dict()),
+            "event_shape": checkpoint.event_shape(self.program),
             "svi": self.svi.state_dict(),
             "epochs": self.epochs,
             "at": self.at,
@@ -139,33 +147,30 @@ class Training:
         """Take up a state, of a run with the same settings.
 
         Raises:
-            ValueError: If it is of another VAE or another optimizer.
+            ValueError: If it is of another program or another optimizer.
         """
-        checkpoint.restore(self.vae, state["vae"])
+        checkpoint.restore(self.program, state["vae"])
         for name in ("epochs", "at", "skipped", "beta", "dawn"):
             setattr(self, name, state[name])
         self.losses[: self.at], self.plain[: self.at] = state["losses"], state["plain"]
-        self._rehearse(state["svi"])
-        checkpoint.restore(self.vae, state["vae"])  # buffers, as running means, that the rehearsal has moved
+        if state["svi"]:
+            self.program.train()
+            self.svi.load_state_dict(state["svi"], self._record() or self._tried(self.size))
         if self.ours:
             self.ours.start(self.steps, self.epochs * self.batches + self.at)
         set_generators(state["generators"], self.device)
 
-    def _rehearse(self, optimizer: dict[str, Any]) -> None:
-        """Have the steps of each shape recorded that were recorded by then."""
-        self.vae.train()
-        odd = len(self.train) % self.size
-        whole = self.batches - bool(odd)
-        for size, calls in (
-            (self.size, self.epochs * whole + min(self.at, whole)),
-            (odd, self.epochs + (self.at == self.batches)),
-        ):
-            if size and calls:
-                x = self._read(torch.arange(size, device=self.device))
-                self.svi.handler = self.processes.noise(size, OF_Z)
-                parameters = self.svi.rehearse(calls, x)
-                if optimizer and not self.svi.state_dict():
-                    self.svi.load_state_dict(optimizer, parameters)
+    def _record(self) -> list[Tensor]:
+        """Have a step recorded before one is taken, so that none depends on how many there were; return parameters."""
+        found: list[Tensor] = []
+        for size in (self.size, self.odd if self.epochs >= OFTEN else 0):
+            if size and size not in self._recorded and self.settings.compile != "off":
+                self._recorded.add(size)
+                found = self._tried(size, record=True)
+        return found
+
+    def _tried(self, size: int, record: bool = False) -> list[Tensor]:
+        return rehearse(self.svi, self.program, self._first(size), self.processes.noise(size, OF_Z), record)
 
     def _order(self) -> Tensor:
         """The epoch's order of images: of an epoch that is begun, drawn again from where the generators were."""
@@ -179,42 +184,35 @@ class Training:
 
     def _step(self, rows: Tensor) -> tuple[Any, Any]:
         """Take one step of SVI; return the loss, and minus the ELBO at beta = 1, both 0 where it was skipped."""
-        x = self._read(rows)
+        batch = self._read(rows)
         drawn = torch_state(self.device) if self.guards else None
-        kept = [buffer.clone() for buffer in self.vae.buffers()] if self.guards else []
-        self.svi.handler = self.processes.noise(len(rows), OF_Z)
-        self._wrong, loss = "", math.nan
+        kept = [buffer.clone() for buffer in self.program.buffers()] if self.guards else []
+        wrong, loss, parameters = "", math.nan, list[Tensor]()
         try:
-            loss = self.svi.update(x)
+            loss, parameters = self.svi.gradients(batch, handler=self.processes.noise(len(rows), OF_Z))
+            self.processes.sum_gradients(parameters, self.scales.weight(batch, len(rows)))
         except ValueError as error:
-            broken = re.search(r"parameter (\w+) .*? of distribution (\w+).*? the constraint (\S+?),", str(error))
+            broken = BROKEN.search(str(error))
             if not broken:
                 raise
-            self._wrong = f"expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}"
-            if self.ours:
-                self.ours.advance()
+            wrong = f"expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}"
+        if self.guards and not wrong:
+            self.watch.parameters(parameters)
+            words = not_finite(loss, parameters)
+            if self.processes.any(bool(words), self.device):
+                wrong = words or "expected a finite loss in every process"
+        self.svi.apply(parameters, finite=not wrong)
         if isinstance(self.optim, PyroLRScheduler):
             self.optim.step()
-        if not self._wrong:
-            return loss, self.ours.plain if self.ours else 0.0
-        trouble = self._trouble(self.at, rows, self._wrong, x, drawn)
-        for buffer, before in zip(self.vae.buffers(), kept, strict=True):
-            buffer.copy_(before)
+        if not wrong:
+            return loss / self.scales(batch), self.ours.plain / self.scales(batch) if self.ours else 0.0
+        trouble = self._trouble(self.at, rows, wrong, batch, drawn)
+        put_back(self.program, kept)
         if not self.skips or len(self.skipped) == self.batches - 1:
             raise trouble
         self.watch.skipped(str(trouble))
         self.skipped.append(self.at)
         return 0.0, 0.0
-
-    def _guard(self, loss: Any, parameters: Sequence[Tensor]) -> bool:
-        """Say whether a step may be taken: whether the loss and all of its gradient are finite."""
-        self.watch.parameters(parameters)
-        gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
-        wrong = not math.isfinite(sum(gradients, torch.as_tensor(loss)).item())
-        if self.processes.any(wrong, self.device):
-            got = f"a finite gradient, of a loss of {float(loss):.6g}; got one that is not"
-            self._wrong = f"expected {got if math.isfinite(loss) else f'a finite loss; got {float(loss)}'}"
-        return not self._wrong
 
     def look(self, first: int = 0) -> None:
         """Look at the losses of this epoch, and at the parameters; nothing on a CPU, where each step was looked at.
@@ -225,26 +223,28 @@ class Training:
         if self.device.type == "cpu" or not self.at:
             return
         finite = [math.isfinite(loss) for loss in self.losses[first : self.at].tolist()]
-        finite[-1] &= math.isfinite(sum(parameter.detach().sum() for parameter in self.vae.parameters()))
+        finite[-1] &= math.isfinite(sum(parameter.detach().sum() for parameter in self.program.parameters()))
         if not all(finite):
             step = first + finite.index(False)
             rows = self._order().split(self.size)[step]
             raise self._trouble(step, rows, "expected a finite loss", self._read(rows), None)
 
-    def _read(self, rows: Tensor) -> Tensor:
+    def _first(self, size: int) -> tuple[Tensor, ...]:
+        """Read a batch to look at, without a draw that moves others."""
+        with seeded(self.settings.seed, self.settings.device):
+            return self._read(torch.arange(size, device=self.device))
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, ...]:
         return read(self.train, rows, self.processes, self.dtype)
 
-    def _trouble(self, step: int, rows: Tensor, wrong: str, x: Tensor, drawn: list[Tensor] | None) -> NotFinite:
+    def _trouble(self, step: int, rows: Tensor, wrong: str, batch: tuple, drawn: list[Tensor] | None) -> NotFinite:
         """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
         now = torch_state(self.device)
         if drawn:
             set_torch(drawn, self.device)
         with self.processes.noise(len(rows), OF_Z) or nullcontext():
-            fault = find_fault(self.model, self.vae.guide, self.objective, x, self.processes.mine(rows))
+            fault = find_fault(self.model, self.program.guide, self.objective, batch, self.processes.mine(rows))
         set_torch(now, self.device)
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault._asdict()
         where = f"in epoch {self.epochs + 1}, step {step + 1}"
         return NotFinite(f"Training diverged {where}: {wrong}. {fault.words}", record)
-
-    def _mean(self, totals: Tensor, count: int) -> float:
-        return math.fsum(totals.tolist()) / count

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-__all__ = ["OPTIMIZERS", "Choice", "Muon", "check_optimizer", "matrices_of", "recipe"]
+__all__ = ["OPTIMIZERS", "Choice", "Muon", "matrices_of", "recipe"]
 
 Choice = Literal["adam", "muon"]
 OPTIMIZERS = ("adam", "muon")
@@ -20,7 +20,7 @@ OPTIMIZERS = ("adam", "muon")
 COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
 
-def recipe(name: Choice, lr: float, schedule: str, steps: int, vae: nn.Module) -> PyroOptim:
+def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Module) -> PyroOptim:
     """Return an optimizer at a rate that is ``constant``, a ``cosine`` that falls, or a ``one-cycle`` of so many steps.
 
     Arguments:
@@ -28,9 +28,9 @@ def recipe(name: Choice, lr: float, schedule: str, steps: int, vae: nn.Module) -
         lr: The rate; with ``one-cycle`` the largest.
         schedule: How the rate goes.
         steps: Of the whole run.
-        vae: What is trained.
+        program: What is trained.
     """
-    make: Callable[..., Any] = Adam if name == "adam" else partial(Muon, matrices=matrices_of(vae))
+    make: Callable[..., Any] = Adam if name == "adam" else partial(Muon, matrices=matrices_of(program))
     arguments = {"optimizer": make, "optim_args": {"lr": lr}}
     if schedule == "cosine":
         return PyroLRScheduler(CosineAnnealingLR, arguments | {"T_max": steps})
@@ -40,19 +40,9 @@ def recipe(name: Choice, lr: float, schedule: str, steps: int, vae: nn.Module) -
     return PyroOptim(make, {"lr": lr})
 
 
-def matrices_of(vae: nn.Module) -> list[Tensor]:
+def matrices_of(program: nn.Module) -> list[Tensor]:
     """Return the weights of the dense layers, which are linear maps from one layer's units to another's."""
-    return [layer.weight for layer in vae.modules() if type(layer) is nn.Linear]
-
-
-def check_optimizer(name: str) -> None:
-    """Check that there is such an optimizer.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"Expected optimizer to be {' or '.join(OPTIMIZERS)}; got {name!r}.")
+    return [layer.weight for layer in program.modules() if type(layer) is nn.Linear]
 
 
 class Muon(torch.optim.Optimizer):

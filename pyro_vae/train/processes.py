@@ -119,8 +119,8 @@ class Processes:
             dist.broadcast(tensor, 0)
         return tensor
 
-    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Sum the gradients of parameters over processes, all in one message.
+    def sum_gradients(self, parameters: Sequence[Tensor], weight: float) -> None:
+        """Sum the gradients of parameters, times a weight, over processes, all in one message.
 
         They are there at once, from a graph, so that there is no backward pass that messages of
         ``DistributedDataParallel`` could overlap with.
@@ -128,7 +128,7 @@ class Processes:
         if self.world == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = weight * torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
         for parameter, part in zip(parameters, parts, strict=True):

@@ -33,7 +33,7 @@ class Recorder:
     Arguments:
         training: What is recorded.
         run: The run's directory; if None, nothing is written.
-        data: The mean of the training images, by which they are known again.
+        data: The mean of the training data, by which they are known again.
         patience: For how many epochs without a better validation ELBO to go on, if not for all.
     """
 
@@ -61,7 +61,7 @@ class Recorder:
             self._best, self._best_is_new = checkpoint.clone(self.training.state()), True
         if self.logger:
             self.logger.epoch(self.training.epochs, numbers)
-        self.training.watch.epoch(self.history, self.training.validation.scale)
+        self.training.watch.epoch(self.history, self.training.validation.smallest_scale)
 
     @property
     def best(self) -> int | None:
@@ -74,7 +74,7 @@ class Recorder:
         """Whether all epochs are done, or there was no better one for long enough."""
         epochs = len(self.history.get("valid", []))
         waited = epochs - 1 - (-1 if self.best is None else self.best)
-        return self.training.epochs >= self.training.settings["epochs"] or bool(
+        return self.training.epochs >= self.training.settings.epochs or bool(
             self.patience and epochs and waited >= self.patience
         )
 
@@ -117,7 +117,7 @@ class Recorder:
         """Take up what was written to a run.
 
         Raises:
-            ValueError: If it cannot be read, or is of other data or another VAE.
+            ValueError: If it cannot be read, or is of other data or another program.
         """
         state, said = checkpoint.load_state(run)
         if said:
@@ -152,9 +152,9 @@ class Recorder:
     def finish(self) -> None:
         """Write what a run ends with; where it had patience, go back to the best weights."""
         if self.patience and self._best:
-            checkpoint.restore(self.training.vae, self._best["vae"])
+            checkpoint.restore(self.training.program, self._best["vae"])
         if self.run:
-            checkpoint.save_weights(self.run, self.training.vae)
+            checkpoint.save_weights(self.run, self.training.program)
 
     def interrupted(self, between_steps: bool) -> str:
         """Save what there is, and say how to go on; within a step the last checkpoint stands, and weights are saved."""
@@ -162,8 +162,8 @@ class Recorder:
             return "Nothing is saved, since there is no run_dir."
         if between_steps:
             self.save()
-        checkpoint.save_weights(self.run, self.training.vae)
-        made = self.training.vae.parts and self.training.named
+        checkpoint.save_weights(self.run, self.training.program)
+        made = checkpoint.parts_of(self.training.program) and self.training.named
         how = f"pyro-vae train --resume {self.run}" if made else f"fit(..., resume={str(self.run)!r})"
         return f"The weights so far are in {self.run}. To go on: {how}"
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from pyro_vae.conditional import Conditional
+from pyro_vae.train.checks import hook
 from pyro_vae.train.generators import seeded
 from pyro_vae.train.loggers import TensorBoard
 from pyro_vae.train.loop import Training
 from pyro_vae.train.recorder import Recorder
 from pyro_vae.train.stopping import Stop, Stopped
 from pyro_vae.train.trouble import NotFinite
-from pyro_vae.vae import VAE
 
 __all__ = ["run_epochs"]
 
@@ -42,10 +41,10 @@ def run_epochs(
         NotFinite: If training diverges.
         KeyboardInterrupt: If it is stopped.
     """
-    epochs, size = training.settings["epochs"], len(training.train)
+    epochs, size = training.settings.epochs, len(training.train)
     done = training.epochs * size + min(size, training.at * training.size)
     with ExitStack() as stack:
-        stack.callback(training.vae.eval)
+        stack.callback(training.program.eval)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Encountered", UserWarning)  # Pyro's words for what NotFinite says in full
         stop = stack.enter_context(Stop(training.processes, training.device))
@@ -60,14 +59,15 @@ def run_epochs(
             stop.check()
             recorder.save_if_due()
 
+        complete = hook(training.program, "complete")
         try:
             while not recorder.finished:
                 bar.set_description(f"epoch {training.epochs + 1}/{epochs}")
-                with nullcontext() if training.missing else _complete(training.vae):
+                with nullcontext() if training.missing or not complete else complete():
                     numbers = training.epoch(seen, stop.check)
                 recorder.epoch(numbers)
                 if on_epoch and training.processes.rank == 0:
-                    with seeded(training.settings["seed"], str(training.device)):
+                    with seeded(training.settings.seed, str(training.device)):
                         on_epoch(recorder.history)
                     recorder.began = time.perf_counter()
                 bar.set_postfix_str(_numbers(numbers))
@@ -79,10 +79,6 @@ def run_epochs(
         recorder.save()
         recorder.finish()
     return recorder.history
-
-
-def _complete(vae: VAE) -> AbstractContextManager:
-    return vae.encoder.complete() if isinstance(vae.encoder, Conditional) else nullcontext()
 
 
 def _numbers(numbers: dict[str, float]) -> str:

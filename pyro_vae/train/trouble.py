@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.objectives import Objective
 
-__all__ = ["Fault", "NotFinite", "find_fault"]
+__all__ = ["Fault", "NotFinite", "find_fault", "not_finite"]
 
 ADVICE = "Try a smaller lr, --clip_norm, or data scaled to [0, 1]; --on_nan skip leaves such batches out."
 TINY = 1e-4
@@ -43,8 +44,17 @@ class Fault(NamedTuple):
     at_fault: list[int]
 
 
+def not_finite(loss: Any, parameters: Sequence[Tensor]) -> str:
+    """Say what is wrong with a step whose loss or gradient is not finite; nothing if they are."""
+    gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
+    if math.isfinite(sum(gradients, torch.as_tensor(loss)).item()):
+        return ""
+    got = f"a finite gradient, of a loss of {float(loss):.6g}; got one that is not"
+    return f"expected {got if math.isfinite(loss) else f'a finite loss; got {float(loss)}'}"
+
+
 def find_fault(
-    model: Callable[..., Any], guide: Callable[..., Any], objective: pyro.infer.ELBO, x: Tensor, rows: Tensor
+    model: Callable[..., Any], guide: Callable[..., Any], objective: pyro.infer.ELBO, batch: tuple, rows: Tensor
 ) -> Fault:
     """Run model and guide once more, from the random state that the step began with, and look for what is not finite.
 
@@ -52,14 +62,14 @@ def find_fault(
         model: The model.
         guide: The guide.
         objective: What was optimised, whose draws these are.
-        x: The batch.
+        batch: The arguments of both.
         rows: Which rows of the training images it is.
     """
     with pyro.validation_enabled(False), torch.enable_grad():
         if isinstance(objective, Objective):
-            traces = objective.traces(model, guide, x)
+            traces = objective.traces(model, guide, *batch)
         else:
-            traces = [get_importance_trace("flat", 1, model, guide, (x,), {})]
+            traces = [get_importance_trace("flat", 1, model, guide, batch, {})]
         sites = {key: _numbers(site) for pair in traces for key, site in _sites(pair)}
         described = {key: {name: _range(value) for name, value in numbers.items()} for key, numbers in sites.items()}
         for key, numbers in sites.items():
@@ -128,7 +138,7 @@ def _wrong_gradients(pair: tuple[Trace, Trace], log_density: Tensor) -> list[str
         return []
     met: dict[str, Any] = {name: site for trace in pair for name, site in trace.nodes.items()}
     params = {name: site["value"] for name, site in met.items() if site["type"] == "param"}
-    trained = {name.removeprefix("vae$$$"): value.unconstrained() for name, value in params.items()}
+    trained = {name.rpartition("$$$")[2]: value.unconstrained() for name, value in params.items()}
     trained = {name: value for name, value in trained.items() if value.requires_grad}
     found = torch.autograd.grad(log_density.sum(), [*trained.values()], retain_graph=True, allow_unused=True)
     pairs = zip(trained, found, strict=True)

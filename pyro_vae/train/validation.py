@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.compiled import SELDOM, Outputs, Traced, how_many_fit
+from pyro_vae.compiled import Outputs, Traced, how_many_fit
 from pyro_vae.data import Split
 from pyro_vae.objectives import ELBO
+from pyro_vae.program import point_of
+from pyro_vae.train.checks import hook
 from pyro_vae.train.generators import seeded
 from pyro_vae.train.processes import OF_X, OF_Z, Processes
-from pyro_vae.train.watch import smallest_scale
-from pyro_vae.vae import VAE
 
 __all__ = ["Validation", "read", "spread"]
 
@@ -25,49 +25,51 @@ FEW = 16
 
 
 class Validation:
-    """Minus the ELBO at beta = 1 of the validation images, with the same draws at every call.
+    """Minus the ELBO at beta = 1 of the validation data, with the same draws at every call.
 
     Arguments:
         model: The model, of what is observed where some is missing.
-        vae: On its device.
-        split: The validation images.
+        program: On its device.
+        split: The validation data.
         seed: Seed of the draws.
         processes: Who trains.
-        as_graph: Says whether to run as a graph, as training does.
+        scale: Says by which factor the loss of a batch is more than that of its data.
 
     Attributes:
-        scale: The least scale of p(x | z) for some of the images, or nan where it has none.
+        smallest_scale: The least scale of p(x | z) for some of the data, or nan where it has none.
     """
 
     def __init__(
         self,
         model: Callable[..., Any],
-        vae: VAE,
+        program: Any,
         split: Split,
         seed: int,
         processes: Processes,
-        as_graph: Callable[[], bool],
+        scale: Callable[[tuple], float],
     ) -> None:
-        self.model, self.vae, self.seed, self.processes, self.as_graph = model, vae, seed, processes, as_graph
-        self.device, self.dtype = vae.reference.device, vae.reference.dtype
-        self.split = split.to(self.device)
+        self.model, self.program, self.seed, self.processes = model, program, seed, processes
+        self.scale, self.point = scale, point_of(program)
+        self.device, self.split = self.point.device, split.to(self.point.device)
         if len(split):
             processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
-        self.scale = math.nan
-        self._noise: Any = None
+        self.smallest_scale = math.nan
+        self._elbo = ELBO(beta=0.0)  # whose loss is the one term, and which has the other beside it
         self._at_once = 0
-        self._split = Traced(self._two_terms, "graph", key=lambda: getattr(self._noise, "key", None), recorded=SELDOM)
+        self._graph = Traced(self._two_terms, "graph")
+        self._recorded: set[int] = set()
 
-    def __call__(self, pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
-        """Return minus the ELBO and its two terms, nats per datum, of all processes together; nothing of no images.
+    def __call__(self, pause: Callable[[], Any] = lambda: None, as_graph: bool = False) -> dict[str, float]:
+        """Return minus the ELBO and its two terms, nats per datum, of all processes together; nothing of no data.
 
-        In evaluation mode, where the VAE is left, and with the first process's buffers, since running values differ.
+        In evaluation mode, where the program is left, and with the first process's buffers, as running values differ.
 
         Arguments:
             pause: Called before each batch; may raise.
+            as_graph: Whether to run as a graph.
         """
-        self.vae.eval()
-        for buffer in self.vae.buffers():
+        self.program.eval()
+        for buffer in self.program.buffers():
             self.processes.same(buffer)
         if not len(self.split):
             return {}
@@ -75,40 +77,52 @@ class Validation:
             with seeded(self.seed, str(self.device)):
                 self._at_once = self._room()
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
-        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
+        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.point.dtype)
         with torch.no_grad(), seeded(self.seed, str(self.device)):
             for i, rows in enumerate(batches):
                 pause()
-                self._noise = self.processes.noise(len(rows), OF_Z)
-                x = read(self.split, rows, self.processes, self.dtype)
-                (one, both), _ = self._split((x,), {}) if self.as_graph() else self._two_terms(x)
-                distortion[i], whole[i] = one, both
-            self.scale = smallest_scale(self.vae, self.split[slice(0, min(FEW, self._at_once))].to(self.dtype))
+                noise = self.processes.noise(len(rows), OF_Z)
+                batch = read(self.split, rows, self.processes, self.point.dtype)
+                if as_graph and len(rows) not in self._recorded:
+                    self._recorded.add(len(rows))
+                    with seeded(self.seed, str(self.device)):
+                        self._graph.record((noise, *batch), {})
+                (one, both), _ = self._graph((noise, *batch), {}) if as_graph else self._two_terms(noise, *batch)
+                distortion[i], whole[i] = one / self.scale(batch), both / self.scale(batch)
+            if smallest_scale := hook(self.program, "smallest_scale"):
+                few = torch.arange(min(FEW, self._at_once, len(self.split)), device=self.device)
+                self.smallest_scale = smallest_scale(*read(self.split, few, Processes(), self.point.dtype))
         reconstruction, total = (self.processes.total(each) / len(self.split) for each in (distortion, whole))
         return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
 
-    def _two_terms(self, x: Tensor) -> Outputs:
+    def _two_terms(self, noise: Any, *batch: Tensor) -> Outputs:
         """E[-log p(x | z)], which is the loss at beta = 0, and minus the ELBO."""
-        with self._noise or nullcontext():
-            return Outputs(list(ELBO(beta=0.0).terms(self.model, self.vae.guide, x)), None)
+        with noise or nullcontext():
+            return Outputs(list(self._elbo.terms(self.model, self.program.guide, *batch)), None)
 
     def _room(self) -> int:
         """How many images fit in memory at once, with a row for each process in the last batch too."""
-        x = self.split[slice(0, 4)].to(self.dtype)
-        size = 2 * how_many_fit(lambda n: self._two_terms(x[: 2 * n]), AT_ONCE // 2, self.device)
+        few = torch.arange(min(4, len(self.split)), device=self.device)
+        batch = read(self.split, few, Processes(), self.point.dtype)
+
+        def run(n: int) -> Any:
+            return self._two_terms(None, *(column[: 2 * n] for column in batch))
+
+        size = 2 * how_many_fit(run, AT_ONCE // 2, self.device)
         while 0 < len(self.split) % size < self.processes.world:
             size -= 1
         return size
 
 
-def read(split: Split, rows: Tensor, processes: Processes, dtype: torch.dtype) -> Tensor:
-    """Return this process's part of a batch, x with its noise drawn as in the whole batch."""
+def read(split: Split, rows: Tensor, processes: Processes, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return this process's part of a batch, x with its noise drawn as in the whole batch, and other columns."""
     with processes.noise(len(rows), OF_X) or nullcontext():
-        return split[processes.mine(rows)].to(dtype)
+        batch = split.batch(processes.mine(rows))
+    return tuple(column.to(dtype) if column.is_floating_point() else column for column in batch)
 
 
 def spread(split: Split) -> float:
     """The range of x in the first images."""
     x = split[slice(0, AT_ONCE)]
     x = x[x.isfinite()]
-    return (x.max() - x.min()).item()
+    return (x.max().double() - x.min().double()).item()

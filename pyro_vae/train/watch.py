@@ -7,12 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import pyro
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_vae.vae import VAE
-
-__all__ = ["Watch", "smallest_scale"]
+__all__ = ["Watch"]
 
 NOTHING = 0.001  # nats of KL below which codes say nothing
 EPOCHS = 5
@@ -23,12 +20,12 @@ class Watch:
     """Says once of each, as a warning: nothing is trained, the KL stays at zero, the likelihood's scale runs to zero.
 
     Arguments:
-        vae: What is trained.
+        program: What is trained.
         spread: The range of x, largest less smallest.
     """
 
-    def __init__(self, vae: VAE, spread: float) -> None:
-        self.vae, self.spread = vae, spread or 1.0
+    def __init__(self, program: nn.Module, spread: float) -> None:
+        self.program, self.spread = program, spread or 1.0
         self._said: set[str] = set()
         self._looked = False
         self._first_scale = math.nan
@@ -39,7 +36,7 @@ class Watch:
             return
         self._looked = True
         known = {id(tensor) for tensor in trained}
-        own = dict(self.vae.named_parameters())
+        own = dict(self.program.named_parameters())
         left_out = [name for name, value in own.items() if value.requires_grad and id(value) not in known]
         if not known:
             self._say(
@@ -48,15 +45,24 @@ class Watch:
             )
         elif left_out:
             self._say(
-                f"Expected a model and a guide that show Pyro all parameters; {len(left_out)} of the VAE's, as "
+                f"Expected a model and a guide that show Pyro all parameters; {len(left_out)} of the program's, as "
                 f"{left_out[0]!r}, are in neither, and are not trained. Call module in the program, or freeze them."
             )
         mine = {*map(id, own.values())}
         others = [name for name, value in pyro.get_param_store().named_parameters() if id(value) not in mine]
         if others:
             self._say(
-                f"Expected all parameters in the VAE, whose weights are what is saved; Pyro's store has {others[0]!r} "
-                "too. Make it an nn.Parameter of the VAE or of one of its parts, or keep it yourself."
+                f"Expected all parameters in the program, whose weights are what is saved; Pyro's store has "
+                f"{others[0]!r} too. Make it an nn.Parameter of the program or of a part of it, or keep it yourself."
+            )
+
+    def outside(self, times: float, sites: Sequence[str], total: int) -> None:
+        """Look at which latents are outside the data's plate, which stands for so many times fewer data than all."""
+        if sites and times > 1.001:
+            self._say(
+                f"The latent site {sites[0]!r} is outside the plate of the data, which is not scaled to them: its "
+                f"prior counts in each minibatch, {times:.3g} times too much. Write pyro.plate('data', {total}, "
+                "subsample_size=len(x)) in model and guide, or subsample=rows."
             )
 
     def skipped(self, words: str) -> None:
@@ -93,20 +99,3 @@ class Watch:
         if start not in self._said:
             self._said.add(start)
             warnings.warn(words, stacklevel=2)
-
-
-@torch.no_grad()
-def smallest_scale(vae: VAE, x: Tensor) -> float:
-    """Return the least scale of p(x | z) at a draw of z for each x, or nan where it is no density or has no scale."""
-    law = vae.decoder(vae.encoder(x).sample())
-    if law.support.is_discrete:
-        return math.nan
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    scale = getattr(law, "scale", None)
-    if isinstance(scale, Tensor):
-        return scale.min().item()
-    try:
-        return law.variance.min().sqrt().item() if scale is not None else math.nan
-    except NotImplementedError:
-        return math.nan
