@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from torch import nn
 
+from pyro_vae.seeds import own_store
+
 ENUMERATED = {"enumerate": "parallel"}
 
 
@@ -29,7 +31,9 @@ def times(weight, vector):
 
 
 class Exact(nn.Module):
-    """Parameters by keyword; standard deviations and rates as logarithms."""
+    """Parameters by keyword; standard deviations and rates as logarithms. ``name`` is for two in one param store."""
+
+    name = None
 
     def __init__(self, **parameters):
         super().__init__()
@@ -38,13 +42,14 @@ class Exact(nn.Module):
 
     def rows(self, data):
         """Show Pyro the parameters; return the plate of the data."""
-        pyro.module(type(self).__name__, self)
+        pyro.module(self.name or type(self).__name__, self)
         return pyro.plate("data", len(data))
 
     @torch.no_grad()
     def drawn(self, *data):
         """Return one draw of every site, given data whose observed part is drawn over."""
-        trace = poutine.trace(poutine.block(poutine.uncondition(self.model), hide_types=["param"])).get_trace(*data)
+        with own_store():
+            trace = poutine.trace(poutine.uncondition(self.model)).get_trace(*data)
         return {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
@@ -277,7 +282,7 @@ class GammaPlate(Exact):
         self.counts = counts
 
     def rows(self, data):
-        pyro.module(type(self).__name__, self)
+        pyro.module(self.name or type(self).__name__, self)
         return pyro.plate("data", len(data), dim=-2)
 
     def model(self, x):

@@ -97,7 +97,8 @@ def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
             node.replace_all_uses_with(first)
         elif shaped or all(each in known for each in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), lambda each: known[each] if each in known else _like(each))
-            known[node] = node.target(*args, **kwargs)
+            operation: Any = node.target
+            known[node] = operation(*args, **kwargs)
     for node, value in list(known.items()):
         if node.op != "placeholder" and isinstance(value, Tensor) and any(user not in known for user in node.users):
             with graph.inserting_after(places[-1]):

@@ -15,7 +15,7 @@ from pyro_vae.data.supports import of_element
 from pyro_vae.program import Posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
 
-__all__ = ["Grid", "check", "grid", "on_plane"]
+__all__ = ["Grid", "grid", "on_plane"]
 
 WIDE = 7.0  # standard deviations of the prior where the grid begins
 LOW = 18.0  # nats below the peak, where the grid may end
@@ -107,16 +107,3 @@ def on_plane(posterior: Posterior) -> bool:
     """Say whether what is continuous is of all real numbers, and of 2 dimensions."""
     supports = (posterior.structure.supports[name] for name in posterior.structure.continuous)
     return len(posterior.names) == 2 and all(of_element(support) is constraints.real for support in supports)
-
-
-def check(x: Tensor, event: torch.Size) -> None:
-    """Check that x is of shape ``(B, *event)``.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if x.shape[1:] != event or x.dim() != len(event) + 1 or not len(x):
-        raise ValueError(
-            f"Expected x of shape (B, {', '.join(map(str, event))}) with B of at least 1; got {tuple(x.shape)}. "
-            "Of one datum, x.unsqueeze(0) is such."
-        )

@@ -115,7 +115,8 @@ class Runner:
 
     def seen(self, model: Program) -> Draws:
         """Return where each site of a model is not masked, of shape ``(B, *plates)``."""
-        nodes, found = self.run(model, 1).nodes, Draws()
+        nodes: dict[str, Any] = self.run(model, 1).nodes
+        found = Draws()
         for name in (*self.structure.supports, *self.structure.observed):
             mask = True if nodes[name]["mask"] is None else nodes[name]["mask"]
             mask = torch.as_tensor(mask, device=self.data[0].device)

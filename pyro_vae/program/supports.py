@@ -16,8 +16,8 @@ __all__ = ["bijection", "is_fixed", "unconstrained"]
 
 def bijection(support: Constraint) -> Any:
     """Return the map from real numbers to a support; a mixture's is that of its parts, which torch does not say."""
-    mixture = isinstance(support, constraints.MixtureSameFamilyConstraint)
-    return biject_to(support.base_constraint if mixture else support)
+    parts: Any = support
+    return biject_to(parts.base_constraint if isinstance(parts, constraints.MixtureSameFamilyConstraint) else support)
 
 
 def is_fixed(support: Constraint) -> bool:

@@ -1,0 +1,64 @@
+"""A frozen graph: what follows from closed-over tensors alone is computed once, and twice the same once."""
+
+import torch
+
+from pyro_vae.compiled.graph import Graph
+
+X, W = torch.randn(4, 3), torch.randn(3, 3)
+
+
+def names(graph):
+    return [node.target.overloadpacket.__name__ for node in graph.nodes]
+
+
+def check(function, number, frozen=True):
+    graph = Graph(function, [torch.randn(4, 3)], frozen)
+    z = torch.randn(4, 3)
+    for _ in range(2):
+        state = torch.get_rng_state()
+        expected = function(z)
+        torch.set_rng_state(state)
+        torch.testing.assert_close(list(graph([z])), list(expected), rtol=0, atol=0)
+    assert len(graph.nodes) == number, names(graph)
+    return graph
+
+
+def test_what_depends_on_no_input_is_computed_once():
+    def function(z):
+        return [z * (X @ W).tanh().exp(), torch.zeros_like(z) + 1]
+
+    assert names(check(function, 1)) == ["mul"]
+    check(function, 6, frozen=False)
+
+
+def test_parts_of_an_operation_with_several_results_are_too():
+    def function(z):
+        values, indices = X.sort(0)
+        return [z + values, z.gather(0, indices)]
+
+    check(function, 2)
+
+
+def test_what_is_computed_twice_is_computed_once():
+    def function(z):
+        return [(z @ W).exp() + 1, (z @ W).exp() + 1.0, (z @ W).exp() * 2]
+
+    assert sorted(names(check(function, 5))) == ["add", "add", "exp", "mm", "mul"]
+
+
+def test_draws_are_drawn_each_time():
+    graph = check(lambda z: [z + torch.randn_like(X), z + torch.randn_like(X) * X.exp()], 5)
+    one, other = (list(graph([X])) for _ in range(2))
+    assert not torch.equal(one[0], other[0])
+
+
+def test_a_graph_that_writes_is_left_as_it_is():
+    total = torch.zeros(4, 3)
+
+    def function(z):
+        total.add_(1)
+        return [z + total + X.exp()]
+
+    graph = Graph(function, [X], True)
+    first = list(graph([X]))[0].clone()
+    torch.testing.assert_close(list(graph([X]))[0], first + 1)
