@@ -53,6 +53,7 @@ class Traced:
         key: Says what else tells one graph from another.
         state: From what is kept, says what a graph must find as it was, or is made anew.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
+        recorded: Which call is recorded, of the first shape; of others it is the 50th.
         frozen: Whether tensors that it closes over, as parameters, do not change while it lives, nor handlers around it
             what it is: what follows from these tensors alone is then computed once.
     """
@@ -65,6 +66,7 @@ class Traced:
         key: Callable[[], Hashable] = tuple,
         state: Callable[[Any], Hashable] = lambda kept: None,
         quiet: bool = False,
+        recorded: int = 2,
         frozen: bool = False,
     ) -> None:
         self.function = function
@@ -74,7 +76,7 @@ class Traced:
         self.key = key
         self.state = state
         self.quiet = quiet
-        self.frozen = frozen
+        self.recorded, self.frozen = recorded, frozen
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -138,7 +140,7 @@ class Traced:
     def _remember(self, key: Hashable, kept: Any) -> None:
         if key in self._entries or len(self._entries) < SHAPES:
             first = not self._entries if key not in self._entries else self._entries[key].first
-            self._entries[key] = _Entry(first, kept, self.state(kept))
+            self._entries[key] = _Entry(first, self.recorded if first else SELDOM, kept, self.state(kept))
         elif not self._full:
             self._full = True
             self._say(
@@ -229,12 +231,12 @@ class Traced:
 class _Entry:
     """What is known of one kind of arguments."""
 
-    def __init__(self, first: bool, kept: Any, state: Hashable) -> None:
+    def __init__(self, first: bool, recorded: int, kept: Any, state: Hashable) -> None:
         self.first = first
         self.kept = kept
         self.state = state
         self.calls = 1
-        self.recorded = 2 if first else SELDOM
+        self.recorded = recorded
         self.graph: Graph | None = None
         self.flags: list[bool] = []
         self.tried = self.compiled = False
