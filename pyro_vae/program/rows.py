@@ -15,7 +15,7 @@ __all__ = ["check_rows"]
 
 @torch.no_grad()
 def check_rows(posterior: Any) -> None:
-    """Check a program by weighing one row of the data alone and among others.
+    """Check a program by weighing rows of the data among others and without these.
 
     Raises:
         ValueError: If the two weights differ, as where batch normalisation looks at all rows.
@@ -23,18 +23,19 @@ def check_rows(posterior: Any) -> None:
     few = posterior[:FEW]
     if len(few) < 2 or posterior.structure.whole:
         return
-    one = few[:1]
+    head = slice(0, max(1, len(few) - 1))  # of one row alone batch normalisation knows no spread
+    part = few[head]
     with torch.random.fork_rng(devices=posterior._devices()):
         draws, _ = few.propose(1)
-        head = {name: value[:, :1] for name, value in draws.items()}
+        own = {name: value[:, head] for name, value in draws.items()}
         for what in ("log_joint", "log_q") if not posterior.structure.hidden else ("log_joint",):
             with suppress(NotImplementedError):  # a density that is known at its own draws only
-                among, alone = getattr(few, what)(draws)[:, :1], getattr(one, what)(head)
+                among, alone = getattr(few, what)(draws)[:, head], getattr(part, what)(own)
                 # A program with noise of its own differs from itself, too.
-                if not close(among, alone) and close(among, getattr(few, what)(draws)[:, :1]):
-                    part = "guide" if what == "log_q" else "model"
+                if not close(among, alone) and close(among, getattr(few, what)(draws)[:, head]):
+                    name = "guide" if what == "log_q" else "model"
                     raise ValueError(
-                        f"Expected a density of each row by itself; that of the {part} for the first row is "
-                        f"{alone.item():.6g} alone and {among.item():.6g} among others. Call program.eval() if it has "
+                        f"Expected a density of each row by itself; that of the {name} for the first row is "
+                        f"{alone[0, 0].item():.6g} and, beside other rows, {among[0, 0].item():.6g}. Call program.eval() if it has "
                         "batch normalisation, and leave other rows out of the program."
                     )
