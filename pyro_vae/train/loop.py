@@ -18,6 +18,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
 from pyro_vae.program import point_of
+from pyro_vae.train.checks import hook
 from pyro_vae.train.generators import generators, seeded, set_generators, set_torch, torch_state
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
@@ -58,8 +59,9 @@ class Training:
         self.program, self.objective, self.settings, self.processes = program, objective, settings, processes
         self.named = dataset.config["data"] != "tensor"
         self.ours = objective if isinstance(objective, Objective) else None  # beta, and the ELBO beside the loss
-        self.missing = any(split.incomplete for split in dataset.splits.values())
-        self.model = Missing()(program.model) if self.missing else program.model
+        missing = any(split.incomplete for split in dataset.splits.values())
+        self.complete = (None if missing else hook(program, "complete")) or nullcontext  # what is to be around a step
+        self.model = Missing()(program.model) if missing else program.model
         self.device, self.dtype = point_of(program).device, point_of(program).dtype
         self.train = dataset.train.to(self.device)
         self.size = min(settings.batch_size, len(self.train))
@@ -83,17 +85,16 @@ class Training:
         )
         self.scales = Scales(program, self.model)
         self.validation = Validation(self.model, program, dataset.valid, settings.seed, processes, self.scales)
-        self.held_out = len(dataset.valid)
-        self.watch = Watch(program, spread(dataset.valid if self.held_out else dataset.train))
-        self.epochs = self.at = 0
-        self.beta = 1.0
+        self.watch = Watch(program, spread(dataset.valid if len(dataset.valid) else dataset.train))
+        self.epochs, self.at, self.beta = 0, 0, 1.0
         # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
         self.losses, self.plain = torch.zeros(2, self.batches, device=self.device, dtype=self.dtype)
         self.skipped: list[int] = []  # steps of this epoch
         self.dawn = generators(self.device)  # as they were when the epoch began
         self._recorded: set[int] = set()
-        batch = self._first(self.size)
-        self.watch.outside(len(self.train) / (self.scales(batch) * len(batch[0])), self.scales.outside, len(self.train))
+        with self.complete():
+            times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
+        self.watch.outside(times, self.scales.outside, len(self.train))
 
     def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
         """Train for an epoch, or what is left of it, and validate; return the numbers of all processes together.
@@ -155,7 +156,8 @@ class Training:
         self.losses[: self.at], self.plain[: self.at] = state["losses"], state["plain"]
         if state["svi"]:
             self.program.train()
-            self.svi.load_state_dict(state["svi"], self._record() or self._tried(self.size))
+            with self.complete():
+                self.svi.load_state_dict(state["svi"], self._record() or self._tried(self.size))
         if self.ours:
             self.ours.start(self.steps, self.epochs * self.batches + self.at)
         set_generators(state["generators"], self.device)
@@ -192,8 +194,7 @@ class Training:
             loss, parameters = self.svi.gradients(batch, handler=self.processes.noise(len(rows), OF_Z))
             self.processes.sum_gradients(parameters, self.scales.weight(batch, len(rows)))
         except ValueError as error:
-            broken = BROKEN.search(str(error))
-            if not broken:
+            if not (broken := BROKEN.search(str(error))):
                 raise
             wrong = f"expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}"
         if self.guards and not wrong:
@@ -240,11 +241,10 @@ class Training:
     def _trouble(self, step: int, rows: Tensor, wrong: str, batch: tuple, drawn: list[Tensor] | None) -> NotFinite:
         """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
         now = torch_state(self.device)
-        if drawn:
-            set_torch(drawn, self.device)
+        set_torch(drawn or now, self.device)
         with self.processes.noise(len(rows), OF_Z) or nullcontext():
             fault = find_fault(self.model, self.program.guide, self.objective, batch, self.processes.mine(rows))
         set_torch(now, self.device)
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault._asdict()
-        where = f"in epoch {self.epochs + 1}, step {step + 1}"
-        return NotFinite(f"Training diverged {where}: {wrong}. {fault.words}", record)
+        words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault.words}"
+        return NotFinite(words, record)

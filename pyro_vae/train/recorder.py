@@ -179,7 +179,7 @@ class Recorder:
         )
 
     def _images(self) -> list[int]:
-        return [len(self.training.train), self.training.held_out]
+        return [len(self.training.train), len(self.training.validation.split)]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from pyro_vae.train.checks import hook
 from pyro_vae.train.generators import seeded
 from pyro_vae.train.loggers import TensorBoard
 from pyro_vae.train.loop import Training
@@ -59,11 +58,10 @@ def run_epochs(
             stop.check()
             recorder.save_if_due()
 
-        complete = hook(training.program, "complete")
         try:
             while not recorder.finished:
                 bar.set_description(f"epoch {training.epochs + 1}/{epochs}")
-                with nullcontext() if training.missing or not complete else complete():
+                with training.complete():
                     numbers = training.epoch(seen, stop.check)
                 recorder.epoch(numbers)
                 if on_epoch and training.processes.rank == 0:
