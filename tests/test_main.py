@@ -430,12 +430,11 @@ def test_interrupted_says_where_the_weights_are(monkeypatch, capsys):
 
     steps = iter(range(3))
 
-    def step(self, *args):
+    def step(self, *args, **kwargs):
         if next(steps) == 2:
             raise KeyboardInterrupt
-        return torch.tensor(1.0)
 
-    monkeypatch.setattr(CompiledSVI, "update", step)
+    monkeypatch.setattr(CompiledSVI, "apply", step)
     assert main(["train", *SMALL, "--run_dir", "run"]) == 130
     assert "interrupted. The weights so far are in run." in capsys.readouterr().err
     assert load("run")[1]["latent"] == 2

@@ -238,7 +238,8 @@ class TestSentences:
         rows = torch.arange(10, 20)
         x = torch.randn(90)
         guide = AutoNormal(model)
-        guide(x[rows], rows)
+        with own_store():
+            guide(x[rows], rows)
         for objective in (ELBO(), IWAE(3)):
             with (
                 pyro.get_param_store().scope(),

@@ -119,6 +119,7 @@ def room(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
 
     Example:
         >>> from pyro_vae import VAE
+        >>> from pyro_vae.program import posterior_of
         >>> room(posterior_of(VAE.build((64,), latent=2), torch.rand(5, 64)))
         (2000, 2000)
     """

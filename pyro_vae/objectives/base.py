@@ -165,10 +165,10 @@ class Objective(pyro.infer.ELBO, ABC):
         """Return the mean over what the two enumerate, if anything."""
         return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MOST))
 
-    def extra(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+    def extra(self, traces: list[tuple[Trace, Trace]]) -> Tensor:
         """Return the gradient of the guide's terms of the loss, whose value is zero: no bound has them in it."""
-        terms = (site["log_prob_sum"] for site in loss_terms(model_trace, guide_trace).values())
-        total = sum(terms, torch.zeros(()))
+        terms = (site["log_prob_sum"] for pair in traces for site in loss_terms(*pair).values())
+        total = sum(terms, torch.zeros(())) / self.num_particles
         return total - total.detach()
 
     def traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[tuple[Trace, Trace]]:

@@ -105,7 +105,8 @@ class ELBO(Objective):
         """Return the loss, with beta, free bits and the penalty, and minus the ELBO without them."""
         loss = plain = torch.zeros(())
         beta = self._beta.clone()  # the next step's is written in place, perhaps before this one's backward
-        for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
+        traces = self._traces(model, guide, args, kwargs)
+        for model_trace, guide_trace in traces:
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
@@ -120,10 +121,9 @@ class ELBO(Objective):
                 check_reparameterized(guide_trace, "free bits")
                 rate = sum((self._floored(name, model_trace, guide_trace) for name in found), torch.zeros(()))
             loss = loss + distortion + beta * rate + self._score_function(found, model_trace, guide_trace)
-            loss = loss + self.extra(model_trace, guide_trace)
             if self.penalty is not None:
                 loss = loss + self.penalty(model_trace, guide_trace)
-        return Terms(loss / self.num_particles, plain / self.num_particles)
+        return Terms(loss / self.num_particles + self.extra(traces), plain / self.num_particles)
 
     def _check(self, found: dict[str, Divergence]) -> None:
         for name, (_, reason, _) in found.items():

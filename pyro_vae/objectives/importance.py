@@ -55,10 +55,7 @@ class _PowerMean(Objective, ABC):
         for model_trace, guide_trace in traces:
             check_reparameterized(guide_trace, type(self).__name__)
             if enumerated(samples(model_trace)) and (self.gradient != "pathwise" or resample is not None):
-                raise ValueError(
-                    "Expected gradient='pathwise' and resample=None where classes are summed out; got "
-                    f"gradient={self.gradient!r} and resample={resample}."
-                )
+                raise ValueError("Expected gradient='pathwise' and resample=None where classes are summed out.")
             if self.gradient != "pathwise":
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
         weights = log_weights(traces)
@@ -74,8 +71,7 @@ class _PowerMean(Objective, ABC):
             again = self._given(chosen, model, traces[0][1], args, kwargs)
             mean = (log_weights([(again, traces[0][1])]).log_p - weights.log_q.gather(0, chosen)).mean(0)
             bound = bound.detach() + mean - mean.detach()
-        extra = sum((self.extra(*pair) for pair in traces), torch.zeros(())) / self.num_particles
-        return Terms(extra - weights.total(bound), -weights.total(log_w.detach().mean(0)))
+        return Terms(self.extra(traces) - weights.total(bound), -weights.total(log_w.detach().mean(0)))
 
     def _given(self, chosen: Tensor, model: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
         """Run the model at some of the guide's draws, given as indices ``(m, *data)``; the path to them stays."""
@@ -84,8 +80,8 @@ class _PowerMean(Objective, ABC):
             value = site["value"]
             rows = chosen.reshape(chosen.shape + (1,) * site["fn"].event_dim).expand(-1, *value.shape[1:])
             draws.add_node(name, **{**site, "value": value.gather(0, rows)})
-        program = poutine.replay(self._again(model, len(chosen)), trace=draws)
-        trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+        trace = poutine.trace(poutine.replay(self._again(model, len(chosen)), trace=draws)).get_trace(*args, **kwargs)
+        trace = prune_subsample_sites(trace)
         trace.compute_log_prob()
         return trace
 
@@ -108,10 +104,9 @@ class IWAE(_PowerMean):
     :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, and whose
     signal-to-noise ratio grows as :math:`K^{1/2}`.
 
-    Few of many draws have a weight to speak of. With ``resample`` = m all K are weighed, and the gradient is taken
-    through m of them alone, drawn by their weights: the model's networks run forward for K and back for m, and the
-    gradient has the same mean, whichever it is, with a little more noise (section 3 of Burda et al., for m = 1). The
-    loss is the same number. The model is run twice: where it draws noise of its own, as dropout, that is drawn twice.
+    Most draws have negligible weight. With ``resample`` = m all K are weighed, and the gradient is taken through m of
+    them alone, drawn by their weights: the model's networks run forward for K and back for m. The gradient has the same
+    mean with a little more noise, the loss is the same number (section 3 of Burda et al., for m = 1).
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
@@ -244,8 +239,7 @@ class ReweightedWakeSleep(Objective):
         shares = (weights.log_p - weights.log_q).detach() - log_w.logsumexp(0)  # of each class and draw
         both = weights.total(shares.exp() * (weights.log_p + weights.log_q + weights.log_r))
         bound = weights.total(power_mean(log_w, 0.0))
-        extra = sum((self.extra(*pair) for pair in traces), torch.zeros(())) / self.num_particles
-        return Terms(both.detach() - both - bound + extra, -weights.total(log_w.mean(0)))
+        return Terms(both.detach() - both - bound + self.extra(traces), -weights.total(log_w.mean(0)))
 
 
 class _FixedDraws(Messenger):

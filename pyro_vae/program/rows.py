@@ -36,6 +36,6 @@ def check_rows(posterior: Any) -> None:
                     name = "guide" if what == "log_q" else "model"
                     raise ValueError(
                         f"Expected a density of each row by itself; that of the {name} for the first row is "
-                        f"{alone[0, 0].item():.6g} and, beside other rows, {among[0, 0].item():.6g}. Call program.eval() if it has "
-                        "batch normalisation, and leave other rows out of the program."
+                        f"{alone[0, 0].item():.6g}, and beside other rows {among[0, 0].item():.6g}. Call "
+                        "program.eval() if it has batch normalisation, and leave other rows out of the program."
                     )

@@ -23,7 +23,7 @@ from pyro_vae.train.generators import generators, seeded, set_generators, set_to
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.rehearsal import BROKEN, put_back, rehearse
-from pyro_vae.train.scales import Scales
+from pyro_vae.train.scales import Scales, showing
 from pyro_vae.train.settings import Settings
 from pyro_vae.train.trouble import NotFinite, find_fault, not_finite
 from pyro_vae.train.validation import Validation, read, spread
@@ -31,10 +31,8 @@ from pyro_vae.train.watch import Watch
 
 __all__ = ["Training"]
 
-# A number on a GPU is waited for: the loss is looked at once in so many steps there, and at each on the CPU.
-LOOK = 50
-# Epochs after which what comes once in each, the last minibatch and validation, is worth a graph. By its own count a
-# shape that comes seldom is recorded later, after which it would matter how often it came since the run was resumed.
+LOOK = 50  # steps after which the loss is looked at on a GPU, where it has to be waited for
+# Epochs after which what comes once in each, the last minibatch and validation, is worth a graph.
 OFTEN = 40
 
 
@@ -72,10 +70,15 @@ class Training:
         self.skips = settings.on_nan == "skip"
         # Before the optimizer's step there is no looking at a number on a GPU without waiting for it.
         self.guards = self.skips or self.device.type == "cpu"
+        self.scales = Scales(program, self.model)
+        with self.complete():
+            times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
+        pair = self.model, program.guide
+        self.model, self.guide = pair if self.scales.shown else (showing(program, part) for part in pair)
         self.optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
         self.svi = CompiledSVI(
             self.model,
-            program.guide,
+            self.guide,
             self.optim,
             objective,
             compile=settings.compile,
@@ -83,7 +86,6 @@ class Training:
             clip_norm=settings.clip_norm,
             steps=self.steps,
         )
-        self.scales = Scales(program, self.model)
         self.validation = Validation(self.model, program, dataset.valid, settings.seed, processes, self.scales)
         self.watch = Watch(program, spread(dataset.valid if len(dataset.valid) else dataset.train))
         self.epochs, self.at, self.beta = 0, 0, 1.0
@@ -92,8 +94,6 @@ class Training:
         self.skipped: list[int] = []  # steps of this epoch
         self.dawn = generators(self.device)  # as they were when the epoch began
         self._recorded: set[int] = set()
-        with self.complete():
-            times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
         self.watch.outside(times, self.scales.outside, len(self.train))
 
     def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
@@ -243,7 +243,7 @@ class Training:
         now = torch_state(self.device)
         set_torch(drawn or now, self.device)
         with self.processes.noise(len(rows), OF_Z) or nullcontext():
-            fault = find_fault(self.model, self.program.guide, self.objective, batch, self.processes.mine(rows))
+            fault = find_fault(self.model, self.guide, self.objective, batch, self.processes.mine(rows))
         set_torch(now, self.device)
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault._asdict()
         words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault.words}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +10,16 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_vae.conditional import module
 from pyro_vae.program import point_of
 from pyro_vae.seeds import at_test
 from pyro_vae.traces.particles import OneSubsample
 from pyro_vae.traces.sites import latent, mean_scale, observed, plates
 from pyro_vae.train.generators import seeded
 
-__all__ = ["Scales"]
+__all__ = ["Scales", "showing"]
 
 
 class Scales:
@@ -31,11 +33,13 @@ class Scales:
 
     Attributes:
         outside: Latent sites outside the plate of a batch's rows, once one was looked at.
+        shown: Whether the program shows Pyro parameters.
     """
 
     def __init__(self, program: Any, model: Callable[..., Any]) -> None:
         self.program, self.model = program, model
         self.outside: list[str] = []
+        self.shown = True
         self._known: dict[int, float] = {}
 
     def __call__(self, batch: tuple[Tensor, ...]) -> float:
@@ -57,6 +61,7 @@ class Scales:
         with seeded(0, str(device)), at_test(self.program, device), pyro.validation_enabled(False), OneSubsample():
             guide_trace = poutine.trace(self.program.guide).get_trace(*batch)
             trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*batch)
+        self.shown = bool(guide_trace.param_nodes or trace.param_nodes)
         trace = prune_subsample_sites(trace)
         sites = [*observed(trace).values()]
         inside = [site for site in sites if any(frame.size == rows for frame in plates(site))]
@@ -64,3 +69,13 @@ class Scales:
             drawn = latent(trace).items()
             self.outside = [name for name, site in drawn if all(frame.size != rows for frame in plates(site))]
         return mean_scale((inside or sites)[0]) if sites else 1.0
+
+
+def showing(program: nn.Module, part: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a model or guide that shows Pyro the parameters of the module it belongs to, as it does not by itself."""
+
+    def run(*args: Tensor) -> Any:
+        module("program", program)
+        return part(*args)
+
+    return functools.update_wrapper(run, part, updated=()) if hasattr(part, "__name__") else run
