@@ -78,3 +78,24 @@ def test_the_sample_statements_are_on_one_screen():
     ]
     assert len(samples) == 3  # z and x in the model, z in the guide
     assert max(samples) - min(samples) < 24
+
+
+PARTS = {"prior", "encoder", "decoder"}
+HIGHEST = FLOOR["posterior"]
+ANY_PROGRAM = [
+    file
+    for file in FILES
+    if FLOOR["traces"] <= FLOOR.get(room_of(file), -1) <= HIGHEST
+    and room_of(file) not in ("vae", "hooks", "oracle")
+    and file.relative_to(ROOT).as_posix() != "posterior/local.py"
+]
+
+
+@pytest.mark.parametrize("file", ANY_PROGRAM, ids=lambda file: str(file.relative_to(ROOT)))
+def test_from_traces_to_posterior_a_program_has_no_parts(file):
+    """The parts of a VAE are for its own two programs, its hooks, the oracle and refined guides."""
+    tree = ast.parse(file.read_text())
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & PARTS
+    assert not read, f"{file.name} reads {read}: ask a Posterior"
+    imported = {name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in [node.module]}
+    assert "pyro_vae.vae" not in imported or room_of(file) == "checkpoint"  # which builds one of its parts
