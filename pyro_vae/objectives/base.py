@@ -207,18 +207,21 @@ class Objective(pyro.infer.ELBO, ABC):
     def _pairs(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[tuple[Trace, Trace]]:
         """Trace model and guide; where classes are to be summed out, with all of them laid out."""
         names, nesting = self._marks.get((model, guide), ((), 0))
-        alone = not (self.vectorize_particles and self.num_particles > 1)
-        rows = OwnRows()
-        for _ in range(2):
-            if alone:
-                self.max_plate_nesting = nesting or sys.maxsize
-            self._summed = names
-            traces = list(self._get_traces(rows(model), rows(guide), args, kwargs))
-            if names or not (names := marked(*traces[0])):
+        if not names:
+            traces = self._laid_out(model, guide, args, kwargs, (), 0)
+            if not (names := marked(*traces[0])):
                 return traces
-            nesting = max(map(depth_of, traces)) if alone else self.max_plate_nesting
+            nesting = max(map(depth_of, traces))
             self._marks = {(model, guide): (names, nesting)}
-        return traces
+        return self._laid_out(model, guide, args, kwargs, names, nesting)
+
+    def _laid_out(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict, names: tuple[str, ...], nesting: int
+    ) -> list[tuple[Trace, Trace]]:
+        if not (self.vectorize_particles and self.num_particles > 1):
+            self.max_plate_nesting = nesting or sys.maxsize
+        self._summed, rows = names, OwnRows()
+        return list(self._get_traces(rows(model), rows(guide), args, kwargs))
 
     def _again(self, program: Program, num_particles: int | None = None) -> Program:
         """Return a program to be run once more as the last traces were: in the particles' plate, on the same data.

@@ -107,10 +107,14 @@ class ELBO(Objective):
         beta = self._beta.clone()  # the next step's is written in place, perhaps before this one's backward
         traces = self._traces(model, guide, args, kwargs)
         for model_trace, guide_trace in traces:
+            expect = self.expectation(model_trace, guide_trace)
+            if (expect.alone or expect.log_q is not None) and (
+                self.gradient == "stl" or self.free_bits or self.penalty is not None
+            ):
+                raise ValueError("Expected no 'stl' gradient, free bits or penalty where classes are summed out.")
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
-            expect = self.expectation(model_trace, guide_trace)
             found = divergences(model_trace, guide_trace, expect, self.sampled)
             self._check(found)
             terms = reconstruction_terms(model_trace, expect)

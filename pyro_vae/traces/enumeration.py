@@ -178,7 +178,8 @@ class Expectation:
                 "Expected classes in no plate inside a datum and in no Markov chain, for an ELBO that sums them out. "
                 "Use objectives.IWAE, which eliminates them, or pyro.infer.TraceEnum_ELBO."
             )
-        if any(not site["fn"].has_rsample for name, site in latent(guide_trace).items() if name not in ours):
+        drawn = (site for name, site in latent(guide_trace).items() if name not in ours)
+        if torch.is_grad_enabled() and not all(site["fn"].has_rsample for site in drawn):
             raise ValueError(
                 "Expected draws with a gradient beside classes that are summed out; the guide has others. Mark them "
                 "infer={'enumerate': 'parallel'} too."
