@@ -39,7 +39,7 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
 
 def modules_of(program: Any) -> list[nn.Module]:
     """Return every module of a program, each once: those that it holds as attributes or in tuples, too."""
-    found: dict[nn.Module, None] = {}
+    modules: dict[nn.Module, None] = {}
     waiting = [program, getattr(program, "model", None), getattr(program, "guide", None)]
     seen: set[int] = set()
     while waiting:
@@ -48,13 +48,13 @@ def modules_of(program: Any) -> list[nn.Module]:
             continue
         seen.add(id(item))
         if isinstance(item, nn.Module):
-            found |= dict.fromkeys(item.modules())
+            modules |= dict.fromkeys(item.modules())
             # A prior may hold an encoder that is none of its modules, in a tuple.
             held = [value for layer in item.modules() for value in vars(layer).values() if isinstance(value, tuple)]
             waiting += [part for value in held for part in value if isinstance(part, nn.Module)]
         elif item is program:
             waiting += [value for value in getattr(item, "__dict__", {}).values() if isinstance(value, nn.Module)]
-    return [*found]
+    return [*modules]
 
 
 @contextmanager

@@ -96,30 +96,30 @@ def divergences(
     guide, model = density_sites(model_trace, guide_trace), samples(model_trace)
     drawn, order = [*guide], [name for name in model if name in guide]
     summed = [name for name in latent(model_trace) if name in expect.members]
-    log_p, found = expect.summed(summed), {}
+    log_p, by_site = expect.summed(summed), {}
     for name, q in guide.items():
         p = model.get(name)
         scored = q.get("score_parts")
         log_q = q["log_prob"].detach() if scored and is_identically_zero(scored.entropy_term) else q["log_prob"]
         if p is None:
-            found[name] = Divergence(log_q, "it is auxiliary, in the guide alone", (expect.mean(log_q, q),))
+            by_site[name] = Divergence(log_q, "it is auxiliary, in the guide alone", (expect.mean(log_q, q),))
             continue
         if name in expect.members:  # the prior of all members together is taken off the first of them
             classes = ", ".join(other for other in summed if other not in guide)
-            found[name] = Divergence(log_q, f"its prior is a mixture over {classes}", (expect.mean(log_q, q), -log_p))
+            by_site[name] = Divergence(log_q, f"its prior is a mixture over {classes}", (expect.mean(log_q, q), -log_p))
             log_p = torch.zeros(())
             continue
         late = set(order[: order.index(name)]) - {*drawn[: drawn.index(name)]}
         # What is enumerated is known of all classes, and its divergence exact as it is.
         exact = sampled or _exact(q, p, late)
         if isinstance(exact, str) or name in enumerated({name: q}):
-            each, reason = log_q - p["log_prob"], "" if name in enumerated({name: q}) else str(exact)
+            nats, reason = log_q - p["log_prob"], "" if name in enumerated({name: q}) else str(exact)
         else:
-            each, reason = scale_and_mask(exact, q["scale"], q["mask"]), ""
+            nats, reason = scale_and_mask(exact, q["scale"], q["mask"]), ""
             if isinstance(agree := alike(q, p), Tensor):
-                each = torch.where(agree, each, log_q - p["log_prob"])
-        found[name] = Divergence(each, reason, (expect.mean(each, q),))
-    return found
+                nats = torch.where(agree, nats, log_q - p["log_prob"])
+        by_site[name] = Divergence(nats, reason, (expect.mean(nats, q),))
+    return by_site
 
 
 def reconstruction_terms(model_trace: Trace, expect: Expectation) -> list[Tensor]:

@@ -115,22 +115,22 @@ class ELBO(Objective):
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
-            found = divergences(model_trace, guide_trace, expect, self.sampled)
-            self._check(found)
+            rates = divergences(model_trace, guide_trace, expect, self.sampled)
+            self._check(rates)
             terms = reconstruction_terms(model_trace, expect)
             distortion = -sum((term.sum() for term in terms), torch.zeros(()))
-            rate = sum((divergence.nats for divergence in found.values()), torch.zeros(()))
+            rate = sum((divergence.nats for divergence in rates.values()), torch.zeros(()))
             plain = plain + (distortion + rate).detach()
             if self.free_bits:
                 check_reparameterized(guide_trace, "free bits")
-                rate = sum((self._floored(name, model_trace, guide_trace) for name in found), torch.zeros(()))
-            loss = loss + distortion + beta * rate + self._score_function(found, model_trace, guide_trace)
+                rate = sum((self._floored(name, model_trace, guide_trace) for name in rates), torch.zeros(()))
+            loss = loss + distortion + beta * rate + self._score_function(rates, model_trace, guide_trace)
             if self.penalty is not None:
                 loss = loss + self.penalty(model_trace, guide_trace)
         return Terms(loss / self.num_particles + self.extra(traces), plain / self.num_particles)
 
-    def _check(self, found: dict[str, Divergence]) -> None:
-        for name, (_, reason, _) in found.items():
+    def _check(self, rates: dict[str, Divergence]) -> None:
+        for name, (_, reason, _) in rates.items():
             if reason and self.kl == "analytic":
                 raise ValueError(
                     f"Expected a closed form of the divergence at site {name!r}; {reason}. Use kl='auto' to sample it."
@@ -150,7 +150,7 @@ class ELBO(Objective):
         mean = (weight * each.reshape(len(weight), -1)).sum(0) / weight.sum()
         return mean.clamp(min=self.free_bits).sum() * weight.sum()
 
-    def _score_function(self, found: dict[str, Divergence], model_trace: Trace, guide_trace: Trace) -> Tensor:
+    def _score_function(self, rates: dict[str, Divergence], model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return a term of value zero whose gradient is that through the draws of sites without ``rsample``."""
         drawn = density_sites(model_trace, guide_trace)
         sites = [
@@ -162,7 +162,7 @@ class ELBO(Objective):
         if sites:
             gain, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)
             for name, site in samples(model_trace).items():
-                term = site["log_prob"] if site["is_observed"] else -self._beta * found[name].each
+                term = site["log_prob"] if site["is_observed"] else -self._beta * rates[name].each
                 gain.add((stacks[name], term.detach()))
             for site in sites:
                 total = total - (gain.sum_to(site["cond_indep_stack"]) * site["score_parts"].score_function).sum()

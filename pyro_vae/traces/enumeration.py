@@ -37,7 +37,7 @@ def marked(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
     Raises:
         ValueError: If a site is marked for enumeration one class after another.
     """
-    found = []
+    names = []
     for trace in (guide_trace, model_trace):
         for name, site in latent(trace).items():
             mark = (site["infer"] or {}).get("enumerate")
@@ -48,8 +48,8 @@ def marked(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
                 )
             alone = trace is model_trace and name not in guide_trace and site["fn"].has_enumerate_support
             if mark == "parallel" or alone:
-                found.append(name)
-    return tuple(dict.fromkeys(found))
+                names.append(name)
+    return tuple(dict.fromkeys(names))
 
 
 def marking(program: Program, names: Iterable[str]) -> Program:
@@ -87,9 +87,9 @@ def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
 
 def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
     """Whether each enumerated site has a dimension of its own, and all are in the same plates, or in those to keep."""
-    found = [site for site in sites if (site["infer"] or {}).get("_enumerate_dim") is not None]
-    dims = [site["infer"]["_enumerate_dim"] for site in found]
-    inside = [frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in found]
+    classes = [site for site in sites if (site["infer"] or {}).get("_enumerate_dim") is not None]
+    dims = [site["infer"]["_enumerate_dim"] for site in classes]
+    inside = [frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes]
     if keep is not None:
         return len({*dims}) == len(dims) and all(own <= keep for own in inside)
     return len({*dims}) == len(dims) and len({*inside}) <= 1

@@ -87,8 +87,8 @@ def _say(names: tuple[str, ...]) -> None:
 
 def enumerated(sites: dict[str, Site]) -> dict[str, int]:
     """Return the sites whose classes are laid out along a dimension, and which one: -1 is the last."""
-    found = {name: (site["infer"] or {}).get("_enumerate_dim") for name, site in sites.items()}
-    return {name: dim for name, dim in found.items() if dim is not None}
+    dims = {name: (site["infer"] or {}).get("_enumerate_dim") for name, site in sites.items()}
+    return {name: dim for name, dim in dims.items() if dim is not None}
 
 
 def plates(site: Site) -> list[Any]:

@@ -69,9 +69,9 @@ def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weigh
     if not is_flat((pairs[0][1] | pairs[0][0]).values(), keep):
         log_w = _gather([_laid_out(contracted(*pair, whole), whole, nesting) for pair in traces], vectorized)
         return Weights(log_w, torch.zeros(()), scale, torch.zeros(()))
-    found = [_of_classes(model, guide, keep, nesting, whole) for model, guide in pairs]
-    classes = max(part.dim() for part in found[0]) - nesting
-    log_p, log_q, log_r = (_gather([one[i] for one in found], vectorized, -1 - nesting) for i in range(3))
+    parts = [_of_classes(model, guide, keep, nesting, whole) for model, guide in pairs]
+    classes = max(part.dim() for part in parts[0]) - nesting
+    log_p, log_q, log_r = (_gather([one[i] for one in parts], vectorized, -1 - nesting) for i in range(3))
     return Weights(log_p, log_q, scale, log_r, classes)
 
 
