@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_vae import evaluate, fit, load
+from pyro_vae import data, evaluate, fit, load, report
 from pyro_vae.compiled import CompiledSVI
 from pyro_vae.objectives import ELBO, IWAE, ReweightedWakeSleep
 from pyro_vae.program import Posterior, argument_names, posterior_of
@@ -141,6 +141,19 @@ def test_fit_and_load_to_the_last_bit(name, tmp_path):
         assert torch.equal(other.state_dict()[key], value), key
     one, two = (evaluate.nll(one, data, 10, seed=0) for one in (program, other))
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["labels for some rows", "a Gamma and an inner plate", "a state space, padded"])
+def test_report_of_any_program(name):
+    program = PROGRAMS[name]()
+    names = [*argument_names(program)]
+    dataset = data.from_columns(dict(zip(names, program.sample(60), strict=True)))
+    written = report.evaluation(program, dataset, 60, 6, chosen=0, progress=False)
+    x = dataset.test.with_columns(names[1:]).batch(slice(0, 6))
+    assert written.numbers["test -log p(x)"] == pytest.approx(-program.evidence(*x).mean().item(), abs=1e-3)
+    assert written.numbers["k > 0.7"] == 0
+    assert ("log p(x | lengths)" in written.table) == (name == "a state space, padded")
+    assert [*report.figures(program, dataset)] == ["latent_space"]
 
 
 def test_a_step_of_classes_is_a_graph(float64):
