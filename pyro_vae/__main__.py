@@ -8,10 +8,10 @@ __all__ = ["main"]
 
 # The first lines of the docstrings in ``commands``, whose import takes seconds.
 COMMANDS = {
-    "train": "Train a VAE, print its ELBO and -log p(x) on every split, and draw its figures.",
-    "evaluate": "Say how good a trained VAE and its guide are, with a diagnosis in words, and draw its figures anew.",
-    "generate": "Draw images from a trained VAE: z from the prior, and the mean of p(x | z).",
-    "compare": "Rank trained VAEs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.",
+    "train": "Train a VAE or a program of your own, print its ELBO and -log p(x) on every split, and draw its figures.",
+    "evaluate": "Say how good a trained program and its guide are, with a diagnosis in words, and draw its figures.",
+    "generate": "Draw data from a trained program: of a VAE mean images at draws of the prior.",
+    "compare": "Rank trained programs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.",
 }
 
 

@@ -16,8 +16,10 @@ import torch
 from jsonargparse import ArgumentError
 from matplotlib.figure import Figure
 
-from pyro_vae import VAE, checkpoint, compare, data, fit, load, plots, report
-from pyro_vae.options import check_config, parse, sentence
+from pyro_vae import VAE, checkpoint, compare, data, evaluate, fit, load, plots, report
+from pyro_vae.options import check_config, columns_of, kind_of, make, parse, sentence
+from pyro_vae.program import posterior_of
+from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, check_support, is_first
 
 __all__ = ["run"]
@@ -64,26 +66,29 @@ def run(given: list[str]) -> int:
 
 
 def _train(**options: Any) -> None:
-    """Train a VAE, print its ELBO and -log p(x) on every split, and draw its figures."""
+    """Train a VAE or a program of your own, print its ELBO and -log p(x) on every split, and draw its figures."""
 
     def take(function: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[str, Any]:
         names = inspect.signature(function).parameters
         return {name: options[name] for name in names if name in options and name not in skip}
 
+    kind, arguments = kind_of(options["program"])
+    options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
     if is_first():
-        print(f"{dataset}: {counts} images of {'x'.join(map(str, dataset.event_shape))}")
+        what = "images" if options["columns"] is None else f"rows of {', '.join(options['columns'])}; x is"
+        print(f"{dataset}: {counts} {what} of {'x'.join(map(str, dataset.event_shape)) or 1}")
         if options["batch_size"] > len(dataset.train):
             print(f"each step takes them all: there are fewer than batch_size, {options['batch_size']:,}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options["seed"])
-        vae = VAE.build(dataset.event_shape, **take(VAE.build))
-        check_support(vae, dataset, strict=True)
+        program = make(kind, arguments, dataset.event_shape, take(VAE.build))
+        check_support(program, dataset, strict=True)
     if options["run_dir"] is None:
         source = Path(options["data"]).stem or "data"
         options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    _close(vae, dataset, fit(vae, dataset, **take(fit, ("data",))), options["run_dir"])
+    _close(program, dataset, fit(program, dataset, **take(fit, ("program", "data"))), options["run_dir"])
 
 
 def _resume(
@@ -115,12 +120,12 @@ def _resume(
     _close(vae, dataset, fit(vae, dataset, objective, **options, resume=resume), resume)
 
 
-def _close(vae: VAE, dataset: data.Dataset, history: dict[str, list[float]], run: str) -> None:
+def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]], run: str) -> None:
     """Print the table and draw the figures that a training ends with."""
     if not is_first():
         return
-    print(f"\n{report.table(vae, dataset)}\n")
-    folder = _save({"curves": plots.curves(history)} | report.figures(vae, dataset), run)
+    print(f"\n{report.table(program, dataset)}\n")
+    folder = _save({"curves": plots.curves(history)} | report.figures(program, dataset), run)
     print(f"figures: {folder}\nrun:     {run}\nmore:    pyro-vae evaluate {run}")
 
 
@@ -144,7 +149,7 @@ def _evaluate(
     weights: Literal["final", "best", "last"] = "final",
     trust: str = "",
 ) -> None:
-    """Say how good a trained VAE and its guide are, with a diagnosis in words, and draw its figures anew.
+    """Say how good a trained program and its guide are, with a diagnosis in words, and draw its figures.
 
     Args:
         run: Run directory.
@@ -170,26 +175,39 @@ def _evaluate(
 
 
 def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "") -> None:
-    """Draw images from a trained VAE: z from the prior, and the mean of p(x | z).
+    """Draw data from a trained program: of a VAE mean images at draws of the prior.
+
+    Of a program without a method ``generate`` all that is observed is drawn, given the covariates of test data.
 
     Args:
         run: Run directory.
         num: How many.
         seed: Seed of the draws.
-        output: A ``.png`` for a picture, a ``.npy`` for numbers. If not given, figures/generated.png of the run.
+        output: A ``.png`` for a picture, a ``.npy`` for numbers, a ``.npz`` where several sites are observed. If not
+            given, figures/generated.png of the run, or such a .npy or .npz.
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
-    vae, config = load(run, trust.split())
+    program, config = load(run, trust.split())
     if num < 1:
         raise ValueError(f"Expected to generate at least 1 image; got num = {num}.")
-    path = Path(output) if output else checkpoint.inside(run, "figures/generated.png")
-    if path.suffix not in (".png", ".npy"):
-        raise ValueError(f"Expected output to end in .png or .npy; got {str(path)!r}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        x = vae.generate(num)
+    with at_test(program, torch.device("cpu"), seed), torch.no_grad():
+        if hasattr(program, "generate"):
+            drawn = {"x": program.generate(num)}
+        else:
+            test = _data(config, run).test
+            rows = posterior_of(program, evaluate.rows_of(program, test, torch.arange(num) % len(test)))
+            draws = rows.simulate(1)
+            drawn = {name: draws[name][0] for name in rows.structure.observed}
+    (x, *others) = drawn.values()
+    picture = not others and x.dim() in (3, 4)
+    kinds = [".npz"] if others else [".png", ".npy"] if picture else [".npy"]
+    path = Path(output) if output else checkpoint.inside(run, f"figures/generated{kinds[0]}")
+    if path.suffix not in kinds:
+        raise ValueError(f"Expected output to end in {' or '.join(kinds)}; got {str(path)!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
+    if path.suffix == ".npz":
+        np.savez(path, **{name: value.numpy() for name, value in drawn.items()})
+    elif path.suffix == ".npy":
         np.save(path, x.numpy())
     else:
         plots.samples(x / x.max() if config.get("counts") else x).savefig(path, dpi=150)
@@ -197,7 +215,7 @@ def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None,
 
 
 def _compare(output: str = "comparison.png", trust: str = "", **options: Any) -> None:
-    """Rank trained VAEs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.
+    """Rank trained programs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.
 
     Args:
         output: A ``.png`` for the figure.

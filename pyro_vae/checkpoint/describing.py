@@ -67,7 +67,8 @@ def describe_program(program: nn.Module) -> dict[str, Any]:
     described: dict[str, Any] = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
     if not parts and "<" not in kind.__qualname__:
         with suppress(ValueError, TypeError):
-            described["init_args"] = {name: describe(value) for name, value in _kept(program).items()}
+            arguments = getattr(program, "made_with", None) or _kept(program)  # the command notes what it was given
+            described["init_args"] = {name: describe(value) for name, value in arguments.items()}
     return {"program": described} | parts
 
 

@@ -149,7 +149,10 @@ def build(
         made = kind
     with torch.random.fork_rng(devices=[]), _NoLarger(state):
         try:
-            return made()
+            program = made()
+            if not of_parts:
+                program.made_with = kind.keywords
+            return program
         except (TypeError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
             raise ValueError(f"Expected parts that make a VAE; the run's do not ({short(error)}).") from error
 

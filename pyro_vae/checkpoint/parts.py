@@ -67,6 +67,8 @@ def _is(value: Any, hint: Any) -> bool:
         return any(_is(value, one) for one in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is Sequence:
+        return isinstance(value, list) and all(_is(item, *get_args(hint)) for item in value)
     kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,), type(None): (type(None),)}
     return type(value) in kinds.get(hint, ())
 

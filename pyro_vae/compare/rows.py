@@ -131,11 +131,12 @@ def compare(
             values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
             with at_test(vae, point_of(vae).device, seed):
                 whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
+                basis = _basis(whole, options)
             row = Row(
                 name=folder if folders.count(folder) == 1 else str(run),
                 group=0,
                 about=_about(dataset, f"{len(values.nll):,} {split} images"),
-                basis=_basis(whole, options),
+                basis=basis,
                 settings={key: short(value) for key, value in config.items()},
                 values=values,
                 difference=(0.0, 0.0),
@@ -150,7 +151,7 @@ def compare(
     return _ranked(rows)
 
 
-def _read(run: str | Path, trust: Sequence[str]) -> tuple[VAE, dict[str, Any]]:
+def _read(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """Load a run, with today's defaults for what its configuration does not say; an error names the run."""
     try:
         vae, config = load(run, trust)
@@ -163,12 +164,13 @@ def _read(run: str | Path, trust: Sequence[str]) -> tuple[VAE, dict[str, Any]]:
             f"Expected runs on named data sets; {str(run)!r} was trained on a tensor. Save the tensor with numpy.save "
             "and train on the file, or use evaluate.per_image."
         )
-    usual = {key: value for function in (data.load, VAE.build, fit) for key, value in defaults(function).items()}
+    parts = [VAE.build] if checkpoint.parts_of(vae) else []
+    usual = {key: value for function in (data.load, *parts, fit) for key, value in defaults(function).items()}
     return vae, {key: value for key, value in (usual | config).items() if key not in UNSAID}
 
 
-def _check_shape(vae: VAE, run: str | Path, dataset: Dataset) -> None:
-    shape = tuple(vae.parts["event_shape"]) if vae.parts else ()
+def _check_shape(vae: Any, run: str | Path, dataset: Dataset) -> None:
+    shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
     if shape != dataset.event_shape:
         raise ValueError(
             f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "

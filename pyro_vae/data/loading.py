@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_vae.data.columns import from_columns, is_whole, split_rows, support_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.on_disk import OnDisk, are_whole
-from pyro_vae.data.sources import NAMES, Images, digits, file, folder, torchvision_images
-from pyro_vae.data.supports import levels
+from pyro_vae.data.on_disk import OnDisk, to_tensor
+from pyro_vae.data.sources import NAMES, Images, arrays_of, digits, file, folder, torchvision_images
 
-__all__ = ["from_tensor", "load", "split_rows", "support_of"]
+__all__ = ["from_tensor", "load"]
 
 Binarize = Literal["none", "static", "dynamic", "threshold"]
 SEED = 20140416
-MOST = 10_000  # images held out of a source that has no test split
 
 
 def load(
@@ -29,6 +28,7 @@ def load(
     dequantize: bool = False,
     valid: int | None = None,
     counts: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> Dataset:
     """Load a data set by name, or your own by path.
 
@@ -56,6 +56,8 @@ def load(
             test, once there is nothing left to choose.
         counts: Whether x is the pixel as it is stored, a whole number from 0 on. Floats that are all whole numbers
             from 0 on are counts, or binary, without it.
+        columns: Names of arrays of a .npz file, each to be taken as it is, by :func:`from_columns`: the arguments of a
+            program, x first.
 
     Returns:
         Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where it is missing. Arrays keep
@@ -80,6 +82,14 @@ def load(
     """
     config = {"data": str(data), "root": str(root), "binarize": binarize, "dequantize": dequantize, "valid": valid}
     config["counts"] = counts
+    if columns is not None:
+        if binarize != "none" or dequantize or counts:
+            raise ValueError("Expected columns as they are; got binarize, dequantize or counts too, for images.")
+        arrays = {name: array for name, array in arrays_of(Path(data)).items() if array.dtype.kind in "buif"}
+        if absent := [name for name in columns if name not in arrays]:
+            raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
+        dataset = from_columns({name: to_tensor(arrays[name]) for name in columns}, valid)
+        return replace(dataset, config=config | {"columns": [*columns]})
     if data in NAMES:
         return _dataset(torchvision_images(data, root), config)
     path = Path(data)
@@ -87,10 +97,8 @@ def load(
         images = digits()
     elif data and path.is_dir():  # '' would be the folder one is in
         images = folder(path)
-    elif path.is_file():
+    elif path.is_file() or path.suffix or path.name != data:
         images = file(path)
-    elif path.suffix or path.name != data:
-        raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {str(path)!r}.")
     else:
         raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}.")
     return _dataset(images, config)
@@ -135,7 +143,7 @@ def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
     whole = Split(images.pixels, images.labels, images.levels, None, config["counts"], images.mask, images.extra)
     _check(whole, images.source, binarize, dequantize)
-    if whole.counts and not (images.low >= 0 and _are_whole(images.pixels)):
+    if whole.counts and not (images.low >= 0 and is_whole(images.pixels)):
         raise ValueError(
             f"Expected whole numbers from 0 on as counts; got others, in [{images.low:g}, {images.high:g}], in "
             f"{images.source}."
@@ -179,43 +187,3 @@ def _above(pixels: Tensor | OnDisk, cut: float) -> Tensor | OnDisk:
     if isinstance(pixels, OnDisk):
         return replace(pixels, cut=cut, dtype=torch.uint8)
     return (pixels > cut).byte()
-
-
-def _are_whole(pixels: Tensor | OnDisk) -> bool:
-    return pixels.file.whole if isinstance(pixels, OnDisk) else are_whole(pixels)
-
-
-def support_of(whole: Split, low: float, high: float) -> constraints.Constraint:
-    """What x is, of the extremes ``low`` and ``high`` before any noise."""
-    if whole.noise:
-        return constraints.boolean if whole.noise == "bernoulli" else constraints.unit_interval
-    if whole.counts:
-        return constraints.nonnegative_integer
-    if whole.levels and not whole.pixels.dtype.is_floating_point:
-        return constraints.boolean if whole.levels == 2 else levels(whole.levels)
-    if low >= 0 and _are_whole(whole.pixels):
-        return constraints.nonnegative_integer if high > 1 else constraints.boolean
-    return constraints.unit_interval if 0 <= low <= high <= 1 else constraints.real
-
-
-def split_rows(total: int, valid: int | None, last: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows are for training, for validation and for test; the generator is of this function alone.
-
-    Arguments:
-        total: How many rows there are.
-        valid: How many are for validation, if not the usual part.
-        last: How many of the last are for test; if none, a part of all.
-    """
-    generator = torch.Generator().manual_seed(SEED)
-    if last:
-        rest, test = torch.randperm(total - last, generator=generator), torch.arange(total)[-last:]
-        usual = len(rest) // 6
-    else:
-        order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
-        test, rest = order[:usual], order[usual:]
-    held_out = usual if valid is None else valid
-    if not 0 <= held_out < len(rest):
-        raise ValueError(
-            f"Expected valid of at least 0 and fewer than the {len(rest)} images that are not for test; got {held_out}."
-        )
-    return rest[held_out:], rest[:held_out], test

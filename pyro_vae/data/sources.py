@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data.on_disk import File, OnDisk, channels_first, survey, to_tensor
 
-__all__ = ["NAMES", "Images", "digits", "file", "folder", "torchvision_images"]
+__all__ = ["NAMES", "Images", "arrays_of", "digits", "file", "folder", "torchvision_images"]
 
 # The name of each data set's class in torchvision.datasets, and the arguments of its two splits.
 NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -186,18 +186,7 @@ def file(path: Path) -> Images:
 
     A .npy file of more than ``LARGE`` bytes stays on disk.
     """
-    try:
-        with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
-            zipped = opened.read(2) == b"PK"
-            opened.seek(0)
-            mapped = path.stat().st_size > LARGE and not zipped
-            found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
-            arrays = {"x": found} if isinstance(found, np.ndarray) else _unpacked(found)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())}). "
-            "Write it anew with numpy.save or numpy.savez, in whole."
-        ) from error
+    arrays = arrays_of(path)
     if "x" not in arrays and len(arrays) != 1:
         raise ValueError(f"Expected an array named x in {str(path)!r}; got {', '.join(arrays) or 'none'}.")
     x = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
@@ -209,6 +198,24 @@ def file(path: Path) -> Images:
     rest = {name: array for name, array in arrays.items() if array is not x and name not in ("labels", "mask")}
     columns = {n: to_tensor(a) for n, a in rest.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
     return Images.of(images, labels, repr(str(path)), mask=mask)._replace(extra=columns)
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file by name, or that of a .npy file as ``x``, on disk where it is large."""
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {str(path)!r}.")
+    try:
+        with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
+            zipped = opened.read(2) == b"PK"
+            opened.seek(0)
+            mapped = path.stat().st_size > LARGE and not zipped
+            found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
+            return {"x": found} if isinstance(found, np.ndarray) else _unpacked(found)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())}). "
+            "Write it anew with numpy.save or numpy.savez, in whole."
+        ) from error
 
 
 def _unpacked(archive: Any) -> dict[str, np.ndarray]:

@@ -72,7 +72,7 @@ def per_image(
         return Values(reconstruction - kl, reconstruction, kl, nll(program, whole, num_particles, progress=progress))
 
 
-def rows_of(program: Any, data: Split, rows: slice) -> tuple[Tensor, ...]:
+def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ...]:
     """Return some rows of a split as the arguments of a program."""
     names = [name for name in [*argument_names(program)][1:] if name in data.columns]
     return arguments(program, data.with_columns(names).batch(rows))

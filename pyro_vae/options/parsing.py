@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
 from pyro_vae import VAE, checkpoint, data, fit
+from pyro_vae.options.programs import PARTS, is_of_parts, kind_of, program
 from pyro_vae.options.rooms import ROOMS, known, part_in_full
 
 __all__ = ["check_config", "in_full", "parse", "parser"]
@@ -35,6 +36,11 @@ def parse(commands: dict[str, Callable[..., None]], given: Sequence[str]) -> tup
     subcommands = next(action for action in made._actions if action.dest == "subcommand").choices
     assert isinstance(subcommands, dict)
     _check(options, subcommands[parsed.subcommand].get_defaults())
+    if "program" in options and not is_of_parts(kind := kind_of(options["program"])[0]):
+        usual, own = (p[parsed.subcommand] for p in (parser(commands).parse_args([parsed.subcommand]), parsed))
+        given = {word.partition("=")[0].partition(".")[0] for word in words}
+        if others := [part for part in PARTS if f"--{part}" in given or own[part] != usual[part]]:
+            raise ValueError(f"Expected no --{others[0]}, a part of a VAE, with the program {kind.__name__}; got one.")
     return parsed.subcommand, options
 
 
@@ -87,6 +93,7 @@ def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | Non
         sub.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
         if name == "train":
             sub.add_function_arguments(data.load)
+            sub.add_function_arguments(program, fail_untyped=False)
             # A class of the user's own may leave out the types of its arguments.
             sub.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
             sub.add_function_arguments(

@@ -10,6 +10,7 @@ from typing import Any
 import pyro.infer
 import torch
 
+import pyro_vae
 from pyro_vae import guides, likelihoods, networks, objectives, priors
 from pyro_vae.conditional import Family
 
@@ -17,6 +18,7 @@ __all__ = ["ROOMS", "expected", "known", "part_in_full"]
 
 # Where the classes of each option live, and what they are of.
 ROOMS: dict[str, tuple[ModuleType, type]] = {
+    "program": (pyro_vae, torch.nn.Module),
     "prior": (priors, torch.nn.Module),
     "likelihood": (likelihoods, Family),
     "guide": (guides, Family),
@@ -72,6 +74,8 @@ def check_part(option: str, path: str) -> None:
     found = getattr(module, name)
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ValueError(f"{expected(option)}; got {path}.")
+    if option == "program" and not callable(getattr(found, "model", None)):
+        raise ValueError(f"Expected a program: a class with methods model and guide; {path} has no model.")
 
 
 def expected(option: str) -> str:
