@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstruction_terms
 from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
-from pyro_vae.traces.particles import OneSubsample, OwnRows, depth_of, importance_traces, plate_nesting
+from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, plate_nesting
 from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, samples, say_loss_terms
 
 __all__ = ["Objective", "Terms"]
@@ -213,8 +213,8 @@ class Objective(pyro.infer.ELBO, ABC):
             if alone:
                 self.max_plate_nesting = nesting or sys.maxsize
             self._summed = names
-            traces = list(self._get_traces(rows(model), rows(guide), args, kwargs))
-            if names or not (names := marked(*traces[0])):
+            traces = list(self._get_traces(Unseen()(rows(model)), rows(guide), args, kwargs))
+            if names or not (names := marked(*traces[0], rows.marks)):
                 return traces
             nesting = max(map(depth_of, traces)) if alone else self.max_plate_nesting
             self._marks = {(model, guide): (names, nesting)}
@@ -227,6 +227,7 @@ class Objective(pyro.infer.ELBO, ABC):
             program: Model or guide.
             num_particles: How many draws it is given, if not those of the last traces.
         """
+        program = Unseen()(program)
         if num_particles is not None:
             return self._subsample(pyro.plate(PARTICLES, num_particles, dim=-self.max_plate_nesting)(program))
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)

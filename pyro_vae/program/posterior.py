@@ -18,6 +18,7 @@ from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.sources import sources
 from pyro_vae.program.structure import Draws, Structure, arguments, coordinates, structure
 from pyro_vae.program.supports import bijection
+from pyro_vae.traces.particles import Unseen
 from pyro_vae.traces.weights import Weights, log_weights
 
 __all__ = ["Posterior"]
@@ -229,7 +230,8 @@ class Posterior:
 
     @property
     def _model(self) -> Callable[..., Any]:
-        return Missing()(self.program.model) if self.structure.missing else self.program.model
+        model = Unseen()(self.program.model) if self.structure.unseen else self.program.model
+        return Missing()(model) if self.structure.missing else model
 
     def _maps(self, draws: Draws) -> dict[str, Any]:
         """Return each continuous site's map from real numbers to its support."""

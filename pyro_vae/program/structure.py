@@ -65,6 +65,7 @@ class Structure:
         terms: Sites of the guide that are terms of the loss alone.
         hidden: What the guide draws and the model does not have.
         missing: Whether elements of the data are missing.
+        unseen: Whether classes are observed under a mask.
         whole: Whether the program runs on all of its rows together only.
     """
 
@@ -82,6 +83,7 @@ class Structure:
     terms: tuple[str, ...]
     hidden: tuple[str, ...]
     missing: bool = False
+    unseen: bool = False
     whole: bool = False
     fixed: bool = field(default=True)
 
@@ -135,8 +137,14 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
             )
         data = tuple(data[name] for name in names if name in data)
     data = data if isinstance(data, tuple | list) else (data,)
+    names = argument_names(program)
+    if names and not sum(names.values()) <= len(data) <= len(names):
+        raise ValueError(f"Expected data for the model's arguments, {', '.join(names)}; got {len(data)} of them.")
     point = point_of(program)
-    tensors = tuple(torch.as_tensor(column) for column in data)
+    try:
+        tensors = tuple(torch.as_tensor(column) for column in data)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"Expected tensors; got {', '.join(type(column).__name__ for column in data)}.") from error
     sizes = {len(column) if column.dim() else 0 for column in tensors}
     if sizes == {0}:
         raise ValueError("Expected at least 1 image; got none.")
@@ -171,7 +179,8 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
     model = Missing()(program.model) if missing else program.model
     rows = OwnRows()
     depth, (model_trace, guide_trace) = probe(rows(model), rows(program.guide), few, {})
-    summed, terms = marked(model_trace, guide_trace), tuple(loss_terms(model_trace, guide_trace))
+    summed = marked(model_trace, guide_trace, rows.marks)
+    terms = tuple(loss_terms(model_trace, guide_trace))
     drawn = latent(model_trace)
     for name in drawn:
         if name not in guide_trace and name not in summed:
@@ -201,6 +210,7 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
         terms=terms,
         hidden=tuple(name for name in latent(guide_trace) if name not in drawn),
         missing=missing,
+        unseen=any(isinstance(one["mask"], Tensor) and one["fn"].has_enumerate_support for one in seen.values()),
         whole=whole,
         fixed=all(map(is_fixed, supports.values())),
     )
