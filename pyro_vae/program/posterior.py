@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.missing import Missing
 from pyro_vae.program.rows import check_rows
 from pyro_vae.program.running import Mapped, Runner, number_of
-from pyro_vae.program.sources import sources
+from pyro_vae.program.sources import check_drawn, sources
 from pyro_vae.program.structure import Draws, Structure, arguments, coordinates, structure
 from pyro_vae.program.supports import bijection
 from pyro_vae.traces.particles import Unseen
@@ -181,7 +181,8 @@ class Posterior:
         """Return the program at data that :meth:`simulate` drew in place of what is observed and is not masked.
 
         Raises:
-            ValueError: If an observed site does not show elements of an argument, each as it is.
+            ValueError: If an observed site does not show elements of an argument, each as it is; or another site
+                depends on that argument, and not on what is drawn.
         """
         data, seen = list(self.data), self.seen()
         for name, (argument, places) in sources(self).items():
@@ -191,7 +192,9 @@ class Posterior:
             value, shown = (each.reshape(len(column), -1) for each in (value, shown))
             flat[:, places] = torch.where(shown, value, flat[:, places])
             data[argument] = flat.reshape(column.shape)
-        return replace(self, data=tuple(data))
+        new = replace(self, data=tuple(data))
+        check_drawn(self, new, {name: value[index : index + 1] for name, value in draws.items()})
+        return new
 
     def unconstrain(self, draws: Draws) -> Tensor:
         """Return the continuous sites as real numbers, of shape ``(K, B, D)``."""
