@@ -124,7 +124,7 @@ def _kl_per_dim(rows: Posterior, num: int) -> Tensor:
                 "Expected a guide and a prior that are independent over latent dimensions, with a divergence in closed "
                 f"form; got others at site {name!r}. Use split, or kl_by_site, for the whole divergence."
             )
-        columns.append(rows.runner.to_rows(kl).mean(0).flatten(1))
+        columns.append(rows.runner.to_rows(kl).mean(0).reshape(len(rows), -1))
     return torch.cat(columns, dim=1)
 
 
@@ -166,7 +166,9 @@ def activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
         def means(rows: Posterior) -> Tensor:
             return torch.stack([guide_means(rows, num), guide_means(rows, num)])
 
-        size = 2 * how_many_fit(lambda n: means(whole[: 2 * n]), len(whole), whole.data[0].device)
+        size = len(whole)
+        if not whole.structure.whole:
+            size = 2 * how_many_fit(lambda n: means(whole[: 2 * n]), size, whole.data[0].device)
         one, other = torch.cat([means(rows) for rows in batches(whole, size)], dim=1)
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
 
@@ -188,7 +190,7 @@ def guide_means(rows: Posterior, num: int = 1) -> Tensor:
     """Return the mean of each dimension under the guide, of shape ``(rows, D)``, over ``num`` draws of its sites."""
     trace = rows.runner.run(rows.program.guide, num)
     means = [rows.runner.to_rows(mean(trace.nodes[name]["fn"])) for name in _with_mean(rows)]
-    return torch.cat([m.mean(0).flatten(1) for m in means], dim=1) if means else torch.zeros(len(rows), 0)
+    return torch.cat([m.mean(0).reshape(len(rows), -1) for m in means], dim=1) if means else torch.zeros(len(rows), 0)
 
 
 def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | None = None) -> int:
