@@ -228,6 +228,7 @@ class _Run:
     def _rows(posterior: Posterior, run: Callable[[Posterior], Any]) -> list[slice]:
         """Return parts of the data that fit in memory."""
         most = len(posterior)
-        fit = how_many_fit(lambda n: run(posterior[:n]), most, posterior.data[0].device)
-        size = most if posterior.structure.whole else fit
+        if posterior.structure.whole:
+            return [slice(0, most)]
+        size = how_many_fit(lambda n: run(posterior[:n]), most, posterior.data[0].device)
         return [slice(i, i + size) for i in range(0, most, size)]

@@ -41,7 +41,9 @@ def posterior(program: Any, data: Any, site: str, num_particles: int = 100, seed
     with at_test(program, point_of(program).device, seed):
         whole = posterior_of(program, data)
         device = whole.data[0].device
-        fit = how_many_fit(lambda n: _log_classes(whole[:n], site, num_particles), len(whole), device)
+        fit = len(whole)
+        if not whole.structure.whole:
+            fit = how_many_fit(lambda n: _log_classes(whole[:n], site, num_particles), fit, device)
         parts = [_log_classes(rows, site, num_particles) for rows in batches(whole, fit)]
     return torch.cat(parts, dim=1).T
 

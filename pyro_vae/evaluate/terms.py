@@ -166,7 +166,9 @@ def activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
         def means(rows: Posterior) -> Tensor:
             return torch.stack([guide_means(rows, num), guide_means(rows, num)])
 
-        size = 2 * how_many_fit(lambda n: means(whole[: 2 * n]), len(whole), whole.data[0].device)
+        size = len(whole)
+        if not whole.structure.whole:
+            size = 2 * how_many_fit(lambda n: means(whole[: 2 * n]), size, whole.data[0].device)
         one, other = torch.cat([means(rows) for rows in batches(whole, size)], dim=1)
     return ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (len(one) - 1)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstruction_terms
 from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
-from pyro_vae.traces.particles import OneSubsample, OwnRows, depth_of, importance_traces, plate_nesting
+from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, plate_nesting
 from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, samples, say_loss_terms
 
 __all__ = ["Objective", "Terms"]
@@ -208,20 +208,21 @@ class Objective(pyro.infer.ELBO, ABC):
         """Trace model and guide; where classes are to be summed out, with all of them laid out."""
         names, nesting = self._marks.get((model, guide), ((), 0))
         if not names:
-            traces = self._laid_out(model, guide, args, kwargs, (), 0)
-            if not (names := marked(*traces[0])):
+            traces, marks = self._laid_out(model, guide, args, kwargs, (), 0)
+            if not (names := marked(*traces[0], marks)):
                 return traces
             nesting = max(map(depth_of, traces))
             self._marks = {(model, guide): (names, nesting)}
-        return self._laid_out(model, guide, args, kwargs, names, nesting)
+        return self._laid_out(model, guide, args, kwargs, names, nesting)[0]
 
     def _laid_out(
         self, model: Program, guide: Program, args: tuple, kwargs: dict, names: tuple[str, ...], nesting: int
-    ) -> list[tuple[Trace, Trace]]:
+    ) -> tuple[list[tuple[Trace, Trace]], Any]:
+        """Trace the two with the classes of some sites laid out; return which sites the two mark, too."""
         if not (self.vectorize_particles and self.num_particles > 1):
             self.max_plate_nesting = nesting or sys.maxsize
         self._summed, rows = names, OwnRows()
-        return list(self._get_traces(rows(model), rows(guide), args, kwargs))
+        return list(self._get_traces(Unseen()(rows(model)), rows(guide), args, kwargs)), rows.marks
 
     def _again(self, program: Program, num_particles: int | None = None) -> Program:
         """Return a program to be run once more as the last traces were: in the particles' plate, on the same data.
@@ -230,6 +231,7 @@ class Objective(pyro.infer.ELBO, ABC):
             program: Model or guide.
             num_particles: How many draws it is given, if not those of the last traces.
         """
+        program = Unseen()(program)
         if num_particles is not None:
             return self._subsample(pyro.plate(PARTICLES, num_particles, dim=-self.max_plate_nesting)(program))
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)

@@ -129,7 +129,9 @@ def sbc(
     device, found = point_of(program).device, []
     with at_test(program, device, seed), tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar:
         rows = drawn_posterior(program, data, num)
-        size = how_many_fit(lambda n: _ranks(rows[:n], draws), num, device)
+        size = num
+        if not rows.structure.whole:
+            size = how_many_fit(lambda n: _ranks(rows[:n], draws), num, device)
         for i in range(0, num, size):
             ranks, names = _ranks(rows[i : i + size], draws)
             found.append(ranks)

@@ -9,6 +9,7 @@ from pyro_vae.program.structure import (
     argument_names,
     arguments,
     coordinates,
+    own_rows,
     point_of,
     structure,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "arguments",
     "coordinates",
     "drawn_posterior",
+    "own_rows",
     "point_of",
     "posterior_of",
     "structure",

@@ -45,4 +45,9 @@ def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
             rows = program.blank(num)
         return posterior_of(program, rows)
     posterior = posterior_of(program, data)
+    if posterior.structure.whole and num != len(posterior):
+        raise ValueError(
+            f"Expected num of {len(posterior)}, the rows of a program that has parameters for each, or sees them all "
+            f"together; got {num}."
+        )
     return posterior[torch.arange(num, device=posterior.data[0].device) % len(posterior)]

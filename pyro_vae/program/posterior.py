@@ -15,9 +15,10 @@ from torch import Tensor
 from pyro_vae.missing import Missing
 from pyro_vae.program.rows import check_rows
 from pyro_vae.program.running import Mapped, Runner, number_of
-from pyro_vae.program.sources import sources
+from pyro_vae.program.sources import check_drawn, sources
 from pyro_vae.program.structure import Draws, Structure, arguments, coordinates, structure
 from pyro_vae.program.supports import bijection
+from pyro_vae.traces.particles import Unseen
 from pyro_vae.traces.weights import Weights, log_weights
 
 __all__ = ["Posterior"]
@@ -180,7 +181,8 @@ class Posterior:
         """Return the program at data that :meth:`simulate` drew in place of what is observed and is not masked.
 
         Raises:
-            ValueError: If an observed site does not show elements of an argument, each as it is.
+            ValueError: If an observed site does not show elements of an argument, each as it is; or another site
+                depends on that argument, and not on what is drawn.
         """
         data, seen = list(self.data), self.seen()
         for name, (argument, places) in sources(self).items():
@@ -190,7 +192,9 @@ class Posterior:
             value, shown = (each.reshape(len(column), -1) for each in (value, shown))
             flat[:, places] = torch.where(shown, value, flat[:, places])
             data[argument] = flat.reshape(column.shape)
-        return replace(self, data=tuple(data))
+        new = replace(self, data=tuple(data))
+        check_drawn(self, new, {name: value[index : index + 1] for name, value in draws.items()})
+        return new
 
     def unconstrain(self, draws: Draws) -> Tensor:
         """Return the continuous sites as real numbers, of shape ``(K, B, D)``."""
@@ -229,7 +233,8 @@ class Posterior:
 
     @property
     def _model(self) -> Callable[..., Any]:
-        return Missing()(self.program.model) if self.structure.missing else self.program.model
+        model = Unseen()(self.program.model) if self.structure.unseen else self.program.model
+        return Missing()(model) if self.structure.missing else model
 
     def _maps(self, draws: Draws) -> dict[str, Any]:
         """Return each continuous site's map from real numbers to its support."""

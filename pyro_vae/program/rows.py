@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ def check_rows(posterior: Any) -> None:
     Raises:
         ValueError: If the two weights differ, as where batch normalisation looks at all rows.
     """
-    few = posterior[:FEW]
+    outside = posterior.structure.outside
+    given = {name: value if value.shape == outside[name][0] else value[0] for name, value in posterior.given.items()}
+    few = replace(posterior[:FEW], given=given)  # of several draws one, which all runs have
     if len(few) < 2 or posterior.structure.whole:
         return
     head = slice(0, max(1, len(few) - 1))  # of one row alone batch normalisation knows no spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -9,9 +10,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.program.structure import argument_names
+from pyro_vae.program.structure import Draws, argument_names
+from pyro_vae.traces.particles import close
 
-__all__ = ["sources"]
+__all__ = ["check_drawn", "sources"]
 
 
 @torch.no_grad()
@@ -55,6 +57,27 @@ def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
             f"pyro.sample({rest[0]!r}, ..., obs=x), or obs=x[:, t], with x an argument of the model."
         )
     return found
+
+
+@torch.no_grad()
+def check_drawn(old: Any, new: Any, draws: Draws) -> None:
+    """Check that the program has the same densities of drawn values at the data they were drawn at, and at themselves.
+
+    Raises:
+        ValueError: If it has not, as where a latent site depends on an argument, and not on what is drawn in its place.
+    """
+    values = {name: draws[name] for name in (*old.structure.supports, *old.structure.observed)}
+    with torch.random.fork_rng(devices=old._devices()), suppress(NotImplementedError):
+        runs = [old.runner.trace(poutine.uncondition(old.program.model), 1, values) for _ in range(2)]
+        runs.append(new.runner.trace(new._model, 1, {name: draws[name] for name in old.structure.supports}))
+        for name in values:
+            one, again, other = (old.runner.total(run, 1, [name]) for run in runs)
+            if close(one, again) and not close(one, other):
+                raise ValueError(
+                    f"Expected sites that depend on drawn values alone; the density of {name!r} changes with an "
+                    "argument that is observed, so that data drawn in its place would not be the model's. Use what "
+                    "pyro.sample(..., obs=x) returns in place of x."
+                )
 
 
 def _observed(posterior: Any, data: tuple[Tensor, ...]) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
@@ -28,6 +30,7 @@ __all__ = [
     "arguments",
     "argument_names",
     "coordinates",
+    "own_rows",
     "point_of",
     "structure",
 ]
@@ -65,6 +68,7 @@ class Structure:
         terms: Sites of the guide that are terms of the loss alone.
         hidden: What the guide draws and the model does not have.
         missing: Whether elements of the data are missing.
+        unseen: Whether classes are observed under a mask.
         whole: Whether the program runs on all of its rows together only.
     """
 
@@ -82,6 +86,7 @@ class Structure:
     terms: tuple[str, ...]
     hidden: tuple[str, ...]
     missing: bool = False
+    unseen: bool = False
     whole: bool = False
     fixed: bool = field(default=True)
 
@@ -135,8 +140,14 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
             )
         data = tuple(data[name] for name in names if name in data)
     data = data if isinstance(data, tuple | list) else (data,)
+    names = argument_names(program)
+    if names and not sum(names.values()) <= len(data) <= len(names):
+        raise ValueError(f"Expected data for the model's arguments, {', '.join(names)}; got {len(data)} of them.")
     point = point_of(program)
-    tensors = tuple(torch.as_tensor(column) for column in data)
+    try:
+        tensors = tuple(torch.as_tensor(column) for column in data)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"Expected tensors; got {', '.join(type(column).__name__ for column in data)}.") from error
     sizes = {len(column) if column.dim() else 0 for column in tensors}
     if sizes == {0}:
         raise ValueError("Expected at least 1 image; got none.")
@@ -148,6 +159,18 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
     )
 
 
+def own_rows(program: Any) -> int | None:
+    """Return for how many rows an autoguide of a program has parameters of their own; None where none has."""
+    for part in modules_of(program):
+        if isinstance(part, AutoGuide) and part.prototype_trace is not None:
+            given = part.prototype_trace.nodes["_INPUT"]["args"]
+            sites = latent(prune_subsample_sites(part.prototype_trace.copy())).values()
+            sizes = {frame.size for site in sites for frame in plates(site) if frame.vectorized}
+            if given and len(given[0]) in sizes:
+                return len(given[0])
+    return None
+
+
 def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None) -> Structure:
     """Return what a program is made of, from a run on a few of its data.
 
@@ -156,7 +179,16 @@ def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None
     Raises:
         ValueError: If a plate's rows are not those of the data, or a latent site is not to be had from the guide.
     """
+    auto = any(isinstance(part, AutoGuide) for part in modules_of(program))
+    rows = own_rows(program)
+    if rows not in (None, len(data[0])):
+        raise ValueError(
+            f"Expected the {rows} rows that the autoguide was made for, since it has parameters for each; got "
+            f"{len(data[0])}. Write a guide that reads the data, for others."
+        )
     few = tuple(column[:FEW] for column in data)
+    if auto:  # its first run decides for how many rows it has parameters
+        return _structure(program, data, data, given or {}, whole=True)
     if len(data[0]) > FEW:
         try:
             return _structure(program, few, data, given or {})
@@ -171,7 +203,8 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
     model = Missing()(program.model) if missing else program.model
     rows = OwnRows()
     depth, (model_trace, guide_trace) = probe(rows(model), rows(program.guide), few, {})
-    summed, terms = marked(model_trace, guide_trace), tuple(loss_terms(model_trace, guide_trace))
+    summed = marked(model_trace, guide_trace, rows.marks)
+    terms = tuple(loss_terms(model_trace, guide_trace))
     drawn = latent(model_trace)
     for name in drawn:
         if name not in guide_trace and name not in summed:
@@ -186,6 +219,9 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
     outside = {name: site for name, site in drawn.items() if name not in inside}
     seen = {name: site for name, site in observed(model_trace).items() if frame is None or frame.name in _names(site)}
     supports = {name: site["fn"].support for name, site in inside.items()}
+    hidden = {name: site for name, site in latent(guide_trace).items() if name not in drawn and name not in terms}
+    # What an autoguide draws a site outside from is given with it.
+    of_outside = {f"{name}_unconstrained" for name in outside} if inside else {*hidden}
     return Structure(
         depth=depth,
         dim=dim,
@@ -198,9 +234,10 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
         summed=summed,
         alone=tuple(name for name in summed if name not in guide_trace),
         outside={n: (site["value"].shape, site["value"].dim() - site["fn"].event_dim) for n, site in outside.items()},
-        terms=terms,
-        hidden=tuple(name for name in latent(guide_trace) if name not in drawn),
+        terms=(*terms, *(name for name in hidden if outside and name in of_outside)),
+        hidden=tuple(name for name in latent(guide_trace) if name not in drawn and name not in of_outside),
         missing=missing,
+        unseen=any(isinstance(one["mask"], Tensor) and one["fn"].has_enumerate_support for one in seen.values()),
         whole=whole,
         fixed=all(map(is_fixed, supports.values())),
     )

@@ -27,4 +27,5 @@ def is_fixed(support: Constraint) -> bool:
 
 def unconstrained(support: Constraint, shape: torch.Size) -> torch.Size:
     """Return the shape of the real numbers that stand for a value of some shape."""
-    return shape if of_element(support) is constraints.real else torch.Size(bijection(support).inverse_shape(shape))
+    # A bound of each row, as of Uniform(0, z), has a shape that is not the event's.
+    return torch.Size(bijection(support).inverse_shape(shape)) if of_element(support).event_dim else shape

@@ -31,8 +31,13 @@ Program = Callable[..., Any]
 MOST = 64  # dimensions of a tensor
 
 
-def marked(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
+def marked(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the latent sites to sum out: those marked for it, and discrete ones of the model that no guide draws.
+
+    Arguments:
+        model_trace: Replayed, so that its sites have the guide's marks.
+        guide_trace: Of the same run.
+        marks: Sites that the model marks.
 
     Raises:
         ValueError: If a site is marked for enumeration one class after another.
@@ -47,7 +52,7 @@ def marked(model_trace: Trace, guide_trace: Trace) -> tuple[str, ...]:
                     "infer={'enumerate': 'parallel'}."
                 )
             alone = trace is model_trace and name not in guide_trace and site["fn"].has_enumerate_support
-            if mark == "parallel" or alone:
+            if mark == "parallel" or alone or name in marks:
                 names.append(name)
     return tuple(dict.fromkeys(names))
 

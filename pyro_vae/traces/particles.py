@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Site, latent, plates, samples
 
-__all__ = ["OneSubsample", "OwnRows", "close", "depth_of", "importance_traces", "plate_nesting", "probe"]
+__all__ = ["OneSubsample", "OwnRows", "Unseen", "close", "depth_of", "importance_traces", "plate_nesting", "probe"]
 
 ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run them one after another."
 
@@ -53,6 +53,11 @@ class OwnRows(Messenger):
     would be of these, in silence, while the program goes on to observe ``x[rows]``. A subsampled plate that was made
     outside the program shows no rows at all.
 
+    It also reads which sites a model marks for enumeration, since a replayed site has the marks of the guide.
+
+    Attributes:
+        marks: The names of these sites.
+
     Raises:
         ValueError: If rows differ, or cannot be seen; where validation is on.
     """
@@ -60,10 +65,13 @@ class OwnRows(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self._given: dict[str, Any] = {}
+        self.marks: dict[str, None] = {}
 
     def _pyro_sample(self, msg: Site) -> None:
         if site_is_subsample(msg):
             self._given[msg["name"]] = msg["value"]
+        elif not msg["is_observed"] and (msg["infer"] or {}).get("enumerate") == "parallel":
+            self.marks[msg["name"]] = None
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if not is_validation_enabled():
@@ -82,6 +90,23 @@ class OwnRows(Messenger):
                     f"Expected the model and the guide to see the same rows of the data in plate {msg['name']!r}; the "
                     "guide drew others than the model was given. Give the guide's plate the same subsample=rows."
                 )
+
+
+class Unseen(Messenger):
+    """Puts a class in place of what is observed, masked, and no class, as of the label -1 of a row that has none.
+
+    Its log-density is masked, and yet looked at by Pyro's validation, and indexed by.
+    """
+
+    def _pyro_sample(self, msg: Site) -> None:
+        law = msg["fn"]
+        if msg["is_observed"] and isinstance(msg["mask"], Tensor) and law.has_enumerate_support:
+            value = msg["value"]
+            legal = law.support.check(value)
+            legal = legal.reshape(legal.shape + (1,) * (value.dim() - legal.dim()))
+            seen = msg["mask"].reshape(msg["mask"].shape + (1,) * law.event_dim)
+            first = law.enumerate_support(expand=False)[0].to(value)
+            msg["value"] = torch.where(legal | seen, value, first)
 
 
 def importance_traces(
@@ -139,6 +164,7 @@ def probe(
 ) -> tuple[int, tuple[Trace, Trace]]:
     """As :func:`plate_nesting`; return the traces of model and guide that it looked at, too."""
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    model = Unseen()(model)
     with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)

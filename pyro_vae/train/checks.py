@@ -47,9 +47,12 @@ def dataset_of(program: Any, data: Any) -> Dataset:
         ValueError: If an argument is missing or unknown.
     """
     names, given = argument_names(program), None
+    data = torch.as_tensor(data) if hasattr(data, "__array__") else data
     if isinstance(data, Tensor):
         # Bytes are images to a program that checks images, and numbers to any other.
         data = from_tensor(data) if hook(program, "check_dataset") else from_columns({"x": data})
+    elif not isinstance(data, Dataset | Mapping | tuple | list):
+        raise ValueError(f"Expected a Dataset, a tensor, or tensors by name; got {type(data).__name__}.")
     elif not isinstance(data, Dataset):
         columns = dict(data) if isinstance(data, Mapping) else {}
         if not isinstance(data, Mapping):

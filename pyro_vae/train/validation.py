@@ -125,4 +125,4 @@ def spread(split: Split) -> float:
     """The range of x in the first images."""
     x = split[slice(0, AT_ONCE)]
     x = x[x.isfinite()]
-    return (x.max().double() - x.min().double()).item()
+    return (x.max().double() - x.min().double()).item() if len(x) else 0.0
