@@ -1,6 +1,7 @@
 """A program is a model and a guide; a posterior is a program at some data. Everything that asks, asks a posterior."""
 
 from pyro_vae.program.asking import drawn_posterior, posterior_of
+from pyro_vae.program.autoguides import own_rows
 from pyro_vae.program.posterior import Posterior
 from pyro_vae.program.structure import (
     Draws,
@@ -9,7 +10,6 @@ from pyro_vae.program.structure import (
     argument_names,
     arguments,
     coordinates,
-    own_rows,
     point_of,
     structure,
 )

@@ -10,13 +10,12 @@ from typing import Any, Protocol
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.missing import Missing
+from pyro_vae.program.autoguides import check_own_rows
 from pyro_vae.program.supports import is_fixed, unconstrained
 from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
@@ -30,7 +29,6 @@ __all__ = [
     "arguments",
     "argument_names",
     "coordinates",
-    "own_rows",
     "point_of",
     "structure",
 ]
@@ -159,18 +157,6 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
     )
 
 
-def own_rows(program: Any) -> int | None:
-    """Return for how many rows an autoguide of a program has parameters of their own; None where none has."""
-    for part in modules_of(program):
-        if isinstance(part, AutoGuide) and part.prototype_trace is not None:
-            given = part.prototype_trace.nodes["_INPUT"]["args"]
-            sites = latent(prune_subsample_sites(part.prototype_trace.copy())).values()
-            sizes = {frame.size for site in sites for frame in plates(site) if frame.vectorized}
-            if given and len(given[0]) in sizes:
-                return len(given[0])
-    return None
-
-
 def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None) -> Structure:
     """Return what a program is made of, from a run on a few of its data.
 
@@ -179,13 +165,7 @@ def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None
     Raises:
         ValueError: If a plate's rows are not those of the data, or a latent site is not to be had from the guide.
     """
-    auto = any(isinstance(part, AutoGuide) for part in modules_of(program))
-    rows = own_rows(program)
-    if rows not in (None, len(data[0])):
-        raise ValueError(
-            f"Expected the {rows} rows that the autoguide was made for, since it has parameters for each; got "
-            f"{len(data[0])}. Write a guide that reads the data, for others."
-        )
+    auto = check_own_rows(program, len(data[0]))
     few = tuple(column[:FEW] for column in data)
     if auto:  # its first run decides for how many rows it has parameters
         return _structure(program, data, data, given or {}, whole=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.data import Dataset, from_columns, from_tensor
-from pyro_vae.program import argument_names
+from pyro_vae.program import argument_names, own_rows
 
-__all__ = ["check_device", "check_differ", "check_program", "check_support", "dataset_of", "hook"]
+__all__ = ["check_batches", "check_device", "check_differ", "check_program", "check_support", "dataset_of", "hook"]
 
 
 def hook(program: Any, name: str) -> Callable[..., Any] | None:
@@ -81,6 +81,20 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).item()  # which 'meta' has not
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"Expected a device that torch can use, as 'cpu'; got device = {device!r}.") from error
+
+
+def check_batches(program: Any, dataset: Dataset, size: int) -> None:
+    """Check that an autoguide with parameters for each row is given all rows at once, and no others.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if (rows := own_rows(program)) and (size < len(dataset.train) or len(dataset.valid)):
+        raise ValueError(
+            "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
+            f"batch_size = {rows}, {len(dataset.train)} rows and {len(dataset.valid)} held out. Use "
+            "data.from_columns(..., valid=0), and a new guide."
+        )
 
 
 def check_differ(dataset: Dataset) -> None:

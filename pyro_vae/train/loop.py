@@ -17,8 +17,8 @@ from pyro_vae.compiled import CompiledSVI
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
-from pyro_vae.program import own_rows, point_of
-from pyro_vae.train.checks import hook
+from pyro_vae.program import point_of
+from pyro_vae.train.checks import check_batches, hook
 from pyro_vae.train.generators import generators, seeded, set_generators, set_torch, torch_state
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
@@ -73,12 +73,7 @@ class Training:
         self.scales = Scales(program, self.model)
         with self.complete():
             times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
-        if (rows := own_rows(program)) and (self.size < len(self.train) or len(dataset.valid)):
-            raise ValueError(
-                "Expected one batch of all rows and none held out, as an autoguide has parameters for each of its rows; "
-                f"got batch_size = {rows}, {len(self.train)} rows and {len(dataset.valid)} held out. Use "
-                "data.from_columns(..., valid=0), and a new guide."
-            )
+        check_batches(program, dataset, self.size)
         pair = self.model, program.guide
         self.model, self.guide = pair if self.scales.shown else (showing(program, part) for part in pair)
         self.optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
