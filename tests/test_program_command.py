@@ -198,7 +198,10 @@ def own(name, *words):
 BAD = {
     "no module": (["train", "--program", "no.Mine"], "got no.Mine, and there is no no.py here"),
     "no class": (own("Nine"), "Expected a class Nine in my_programs; there is Mine, Grey, Heir, NoGuide, NoModel"),
-    "no path": (["train", "--program", "Theirs"], "Expected --program to be one of VAE, or the import path .*; got Theirs"),
+    "no path": (
+        ["train", "--program", "Theirs"],
+        "Expected --program to be one of VAE, or the import path .*; got Theirs",
+    ),
     "no module of torch": (own("pyro"), "Expected --program to be .*; got my_programs.pyro"),
     "no model": (own("NoModel"), "Expected a program: .*my_programs.NoModel has no model"),
     "no guide": (own("NoGuide", "--program.hidden", "4", "--data", "data.npz"), "Expected a program: .* has no guide"),

@@ -68,7 +68,6 @@ class Training:
         self.batches = math.ceil(len(self.train) / self.size)
         self.steps = settings.epochs * self.batches
         self.skips = settings.on_nan == "skip"
-        # Before the optimizer's step there is no looking at a number on a GPU without waiting for it.
         self.guards = self.skips or self.device.type == "cpu"
         self.scales = Scales(program, self.model)
         with self.complete():
