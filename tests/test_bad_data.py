@@ -234,7 +234,7 @@ def test_images_that_differ_in_one_pixel_or_in_what_is_missing_are_let_pass():
 
 
 def test_on_disk_images_that_are_all_the_same_are_found(monkeypatch):
-    monkeypatch.setattr("pyro_vae.data.sources.LARGE", 0)
+    monkeypatch.setattr("pyro_vae.data.on_disk.LARGE", 0)
     with pytest.raises(ValueError, match="all 1,600 for training in 'x.npy' are the same"):
         fit(vae(6, 6), data.load(npy(grey(1).repeat(2000, 0))))
 

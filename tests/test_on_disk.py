@@ -10,7 +10,6 @@ import torch
 
 from pyro_vae import VAE, data, fit
 from pyro_vae.__main__ import main
-from pyro_vae.data import sources
 from pyro_vae.data.on_disk import OnDisk
 
 COUNT = 300
@@ -20,14 +19,14 @@ STATUS = Path("/proc/self/status")
 @pytest.fixture
 def on_disk(monkeypatch):
     """Keep .npy files of any size on disk, which are read 2,000 bytes at a time."""
-    monkeypatch.setattr(sources, "LARGE", 0)
+    monkeypatch.setattr("pyro_vae.data.on_disk.LARGE", 0)
     monkeypatch.setattr("pyro_vae.data.on_disk.AT_ONCE", 2000)
 
 
 def both(path, monkeypatch, **options):
     """The same file in memory and on disk."""
     with monkeypatch.context() as patched:
-        patched.setattr(sources, "LARGE", 2**40)
+        patched.setattr("pyro_vae.data.on_disk.LARGE", 2**40)
         loaded = data.load(str(path), **options)
     found = data.load(str(path), **options)
     assert isinstance(loaded.train.pixels, torch.Tensor)
@@ -163,7 +162,7 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
             assert train[batch].sum() == len(batch)
         return resident()
 
-    monkeypatch.setattr(sources, "LARGE", 2**20)
+    monkeypatch.setattr("pyro_vae.data.on_disk.LARGE", 2**20)
     monkeypatch.setattr("pyro_vae.data.loading.MOST", 100)
     before = read_all(500)
     assert read_all(10_000) - before < 80_000  # kB

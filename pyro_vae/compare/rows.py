@@ -15,6 +15,7 @@ from pyro_vae.checkpoint import load, load_metrics
 from pyro_vae.compare.words import defaults, short
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.objectives import ELBO
 from pyro_vae.program import Posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
@@ -166,6 +167,7 @@ def _read(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any]]:
         )
     parts = [VAE.build] if checkpoint.parts_of(vae) else []
     usual = {key: value for function in (data.load, *parts, fit) for key, value in defaults(function).items()}
+    usual["objective"] = checkpoint.describe(ELBO())  # where none is given
     return vae, {key: value for key, value in (usual | config).items() if key not in UNSAID}
 
 

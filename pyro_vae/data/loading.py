@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_vae.data.columns import from_columns, is_whole, split_rows, support_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.on_disk import OnDisk, to_tensor
-from pyro_vae.data.sources import NAMES, Images, arrays_of, digits, file, folder, torchvision_images
+from pyro_vae.data.on_disk import OnDisk, arrays_of, to_tensor
+from pyro_vae.data.sources import NAMES, Images, digits, file, folder, torchvision_images
 
 __all__ = ["from_tensor", "load"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["File", "OnDisk", "Survey", "are_whole", "channels_first", "survey", "to_tensor"]
+__all__ = ["File", "OnDisk", "Survey", "are_whole", "arrays_of", "channels_first", "survey", "to_tensor"]
 
 AT_ONCE = 2**20  # bytes of the file
+LARGE = 2**28  # bytes from which a .npy file stays on disk
 LONG = 2**30  # bytes from which a pass shows its progress
 CHANNELS = (1, 3)
 
@@ -218,3 +220,24 @@ class OnDisk:
 
     def _pixels(self, read: Tensor) -> Tensor:
         return (read if self.cut is None else read > self.cut).to(self.dtype)
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file by name, or that of a .npy file as ``x``, on disk where it is large."""
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {str(path)!r}.")
+    try:
+        with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
+            zipped = opened.read(2) == b"PK"
+            opened.seek(0)
+            mapped = path.stat().st_size > LARGE and not zipped
+            found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return {"x": found}
+            with found:
+                return {name: found[name] for name in found.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())}). "
+            "Write it anew with numpy.save or numpy.savez, in whole."
+        ) from error

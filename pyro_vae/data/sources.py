@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.data.on_disk import File, OnDisk, channels_first, survey, to_tensor
+from pyro_vae.data.on_disk import File, OnDisk, arrays_of, channels_first, survey, to_tensor
 
-__all__ = ["NAMES", "Images", "arrays_of", "digits", "file", "folder", "torchvision_images"]
+__all__ = ["NAMES", "Images", "digits", "file", "folder", "torchvision_images"]
 
 # The name of each data set's class in torchvision.datasets, and the arguments of its two splits.
 NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -30,7 +29,6 @@ NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L", "LA")
-LARGE = 2**28  # bytes from which a .npy file stays on disk
 
 
 class Images(NamedTuple):
@@ -184,7 +182,7 @@ def _ink(image: Image.Image) -> Tensor:
 def file(path: Path) -> Images:
     """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels``, ``mask`` and more.
 
-    A .npy file of more than ``LARGE`` bytes stays on disk.
+    A .npy file of more than 256 MiB stays on disk.
     """
     arrays = arrays_of(path)
     if "x" not in arrays and len(arrays) != 1:
@@ -198,29 +196,6 @@ def file(path: Path) -> Images:
     rest = {name: array for name, array in arrays.items() if array is not x and name not in ("labels", "mask")}
     columns = {n: to_tensor(a) for n, a in rest.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
     return Images.of(images, labels, repr(str(path)), mask=mask)._replace(extra=columns)
-
-
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a .npz file by name, or that of a .npy file as ``x``, on disk where it is large."""
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {str(path)!r}.")
-    try:
-        with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
-            zipped = opened.read(2) == b"PK"
-            opened.seek(0)
-            mapped = path.stat().st_size > LARGE and not zipped
-            found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
-            return {"x": found} if isinstance(found, np.ndarray) else _unpacked(found)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())}). "
-            "Write it anew with numpy.save or numpy.savez, in whole."
-        ) from error
-
-
-def _unpacked(archive: Any) -> dict[str, np.ndarray]:
-    with archive:
-        return {name: archive[name] for name in archive.files}
 
 
 def folder(path: Path) -> Images:

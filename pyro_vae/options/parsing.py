@@ -103,7 +103,8 @@ def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | Non
                 "--resume", type=str | None, help="Run directory to go on with; no other option is needed."
             )
             sub.add_argument("--trust", type=str, default="", help=TRUST)
-            sub.set_defaults({"objective": {"class_path": "pyro_vae.objectives.ELBO"}} | (parts or {}))
+            usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
+            sub.set_defaults(usual | (parts or {}))
         elif name == "compare":
             sub.add_argument("runs", nargs="+", help="Run directories.")
             sub.add_function_arguments(command, skip={"runs", "progress"})

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from pyro_vae import VAE
-from pyro_vae.data.sources import arrays_of
+from pyro_vae.data.on_disk import arrays_of
 from pyro_vae.program import argument_names
 from pyro_vae.train import check_program
 

@@ -10,15 +10,14 @@ from typing import Any
 import pyro.infer
 import torch
 
-import pyro_vae
-from pyro_vae import guides, likelihoods, networks, objectives, priors
+from pyro_vae import guides, likelihoods, networks, objectives, priors, vae
 from pyro_vae.conditional import Family
 
 __all__ = ["ROOMS", "expected", "known", "part_in_full"]
 
 # Where the classes of each option live, and what they are of.
 ROOMS: dict[str, tuple[ModuleType, type]] = {
-    "program": (pyro_vae, torch.nn.Module),
+    "program": (vae, torch.nn.Module),
     "prior": (priors, torch.nn.Module),
     "likelihood": (likelihoods, Family),
     "guide": (guides, Family),

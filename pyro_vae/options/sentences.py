@@ -87,8 +87,8 @@ def _one_sentence(message: str) -> str:
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         owner = re.findall(r"class_path(?:=| )'(?:\w+\.)*(\w+)'", message)
         return f"Expected an argument of {owner[-1] if owner else option}; got --{option}.{unknown[1]}."
-    if absent := re.search(r"callable class: the following arguments are required: (\w+)", message):
-        return f"Expected --{option}.{absent[1]}, which {part[1] if part else option} must be given; got none."
+    if absent := re.findall(r"callable class: the following arguments are required: (\w+)", message):
+        return f"Expected --{option}.{absent[-1]}, which {part[1] if part else option} must be given; got none."
     if option in ROOMS and got:
         number = "a number, or " if kinds and kinds[0].startswith("float") else ""
         found = part[1] if part else re.split(" Given | - ", got[1])[0]
