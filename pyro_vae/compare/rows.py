@@ -165,7 +165,7 @@ def _read(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any]]:
             f"Expected runs on named data sets; {str(run)!r} was trained on a tensor. Save the tensor with numpy.save "
             "and train on the file, or use evaluate.per_image."
         )
-    parts = [VAE.build] if checkpoint.parts_of(vae) else []
+    parts: list[Any] = [VAE.build] if checkpoint.parts_of(vae) else []
     usual = {key: value for function in (data.load, *parts, fit) for key, value in defaults(function).items()}
     usual["objective"] = checkpoint.describe(ELBO())  # where none is given
     return vae, {key: value for key, value in (usual | config).items() if key not in UNSAID}

@@ -29,6 +29,7 @@ def narrow(graph: fx.Graph) -> None:
 
     Distributions repeat their parameters first, and take logarithms and squares of a number for every pixel.
     """
+    few: Any  # a node, as fx does not say
     for node in list(graph.nodes):
         if node.target is EXPAND:
             few = node.args[0].args[0] if node.args[0].target is EXPAND else node.args[0]

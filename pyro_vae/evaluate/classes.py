@@ -69,7 +69,8 @@ def _log_classes(rows: Posterior, site: str, num: int) -> Tensor:
     if name == site:
         return share
     # Where a label is seen, its value is the same whatever the class of the site that is summed out.
-    values = model_trace.nodes[site]["value"].movedim(dims[name], 0)
+    nodes: Any = model_trace.nodes
+    values = nodes[site]["value"].movedim(dims[name], 0)
     values = torch.stack([rows.runner.rows(part, num)[0] for part in values])
     classes = torch.arange(len(share), device=share.device).reshape(-1, 1, 1)
     return torch.where(values == classes, share, 0.0).sum(1)

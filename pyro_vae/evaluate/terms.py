@@ -188,8 +188,8 @@ def _with_mean(rows: Posterior) -> list[str]:
 
 def guide_means(rows: Posterior, num: int = 1) -> Tensor:
     """Return the mean of each dimension under the guide, of shape ``(rows, D)``, over ``num`` draws of its sites."""
-    trace = rows.runner.run(rows.program.guide, num)
-    means = [rows.runner.to_rows(mean(trace.nodes[name]["fn"])) for name in _with_mean(rows)]
+    nodes: Any = rows.runner.run(rows.program.guide, num).nodes
+    means = [rows.runner.to_rows(mean(nodes[name]["fn"])) for name in _with_mean(rows)]
     return torch.cat([m.mean(0).reshape(len(rows), -1) for m in means], dim=1) if means else torch.zeros(len(rows), 0)
 
 

@@ -38,8 +38,8 @@ def parse(commands: dict[str, Callable[..., None]], given: Sequence[str]) -> tup
     _check(options, subcommands[parsed.subcommand].get_defaults())
     if "program" in options and not is_of_parts(kind := kind_of(options["program"])[0]):
         usual, own = (p[parsed.subcommand] for p in (parser(commands).parse_args([parsed.subcommand]), parsed))
-        given = {word.partition("=")[0].partition(".")[0] for word in words}
-        if others := [part for part in PARTS if f"--{part}" in given or own[part] != usual[part]]:
+        own_words = {word.partition("=")[0].partition(".")[0] for word in words}
+        if others := [part for part in PARTS if f"--{part}" in own_words or own[part] != usual[part]]:
             raise ValueError(f"Expected no --{others[0]}, a part of a VAE, with the program {kind.__name__}; got one.")
     return parsed.subcommand, options
 

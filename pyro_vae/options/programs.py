@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ class Given(Protocol):
         """Make the program."""
 
 
-def program(program: Made | Given = VAE) -> None:
+def program(program: Made | Given) -> None:
     """Train VAE, or a program of your own.
 
     Arguments:
@@ -45,7 +45,7 @@ def program(program: Made | Given = VAE) -> None:
     """
 
 
-def kind_of(part: Callable[..., nn.Module]) -> tuple[type[nn.Module], dict[str, Any]]:
+def kind_of(part: Any) -> tuple[Any, dict[str, Any]]:
     """Return the class that an option names, and the arguments it was given."""
     if not isinstance(part, partial):
         return part, {}
@@ -59,7 +59,7 @@ def is_of_parts(kind: type) -> bool:
     return issubclass(kind, VAE) and kind.__init__ is VAE.__init__
 
 
-def columns_of(kind: type, options: Mapping[str, Any]) -> Sequence[str] | None:
+def columns_of(kind: Any, options: Mapping[str, Any]) -> Sequence[str] | None:
     """Return the names of the arrays that a program is given, if the data are a file of them, and not images for a VAE.
 
     Raises:
@@ -77,7 +77,7 @@ def columns_of(kind: type, options: Mapping[str, Any]) -> Sequence[str] | None:
     return [name for name in names if name in arrays]
 
 
-def make(kind: type, arguments: Mapping[str, Any], event_shape: Sequence[int], parts: Mapping[str, Any]) -> nn.Module:
+def make(kind: Any, arguments: Mapping[str, Any], event_shape: Sequence[int], parts: Mapping[str, Any]) -> nn.Module:
     """Make a program: of parts, or with its arguments, and the data's shape if it takes that and was not given one.
 
     Raises:

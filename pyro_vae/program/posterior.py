@@ -240,7 +240,7 @@ class Posterior:
         """Return each continuous site's map from real numbers to its support."""
         supports = self.structure.supports
         if not self.structure.fixed:
-            nodes = self.runner.run(self._model, number_of(draws), draws).nodes
+            nodes: Any = self.runner.run(self._model, number_of(draws), draws).nodes
             supports = {name: nodes[name]["fn"].support for name in supports}
         return {name: bijection(supports[name]) for name in self.structure.continuous}
 

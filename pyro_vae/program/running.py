@@ -93,8 +93,8 @@ class Runner:
 
     def pair(self, model: Program, guide: Program, num: int) -> tuple[Trace, Trace]:
         """Run the guide, and the model at its draws, with all classes that are summed out; with log-densities."""
-        programs = (self._with_particles(program, num) for program in (model, guide))
-        model, guide = enumerate_pair(*programs, self.structure.summed, 1 + self.structure.depth)
+        model, guide = (self._with_particles(program, num) for program in (model, guide))
+        model, guide = enumerate_pair(model, guide, self.structure.summed, 1 + self.structure.depth)
         with Fixed(self._values(num)):
             guide_trace = poutine.trace(guide).get_trace(*self.data)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*self.data)
@@ -167,7 +167,8 @@ class Runner:
 
     def outward(self, trace: Trace, names: Iterable[str]) -> Draws:
         """Return the values of some sites, of shape ``(K, B, *rest)``."""
-        return {name: self.to_rows(trace.nodes[name]["value"]) for name in names}
+        nodes: Any = trace.nodes
+        return {name: self.to_rows(nodes[name]["value"]) for name in names}
 
 
 def number_of(draws: Draws) -> int:

@@ -61,7 +61,7 @@ def marking(program: Program, names: Iterable[str]) -> Program:
     """Return a program whose sites of these names are marked for enumeration."""
     names = frozenset(names)
 
-    def mark(site: Site) -> dict[str, str]:
+    def mark(site: Site) -> Any:
         return {"enumerate": "parallel"} if site["name"] in names else {}
 
     return poutine.infer_config(program, mark) if names else program
@@ -126,13 +126,13 @@ def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) ->
             if sign < 0:
                 continue
         packed = site["packed"]
-        log_prob = packed["unscaled_log_prob"]
+        log_prob: Any = packed["unscaled_log_prob"]
         if dim is None and packed["mask"] is not None:
             dims = log_prob._pyro_dims
             log_prob = torch.where(_like(packed["mask"], dims), log_prob, 0.0)
             log_prob._pyro_dims = dims
         frames = there.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
-        signed = sign * log_prob
+        signed: Any = sign * log_prob
         signed._pyro_dims = log_prob._pyro_dims
         tree.setdefault(frozenset(frames), []).append(signed)
     names = [symbols[frame.name] for frame in sorted(shared, key=lambda frame: frame.dim)]
@@ -145,7 +145,7 @@ def _like(mask: Any, dims: str) -> Any:
     """Lay out a packed mask along the dimensions of a packed log-density."""
     if not isinstance(mask, Tensor):
         return mask
-    held = mask._pyro_dims
+    held: str = vars(mask)["_pyro_dims"]
     placed = mask.permute(*(held.index(symbol) for symbol in dims if symbol in held))
     return placed.reshape([mask.shape[held.index(symbol)] if symbol in held else 1 for symbol in dims])
 

@@ -168,8 +168,8 @@ def probe(
     with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
-        traces = poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
-        traces = tuple(map(prune_subsample_sites, traces))
+        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+        traces = model_trace, prune_subsample_sites(guide_trace)
         sites = [site for trace in traces for site in samples(trace).values()]
         depth = depth_of(traces)
         if is_validation_enabled():

@@ -90,9 +90,10 @@ def _of_classes(
     )
     while len(shape) > nesting and shape[0] == 1:  # left by classes that are summed out
         shape = shape[1:]
-    return tuple(
+    log_p, log_q, log_r = (
         part.reshape(part.shape[max(0, part.dim() - len(shape)) :]).expand(shape) for part in (log_p, log_q, log_r)
     )
+    return log_p, log_q, log_r
 
 
 def _laid_out(log_w: Tensor, whole: frozenset, nesting: int) -> Tensor:

@@ -73,8 +73,8 @@ class Training:
         with self.complete():
             times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
         check_batches(program, dataset, self.size)
-        pair = self.model, program.guide
-        self.model, self.guide = pair if self.scales.shown else (showing(program, part) for part in pair)
+        pair: list[Any] = [self.model, program.guide]
+        self.model, self.guide = pair if self.scales.shown else [showing(program, part) for part in pair]
         self.optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
         self.svi = CompiledSVI(
             self.model,
