@@ -32,8 +32,7 @@ from pyro_vae.train.watch import Watch
 __all__ = ["Training"]
 
 LOOK = 50  # steps after which the loss is looked at on a GPU, where it has to be waited for
-# Epochs after which what comes once in each, the last minibatch and validation, is worth a graph.
-OFTEN = 40
+OFTEN = 40  # epochs after which what comes once in each, the last minibatch and validation, is worth a graph
 
 
 class Training:
@@ -73,8 +72,9 @@ class Training:
         with self.complete():
             times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
         check_batches(program, dataset, self.size)
-        pair: list[Any] = [self.model, program.guide]
-        self.model, self.guide = pair if self.scales.shown else [showing(program, part) for part in pair]
+        self.guide: Any = program.guide
+        if not self.scales.shown:
+            self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
         self.optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
         self.svi = CompiledSVI(
             self.model,
