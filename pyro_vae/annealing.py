@@ -72,7 +72,9 @@ def drawn(posterior: Posterior, start: Start, num: int) -> Tensor:
             f"Expected one value of {several[0]!r}, of shape {tuple(outside[several[0]][0])}, for chains to move at; "
             f"got {tuple(posterior.given[several[0]].shape)}."
         )
-    return posterior.unconstrain(posterior.draw_prior(num) if start == "prior" else posterior.propose(num)[0])
+    return posterior.unconstrain(
+        posterior.simulate(num, observed=False) if start == "prior" else posterior.propose(num)[0]
+    )
 
 
 def densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]:

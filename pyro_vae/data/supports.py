@@ -85,17 +85,20 @@ KINDS: dict[type, str] = {
     type(constraints.real): "real",
     Levels: "levels",
 }
-BINARY = "A density of two values grows without bound: use Bernoulli."
-COUNTS = "Use Poisson or NegativeBinomial; pixels are grey levels without --counts."
-REAL = "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1]."
+EACH = {
+    "binary": "A density of two values grows without bound: use Bernoulli.",
+    "counts": "Use Poisson or NegativeBinomial; pixels are grey levels without --counts.",
+    "real": "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1].",
+}
+OTHERS = {
+    "binary": ("[0, 1]", "(0, 1)", "real", "a density"),
+    "counts": ("binary", "levels", "[0, 1]", "(0, 1)"),
+    "real": ("binary", "levels", "counts", "[0, 1]", "(0, 1)"),
+}
 # What to do, by what x is and what the likelihood is of, where the two do not go together.
-ADVICE = {
+ADVICE = {(kind, other): EACH[kind] for kind, others in OTHERS.items() for other in others} | {
     ("binary", "levels"): "Two values are not many levels: use Bernoulli.",
     ("binary", "counts"): "Two values have no rate: use Bernoulli.",
-    ("binary", "[0, 1]"): BINARY,
-    ("binary", "(0, 1)"): BINARY,
-    ("binary", "real"): BINARY,
-    ("binary", "a density"): BINARY,
     ("levels", "binary"): "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
     ("levels", "levels"): "Use --likelihood.levels {levels}, which the data have.",
     (
@@ -113,15 +116,6 @@ ADVICE = {
     ("[0, 1]", "levels"): "Give x as the bytes it was read from, or use ContinuousBernoulli or Gaussian.",
     ("[0, 1]", "counts"): "A part of a whole is no count: use ContinuousBernoulli or Gaussian.",
     ("[0, 1]", "(0, 1)"): "At 0 and 1 its density is 0 or infinite: give x as bytes, with --dequantize true.",
-    ("counts", "binary"): COUNTS,
-    ("counts", "levels"): COUNTS,
-    ("counts", "[0, 1]"): COUNTS,
-    ("counts", "(0, 1)"): COUNTS,
-    ("real", "binary"): REAL,
-    ("real", "levels"): REAL,
-    ("real", "counts"): REAL,
-    ("real", "[0, 1]"): REAL,
-    ("real", "(0, 1)"): REAL,
 }
 
 

@@ -138,10 +138,6 @@ class Posterior:
         """Return log p(z), of shape ``(K, B)``, given covariates; arguments are those of :meth:`log_joint`."""
         return self.runner.density(self._model, draws, proper, without=tuple(self.structure.observed))
 
-    def draw_prior(self, num: int) -> Draws:
-        """Return ``num`` draws of all that is latent for each datum, by the model, as :meth:`log_prior` has them."""
-        return self.runner.outward(self.runner.run(self._model, num), self.structure.supports)
-
     def seen(self) -> Draws:
         """Return where each site is not masked, of shape ``(B, *plates)``, without its event."""
         with torch.random.fork_rng(devices=self._devices()):
