@@ -538,9 +538,11 @@ def numbers(found):
         found = [found[group][name].values for group, name in (("posterior", "z"), ("posterior_predictive", "x"))]
     elif dataclasses.is_dataclass(found):
         found = [getattr(found, field.name) for field in dataclasses.fields(found)]
+    if isinstance(found, dict):
+        found = [*found.values()]
     if isinstance(found, (tuple, list)):
         return [value for each in found for value in numbers(each)]
-    return [] if found is None else [torch.as_tensor(found)]
+    return [] if found is None or isinstance(found, str) else [torch.as_tensor(found)]
 
 
 BRIEF = ("ignore:AIS", "ignore:NUTS. the chains disagree")  # runs that are too short to be good

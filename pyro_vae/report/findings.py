@@ -56,7 +56,7 @@ class Findings:
             x = self.whole[:chosen]
             try:
                 self.log_p = ais.ais(self.program, x, temperatures=temperatures, progress=progress)
-                lower, upper = ais.bdmc(self.program, x, len(x), temperatures=temperatures, progress=progress)
+                lower, upper = ais.bdmc(self.program, x, temperatures=temperatures, progress=progress, num=len(x))
             except ValueError as error:  # data that cannot be drawn, or a guide whose density is not known
                 lines.append(f"No AIS or BDMC: {error}")
             else:
@@ -98,7 +98,7 @@ class Findings:
                 )
                 self.figures["gaps"] = plots.gaps(gaps.approximation, gaps.amortisation)
         try:
-            ranks = posterior.sbc(self.program, self.whole, SIMULATED, seed=self.seed)
+            ranks = posterior.sbc(self.program, self.whole, seed=self.seed, num=SIMULATED)
         except ValueError as error:  # data that cannot be drawn
             lines.append(f"No calibration: {error}")
         else:
