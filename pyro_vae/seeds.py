@@ -1,4 +1,4 @@
-"""To evaluate leaves all as it was: torch's random state, Pyro's param store, and the mode of a program's layers."""
+"""Evaluation changes no state: torch's random state, Pyro's param store, and the mode of a program's layers."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _kl_per_dim(rows: Posterior, num: int) -> Tensor:
         if kl is None:
             raise ValueError(
                 "Expected a guide and a prior that are independent over latent dimensions, with a divergence in closed "
-                f"form; got others at site {name!r}. Use split, or kl_by_site, for the whole divergence."
+                f"form; site {name!r} has none. Use split, or kl_by_site, for the whole divergence."
             )
         columns.append(rows.runner.to_rows(kl).mean(0).reshape(len(rows), -1))
     return torch.cat(columns, dim=1)

@@ -39,7 +39,7 @@ def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
         if not hasattr(program, "blank"):
             raise ValueError(
                 f"Expected data, since {type(program).__name__} is drawn given its arguments' shapes and covariates; "
-                "got none. Give some: their rows are taken in turn, and what is observed is drawn anew."
+                "got none. Give some: their rows are taken in turn, and observed sites are drawn."
             )
         with torch.random.fork_rng(devices=[*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []):
             rows = program.blank(num)
