@@ -11,7 +11,7 @@ from pyro_vae.data import Split
 from pyro_vae.evaluate.terms import split
 from pyro_vae.evaluate.weights import nll
 from pyro_vae.program import Posterior, argument_names, arguments, point_of, posterior_of
-from pyro_vae.program.sources import sources
+from pyro_vae.program.checks import sources
 from pyro_vae.seeds import at_test
 
 __all__ = ["Summary", "Values", "covariates", "mean_and_error", "per_image", "rows_of", "summary"]

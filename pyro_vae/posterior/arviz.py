@@ -17,7 +17,7 @@ from pyro_vae.evaluate.pareto import FEWEST
 from pyro_vae.evaluate.weighing import batches, room
 from pyro_vae.posterior.layout import SAMPLE, Layout, Variables, container, names_of
 from pyro_vae.program import Draws, Posterior, argument_names, point_of, posterior_of
-from pyro_vae.program.sources import sources
+from pyro_vae.program.checks import sources
 from pyro_vae.seeds import at_test
 
 __all__ = ["to_arviz"]

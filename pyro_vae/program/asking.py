@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from pyro_vae.program.arguments import arguments
 from pyro_vae.program.posterior import Posterior
-from pyro_vae.program.structure import Draws, arguments
+from pyro_vae.program.structure import Draws
 
 __all__ = ["drawn_posterior", "posterior_of"]
 

@@ -13,11 +13,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.missing import Missing
-from pyro_vae.program.rows import check_rows
+from pyro_vae.program.arguments import arguments
+from pyro_vae.program.checks import check_drawn, check_rows, sources
 from pyro_vae.program.running import Mapped, Runner, number_of
-from pyro_vae.program.sources import check_drawn, sources
-from pyro_vae.program.structure import Draws, Structure, arguments, coordinates, structure
-from pyro_vae.program.supports import bijection
+from pyro_vae.program.structure import Draws, Structure, bijection, coordinates, structure
 from pyro_vae.traces.particles import Unseen
 from pyro_vae.traces.weights import Weights, log_weights
 

@@ -16,8 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.program.structure import Draws, Structure
-from pyro_vae.program.supports import bijection
+from pyro_vae.program.structure import Draws, Structure, bijection
 from pyro_vae.traces.enumeration import enumerate_pair, marking
 from pyro_vae.traces.sites import PARTICLES, latent, samples
 from pyro_vae.traces.weights import log_weights

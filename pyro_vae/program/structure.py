@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import chain, product
+from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
-import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.data.supports import of_element
 from pyro_vae.missing import Missing
-from pyro_vae.program.autoguides import check_own_rows
-from pyro_vae.program.supports import is_fixed, unconstrained
 from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
 from pyro_vae.traces.particles import OwnRows, probe
 from pyro_vae.traces.sites import latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
 
-__all__ = [
-    "Draws",
-    "Program",
-    "Structure",
-    "arguments",
-    "argument_names",
-    "coordinates",
-    "point_of",
-    "structure",
-]
+__all__ = ["Draws", "Program", "Structure", "bijection", "coordinates", "own_rows", "structure"]
 
 Draws = dict[str, Tensor]  # site -> (K, B, *rest): draw, datum, one draw of one datum
 FEW = 3  # rows that a program is looked at on
@@ -49,112 +39,31 @@ class Program(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What one run of a program shows.
+    """What one run of a program shows."""
 
-    Attributes:
-        depth: How deep its plates nest.
-        dim: The dimension of the data's plate, counted from the right; 0 where there is none.
-        size: The whole data set, as that plate has it.
-        scale: Of what is observed, which is 1 unless the plate is subsampled or the program scaled.
-        supports: Of each latent site of the model, in its order.
-        shapes: Of one draw of one datum, the same.
-        observed: Shapes of what is observed of one datum.
-        laws: The supports of what is observed.
-        summed: Discrete sites that are summed out, those that are marked and those that the model alone has.
-        alone: Those that the model alone has.
-        outside: Latent sites outside the data's plate, with their shapes and their batch dimensions.
-        terms: Sites of the guide that are terms of the loss alone.
-        hidden: What the guide draws and the model does not have.
-        missing: Whether elements of the data are missing.
-        unseen: Whether classes are observed under a mask.
-        whole: Whether the program runs on all of its rows together only.
-    """
-
-    depth: int
-    dim: int
-    size: int
-    scale: float
-    supports: dict[str, Constraint]
-    shapes: dict[str, torch.Size]
-    observed: dict[str, torch.Size]
-    laws: dict[str, Constraint]
-    summed: tuple[str, ...]
-    alone: tuple[str, ...]
-    outside: dict[str, tuple[torch.Size, int]]
-    terms: tuple[str, ...]
-    hidden: tuple[str, ...]
-    missing: bool = False
-    unseen: bool = False
-    whole: bool = False
-    fixed: bool = field(default=True)
+    depth: int  # how deep its plates nest
+    dim: int  # of the data's plate, counted from the right; 0 where there is none
+    size: int  # of the whole data set, as that plate has it
+    scale: float  # of what is observed: 1 unless the plate is subsampled or the program scaled
+    supports: dict[str, Constraint]  # of each latent site of the model, in its order
+    shapes: dict[str, torch.Size]  # of one draw of one datum, for the same sites
+    observed: dict[str, torch.Size]  # the same of each observed site
+    laws: dict[str, Constraint]  # the supports of the observed sites
+    summed: tuple[str, ...]  # discrete sites to sum out: marked, or in the model alone
+    alone: tuple[str, ...]  # those that the model alone has
+    outside: dict[str, tuple[torch.Size, int]]  # shapes and batch dimensions of latent sites outside the data's plate
+    terms: tuple[str, ...]  # sites of the guide that are terms of the loss alone
+    hidden: tuple[str, ...]  # draws of the guide that the model does not have
+    missing: bool  # whether elements of the data are missing
+    unseen: bool  # whether classes are observed under a mask
+    whole: bool  # whether the program runs on all of its rows together only
+    fixed: bool  # whether no support depends on other draws
 
     @property
     def continuous(self) -> dict[str, torch.Size]:
         """Shapes of the unconstrained draws of one datum, of the sites that are continuous."""
         sites = {name: support for name, support in self.supports.items() if not support.is_discrete}
         return {name: unconstrained(support, self.shapes[name]) for name, support in sites.items()}
-
-
-def argument_names(program: Any) -> dict[str, bool]:
-    """Return the names of a program's arguments, and whether each must be given."""
-    parameters = inspect.signature(program.model).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {one.name: one.default is one.empty for one in parameters if one.kind in kinds}
-
-
-def coordinates(site: str, shape: torch.Size) -> list[str]:
-    """Return the names of a site's elements, as ``z[3]``; of one alone, the site's."""
-    if not shape.numel() or shape == (1,) * len(shape):
-        return [site]
-    return [f"{site}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]
-
-
-def point_of(program: Any) -> Tensor:
-    """Return a tensor of a program's own, whose dtype and device its data are given."""
-    tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules_of(program))
-    own = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
-    if own is None:
-        own = next((value for _, value in pyro.get_param_store().named_parameters()), torch.zeros(()))
-    return own
-
-
-def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
-    """Return the data as the arguments of a program, floats in its dtype, on its device.
-
-    Arguments:
-        program: A program.
-        data: A tensor, a tuple of the arguments, or a dictionary of them by name.
-
-    Raises:
-        ValueError: If an argument is missing or unknown, or they are of different numbers of rows, or of none.
-    """
-    if isinstance(data, Mapping):
-        names = argument_names(program)
-        unknown = [name for name in data if name not in names]
-        absent = [name for name, needed in names.items() if needed and name not in data]
-        if unknown or absent:
-            raise ValueError(
-                f"Expected data by the names of the model's arguments, {', '.join(names)}; got {', '.join(data)}."
-            )
-        data = tuple(data[name] for name in names if name in data)
-    data = data if isinstance(data, tuple | list) else (data,)
-    names = argument_names(program)
-    if names and not sum(names.values()) <= len(data) <= len(names):
-        raise ValueError(f"Expected data for the model's arguments, {', '.join(names)}; got {len(data)} of them.")
-    point = point_of(program)
-    try:
-        tensors = tuple(torch.as_tensor(column) for column in data)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"Expected tensors; got {', '.join(type(column).__name__ for column in data)}.") from error
-    sizes = {len(column) if column.dim() else 0 for column in tensors}
-    if sizes == {0}:
-        raise ValueError("Expected at least 1 image; got none.")
-    if len(sizes) != 1:
-        raise ValueError(f"Expected arguments with as many rows each; got {[tuple(each.shape) for each in tensors]}.")
-    return tuple(
-        each.to(point) if each.is_floating_point() and each.dtype != point.dtype else each.to(point.device)
-        for each in tensors
-    )
 
 
 def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None) -> Structure:
@@ -247,3 +156,54 @@ def _of_one(site: Any, depth: int, dim: int) -> torch.Size:
     batch = (1,) * (depth - (value.dim() - event_dim)) + tuple(value.shape[: value.dim() - event_dim])
     batch = batch[: len(batch) + dim] + batch[len(batch) + dim + 1 :] if dim else batch
     return torch.Size((*batch, *value.shape[value.dim() - event_dim :]))
+
+
+def own_rows(program: Any) -> int | None:
+    """Return for how many rows an autoguide of a program has parameters of their own; None where none has."""
+    for part in modules_of(program):
+        if isinstance(part, AutoGuide) and part.prototype_trace is not None:
+            given = part.prototype_trace.nodes["_INPUT"]["args"]
+            sites = latent(prune_subsample_sites(part.prototype_trace.copy())).values()
+            sizes = {frame.size for site in sites for frame in plates(site) if frame.vectorized}
+            if given and len(given[0]) in sizes:
+                return len(given[0])
+    return None
+
+
+def check_own_rows(program: Any, number: int) -> bool:
+    """Check that an autoguide is given the rows that it was made for; return whether the program has one.
+
+    Raises:
+        ValueError: If it is given another number of rows.
+    """
+    rows = own_rows(program)
+    if rows not in (None, number):
+        raise ValueError(
+            f"Expected the {rows} rows that the autoguide was made for, since it has parameters for each; got "
+            f"{number}. Write a guide that reads the data, for others."
+        )
+    return any(isinstance(part, AutoGuide) for part in modules_of(program))
+
+
+def bijection(support: Constraint) -> Any:
+    """Return the map from real numbers to a support; a mixture's is that of its parts, which torch does not say."""
+    parts: Any = support
+    return biject_to(parts.base_constraint if isinstance(parts, constraints.MixtureSameFamilyConstraint) else support)
+
+
+def is_fixed(support: Constraint) -> bool:
+    """Whether a support is the same whatever is drawn before: it has no tensor in it."""
+    return not any(isinstance(value, Tensor) for value in vars(of_element(support)).values())
+
+
+def unconstrained(support: Constraint, shape: torch.Size) -> torch.Size:
+    """Return the shape of the real numbers that stand for a value of some shape."""
+    # A bound of each row, as of Uniform(0, z), has a shape that is not the event's.
+    return torch.Size(bijection(support).inverse_shape(shape)) if of_element(support).event_dim else shape
+
+
+def coordinates(site: str, shape: torch.Size) -> list[str]:
+    """Return the names of a site's elements, as ``z[3]``; of one alone, the site's."""
+    if not shape.numel() or shape == (1,) * len(shape):
+        return [site]
+    return [f"{site}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]

@@ -185,25 +185,27 @@ def probe(
 def _check(
     model: Callable[..., Any], guide: Callable[..., Any], depth: int, alone: Trace, args: tuple, kwargs: dict
 ) -> None:
-    def run(program: Callable[..., Any], given: Trace) -> dict[str, Tensor]:
-        trace = poutine.trace(poutine.replay(program, trace=given)).get_trace(*args, **kwargs)
+    """Run two particles in a plate, and the second alone; compare their log-densities."""
+
+    def log_probs(trace: Trace) -> dict[str, Tensor]:
+        trace = prune_subsample_sites(trace)
         trace.compute_log_prob()
-        return {name: site["log_prob"] for name, site in samples(prune_subsample_sites(trace)).items()}
+        return {name: site["log_prob"] for name, site in samples(trace).items()}
 
-    def in_plate(program: Callable[..., Any]) -> Callable[..., Any]:
-        return pyro.plate(PARTICLES, 2, dim=-1 - depth)(program)
+    def run(program: Callable[..., Any], values: Trace) -> Trace:
+        return poutine.trace(poutine.replay(program, trace=values)).get_trace(*args, **kwargs)
 
+    plate = pyro.plate(PARTICLES, 2, dim=-1 - depth)
     try:
-        both = poutine.trace(in_plate(guide)).get_trace(*args, **kwargs)
-        replayed = poutine.replay(in_plate(model), trace=both)
-        both = _joined(poutine.trace(replayed).get_trace(*args, **kwargs), both)
-        together = [run(in_plate(program), both) for program in (guide, model)]
+        guides = poutine.trace(plate(guide)).get_trace(*args, **kwargs)
+        models = run(plate(model), guides)
+        together = [log_probs(trace) for trace in (guides, models)]
     except NotImplementedError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         said = str(error).splitlines()[0].rstrip(".")  # without Pyro's page of shapes
         raise ValueError(f"Expected a program that runs for several particles at once; {said}. {ADVICE}") from error
-    draws = latent(both)
+    draws = latent(_joined(models, guides))
     for name, site in latent(prune_subsample_sites(alone)).items():
         one, two = site["value"], draws[name]["value"]
         if two.numel() != 2 * one.numel():
@@ -213,10 +215,11 @@ def _check(
             )
         site["value"] = two[-1].reshape(one.shape)
     for program, batched in zip((guide, model), together, strict=True):
-        first = run(program, alone)
-        for name, log_prob in first.items():
+        for name, log_prob in log_probs(run(program, alone)).items():
             # A program with noise of its own differs from itself, too.
-            if not close(log_prob.sum(), batched[name][-1].sum()) and close(log_prob, run(program, alone)[name]):
+            if not close(log_prob.sum(), batched[name][-1].sum()) and close(
+                log_prob, log_probs(run(program, alone))[name]
+            ):
                 raise ValueError(
                     f"Expected a program that runs for several particles at once; at site {name!r} a particle has "
                     f"another log-density in a plate than alone. {ADVICE}"

@@ -1,0 +1,71 @@
+"""A program's arguments: their names, and data as users give them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.seeds import modules_of
+
+__all__ = ["argument_names", "arguments", "point_of"]
+
+
+def argument_names(program: Any) -> dict[str, bool]:
+    """Return the names of a program's arguments, and whether each must be given."""
+    parameters = inspect.signature(program.model).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {one.name: one.default is one.empty for one in parameters if one.kind in kinds}
+
+
+def point_of(program: Any) -> Tensor:
+    """Return a tensor of a program's own, whose dtype and device its data are given."""
+    tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules_of(program))
+    own = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    if own is None:
+        own = next((value for _, value in pyro.get_param_store().named_parameters()), torch.zeros(()))
+    return own
+
+
+def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
+    """Return the data as the arguments of a program, floats in its dtype, on its device.
+
+    Arguments:
+        program: A program.
+        data: A tensor, a tuple of the arguments, or a dictionary of them by name.
+
+    Raises:
+        ValueError: If an argument is missing or unknown, or they are of different numbers of rows, or of none.
+    """
+    if isinstance(data, Mapping):
+        names = argument_names(program)
+        unknown = [name for name in data if name not in names]
+        absent = [name for name, needed in names.items() if needed and name not in data]
+        if unknown or absent:
+            raise ValueError(
+                f"Expected data by the names of the model's arguments, {', '.join(names)}; got {', '.join(data)}."
+            )
+        data = tuple(data[name] for name in names if name in data)
+    data = data if isinstance(data, tuple | list) else (data,)
+    names = argument_names(program)
+    if names and not sum(names.values()) <= len(data) <= len(names):
+        raise ValueError(f"Expected data for the model's arguments, {', '.join(names)}; got {len(data)} of them.")
+    point = point_of(program)
+    try:
+        tensors = tuple(torch.as_tensor(column) for column in data)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"Expected tensors; got {', '.join(type(column).__name__ for column in data)}.") from error
+    sizes = {len(column) if column.dim() else 0 for column in tensors}
+    if sizes == {0}:
+        raise ValueError("Expected at least 1 image; got none.")
+    if len(sizes) != 1:
+        raise ValueError(f"Expected arguments with as many rows each; got {[tuple(each.shape) for each in tensors]}.")
+    return tuple(
+        each.to(point) if each.is_floating_point() and each.dtype != point.dtype else each.to(point.device)
+        for each in tensors
+    )
