@@ -33,39 +33,41 @@ def point_of(program: Any) -> Tensor:
 
 
 def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
-    """Return the data as the arguments of a program, floats in its dtype, on its device.
+    """Return the data as the arguments of a program: floats in its dtype, on its device.
+
+    Whole numbers and booleans stay as they are, for they may be labels, lengths or masks; but those of a program that
+    has a method ``check_data``, as a VAE's x, become floats too.
 
     Arguments:
         program: A program.
-        data: A tensor, a tuple of the arguments, or a dictionary of them by name.
+        data: A tensor or an array, a tuple of the arguments, or a dictionary of them by name.
 
     Raises:
-        ValueError: If an argument is missing or unknown, or they are of different numbers of rows, or of none.
+        ValueError: If an argument is missing, unknown or complex, or they are of different numbers of rows, or of none.
     """
-    if isinstance(data, Mapping):
-        names = argument_names(program)
-        unknown = [name for name in data if name not in names]
-        absent = [name for name, needed in names.items() if needed and name not in data]
-        if unknown or absent:
-            raise ValueError(
-                f"Expected data by the names of the model's arguments, {', '.join(names)}; got {', '.join(data)}."
-            )
-        data = tuple(data[name] for name in names if name in data)
-    data = data if isinstance(data, tuple | list) else (data,)
     names = argument_names(program)
+    if isinstance(data, Mapping):
+        first = [*names][: len(data)]
+        if {*first} != {*data} or len(first) < sum(names.values()):
+            raise ValueError(
+                f"Expected data by the names of the model's arguments, from the first on: {', '.join(names)}; got "
+                f"{', '.join(map(str, data))}."
+            )
+        data = tuple(data[name] for name in first)
+    data = data if isinstance(data, tuple | list) else (data,)
     if names and not sum(names.values()) <= len(data) <= len(names):
         raise ValueError(f"Expected data for the model's arguments, {', '.join(names)}; got {len(data)} of them.")
-    point = point_of(program)
     try:
-        tensors = tuple(torch.as_tensor(column) for column in data)
+        tensors = [torch.as_tensor(column) for column in data]
     except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"Expected tensors; got {', '.join(type(column).__name__ for column in data)}.") from error
     sizes = {len(column) if column.dim() else 0 for column in tensors}
     if sizes == {0}:
         raise ValueError("Expected at least 1 image; got none.")
-    if len(sizes) != 1:
-        raise ValueError(f"Expected arguments with as many rows each; got {[tuple(each.shape) for each in tensors]}.")
+    if len(sizes) != 1 or any(column.is_complex() for column in tensors):
+        shapes = ", ".join(f"{tuple(column.shape)} of {column.dtype}" for column in tensors)
+        raise ValueError(f"Expected real arguments with as many rows each; got {shapes}.")
+    point, whole = point_of(program), not hasattr(program, "check_data")
     return tuple(
-        each.to(point) if each.is_floating_point() and each.dtype != point.dtype else each.to(point.device)
-        for each in tensors
+        column.to(point.device) if whole and not column.is_floating_point() else column.to(point) for column in tensors
     )

@@ -14,8 +14,11 @@ from torch import Tensor
 from pyro_vae.program.arguments import argument_names
 from pyro_vae.program.structure import FEW, Draws
 from pyro_vae.traces.particles import close
+from pyro_vae.traces.sites import check_support
 
-__all__ = ["check_drawn", "check_rows", "sources"]
+__all__ = ["check_drawn", "check_rows", "check_supports", "sources"]
+
+AT_ONCE = 4096  # rows
 
 
 @torch.no_grad()
@@ -46,6 +49,16 @@ def check_rows(posterior: Any) -> None:
                         f"{alone[0, 0].item():.6g}, and beside other rows {among[0, 0].item():.6g}. Call "
                         "program.eval() if it has batch normalisation, and leave other rows out of the program."
                     )
+
+
+@torch.no_grad()
+def check_supports(posterior: Any) -> None:
+    """Check that what is observed is in the support of its distribution: see :func:`pyro_vae.traces.check_support`."""
+    size = len(posterior) if posterior.structure.whole else AT_ONCE
+    with torch.random.fork_rng(devices=posterior._devices()), pyro.validation_enabled(False):
+        for start in range(0, len(posterior), size):
+            rows = posterior[start : start + size]
+            check_support(rows.runner.run(rows._model, 1))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.missing import Missing
 from pyro_vae.program.arguments import arguments
-from pyro_vae.program.checks import check_drawn, check_rows, sources
+from pyro_vae.program.checks import check_drawn, check_rows, check_supports, sources
 from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.structure import Draws, Structure, bijection, coordinates, structure
 from pyro_vae.traces.particles import Unseen
@@ -77,6 +77,7 @@ class Posterior:
                 "`with pyro.plate('data', x.shape[0]):` around the sites of model and guide."
             )
         posterior = cls(program, rows, found, {name: torch.as_tensor(v) for name, v in (given or {}).items()})
+        check_supports(posterior)
         check_rows(posterior)
         return posterior
 

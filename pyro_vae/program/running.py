@@ -147,7 +147,7 @@ class Runner:
             for name in names:
                 trace.add_node(name, **whole.nodes[name])
         if not samples(trace):
-            return self.data[0].new_zeros(num, len(self.data[0]))
+            return torch.zeros(num, len(self.data[0]), device=self.data[0].device)
         return self.rows(log_weights([(trace, Trace())], scaled=False).log_w, num)
 
     def rows(self, values: Tensor, num: int) -> Tensor:

@@ -19,7 +19,7 @@ from pyro_vae.missing import Missing
 from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
 from pyro_vae.traces.particles import OwnRows, probe
-from pyro_vae.traces.sites import latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
+from pyro_vae.traces.sites import is_fixed, latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
 
 __all__ = ["Draws", "Program", "Structure", "bijection", "coordinates", "own_rows", "structure"]
 
@@ -189,11 +189,6 @@ def bijection(support: Constraint) -> Any:
     """Return the map from real numbers to a support; a mixture's is that of its parts, which torch does not say."""
     parts: Any = support
     return biject_to(parts.base_constraint if isinstance(parts, constraints.MixtureSameFamilyConstraint) else support)
-
-
-def is_fixed(support: Constraint) -> bool:
-    """Whether a support is the same whatever is drawn before: it has no tensor in it."""
-    return not any(isinstance(value, Tensor) for value in vars(of_element(support)).values())
 
 
 def unconstrained(support: Constraint, shape: torch.Size) -> torch.Size:

@@ -23,7 +23,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_vae.traces.sites import PARTICLES, Site, latent, plates, samples
+from pyro_vae.traces.sites import PARTICLES, Site, check_support, latent, plates, samples
 
 __all__ = ["OneSubsample", "OwnRows", "Unseen", "close", "depth_of", "importance_traces", "plate_nesting", "probe"]
 
@@ -172,6 +172,7 @@ def probe(
         traces = model_trace, prune_subsample_sites(guide_trace)
         sites = [site for trace in traces for site in samples(trace).values()]
         depth = depth_of(traces)
+        check_support(traces[0])
         if is_validation_enabled():
             for trace in traces:
                 trace.compute_log_prob()

@@ -12,13 +12,18 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.data.supports import of_element
 
 __all__ = [
     "Site",
+    "check_support",
     "density_sites",
     "enumerated",
     "family",
     "is_delta",
+    "is_fixed",
     "latent",
     "loss_terms",
     "mean_scale",
@@ -127,3 +132,25 @@ def same(a: float | Tensor | None, b: float | Tensor | None) -> bool | Tensor:
         return a is b or a == b
     one, other = (True if value is None else value for value in (a, b))
     return torch.as_tensor(one) == torch.as_tensor(other)
+
+
+def is_fixed(support: Constraint) -> bool:
+    """Whether a support is the same whatever is drawn before: it has no tensor in it."""
+    return not any(isinstance(value, Tensor) for value in vars(of_element(support)).values())
+
+
+def check_support(model_trace: Trace) -> None:
+    """Check that what is observed, and not masked, is in the support of its distribution.
+
+    Pyro's validation checks this too, where it is on: libraries turn it off for a whole process.
+
+    Raises:
+        ValueError: If a value is not, and the support depends on no draw.
+    """
+    for name, site in observed(model_trace).items():
+        law, value, mask = site["fn"].support, site["value"], site["mask"]
+        if is_fixed(law) and not (law.check(value) | ~torch.as_tensor(True if mask is None else mask)).all():
+            raise ValueError(
+                f"Expected {name!r} in the support of its distribution, {of_element(law)}; got values in "
+                f"[{value.min().item():g}, {value.max().item():g}]. Use other data, or another distribution of them."
+            )

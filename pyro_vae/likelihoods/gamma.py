@@ -1,0 +1,130 @@
+r"""Densities with gamma functions, in a form that float32 carries.
+
+A difference of two :math:`\log \Gamma` of size n is off by n rounding errors. Here Stirling's formula is taken out of
+each beforehand, and what is left is small, so that value and gradient are right to float32's rounding.
+
+References:
+    Fast and Accurate Computation of Binomial Probabilities (Loader, 2000).
+"""
+
+import math
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from pyro_vae.data.supports import open_unit_interval
+
+__all__ = ["Counts", "OpenBeta", "Overdispersed", "Tails"]
+
+LARGE = 10.0  # from here on Stirling's series has float32's precision
+NEAR = 0.1  # of a relative distance, below which the terms of a deviance cancel
+
+
+def remainder(z: Tensor) -> Tensor:
+    r"""Return :math:`\log \Gamma(z + 1) - z \log z + z - \frac{1}{2} \log 2 \pi z`, for z above 0."""
+    low, inverse = z.clamp(max=LARGE), z.clamp(min=LARGE).reciprocal()
+    square = inverse**2
+    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
+    return torch.where(z < LARGE, (low + 1).lgamma() - (low + 0.5) * low.log() + low - math.log(2 * math.pi) / 2, series)
+
+
+def deviance(x: Tensor, mean: Tensor, relative: Tensor) -> Tensor:
+    r"""Return :math:`x \log \frac{x}{m} - x + m`, where :math:`\frac{x - m}{m}` is given, for x of at least 0."""
+    near = relative.clamp(-NEAR, NEAR)  # where the two terms below would cancel
+    series = 1 / 2 - near * (1 / 6 - near * (1 / 12 - near * (1 / 20 - near * (1 / 30 - near * (1 / 42 - near / 56)))))
+    far = x * torch.where(x > 0, relative, 0.0).log1p() - mean * relative
+    return torch.where(relative.abs() < NEAR, mean * near**2 * series, far)
+
+
+class Counts(dist.Poisson):
+    """Pyro's Poisson law, for counts of any size."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log mass."""
+        if self._validate_args:
+            self._validate_sample(value)
+        rate = self.rate.clamp(min=torch.finfo(self.rate.dtype).tiny)
+        return -deviance(value, rate, (value - rate) / rate) - factorial(value)
+
+
+def factorial(x: Tensor) -> Tensor:
+    r"""Return :math:`\log x! - x \log x + x`, which is 0 at 0."""
+    some = x.clamp(min=1)
+    return torch.where(x > 0, remainder(some) + (2 * math.pi * some).log() / 2, 0.0)
+
+
+class Overdispersed(TorchDistribution):
+    r"""The negative binomial law by the logarithms of its mean m and of r, whose variance is :math:`m + m^2 / r`."""
+
+    arg_constraints = {"log_mean": constraints.real, "log_dispersion": constraints.real}
+    support = constraints.nonnegative_integer
+
+    def __init__(self, log_mean: Tensor, log_dispersion: Tensor, validate_args: bool | None = None) -> None:
+        self.log_mean, self.log_dispersion = torch.broadcast_tensors(log_mean, log_dispersion)
+        super().__init__(self.log_mean.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Overdispersed":
+        """Return it in a larger batch."""
+        parts = (part.expand(batch_shape) for part in (self.log_mean, self.log_dispersion))
+        return Overdispersed(*parts, validate_args=self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Return the log mass, by :math:`s = x / r` and :math:`w = m / r`, as a Poisson law's where r is large."""
+        if self._validate_args:
+            self._validate_sample(value)
+        mean, r = self.mean, self.log_dispersion.exp()
+        s, w = value * (-self.log_dispersion).exp(), (self.log_mean - self.log_dispersion).exp()
+        share = (1 + s) / (1 + w)
+        successes = deviance(value, mean * share, (value - mean) / (mean * (1 + s)))
+        failures = deviance(r, r * share, (w - s) / (1 + s))
+        return remainder(r + value) - remainder(r) - s.log1p() / 2 - factorial(value) - successes - failures
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw counts of a Poisson law whose rate is Gamma distributed."""
+        with torch.no_grad():
+            r = self.log_dispersion.exp()
+            return dist.Poisson(dist.Gamma(r, r / self.mean).sample(Size(sample_shape))).sample()
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        return self.mean * (1 + (self.log_mean - self.log_dispersion).exp())
+
+
+class OpenBeta(dist.Beta):
+    """Pyro's Beta law, whatever its concentration; its support is without the ends, where it is infinite or 0."""
+
+    support = open_unit_interval  # type: ignore[assignment]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density."""
+        if self._validate_args:
+            self._validate_sample(value)
+        ones, zeros = self.concentration1, self.concentration0
+        total = ones + zeros
+        log_p = remainder(total) - (ones * zeros / (2 * math.pi * total)).log() / -2
+        for part, x in ((ones, value), (zeros, 1 - value)):
+            mean = total * x
+            log_p = log_p - deviance(part, mean, (part - mean) / mean) - remainder(part) - x.log()
+        return log_p
+
+
+class Tails(dist.StudentT):
+    """Pyro's Student's t law, whatever its degrees of freedom."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density."""
+        if self._validate_args:
+            self._validate_sample(value)
+        half, y = self.df / 2, (value - self.loc) / self.scale
+        ratio = half * (1 / self.df).log1p() - 1 / 2 + remainder(half + 0.5) - remainder(half)
+        return ratio - math.log(2 * math.pi) / 2 - self.scale.log() - (half + 0.5) * (y**2 / self.df).log1p()
