@@ -332,7 +332,7 @@ class TestLossTerms:
 
         program = Factor()
         program.knob = nn.Parameter(torch.tensor(1.0))
-        sites._say.cache_clear()
+        sites.say_loss_terms.cache_clear()
         return program
 
     def test_are_in_no_bound(self, program):

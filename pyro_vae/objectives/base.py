@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstruction_terms
 from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
-from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, plate_nesting
+from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, probe
 from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, samples, say_loss_terms
 
 __all__ = ["Objective", "Terms"]
@@ -189,13 +189,13 @@ class Objective(pyro.infer.ELBO, ABC):
 
         if self.vectorize_particles and self.num_particles > 1 and self._seen != (model, guide):
             # The plates of a new program may nest deeper than those of the last.
-            self.max_plate_nesting = 1 + plate_nesting(model, guide, args, kwargs)
+            self.max_plate_nesting = 1 + probe(model, guide, args, kwargs)[0]
             self._seen = (model, guide)
         self._subsample = OneSubsample()
         with self._subsample:
             traces = self._pairs(model if gradients else numbers, guide, args, kwargs)
         for model_trace, guide_trace in traces:
-            say_loss_terms([*loss_terms(model_trace, guide_trace)])
+            say_loss_terms(*loss_terms(model_trace, guide_trace))
             for name in latent(model_trace):
                 if name not in guide_trace and (model_trace.nodes[name]["infer"] or {}).get("_enumerate_dim") is None:
                     raise ValueError(

@@ -27,11 +27,8 @@ def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posteri
 def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
     """Return a program at ``num`` rows to be drawn over by :meth:`Posterior.simulate` and :meth:`Posterior.at`.
 
-    Arguments:
-        program: A program.
-        data: Whose rows are taken in turn, so that covariates are those of real data; None where the program has a
-            method ``blank(num)`` that gives such rows, as a VAE has.
-        num: How many rows.
+    The rows of ``data`` are taken in turn, so that covariates are real ones; without data the program's method
+    ``blank(num)`` gives the rows, as a VAE's does.
 
     Raises:
         ValueError: If there are no data, and the program has no ``blank``.

@@ -50,13 +50,12 @@ class Posterior:
 
     @classmethod
     def of(cls, program: Any, *data: Tensor, given: Draws | None = None) -> Posterior:
-        """Return a program at some data.
+        """Return a program at some data, its arguments, each with the data along the first dimension.
 
         Arguments:
             program: Anything with a ``model`` and a ``guide`` of the same arguments.
-            data: Its arguments, each with the data along the first dimension.
-            given: Values of sites outside the data's plate; of one shape with the site, or several draws of it, of
-                which each particle takes one at random.
+            data: The arguments.
+            given: Values of sites outside the data's plate: one, or several draws, of which each particle takes one.
 
         Raises:
             ValueError: If the program has no density of each datum: a latent site outside the data's plate is not
@@ -112,21 +111,14 @@ class Posterior:
         return self.runner.pair(self._model, self.program.guide, num)
 
     def log_joint(self, draws: Draws, proper: bool = False) -> Tensor:
-        """Return log p(x, z), of shape ``(K, B)``.
+        """Return log p(x, z), of shape ``(K, B)``, of draws of latent sites; discrete ones left out are summed out.
 
-        Arguments:
-            draws: Values of the latent sites; discrete ones that are left out are summed out.
-            proper: Whether a mask on a latent site is left out of account, so that what is masked has its prior, and
-                the density is one of all that is latent: for chains that move it.
+        ``proper`` ignores masks on latent sites, so that what is masked has its prior: for chains, which move it too.
         """
         return self.runner.density(self._model, draws, proper)
 
     def log_q(self, draws: Draws, proper: bool = False) -> Tensor:
-        """Return log q(z | x), of shape ``(K, B)``; arguments are those of :meth:`log_joint`.
-
-        Raises:
-            ValueError: If the guide draws what the model does not have, so that its density is an integral.
-        """
+        """Return log q(z | x), as :meth:`log_joint`; a ValueError if the guide draws what the model does not have."""
         if self.structure.hidden:
             raise ValueError(
                 "Expected a guide whose density is known at any draws; this one also draws "
@@ -135,7 +127,7 @@ class Posterior:
         return self.runner.density(self.program.guide, draws, proper)
 
     def log_prior(self, draws: Draws, proper: bool = False) -> Tensor:
-        """Return log p(z), of shape ``(K, B)``, given covariates; arguments are those of :meth:`log_joint`."""
+        """Return log p(z), given covariates, as :meth:`log_joint`."""
         return self.runner.density(self._model, draws, proper, without=tuple(self.structure.observed))
 
     def seen(self) -> Draws:
@@ -162,12 +154,9 @@ class Posterior:
         return draws | self.runner.classes(self._model, num, draws, absent) if absent else draws
 
     def simulate(self, num: int, draws: Draws | None = None, observed: bool = True) -> Draws:
-        """Return draws of all sites of the model.
+        """Return draws of all sites of the model, of the latent ones alone unless ``observed``.
 
-        Arguments:
-            num: How many.
-            draws: Values of latent sites, of which the others are drawn as the model draws them.
-            observed: Whether what is observed is drawn too; otherwise it stays, and latent sites are returned.
+        Latent sites that ``draws`` has keep these values, and the others are drawn as the model draws them.
         """
         model = poutine.uncondition(self.program.model) if observed else self._model
         names = [*self.structure.supports, *(self.structure.observed if observed else ())]

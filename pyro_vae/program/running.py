@@ -56,13 +56,7 @@ class Mapped(Messenger):
 
 @dataclass(frozen=True, eq=False)
 class Runner:
-    """Runs a program of a known structure in a plate of particles, on its data.
-
-    Arguments:
-        structure: Of the program.
-        data: Its arguments.
-        given: Values of sites outside the data's plate.
-    """
+    """Runs a program of a known structure in a plate of particles, on its data and what is given outside these."""
 
     structure: Structure
     data: tuple[Tensor, ...]

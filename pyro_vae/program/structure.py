@@ -101,7 +101,7 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
                 f"Expected a guide that draws every latent site; {name!r} is in the model alone. Draw it in the guide, "
                 "or observe it."
             )
-    say_loss_terms([*terms])
+    say_loss_terms(*terms)
     frame = _data_plate(model_trace, len(few[0]))
     dim = frame.dim if frame else 0
     inside = {name: site for name, site in drawn.items() if frame is None or frame.name in _names(site)}

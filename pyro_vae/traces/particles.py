@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Site, check_support, latent, plates, samples
 
-__all__ = ["OneSubsample", "OwnRows", "Unseen", "close", "depth_of", "importance_traces", "plate_nesting", "probe"]
+__all__ = ["OneSubsample", "OwnRows", "Unseen", "close", "depth_of", "importance_traces", "probe"]
 
 ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run them one after another."
 
@@ -146,23 +146,16 @@ def depth_of(pair: tuple[Trace, Trace]) -> int:
 
 
 @torch.no_grad()
-def plate_nesting(model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict) -> int:
-    """Return how deep the plates of a program nest; check that it can be run for several particles in one more.
+def probe(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
+) -> tuple[int, tuple[Trace, Trace]]:
+    """Return how deep the plates of a program nest, and traces of model and guide; check it for several particles.
 
-    A program that draws noise of its own, as dropout, differs from itself too, and is let pass. Torch's state is left
-    as it was, and so is Pyro's.
+    A program that draws noise of its own, as dropout, differs from itself too, and passes.
 
     Raises:
         ValueError: If a particle has another log-density in a plate than alone, or the program does not run in one.
     """
-    return probe(model, guide, args, kwargs)[0]
-
-
-@torch.no_grad()
-def probe(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-) -> tuple[int, tuple[Trace, Trace]]:
-    """As :func:`plate_nesting`; return the traces of model and guide that it looked at, too."""
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     model = Unseen()(model)
     with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():

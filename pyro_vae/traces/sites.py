@@ -75,18 +75,15 @@ def density_sites(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in samples(guide_trace).items() if name not in terms}
 
 
-def say_loss_terms(names: list[str]) -> None:
-    """Warn once that these sites of a guide are in no density."""
-    if names:
-        _say(tuple(names))
-
-
 @cache
-def _say(names: tuple[str, ...]) -> None:
+def say_loss_terms(*names: str) -> None:
+    """Warn once that these sites of a guide are in no density."""
+    if not names:
+        return
     warnings.warn(
         f"The guide's {', '.join(map(repr, names))} is not in the model: it is trained with, as a term of the loss, "
         "and is left out of every density. Mark a draw infer={'is_auxiliary': True} if it is part of q(z | x).",
-        stacklevel=5,
+        stacklevel=4,
     )
 
 

@@ -44,9 +44,8 @@ class Weights(NamedTuple):
 def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weights:
     """Return the importance weights of each particle and datum.
 
-    A datum is one element of the plates that all sites are in; what is in further plates, inside it, is summed. The
-    scale that all sites share, of a subsampled plate or ``poutine.scale``, is kept apart. Sites of the guide that are
-    no part of its density (:func:`pyro_vae.traces.sites.loss_terms`) are left out.
+    A datum is one element of the plates that all sites are in; further plates, inside it, are summed over. The scale
+    that all sites share is kept apart. Sites of the guide that are terms of the loss alone are left out.
 
     Arguments:
         traces: Model and guide with log-probabilities, all particles in a plate, or a pair for each.
@@ -66,40 +65,28 @@ def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weigh
         return Weights(log_p, log_q, scale, torch.zeros(()))
     nesting = max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
     whole = frozenset(f for f in sites[0]["cond_indep_stack"] if f.vectorized and (f in shared or f.name == PARTICLES))
+    plate = {frame.dim: frame.size for frame in whole}
+    sizes = [plate.get(dim, 1) for dim in range(-nesting, 0)]
     if not is_flat((pairs[0][1] | pairs[0][0]).values(), keep):
-        log_w = _gather([_laid_out(contracted(*pair, whole), whole, nesting) for pair in traces], vectorized)
+        log_w = _gather([contracted(*pair, whole).reshape(sizes) for pair in traces], vectorized)
         return Weights(log_w, torch.zeros(()), scale, torch.zeros(()))
-    parts = [_of_classes(model, guide, keep, nesting, whole) for model, guide in pairs]
+    parts = [_of_classes(model, guide, keep, sizes) for model, guide in pairs]
     classes = max(part.dim() for part in parts[0]) - nesting
     log_p, log_q, log_r = (_gather([one[i] for one in parts], vectorized, -1 - nesting) for i in range(3))
     return Weights(log_p, log_q, scale, log_r, classes)
 
 
-def _of_classes(
-    model: dict[str, Site], guide: dict[str, Site], keep: set[int], nesting: int, whole: frozenset
-) -> tuple[Tensor, Tensor, Tensor]:
+def _of_classes(model: dict[str, Site], guide: dict[str, Site], keep: set[int], sizes: list[int]) -> list[Tensor]:
     """Return log p, with the classes that the model alone has summed out; log q of draws; and log q of classes."""
-    ours = enumerated(guide)
+    ours, nesting = enumerated(guide), len(sizes)
     alone = [dim for name, dim in enumerated(model).items() if name not in ours]
     log_p = sum_out(_total(model.values(), keep, nesting), alone)
     log_q = _total((site for name, site in guide.items() if name not in ours), keep, nesting)
-    log_r = _total((guide[name] for name in ours), keep, nesting)
-    sizes = {frame.dim: frame.size for frame in whole}
-    shape = torch.broadcast_shapes(
-        [sizes.get(dim, 1) for dim in range(-nesting, 0)], log_p.shape, log_q.shape, log_r.shape
-    )
+    parts = log_p, log_q, _total((guide[name] for name in ours), keep, nesting)
+    shape = torch.broadcast_shapes(sizes, *(part.shape for part in parts))
     while len(shape) > nesting and shape[0] == 1:  # left by classes that are summed out
         shape = shape[1:]
-    log_p, log_q, log_r = (
-        part.reshape(part.shape[max(0, part.dim() - len(shape)) :]).expand(shape) for part in (log_p, log_q, log_r)
-    )
-    return log_p, log_q, log_r
-
-
-def _laid_out(log_w: Tensor, whole: frozenset, nesting: int) -> Tensor:
-    """Give a log-weight, of the plates to keep, the dimensions that these have among all."""
-    sizes = {frame.dim: frame.size for frame in whole}
-    return log_w.reshape([sizes.get(dim, 1) for dim in range(-nesting, 0)])
+    return [part.reshape(part.shape[max(0, part.dim() - len(shape)) :]).expand(shape) for part in parts]
 
 
 def _gather(parts: list[Tensor], vectorized: bool, dim: int = 0) -> Tensor:
@@ -111,11 +98,7 @@ def _total(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
 
 
 def power_mean(log_w: Tensor, alpha: float) -> Tensor:
-    r"""Return the logarithm of the power mean of weights over the first dimension, in nats.
-
-    .. math:: \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}
-
-    and its limit, :math:`\frac{1}{K} \sum_k \log w_k`, at :math:`\alpha = 1`.
+    r"""Return :math:`\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}`, at 1 the mean of log w, in nats.
 
     Example:
         >>> log_w = torch.tensor([1.0, 3.0]).log()
@@ -133,20 +116,10 @@ def power_mean(log_w: Tensor, alpha: float) -> Tensor:
 
 
 def chosen_by_weight(log_w: Tensor, number: int) -> Tensor:
-    r"""Draw particles of each datum by their weights: particle k on average :math:`m \hat{w}_k` times.
+    r"""Draw m particles of each datum by their weights, ``(K, *data)``; return their indices, ``(m, *data)``.
 
-    Systematically: one uniform number a datum decides all m of its draws, so that particle k is drawn
-    :math:`m \hat{w}_k` times, rounded up or down.
-
-    References:
-        Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models (Kitagawa, 1996).
-
-    Arguments:
-        log_w: Shape ``(K, *data)``.
-        number: m.
-
-    Returns:
-        Indices from 0 to K - 1, of shape ``(m, *data)``.
+    Systematically: one uniform number a datum decides all its draws, so that particle k is drawn
+    :math:`m \hat{w}_k` times, rounded up or down (Kitagawa, 1996).
 
     Example:
         >>> chosen_by_weight(torch.tensor([0.5, 0.0, 0.25, 0.25]).log(), 4)
