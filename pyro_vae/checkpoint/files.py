@@ -1,7 +1,5 @@
 """Files of a run: written whole or not at all, inside its directory, by one process at a time; and tensors in them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -16,15 +14,11 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["clone", "hold", "inside", "pack", "replacing", "short", "unpack", "write"]
+__all__ = ["clone", "hold", "inside", "pack", "replacing", "short", "tensors_of", "unpack", "write"]
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever opens it, at any moment and after any crash, finds the old one or the new one.
-
-    Raises:
-        OSError: If it cannot be written, as where the disk is full; the old one is still there.
-    """
+    """Write a file so that whoever opens it, at any moment and after any crash, finds the old one or the new one."""
     with replacing(path, content):
         pass
 
@@ -93,8 +87,7 @@ def hold(run: Path) -> Iterator[None]:
 def pack(nest: Any) -> bytes:
     """Return a nest of dictionaries, lists, numbers, words and tensors as the bytes of a safetensors file.
 
-    Tensors go by their path in the nest, the rest is JSON in the metadata, and a digest shows if the file was cut. A
-    tuple comes back as a list, numbers to the last bit, tensors on the CPU.
+    A tuple comes back as a list, numbers to the last bit, tensors on the CPU; a digest shows if the file was cut.
     """
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_plain(nest, "", tensors))
@@ -103,17 +96,24 @@ def pack(nest: Any) -> bytes:
 
 def unpack(path: Path) -> Any:
     """Return the nest that :func:`pack` made a file of, or raise ValueError. Nothing in it is run."""
+    tensors, metadata = tensors_of(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         plain = metadata["nest"]
         if _digest(plain, tensors) != metadata["sha256"]:
             raise ValueError("it is not as it was written")
         return _nest(json.loads(plain), tensors)
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
-    except (SafetensorError, OSError, RecursionError, TypeError) as error:
+    except (RecursionError, TypeError) as error:
+        raise ValueError(short(error)) from error
+
+
+def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file and its metadata, or raise ValueError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise ValueError(short(error)) from error
 
 

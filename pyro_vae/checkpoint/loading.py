@@ -1,7 +1,5 @@
 """From a run directory to a program: looked through before anything of it is made."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -10,16 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.checkpoint.files import inside, short, unpack
-from pyro_vae.checkpoint.parts import construct, read_config
+from pyro_vae.checkpoint.files import inside, short, tensors_of, unpack
+from pyro_vae.checkpoint.parts import config_of, construct
 from pyro_vae.checkpoint.runs import load_state
 from pyro_vae.vae import VAE
 
-__all__ = ["config_of", "load", "restore"]
+__all__ = ["load", "restore"]
 
 PARTS = ("prior", "likelihood", "guide", "network")
 SLACK = 2**26  # numbers that parts may hold beside their weights
@@ -64,15 +61,6 @@ def load(
     return program.eval(), config
 
 
-def config_of(run: Path) -> dict[str, Any]:
-    """Read the configuration of a run; raise FileNotFoundError where there is none."""
-    if not run.is_dir():
-        raise FileNotFoundError(f"Expected a run directory; there is nothing at {str(run)!r}.")
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"Expected a run directory with config.yaml; {str(run)!r} has none. Is it a run?")
-    return read_config(run)
-
-
 def _final(run: Path) -> tuple[dict[str, Tensor], Any]:
     path = inside(run, "model.safetensors")
     if not path.is_file():
@@ -82,10 +70,9 @@ def _final(run: Path) -> tuple[dict[str, Tensor], Any]:
             + (f"Its training has not ended: pyro-vae train --resume {run}." if begun else "Is it a run?")
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            event_shape = json.loads((file.metadata() or {}).get("event_shape", "[]"))
-            return {name: file.get_tensor(name) for name in file.keys()}, event_shape  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        tensors, metadata = tensors_of(path)
+        return tensors, json.loads(metadata.get("event_shape", "[]"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({short(error)}).") from error
 
 
@@ -141,8 +128,7 @@ def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
     if "encoder.fill" in own:
         state.setdefault("encoder.fill", own["encoder.fill"])  # runs of before there was one
     expected, got = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (own, state))
-    different = [name for name in expected | got if expected.get(name) != got.get(name)]
-    if different:
+    if different := [name for name in expected | got if expected.get(name) != got.get(name)]:
         name, more = different[0], f", nor are {len(different) - 1} others" if different[1:] else ""
         ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, got))
         raise ValueError(
@@ -164,7 +150,6 @@ class _NoLarger(TorchDispatchMode):
         self.made = self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Do the operation, if it is not to make too much."""
         if args and not types:  # a tensor of nothing but its size, or its range
             sizes = args[0] if isinstance(args[0], list | tuple) else args[:2]
             self._make(prod(max(1, size) for size in sizes if isinstance(size, int)))

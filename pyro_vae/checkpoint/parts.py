@@ -1,12 +1,10 @@
 """Parts and programs as plain data, and back: classes by their import paths, and none that is not trusted."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
@@ -15,33 +13,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pyro.infer
 import yaml
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from pyro_vae.checkpoint.files import inside, short
 from pyro_vae.vae import VAE
 
-__all__ = [
-    "arguments",
-    "check_config",
-    "construct",
-    "construct_objective",
-    "describe",
-    "describe_program",
-    "event_shape",
-    "parts_of",
-    "read_config",
-]
+__all__ = ["describe", "describe_program", "event_shape", "parts_of"]
+__all__ += ["arguments", "check_trust", "config_of", "construct", "construct_objective"]
 
 LARGEST, BRACKETS = 2**20, 1000  # bytes of a configuration, and what takes a parser the square of their number
 
 
 def describe(part: Any) -> Any:
-    """Return a part as plain data: a class, or a partial of one, as its import path and its arguments.
-
-    Arguments of an instance, as of an objective, are its attributes of the same names.
-
-    Raises:
-        ValueError: If the part is a function or a lambda, or an instance that does not keep an argument.
+    """Return a part as plain data: a class, a partial of one, or an instance, as its import path and its arguments.
 
     Example:
         >>> from pyro_vae import networks
@@ -132,8 +115,12 @@ def _home(kind: type) -> str:
     return home
 
 
-def read_config(run: str | Path, name: str = "config.yaml") -> dict[str, Any]:
+def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
     """Read the configuration of a run: plain data with no tags, no references and few brackets. It imports nothing."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"Expected a run directory; there is nothing at {str(run)!r}.")
+    if not (run / name).is_file():
+        raise FileNotFoundError(f"Expected a run directory with {name}; {str(run)!r} has none. Is it a run?")
     path = inside(run, name)
     try:
         if path.stat().st_size > LARGEST:
@@ -174,15 +161,6 @@ def _is(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Sequence:
         return isinstance(value, list) and all(_is(item, *get_args(hint)) for item in value)
     return type(value) in ((int, float) if hint is float else (hint,))
-
-
-def check_config(path: Path, options: Container[str], trust: Iterable[str]) -> None:
-    """Check that a file of options, if it lies in a run, names only trusted classes for ``options``, the parts."""
-    if any((path.parent / name).exists() for name in ("environment.json", "model.safetensors", "checkpoint")):
-        config = read_config(path.parent, path.name)
-        parts = [value for key, value in config.items() if str(key).split(".")[0] in options]
-        words = [word for word in tree_leaves(parts) if isinstance(word, str) and "." in word]  # perhaps import paths
-        check_trust([{"class_path": word} for word in words], trust)
 
 
 def check_trust(spec: Any, trust: Iterable[str]) -> None:

@@ -1,7 +1,5 @@
 """The directory of a run: how it is made and read, and what the run was made with."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -28,8 +26,8 @@ from pyro_vae.checkpoint.parts import event_shape
 __all__ = ["begin", "begin_again", "hold_new", "load_metrics", "load_state", "save_metrics", "save_weights"]
 
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
-# On these the last bits of a number depend.
-BITS = ("python", "threads", "processor", "instructions", "gpus", "packages")
+# On these, and on packages, the last bits of a number depend.
+BITS = ("python", "threads", "processor", "instructions", "gpus")
 # What training and evaluation write. In this order --overwrite takes it away: without the first it is no run.
 WRITTEN = (
     "config.yaml",
@@ -58,11 +56,6 @@ def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
     If it comes to an error before the directory is a run, it is taken away again.
     """
     run = Path(run_dir)
-    if (run / "config.yaml").exists() and not overwrite:
-        raise ValueError(
-            f"Expected a new run directory; {str(run)!r} holds a run already. Choose another --run_dir, go on with "
-            f"that run by --resume {run}, or write over it with --overwrite true."
-        )
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -70,8 +63,11 @@ def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise OSError(f"Expected to make a folder for the run; could not make {str(run)!r} ({error}).") from error
     with hold(run):
         if (run / "config.yaml").exists():
-            if not overwrite:  # made since
-                raise ValueError(f"Expected a new run directory; {str(run)!r} has become another run's.")
+            if not overwrite:
+                raise ValueError(
+                    f"Expected a new run directory; {str(run)!r} holds a run already. Choose another --run_dir, go on "
+                    f"with that run by --resume {run}, or write over it with --overwrite true."
+                )
             _clear(run)
         try:
             yield run
@@ -91,9 +87,8 @@ def _clear(run: Path) -> None:
 
 def save_weights(run: Path, program: nn.Module) -> None:
     """Write ``model.safetensors``: the parameters, with the shape of x that a VAE was built for in its metadata."""
-    shape = event_shape(program)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in program.state_dict().items()}
-    write(inside(run, "model.safetensors"), save(tensors, metadata={"event_shape": json.dumps(shape)}))
+    write(inside(run, "model.safetensors"), save(tensors, metadata={"event_shape": json.dumps(event_shape(program))}))
 
 
 def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
@@ -112,18 +107,15 @@ def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
 
 def load_metrics(run_dir: str | Path) -> dict[str, list[float]]:
     """Return the history that :func:`save_metrics` wrote; empty where there is no file, or no epoch in it."""
-    return _table(Path(run_dir) / "metrics.csv") | _table(Path(run_dir) / "seconds.csv")
-
-
-def _table(path: Path) -> dict[str, list[float]]:
-    if not path.is_file():
-        return {}
-    try:
-        names, *lines = csv.reader(path.read_text().splitlines())
-        epochs = [dict(zip(names, map(float, line), strict=True)) for line in lines]
-        return {name: [epoch[name] for epoch in epochs] for name in names[1:] if epochs}
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"Expected a table of numbers; could not read {str(path)!r} ({short(error)}).") from error
+    history: dict[str, list[float]] = {}
+    for path in (Path(run_dir) / "metrics.csv", Path(run_dir) / "seconds.csv"):
+        try:
+            names, *lines = csv.reader(path.read_text().splitlines()) if path.is_file() else [[]]
+            epochs = [dict(zip(names, map(float, line), strict=True)) for line in lines]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"Expected a table of numbers; could not read {str(path)!r} ({short(error)}).") from error
+        history |= {name: [epoch[name] for epoch in epochs] for name in names[1:] if epochs}
+    return history
 
 
 def load_state(run: Path) -> tuple[dict[str, Any], str]:
@@ -147,13 +139,14 @@ def begin_again(run: Path, config: dict[str, Any]) -> None:
     path, now = inside(run, "environment.json"), environment(None)
     try:
         before = json.loads(path.read_text()) if path.is_file() else {}
-        changed = changes(before, now)
+        pairs = [(name, before[name], now[name]) for name in BITS if name in before]
+        pairs += [(name, was, now["packages"].get(name)) for name, was in before.get("packages", {}).items()]
         resumed = [*before.get("resumed", []), now | {"seed": before.get("seed")}]
     except (ValueError, OSError, RecursionError, AttributeError, TypeError) as error:
         raise ValueError(f"Expected the run's environment; could not read {str(path)!r} ({short(error)}).") from error
     write(path, json.dumps(before | {"resumed": resumed}, indent=2) + "\n")
     write(inside(run, "config.yaml"), yaml.safe_dump(config, sort_keys=False))
-    if changed:
+    if changed := "; ".join(f"{name} {was}, now {is_now}" for name, was, is_now in pairs if was != is_now):
         warnings.warn(f"Going on, but the last bits may be others: {changed}.", stacklevel=2)
 
 
@@ -174,20 +167,6 @@ def environment(seed: int | None) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: version(name) for name in PACKAGES},
     }
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say how two environments differ in what the last bits depend on.
-
-    Example:
-        >>> changes({"threads": 2, "packages": {"torch": "2.5.1"}}, {"threads": 1, "packages": {"torch": "2.14.1"}})
-        'threads 2, now 1; torch 2.5.1, now 2.14.1'
-    """
-    pairs = [(name, before[name], now.get(name)) for name in BITS if name in before and name != "packages"]
-    packages = before.get("packages")
-    if isinstance(packages, Mapping):
-        pairs += [(name, was, now["packages"].get(name)) for name, was in packages.items()]
-    return "; ".join(f"{name} {was}, now {is_now}" for name, was, is_now in pairs if was != is_now)
 
 
 def _git() -> dict[str, Any] | None:

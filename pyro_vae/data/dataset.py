@@ -1,10 +1,8 @@
 r"""A data set: three splits of images, kept as they came and read as x when they are asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from pyro_vae.data.on_disk import OnDisk
 __all__ = ["Dataset", "Split"]
 
 Noise = Literal["bernoulli", "uniform"]
+WAYS = {"static": "statically", "dynamic": "dynamically", "threshold": "at one half"}
 EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
 
 
@@ -76,19 +75,19 @@ class Split:
         """What may be columns beside x; the labels are ``y`` and ``labels``, where no other is called so."""
         return ({} if self.labels is None else {"y": self.labels, "labels": self.labels}) | self.extra
 
-    def with_columns(self, names: Iterable[str]) -> Split:
+    def with_columns(self, names: Iterable[str]) -> Self:
         """Return the split with these columns beside x, in this order."""
         return replace(self, extra={name: self.columns[name] for name in names})
 
-    def to(self, device: str | torch.device) -> Split:
+    def to(self, device: str | torch.device) -> Self:
         """Return the split on another device; of one on disk, each batch is moved there when it is read."""
         return self._each(lambda column: column.to(device))
 
-    def part(self, rows: Tensor) -> Split:
+    def part(self, rows: Tensor) -> Self:
         """Return the split of some rows; of one on disk it stays on disk."""
         return self._each(lambda column: column.part(rows) if isinstance(column, OnDisk) else column[rows])
 
-    def _each(self, change: Callable[[Any], Any]) -> Split:
+    def _each(self, change: Callable[[Any], Any]) -> Self:
         labels, mask = (None if column is None else change(column) for column in (self.labels, self.mask))
         extra = {name: change(column) for name, column in self.extra.items()}
         return replace(self, pixels=change(self.pixels), labels=labels, mask=mask, extra=extra)
@@ -98,7 +97,7 @@ class Split:
         """Whether images are read from a file as they are asked for."""
         return isinstance(self.pixels, OnDisk)
 
-    def frozen(self, generator: torch.Generator) -> Split:
+    def frozen(self, generator: torch.Generator) -> Self:
         """Return the split with its noise drawn once for all, in memory."""
         if self.noise == "uniform":
             u = torch.rand(self.pixels.shape, generator=generator)
@@ -151,11 +150,10 @@ def _rows(pixels: Tensor | OnDisk, index: Tensor | slice) -> Tensor:
 
 def _total(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Add up what is observed of images in float64, which of bytes is exact, with no copy of them all."""
-    sums = []
-    for i, part in enumerate(pixels.split(1024)):
-        seen = part if mask is None else part * mask[1024 * i : 1024 * (i + 1)]
-        sums.append(seen.sum(0, dtype=torch.float64))
-    return torch.stack(sums).sum(0)
+    parts: Iterable[Tensor] = pixels.split(1024)
+    if mask is not None:
+        parts = (part * seen for part, seen in zip(parts, mask.split(1024), strict=True))
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +199,11 @@ class Dataset:
         return sum(part.missing * len(part) for part in parts) / sum(map(len, parts))
 
     def __str__(self) -> str:
-        plain = "counts" if self.config.get("counts") else "not binarised"
-        how = {
-            "none": "dequantised" if self.config["dequantize"] else plain,
-            "static": "binarised statically",
-            "dynamic": "binarised dynamically",
-            "threshold": "binarised at one half",
-        }
+        binarize = self.config["binarize"]
+        how = "not binarised" if binarize == "none" else f"binarised {WAYS[binarize]}"
+        if self.config["dequantize"]:
+            how = "dequantised"
+        if self.config.get("counts"):
+            how = "counts"
         missing = f", {100 * self.missing:.3g}% missing" if self.missing else ""
-        return f"{self.config['data']}, {how[self.config['binarize']]}{missing}"
+        return f"{self.config['data']}, {how}{missing}"

@@ -1,7 +1,5 @@
 """From a name, a path or a tensor to a :class:`Dataset`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_vae.data.checks import images_of, support_of
 from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.on_disk import OnDisk, Survey, arrays_of, survey, to_tensor
-from pyro_vae.data.sources import NAMES, Source, digits, file, folder, torchvision_images
+from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
 __all__ = ["from_columns", "from_tensor", "load"]
 
@@ -37,8 +34,7 @@ def load(
     validation; otherwise a tenth is held out for each, but at most 10,000.
 
     A .npy file of more than 256 MiB stays on disk. It is read through once, to check it (and once more for the mean
-    where binarize is ``threshold``), and then batch by batch. In memory are some 16 bytes an image, and the images that
-    are held out.
+    where binarize is ``threshold``), and then batch by batch: in memory are 16 bytes an image, and the held-out images.
 
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
@@ -76,8 +72,7 @@ def load(
         >>> digits.support
         Boolean()
     """
-    config = {"data": str(data), "root": str(root), "binarize": binarize, "dequantize": dequantize, "valid": valid}
-    config["counts"] = counts
+    config = dict(data=str(data), root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
     path = Path(data)
     if columns is not None:
         if binarize != "none" or dequantize or counts:
@@ -129,8 +124,7 @@ def from_tensor(
         >>> print(from_tensor(torch.rand(100, 5), mask=torch.arange(5).expand(100, 5) > 0))
         tensor, not binarised, 20% missing
     """
-    config = {"data": "tensor", "root": "", "binarize": binarize, "dequantize": dequantize, "valid": valid}
-    config["counts"] = counts
+    config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
     labels, mask = (None if given is None else given.detach().cpu() for given in (labels, mask))
     return _dataset(Source(x.detach().cpu(), "a tensor", labels, mask), config)
 
@@ -138,8 +132,8 @@ def from_tensor(
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
     """Make a data set of columns: a tenth held out for validation, a tenth for test, as in :func:`load`.
 
-    The first column is x; the others go with it, row by row. Whole numbers and booleans stay what they are, as
-    labels, where :func:`from_tensor` takes them for pixels; NaN is missing.
+    The first column is x. Whole numbers and booleans stay as they are, where :func:`from_tensor` takes them for pixels;
+    NaN is missing.
 
     Arguments:
         columns: Tensors by the names of a program's arguments, each with the data along its first dimension.
@@ -168,7 +162,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
     if not observed.numel():
         raise ValueError(f"Expected numbers in {first!r}; got none.")
     whole = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
-    config = {"data": "tensor", "root": "", "binarize": "none", "dequantize": False, "valid": valid, "counts": False}
+    config = dict(data="tensor", root="", binarize="none", dequantize=False, valid=valid, counts=False)
     return _in_splits(whole, survey(observed.double()), config)
 
 
@@ -212,8 +206,7 @@ def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0
         part = replace(part, pixels=part.pixels[:]) if i and part.on_disk else part
         frozen = i > 0 or config["binarize"] == "static"
         parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
-    train, valid, test_part = parts
-    return Dataset(train, valid, test_part, support_of(whole, seen), config)
+    return Dataset(*parts, support_of(whole, seen), config)
 
 
 def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,14 +1,12 @@
 """Images that stay in their .npy file: rows are read as they are asked for, so memory stays flat."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -33,12 +31,7 @@ class Survey(NamedTuple):
 
 
 def survey(x: Tensor) -> Survey:
-    """Look at every number of a tensor that is not empty.
-
-    Example:
-        >>> survey(torch.tensor([2, 0, 1]))
-        Survey(wrong=0, low=0, high=2, whole=True)
-    """
+    """Look at every number of a tensor that is not empty."""
     low, high = x.aminmax()
     if not x.is_floating_point():
         return Survey(0, low.item(), high.item(), whole=True)
@@ -65,9 +58,6 @@ class File:
     """The rows of a .npy file, which each read opens anew: nothing to close, or to share by a fork.
 
     Not a memory map, whose pages count as this process's own, and which kills it when the file is cut short.
-
-    Arguments:
-        array: The file, as ``numpy.load(path, mmap_mode="r")`` gives it, of shape ``(N, *event)``.
     """
 
     def __init__(self, array: np.memmap) -> None:
@@ -80,11 +70,6 @@ class File:
         self.shape, self.layout = array.shape, np.dtype((array.dtype, array.shape[1:]))
         self._start, self._state = array.offset, _state(os.stat(self.path))
 
-    def read(self, rows: list[int]) -> Tensor:
-        """Read rows by their numbers, as a tensor of shape ``(len(rows), *event)``, channels first."""
-        size = self.layout.itemsize
-        return self._read([self._start + row * size for row in rows], size)
-
     def parts(self, doing: str) -> Iterator[Tensor]:
         """Read the whole file in its order, some rows at a time, with a progress bar if it is long."""
         total, size = self.shape[0], self.layout.itemsize
@@ -93,10 +78,13 @@ class File:
         with tqdm(total=total * size, **show) as bar:
             for first in range(0, total, step):
                 count = min(step, total - first)
-                yield self._read([self._start + first * size], count * size)
+                yield self.read([first], count)
                 bar.update(count * size)
 
-    def _read(self, offsets: list[int], size: int) -> Tensor:
+    def read(self, rows: list[int], count: int = 1) -> Tensor:
+        """Read ``count`` rows from each of ``rows`` on, channels first."""
+        size = count * self.layout.itemsize
+        offsets = [self._start + row * self.layout.itemsize for row in rows]
         try:
             with open(self.path, "rb", buffering=0) as file:
                 number = file.fileno()
@@ -112,7 +100,7 @@ class File:
                 f"Expected {str(self.path)!r} as it was when it was loaded, since images are read as they are needed; "
                 "got one that was moved, cut or written since. Load it anew, and leave it as it is until the end."
             )
-        shape = (len(found) // self.layout.itemsize, *self.shape[1:])
+        shape = (len(rows) * count, *self.shape[1:])
         return channels_first(to_tensor(np.ndarray(shape, self.layout.base, buffer=found)))
 
     @cached_property
@@ -132,33 +120,16 @@ def _state(found: os.stat_result) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Images of a file, in some order, read when they are indexed. In memory is the order alone, 8 bytes an image.
-
-    Arguments:
-        file: Where they are.
-        rows: Which rows of the file, in which order, of shape ``(N,)``.
-        dtype: Of a batch.
-        cut: If given, pixels are 1 above it and 0 elsewhere.
-        device: Of a batch.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.save(f"{folder}/x.npy", np.arange(12.0).reshape(4, 3))
-        ...     x = OnDisk.of(File(np.load(f"{folder}/x.npy", mmap_mode="r")))
-        ...     x.shape, x[torch.tensor([2, 0])]
-        ((4, 3), tensor([[6., 7., 8.],
-                [0., 1., 2.]]))
-    """
+    """Images of a file, in some order, read when they are indexed. In memory is the order alone, 8 bytes an image."""
 
     file: File
     rows: Tensor
     dtype: torch.dtype
-    cut: float | None = None
+    cut: float | None = None  # pixels are 1 above it and 0 elsewhere
     device: torch.device | str = "cpu"
 
     @classmethod
-    def of(cls, file: File) -> OnDisk:
+    def of(cls, file: File) -> Self:
         """All rows of a file, as they are."""
         return cls(file, torch.arange(file.shape[0]), to_tensor(np.empty(0, file.layout.base)).dtype)
 
@@ -175,11 +146,11 @@ class OnDisk:
         """Shape of all images, channels first."""
         return (len(self), *channels_first(torch.empty(1, *self.file.shape[1:], device="meta")).shape[1:])
 
-    def to(self, device: torch.device | str) -> OnDisk:
+    def to(self, device: torch.device | str) -> Self:
         """Return the images, still on disk, to be read onto another device."""
         return replace(self, device=device)
 
-    def part(self, rows: Tensor) -> OnDisk:
+    def part(self, rows: Tensor) -> Self:
         """Return some of the images, still on disk."""
         return replace(self, rows=self.rows[rows])
 

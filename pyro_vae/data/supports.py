@@ -52,7 +52,6 @@ class _OpenUnitInterval(constraints.Constraint):
     """Numbers above 0 and below 1."""
 
     def check(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is inside."""
         return torch.logical_and(value > 0, value < 1)
 
 
