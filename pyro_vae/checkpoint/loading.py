@@ -104,7 +104,7 @@ def _build(
             f"Expected a run whose config.yaml says how its program is made; {str(run)!r} does not name its parts, or "
             "all its arguments. Make it as before: load(run, program=mine), or to train on, fit(mine, ..., resume=run)."
         )
-    make = partial(VAE) if named is None else construct(named, trust)
+    make: Any = partial(VAE) if named is None else construct(named, trust)
     arguments = make.keywords
     if of_parts:
         parts = {part: construct(config[part], trust) for part in PARTS}

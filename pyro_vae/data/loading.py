@@ -189,10 +189,10 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
         raise ValueError(f"Expected whole numbers from 0 on as counts; got others, in {extremes}, in {source.name}.")
     if binarize != "none" and not 0 <= seen.low <= seen.high <= whole.white:
         raise ValueError(f"Expected pixels in [0, 1] to binarise; got {extremes} in {source.name}.")
-    if binarize == "threshold" and isinstance(pixels, OnDisk):
-        whole = replace(whole, pixels=replace(pixels, cut=whole.white / 2, dtype=torch.uint8), levels=2)
-    elif binarize == "threshold":
-        whole = replace(whole, pixels=(pixels > whole.white / 2).byte(), levels=2)
+    if binarize == "threshold":
+        cut = whole.white / 2
+        above = replace(pixels, cut=cut, dtype=torch.uint8) if isinstance(pixels, OnDisk) else (pixels > cut).byte()
+        whole = replace(whole, pixels=above, levels=2)
     elif binarize != "none" or dequantize:
         whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
     return _in_splits(whole, seen, config, source.test)
@@ -206,7 +206,8 @@ def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0
         part = replace(part, pixels=part.pixels[:]) if i and part.on_disk else part
         frozen = i > 0 or config["binarize"] == "static"
         parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
-    return Dataset(*parts, support_of(whole, seen), config)
+    train, held_out, last = parts
+    return Dataset(train, held_out, last, support_of(whole, seen), config)
 
 
 def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Tensor]:
