@@ -28,37 +28,11 @@ if TYPE_CHECKING:
     from pyro_vae.train.fitting import fit
     from pyro_vae.vae import VAE
 
-__all__ = [
-    "CompiledSVI",
-    "Posterior",
-    "VAE",
-    "ais",
-    "compare",
-    "compiled",
-    "conditional",
-    "data",
-    "evaluate",
-    "fit",
-    "guides",
-    "likelihoods",
-    "load",
-    "missing",
-    "networks",
-    "objectives",
-    "oracle",
-    "plots",
-    "posterior",
-    "priors",
-    "report",
-]
+__all__ = ["CompiledSVI", "Posterior", "VAE", "fit", "load"]
+__all__ += ["ais", "compare", "compiled", "conditional", "data", "evaluate", "guides", "likelihoods", "missing"]
+__all__ += ["networks", "objectives", "oracle", "plots", "posterior", "priors", "report"]
 
-_HOMES = {
-    "CompiledSVI": "compiled",
-    "Posterior": "program",
-    "VAE": "vae",
-    "fit": "train",
-    "load": "checkpoint",
-}
+_HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "vae", "fit": "train", "load": "checkpoint"}
 
 if not TYPE_CHECKING:  # mypy would take __getattr__ to have every name, the misspelt ones too
 

@@ -22,18 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
         from pyro_vae import commands
 
         return commands.run(given)
-    try:
-        _, unknown = _parser().parse_known_args(given[:1])
-    except ArgumentError as error:
-        wrong = str(error)
-    else:
-        missing = f'expected "subcommand" to be one of {{{",".join(COMMANDS)}}}, but it was not provided'
-        wrong = f"unrecognized arguments: {unknown[0]}" if unknown else missing
-    print(f"pyro-vae: {wrong}. See pyro-vae --help.", file=sys.stderr)
-    return 2
-
-
-def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="pyro-vae", description="Variational autoencoders as probabilistic programs.", exit_on_error=False
     )
@@ -45,7 +33,14 @@ def _parser() -> ArgumentParser:
     )
     for name, line in COMMANDS.items():
         subcommands.add_parser(name, help=line)
-    return parser
+    wrong = f'expected "subcommand" to be one of {{{",".join(COMMANDS)}}}, but it was not provided'
+    try:
+        if unknown := parser.parse_known_args(given[:1])[1]:
+            wrong = f"unrecognized arguments: {unknown[0]}"
+    except ArgumentError as error:
+        wrong = str(error)
+    print(f"pyro-vae: {wrong}. See pyro-vae --help.", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What the ``pyro-vae`` command does. Options are the signatures of ``data.load``, ``VAE.build`` and ``fit``."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 import time
@@ -19,7 +17,7 @@ from matplotlib.figure import Figure
 from pyro_vae import VAE, checkpoint, compare, data, evaluate, fit, load, plots, report
 from pyro_vae.options import check_config, columns_of, kind_of, make, parse, sentence
 from pyro_vae.program import posterior_of
-from pyro_vae.seeds import at_test
+from pyro_vae.seeds import at_test, forked
 from pyro_vae.train import check_device, check_support, is_first
 
 __all__ = ["run"]
@@ -27,26 +25,21 @@ __all__ = ["run"]
 
 def run(given: list[str]) -> int:
     """Run a subcommand, the first word given; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
-    commands: dict[str, Callable[..., None]] = {
-        "train": _train,
-        "evaluate": _evaluate,
-        "generate": _generate,
-        "compare": _compare,
-    }
-    name = f"pyro-vae {given[0]}"
-    resumes = given[0] == "train" and any(word.split("=")[0] == "--resume" for word in given)
+    commands: dict[str, Callable[..., None]] = {"train": _train, "resume": _resume, "evaluate": _evaluate}
+    commands |= {"generate": _generate, "compare": _compare}
+    subcommand, *words = given
+    name = f"pyro-vae {subcommand}"
+    resumes = subcommand == "train" and any(word.split("=")[0] == "--resume" for word in words)
     sys.path.append(str(Path.cwd()))  # where a class of the user's own is
     show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
         if resumes:
-            words = [word.removeprefix("--resume=") for word in given[1:] if word != "--resume"]
+            subcommand, words = "resume", [word.removeprefix("--resume=") for word in words if word != "--resume"]
             if not words:
                 raise ValueError("Expected a run directory after --resume; got none. As in: --resume runs/first")
-            commands, given = {"resume": _resume}, ["resume", *words]
         else:
-            check_config(given)
-        command, arguments = parse(commands, given)
-        commands[command](**arguments)
+            check_config(words)
+        commands[subcommand](**parse(subcommand, commands[subcommand], words))
     except KeyboardInterrupt as interrupt:
         if is_first():
             print(f"\n{name}: interrupted. {interrupt}".rstrip(), file=sys.stderr)
@@ -54,10 +47,10 @@ def run(given: list[str]) -> int:
     except Exception as error:
         if not (said := sentence(error, name)):
             raise
-        more = (
-            " With --resume go --epochs, --on_nan, --device, --logger and --trust alone: RUN/config.yaml has the rest."
-        )
-        print(f"{name}: {said}{more if resumes and isinstance(error, ArgumentError) else ''}", file=sys.stderr)
+        if resumes and isinstance(error, ArgumentError):
+            said += " With --resume go --epochs, --on_nan, --device, --logger and --trust alone: "
+            said += "RUN/config.yaml has the rest."
+        print(f"{name}: {said}", file=sys.stderr)
         return 2
     finally:
         sys.path.pop()
@@ -81,8 +74,7 @@ def _train(**options: Any) -> None:
         print(f"{dataset}: {counts} {what} of {'x'.join(map(str, dataset.event_shape)) or 1}")
         if options["batch_size"] > len(dataset.train):
             print(f"each step takes them all: there are fewer than batch_size, {options['batch_size']:,}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options["seed"])
+    with forked(torch.device("cpu"), options["seed"]):
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
     if options["run_dir"] is None:
@@ -199,8 +191,9 @@ def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None,
             draws = rows.simulate(1)
             drawn = {name: draws[name][0] for name in rows.structure.observed}
     (x, *others) = drawn.values()
-    picture = not others and x.dim() in (3, 4)
-    kinds = [".npz"] if others else [".png", ".npy"] if picture else [".npy"]
+    kinds = [".npz"] if others else [".npy"]
+    if not others and x.dim() in (3, 4):
+        kinds = [".png", ".npy"]
     path = Path(output) if output else checkpoint.inside(run, f"figures/generated{kinds[0]}")
     if path.suffix not in kinds:
         raise ValueError(f"Expected output to end in {' or '.join(kinds)}; got {str(path)!r}.")

@@ -75,10 +75,11 @@ class Hooks(nn.Module):
                 )
             family = getattr(self.decoder, "family", None) or getattr(law, "base_dist", law)
             name, support = type(family).__name__, of_element(law.support)
-            pair = "dequantised" if dataset.config["dequantize"] else kind_of(dataset.support), kind_of(support)
-            advice = ADVICE.get(pair, "Use a likelihood whose support has them, as Gaussian has real numbers.")
+            ours = ADVICE.get("dequantised" if dataset.config["dequantize"] else kind_of(dataset.support), {})
+            theirs = kind_of(support)
+            advice = ours.get(theirs, "Use a likelihood whose support has them, as Gaussian has real numbers.")
             advice = advice.format(levels=getattr(dataset.support, "number", 2))
-            if pair[0] == "binary" and pair in ADVICE and (strict or pair[1] != "real"):  # 0 and 1 are in many
+            if ours is ADVICE["binary"] and theirs in ours and (strict or theirs != "real"):  # 0 and 1 are in many
                 raise ValueError(f"Expected a likelihood of two values for {dataset}; got {name}. {advice}")
             for split in dataset.splits.values():
                 for start in range(0, AT_ONCE if split.on_disk else len(split), AT_ONCE):

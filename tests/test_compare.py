@@ -29,7 +29,9 @@ def make(folder, likelihood=likelihoods.Gaussian, latent=2, trained=False, histo
                 parameter.data.zero_()
     described = {name: checkpoint.describe(vae.parts[name]) for name in PARTS}
     config = data.load("digits", **data_options).config | described | options
-    checkpoint.save_weights(checkpoint.create(folder, config), vae)
+    with checkpoint.hold_new(folder):
+        checkpoint.begin(folder, config)
+    checkpoint.save_weights(folder, vae)
     if history:
         checkpoint.save_metrics(folder, history)
     return folder

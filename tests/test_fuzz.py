@@ -21,7 +21,7 @@ from PIL import Image
 from pyro_vae import VAE, checkpoint, commands, compare, data, fit, report
 from pyro_vae.__main__ import COMMANDS, main
 from pyro_vae.options import ROOMS
-from pyro_vae.options.rooms import known
+from pyro_vae.options.classes import known
 
 FUZZED = int(os.environ.get("FUZZED", "100"))
 QUICK = {"data": "x.npy", "latent": 2, "network.hidden": "[4]", "epochs": 1, "compile": "off"}
@@ -111,7 +111,7 @@ def check(world, words, files=()):
                 new = {path for path in after.keys() - before.keys() if "__pycache__" not in path.parts}
                 for run in {path.parent for path in new if path.name == "config.yaml"}:
                     checkpoint.load_state(run)
-                    assert checkpoint.read_config(run)["latent"]
+                    assert checkpoint.config_of(run)["latent"]
                     new -= {path for path in new if path.is_relative_to(run)}
                 new -= {home / "runs"}  # where runs that name no folder of their own are
                 assert not new, f"left behind: {new}; {said}"

@@ -359,7 +359,7 @@ BAD = {
     "device": (lambda: ["train", "--device", "gpu"], "device that torch can use, as 'cpu'; got device = 'gpu'"),
     "run_dir": (lambda: ["train", "--run_dir", text("file", "") + "/run"], "could not make 'file/run'"),
     "run_dir there": (lambda: ["train", "--run_dir", "r"], "'r' holds a run already. Choose another --run_dir"),
-    "no run to compare": (lambda: ["compare"], "arguments are required: compare.runs. See pyro-vae compare --help"),
+    "no run to compare": (lambda: ["compare"], "arguments are required: runs. See pyro-vae compare --help"),
     "one of the runs": (lambda: ["compare", "r", "nowhere"], "there is nothing at 'nowhere'"),
     "compare's output": (lambda: ["compare", "r", "--output", "x.gif"], "end in .png; got 'x.gif'"),
     "compare's images": (lambda: ["compare", "r", "--images", "1"], "2 images; got 1 runs, .* images = 1"),

@@ -163,7 +163,7 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
         return resident()
 
     monkeypatch.setattr("pyro_vae.data.on_disk.LARGE", 2**20)
-    monkeypatch.setattr("pyro_vae.data.columns.MOST", 100)
+    monkeypatch.setattr("pyro_vae.data.loading.MOST", 100)
     before = read_all(500)
     assert read_all(10_000) - before < 80_000  # kB
 

@@ -1,7 +1,5 @@
 """From a run directory to a program: looked through before anything of it is made."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -10,17 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.checkpoint.files import inside, short
-from pyro_vae.checkpoint.nests import unpack
-from pyro_vae.checkpoint.parts import check_trust, construct, read_config
+from pyro_vae.checkpoint.files import inside, short, tensors_of, unpack
+from pyro_vae.checkpoint.parts import config_of, construct
 from pyro_vae.checkpoint.runs import load_state
 from pyro_vae.vae import VAE
 
-__all__ = ["build", "check_weights", "load", "restore"]
+__all__ = ["load", "restore"]
 
 PARTS = ("prior", "likelihood", "guide", "network")
 SLACK = 2**26  # numbers that parts may hold beside their weights
@@ -36,11 +32,11 @@ def load(
     """Load a trained program from a run directory, which may be somebody else's: nothing in it is run.
 
     Arguments:
-        run_dir: What ``fit`` or ``pyro-vae train`` wrote.
+        run_dir: The directory that ``fit`` or ``pyro-vae train`` wrote.
         trust: Modules of your own, beside ``pyro_vae``, whose classes the run may name, as ``["my_priors"]``.
         weights: ``final``, those that training ended with; ``best``, those of the best validation ELBO; ``last``, of
             the last checkpoint, as while it goes on.
-        program: A module of your own to put the weights into, in place of one that is made as the run says.
+        program: A module of your own to put the weights into; None: a new one, made as the run says.
 
     Returns:
         The program on the CPU, in evaluation mode, and the run's configuration.
@@ -48,8 +44,7 @@ def load(
     Raises:
         FileNotFoundError: If the directory is not there or holds no run.
         ValueError: If a file cannot be read or is a link out of the directory, the weights are of another
-            architecture, the run does not say how its program is made, or it names a class outside ``pyro_vae`` that
-            is not trusted.
+            architecture, or the run does not say how its program is made, or names a class that is not trusted.
 
     Example:
         >>> load("nowhere")
@@ -61,23 +56,9 @@ def load(
         raise ValueError(f"Expected weights to be final, best or last; got {weights!r}.")
     config = config_of(run)
     state, event_shape = _final(run) if weights == "final" else _checkpointed(run, weights)
-    program = program if program is not None else build(event_shape, config, trust, state, str(run))
+    program = program if program is not None else _build(event_shape, config, trust, state, run)
     restore(program, state)
     return program.eval(), config
-
-
-def config_of(run: Path) -> dict[str, Any]:
-    """Read the configuration of a run.
-
-    Raises:
-        FileNotFoundError: If there is no run.
-        ValueError: If it cannot be read.
-    """
-    if not run.is_dir():
-        raise FileNotFoundError(f"Expected a run directory; there is nothing at {str(run)!r}.")
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"Expected a run directory with config.yaml; {str(run)!r} has none. Is it a run?")
-    return read_config(run)
 
 
 def _final(run: Path) -> tuple[dict[str, Tensor], Any]:
@@ -89,10 +70,9 @@ def _final(run: Path) -> tuple[dict[str, Tensor], Any]:
             + (f"Its training has not ended: pyro-vae train --resume {run}." if begun else "Is it a run?")
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            event_shape = json.loads((file.metadata() or {}).get("event_shape", "[]"))
-            return {name: file.get_tensor(name) for name in file.keys()}, event_shape  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        tensors, metadata = tensors_of(path)
+        return tensors, json.loads(metadata.get("event_shape", "[]"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({short(error)}).") from error
 
 
@@ -102,91 +82,62 @@ def _checkpointed(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
         raise FileNotFoundError(
             f"Expected a run directory with best weights; {str(run)!r} has none. Use final or last."
         )
+    last = load_state(run)[0] if which == "last" else None
     try:
-        found = unpack(path) if which == "best" else load_state(run)[0]
-        weights, event_shape = found["vae"], found["event_shape"]
+        state = unpack(path) if last is None else last
+        weights, event_shape = state["vae"], state["event_shape"]
         if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
             raise ValueError("its weights are no tensors")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if str(error).startswith("Expected"):
-            raise
         raise ValueError(f"Expected a checkpoint; could not read {str(path)!r} ({short(error)}).") from error
     return weights, event_shape
 
 
-def build(
-    event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], state: Mapping[str, Tensor], run: str = "it"
+def _build(
+    event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], state: Mapping[str, Tensor], run: Path
 ) -> Any:
-    """Build the program that a configuration names, no larger than its weights warrant.
-
-    Arguments:
-        event_shape: Shape of one x, where the program is built of parts.
-        config: Of the run.
-        trust: Modules of the user's own.
-        state: The weights.
-        run: What to call the run.
-
-    Raises:
-        ValueError: If it does not say how it is made, a part is not trusted, cannot be made, or would be larger.
-    """
+    """Build the program that a configuration names, no larger than its weights warrant."""
     named = config.get("program")
     of_parts = event_shape and all(part in config for part in (*PARTS, "latent"))
     if not of_parts and not (isinstance(named, dict) and isinstance(named.get("init_args"), dict)):
         raise ValueError(
-            f"Expected a run whose config.yaml says how its program is made; {run!r} does not name its parts, or all "
-            "its arguments. Make it as before: load(run, program=mine), or to train on, fit(mine, ..., resume=run)."
+            f"Expected a run whose config.yaml says how its program is made; {str(run)!r} does not name its parts, or "
+            "all its arguments. Make it as before: load(run, program=mine), or to train on, fit(mine, ..., resume=run)."
         )
-    check_trust([named, *(config.get(part) for part in PARTS)], trust)
-    kind: Any = VAE if named is None else construct(named, trust)
+    make: Any = partial(VAE) if named is None else construct(named, trust)
+    arguments = make.keywords
     if of_parts:
-        make = getattr(getattr(kind, "func", kind), "build", VAE.build)
         parts = {part: construct(config[part], trust) for part in PARTS}
         sizes = [config["latent"], *(event_shape if isinstance(event_shape, list) else [None])]
         if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
             raise ValueError(f"Expected whole numbers for latent and the shape of x; the run has {str(sizes)[:80]}.")
-        made = partial(make, event_shape, config["latent"], **parts)
-    else:
-        made = kind
+        make = partial(getattr(make.func, "build", VAE.build), event_shape, config["latent"], **parts)
     with torch.random.fork_rng(devices=[]), _NoLarger(state):
         try:
-            program = made()
+            program = make()
             if not of_parts:
-                program.made_with = kind.keywords
+                program.made_with = arguments
             return program
         except (TypeError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
             raise ValueError(f"Expected parts that make a VAE; the run's do not ({short(error)}).") from error
 
 
 def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put weights into a program, once all of them are found to fit; numbers of float64 make it one of float64.
-
-    Raises:
-        ValueError: If they are of another architecture.
-    """
-    state = dict(state)
-    if "encoder.fill" in (own := program.state_dict()):
+    """Put weights into a program, if all names and shapes are its own; numbers of float64 make it one of float64."""
+    own, state = program.state_dict(), dict(state)
+    if "encoder.fill" in own:
         state.setdefault("encoder.fill", own["encoder.fill"])  # runs of before there was one
-    check_weights({name: tuple(tensor.shape) for name, tensor in state.items()}, program)
-    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    program.to(dtype=kinds.pop() if len(kinds) == 1 else None)
-    program.load_state_dict(state)
-
-
-def check_weights(shapes: Mapping[str, tuple[int, ...]], program: nn.Module) -> None:
-    """Check that weights are those of a program, by name and shape.
-
-    Raises:
-        ValueError: If one is not; it says which.
-    """
-    expected = {name: tuple(tensor.shape) for name, tensor in program.state_dict().items()}
-    different = [name for name in (*expected, *shapes) if expected.get(name) != shapes.get(name)]
-    if different := [*dict.fromkeys(different)]:
+    expected, got = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (own, state))
+    if different := [name for name in expected | got if expected.get(name) != got.get(name)]:
         name, more = different[0], f", nor are {len(different) - 1} others" if different[1:] else ""
-        ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, shapes))
+        ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, got))
         raise ValueError(
             "Expected weights of the architecture in config.yaml; got others: by config.yaml "
             f"{name!r} is {ours}, in the weights {theirs}{more}."
         )
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    program.to(dtype=kinds.pop() if len(kinds) == 1 else None)
+    program.load_state_dict(state)
 
 
 class _NoLarger(TorchDispatchMode):
@@ -199,7 +150,6 @@ class _NoLarger(TorchDispatchMode):
         self.made = self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Do the operation, if it is not to make too much."""
         if args and not types:  # a tensor of nothing but its size, or its range
             sizes = args[0] if isinstance(args[0], list | tuple) else args[:2]
             self._make(prod(max(1, size) for size in sizes if isinstance(size, int)))

@@ -1,32 +1,126 @@
-"""From plain data to parts: a class by its import path and its arguments, and no class that is not trusted."""
-
-from __future__ import annotations
+"""Parts and programs as plain data, and back: classes by their import paths, and none that is not trusted."""
 
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pyro.infer
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.checkpoint.files import inside, short
+from pyro_vae.vae import VAE
 
-__all__ = ["arguments", "check_config", "check_trust", "construct", "construct_objective", "read_config"]
+__all__ = ["describe", "describe_program", "event_shape", "parts_of"]
+__all__ += ["arguments", "check_trust", "config_of", "construct", "construct_objective"]
 
 LARGEST, BRACKETS = 2**20, 1000  # bytes of a configuration, and what takes a parser the square of their number
 
 
-def read_config(run: str | Path, name: str = "config.yaml") -> dict[str, Any]:
-    """Read the configuration of a run: plain data, and no class of it imported.
+def describe(part: Any) -> Any:
+    """Return a part as plain data: a class, a partial of one, or an instance, as its import path and its arguments.
 
-    Raises:
-        ValueError: If it cannot be read, or holds what a run does not write: tags, references, a page of brackets.
+    Example:
+        >>> from pyro_vae import networks
+        >>> describe(functools.partial(networks.MLP, hidden=(200, 200)))
+        {'class_path': 'pyro_vae.networks.MLP', 'init_args': {'hidden': [200, 200]}}
     """
+    if isinstance(part, str | int | float | bool | None):
+        return part
+    if isinstance(part, list | tuple):
+        return [describe(item) for item in part]
+    if isinstance(part, functools.partial):
+        # jsonargparse hands over a partial of its own functions, with the class as the last argument.
+        kind = next((item for item in (*reversed(part.args), part.func) if isinstance(item, type)), None)
+        arguments = part.keywords
+    elif isinstance(part, type):
+        kind, arguments = part, {}
+    else:
+        kind = None if inspect.isroutine(part) or isinstance(part, nn.Module | Tensor) else type(part)
+        arguments = _kept(part) if kind else {}
+    if kind is None:
+        raise ValueError(
+            f"Expected a class or a functools.partial of one, which a run directory can name; got {part!r}."
+        )
+    path = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
+    return path | {"init_args": {k: describe(v) for k, v in arguments.items()}} if arguments else path
+
+
+def describe_program(program: nn.Module) -> dict[str, Any]:
+    """Return a program as entries of a configuration: the parts it was built of, and its class if it is not VAE's.
+
+    One that was not built of parts has its arguments in their place, if it keeps all under their names, as plain data.
+    """
+    parts = {name: describe(part) for name, part in parts_of(program).items() if name != "event_shape"}
+    kind = type(program)
+    if parts and kind is VAE:
+        return parts
+    described: dict[str, Any] = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
+    if not parts and "<" not in kind.__qualname__:
+        with suppress(ValueError, TypeError):
+            arguments = getattr(program, "made_with", None) or _kept(program)  # the command notes what it was given
+            described["init_args"] = {name: describe(value) for name, value in arguments.items()}
+    return {"program": described} | parts
+
+
+def parts_of(program: Any) -> dict[str, Any]:
+    """Return what :meth:`pyro_vae.VAE.build` made a program of; nothing of one that it did not make."""
+    parts = getattr(program, "parts", None)
+    return parts if isinstance(parts, dict) and "event_shape" in parts else {}
+
+
+def event_shape(program: Any) -> list[int]:
+    """Return the shape of one x that a program was built of parts for."""
+    return [*parts_of(program).get("event_shape", ())]
+
+
+def _kept(instance: Any) -> dict[str, Any]:
+    """The arguments that an instance was made with, from attributes of the same names."""
+    found = {}
+    for name, owner in _parameters(type(instance)).items():
+        if hasattr(instance, name):
+            found[name] = getattr(instance, name)
+        elif owner.__module__.split(".")[0] != "pyro":  # of whose losses some take what they no longer use
+            raise ValueError(
+                f"Expected {type(instance).__name__} to keep its argument {name!r} under that name, to write it down "
+                f"in config.yaml; it does not. Write self.{name} = {name} in its __init__."
+            )
+    return found
+
+
+def _parameters(kind: type) -> dict[str, type]:
+    """The arguments of a class, and whose each is: those that ``**kwargs`` hands on are a base's."""
+    found: dict[str, type] = {}
+    for owner in kind.__mro__:
+        if (init := vars(owner).get("__init__")) and owner is not object:
+            parameters = [*inspect.signature(init).parameters.values()][1:]
+            named = (one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD))
+            found = {one.name: owner for one in named} | found
+            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+                break
+    return found
+
+
+def _home(kind: type) -> str:
+    """The module to import a class from: the outermost that offers it, as files inside a room may move."""
+    home = kind.__module__
+    while getattr(sys.modules.get(home.rpartition(".")[0]), kind.__qualname__, None) is kind:
+        home = home.rpartition(".")[0]
+    return home
+
+
+def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
+    """Read the configuration of a run: plain data with no tags, no references and few brackets. It imports nothing."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"Expected a run directory; there is nothing at {str(run)!r}.")
+    if not (run / name).is_file():
+        raise FileNotFoundError(f"Expected a run directory with {name}; {str(run)!r} has none. Is it a run?")
     path = inside(run, name)
     try:
         if path.stat().st_size > LARGEST:
@@ -44,9 +138,6 @@ def read_config(run: str | Path, name: str = "config.yaml") -> dict[str, Any]:
 
 def arguments(function: Callable[..., Any], config: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
     """Return the arguments of a function that a configuration gives, each of the kind that it is annotated with.
-
-    Raises:
-        ValueError: If one is of another kind.
 
     Example:
         >>> def bake(minutes: int, at: float = 200.0) -> None: ...
@@ -69,41 +160,11 @@ def _is(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) is Sequence:
         return isinstance(value, list) and all(_is(item, *get_args(hint)) for item in value)
-    kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,), type(None): (type(None),)}
-    return type(value) in kinds.get(hint, ())
-
-
-def check_config(path: Path, options: Container[str], trust: Iterable[str]) -> None:
-    """Check that a file of options, if it lies in a run, names no class that is not trusted.
-
-    One that lies in no run is the user's own.
-
-    Arguments:
-        path: The file.
-        options: Those that are parts. Any word with a dot in them may be an import path.
-        trust: Modules of the user's own.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if any((path.parent / name).exists() for name in ("environment.json", "model.safetensors", "checkpoint")):
-        config = read_config(path.parent, path.name)
-        parts = [value for key, value in config.items() if str(key).split(".")[0] in options]
-        check_trust([{"class_path": word} for word in _words(parts) if "." in word], trust)
-
-
-def _words(part: Any) -> list[str]:
-    if isinstance(part, dict | list):
-        return [word for item in (part.values() if isinstance(part, dict) else part) for word in _words(item)]
-    return [part] if isinstance(part, str) else []
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def check_trust(spec: Any, trust: Iterable[str]) -> None:
-    """Check that plain data names classes of ``pyro_vae`` alone, or of modules that are trusted.
-
-    Raises:
-        ValueError: If it names another, whose import would run its code.
-    """
+    """Check that plain data names classes of ``pyro_vae`` alone, or of modules that are trusted."""
     if isinstance(spec, list | dict):
         for item in spec.values() if isinstance(spec, dict) else spec:
             check_trust(item, trust)
@@ -117,21 +178,13 @@ def check_trust(spec: Any, trust: Iterable[str]) -> None:
 
 
 def construct(spec: Any, trust: Iterable[str] = ()) -> functools.partial:
-    """Return the module's class that :func:`describe` made plain data of, as a partial of it with its arguments.
-
-    Raises:
-        ValueError: If the class is not trusted, not there, or of another kind.
-    """
+    """Return the module's class that :func:`describe` made plain data of, as a partial of it with its arguments."""
     check_trust(spec, trust)
     return _class(spec, nn.Module)
 
 
 def construct_objective(spec: Any, trust: Iterable[str] = ()) -> pyro.infer.ELBO:
-    """Return the objective that :func:`describe` made plain data of, and what it is made of, as a schedule of beta.
-
-    Raises:
-        ValueError: If a class is not trusted, not there, of another kind, or does not take its arguments.
-    """
+    """Return the objective that :func:`describe` made plain data of, with its schedule and penalty."""
     check_trust(spec, trust)
     made = _class(spec, pyro.infer.ELBO)
     try:
@@ -158,9 +211,7 @@ def _class(spec: Any, kind: type) -> functools.partial:
     anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
     if unknown := [str(key) for key in arguments if key not in known and not anything]:
         raise ValueError(f"Expected arguments of {name}, {', '.join(known)}; the run has {', '.join(unknown)}.")
-    inner = {key: _class(value, object) if _names(value) else value for key, value in arguments.items()}
-    return functools.partial(found, **inner)
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, dict) and "class_path" in value
+    for key, value in arguments.items():
+        if isinstance(value, dict) and "class_path" in value:
+            arguments = arguments | {key: _class(value, object)}
+    return functools.partial(found, **arguments)

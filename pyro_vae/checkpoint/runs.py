@@ -1,27 +1,33 @@
-"""What a run's directory holds, and how it is made and read."""
-
-from __future__ import annotations
+"""The directory of a run: how it is made and read, and what the run was made with."""
 
 import csv
 import io
 import json
+import os
+import platform
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import save
 from torch import nn
 
-from pyro_vae.checkpoint.describing import event_shape
-from pyro_vae.checkpoint.environment import changes, environment
-from pyro_vae.checkpoint.files import hold, inside, short, write
-from pyro_vae.checkpoint.nests import unpack
+from pyro_vae.checkpoint.files import hold, inside, short, unpack, write
+from pyro_vae.checkpoint.parts import event_shape
 
-__all__ = ["begin", "begin_again", "create", "hold_new", "load_metrics", "load_state", "save_metrics", "save_weights"]
+__all__ = ["begin", "begin_again", "hold_new", "load_metrics", "load_state", "save_metrics", "save_weights"]
 
+PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
+# On these, and on packages, the last bits of a number depend.
+BITS = ("python", "threads", "processor", "instructions", "gpus")
 # What training and evaluation write. In this order --overwrite takes it away: without the first it is no run.
 WRITTEN = (
     "config.yaml",
@@ -37,23 +43,6 @@ WRITTEN = (
 )
 
 
-def create(run_dir: str | Path, config: dict[str, Any], overwrite: bool = False) -> Path:
-    """Make a run directory: ``environment.json`` and ``config.yaml``.
-
-    Arguments:
-        run_dir: The directory, new, or with other things in it.
-        config: Plain data.
-        overwrite: Whether to take a run that is there away.
-
-    Raises:
-        ValueError: If the directory holds a run already, or another process is making one there.
-        OSError: If it cannot be made.
-    """
-    with hold_new(run_dir, overwrite) as run:
-        begin(run, config)
-    return run
-
-
 def begin(run: Path, config: dict[str, Any]) -> None:
     """Write ``environment.json`` and then ``config.yaml``, which makes a directory a run."""
     write(inside(run, "environment.json"), json.dumps(environment(config.get("seed")), indent=2) + "\n")
@@ -62,20 +51,11 @@ def begin(run: Path, config: dict[str, Any]) -> None:
 
 @contextmanager
 def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Make a directory that holds no run, and keep other processes from it for as long as this lasts.
+    """Make a directory for a run, and keep other processes from it for as long as this lasts.
 
-    If it comes to an error before the directory is a run, what was made of it is taken away.
-
-    Raises:
-        ValueError: If it holds a run already, or another process is writing to it.
-        OSError: If it cannot be made.
+    If it comes to an error before the directory is a run, it is taken away again.
     """
     run = Path(run_dir)
-    if (run / "config.yaml").exists() and not overwrite:
-        raise ValueError(
-            f"Expected a new run directory; {str(run)!r} holds a run already. Choose another --run_dir, go on with "
-            f"that run by --resume {run}, or write over it with --overwrite true."
-        )
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -83,8 +63,11 @@ def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise OSError(f"Expected to make a folder for the run; could not make {str(run)!r} ({error}).") from error
     with hold(run):
         if (run / "config.yaml").exists():
-            if not overwrite:  # made since
-                raise ValueError(f"Expected a new run directory; {str(run)!r} has become another run's.")
+            if not overwrite:
+                raise ValueError(
+                    f"Expected a new run directory; {str(run)!r} holds a run already. Choose another --run_dir, go on "
+                    f"with that run by --resume {run}, or write over it with --overwrite true."
+                )
             _clear(run)
         try:
             yield run
@@ -104,16 +87,12 @@ def _clear(run: Path) -> None:
 
 def save_weights(run: Path, program: nn.Module) -> None:
     """Write ``model.safetensors``: the parameters, with the shape of x that a VAE was built for in its metadata."""
-    shape = event_shape(program)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in program.state_dict().items()}
-    write(inside(run, "model.safetensors"), save(tensors, metadata={"event_shape": json.dumps(shape)}))
+    write(inside(run, "model.safetensors"), save(tensors, metadata={"event_shape": json.dumps(event_shape(program))}))
 
 
 def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
-    """Write ``metrics.csv``, and ``seconds.csv`` beside it: one line an epoch, one column for each of the history.
-
-    How long an epoch took is no part of what a seed decides: without it the same run writes the same file.
-    """
+    """Write ``metrics.csv``, and beside it ``seconds.csv``, which no seed decides: one line an epoch."""
     for name, columns in (
         ("metrics.csv", {key: values for key, values in history.items() if key != "seconds"}),
         ("seconds.csv", {key: values for key, values in history.items() if key == "seconds"}),
@@ -127,62 +106,93 @@ def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
 
 
 def load_metrics(run_dir: str | Path) -> dict[str, list[float]]:
-    """Return the history that :func:`save_metrics` wrote; empty where there is no file, or no epoch in it.
-
-    Raises:
-        ValueError: If it is no table of numbers.
-    """
-    return _table(Path(run_dir) / "metrics.csv") | _table(Path(run_dir) / "seconds.csv")
-
-
-def _table(path: Path) -> dict[str, list[float]]:
-    if not path.is_file():
-        return {}
-    try:
-        names, *lines = csv.reader(path.read_text().splitlines())
-        epochs = [dict(zip(names, map(float, line), strict=True)) for line in lines]
-        return {name: [epoch[name] for epoch in epochs] for name in names[1:] if epochs}
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"Expected a table of numbers; could not read {str(path)!r} ({short(error)}).") from error
+    """Return the history that :func:`save_metrics` wrote; empty where there is no file, or no epoch in it."""
+    history: dict[str, list[float]] = {}
+    for path in (Path(run_dir) / "metrics.csv", Path(run_dir) / "seconds.csv"):
+        try:
+            names, *lines = csv.reader(path.read_text().splitlines()) if path.is_file() else [[]]
+            epochs = [dict(zip(names, map(float, line), strict=True)) for line in lines]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"Expected a table of numbers; could not read {str(path)!r} ({short(error)}).") from error
+        history |= {name: [epoch[name] for epoch in epochs] for name in names[1:] if epochs}
+    return history
 
 
 def load_state(run: Path) -> tuple[dict[str, Any], str]:
-    """Return the state to go on from, the last one written or else the one before; and a line where it is that.
-
-    Raises:
-        ValueError: If there is none, or neither can be read.
-    """
-    found: list[str] = []
+    """Return the state to go on from, the last one written or else the one before; and a line where it is that."""
+    broken: list[str] = []
     for name in ("last", "previous"):
         path = inside(run, f"checkpoint/{name}.safetensors")
-        if not path.is_file():
-            continue
-        try:
-            state = unpack(path)
-        except ValueError as error:
-            found.append(f"{str(path)!r} cannot be read ({error})")
-            continue
-        return state, f"{found[0]}; going on from the one before it." if found else ""
+        if path.is_file():
+            try:
+                return unpack(path), f"{broken[0]}; going on from the one before it." if broken else ""
+            except ValueError as error:
+                broken.append(f"{str(path)!r} cannot be read ({error})")
     raise ValueError(
-        f"Expected a run to go on with; {' and '.join(found) or f'there is no checkpoint in {str(run)!r}'}. "
+        f"Expected a run to go on with; {' and '.join(broken) or f'there is no checkpoint in {str(run)!r}'}. "
         "Train anew: pyro-vae train --config RUN/config.yaml --run_dir ANOTHER."
     )
 
 
 def begin_again(run: Path, config: dict[str, Any]) -> None:
-    """Add to ``environment.json`` that a run went on, and with what; warn of what differs that last bits depend on.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
+    """Add to ``environment.json`` with what a run goes on; warn where its last bits may be others."""
     path, now = inside(run, "environment.json"), environment(None)
     try:
         before = json.loads(path.read_text()) if path.is_file() else {}
-        changed = changes(before, now)
+        pairs = [(name, before[name], now[name]) for name in BITS if name in before]
+        pairs += [(name, was, now["packages"].get(name)) for name, was in before.get("packages", {}).items()]
         resumed = [*before.get("resumed", []), now | {"seed": before.get("seed")}]
     except (ValueError, OSError, RecursionError, AttributeError, TypeError) as error:
         raise ValueError(f"Expected the run's environment; could not read {str(path)!r} ({short(error)}).") from error
     write(path, json.dumps(before | {"resumed": resumed}, indent=2) + "\n")
     write(inside(run, "config.yaml"), yaml.safe_dump(config, sort_keys=False))
-    if changed:
+    if changed := "; ".join(f"{name} {was}, now {is_now}" for name, was, is_now in pairs if was != is_now):
         warnings.warn(f"Going on, but the last bits may be others: {changed}.", stacklevel=2)
+
+
+def environment(seed: int | None) -> dict[str, Any]:
+    """Versions, command, seed, git commit and hardware."""
+    return {
+        "command": sys.argv,
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_GiB": _memory(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the repository that one is in, and whether files differ from it."""
+    commit = _told("git", "rev-parse", "HEAD")
+    changed = _told("git", "-c", "core.fsmonitor=false", "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "changed": bool(changed)}
+
+
+def _told(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _memory() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

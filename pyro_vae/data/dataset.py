@@ -1,10 +1,8 @@
 r"""A data set: three splits of images, kept as they came and read as x when they are asked for."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -15,32 +13,31 @@ from pyro_vae.data.on_disk import OnDisk
 __all__ = ["Dataset", "Split"]
 
 Noise = Literal["bernoulli", "uniform"]
+WAYS = {"static": "statically", "dynamic": "dynamically", "threshold": "at one half"}
 EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    r"""Images kept on a device or on disk. ``split[index]`` reads a batch of x, as floats, with its noise drawn afresh.
+    r"""Images on a device or on disk. ``split[index]`` reads a batch of x, as floats, with its noise drawn afresh.
 
     From pixel p of L grey levels, :math:`x = p / (L - 1)`; with ``noise`` ``bernoulli``, x is drawn with that
-    probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation), which
-    is kept off 0 and 1, where float32 would round it to. With ``counts``, :math:`x = p`. What is missing is NaN.
+    probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation), off 0
+    and 1, to which float32 would round it. With ``counts``, :math:`x = p`. What is missing is NaN.
 
     References:
         On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov and Murray, 2008), for binarisation.
 
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016), for dequantisation.
 
-    A program of several arguments is given x and columns of other names, which :meth:`batch` reads with it.
-
     Arguments:
         pixels: Shape ``(N, *event)``: bytes, or floats that are x already; or the same on disk, read as needed.
         labels: Shape ``(N,)``, or None.
         levels: L, how many grey levels the bytes have; 0 where x is any tensor as it is.
-        noise: What to draw when a batch is read.
+        noise: Drawn when a batch is read.
         counts: Whether x is the pixel as it is.
-        mask: True where a pixel is observed, of the shape of the pixels; or None, if all are.
-        extra: Further columns by name, each of N rows.
+        mask: True where a pixel is observed, of the shape of the pixels; None: all are.
+        extra: Further arguments of a program by name, each of N rows, for :meth:`batch`.
 
     Example:
         >>> split = Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)
@@ -60,7 +57,13 @@ class Split:
         return len(self.pixels)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        x = self._read(index)
+        pixels = _rows(self.pixels, index)
+        if self.noise == "uniform":
+            x = self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
+        else:
+            x = pixels / self.white if self.levels else pixels
+        if self.noise == "bernoulli":
+            x = (torch.rand_like(x) < x).to(x.dtype)  # as torch.bernoulli, faster
         return x if self.mask is None else torch.where(_rows(self.mask, index), x, torch.nan)
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, ...]:
@@ -72,37 +75,29 @@ class Split:
         """What may be columns beside x; the labels are ``y`` and ``labels``, where no other is called so."""
         return ({} if self.labels is None else {"y": self.labels, "labels": self.labels}) | self.extra
 
-    def with_columns(self, names: Iterable[str]) -> Split:
+    def with_columns(self, names: Iterable[str]) -> Self:
         """Return the split with these columns beside x, in this order."""
         return replace(self, extra={name: self.columns[name] for name in names})
 
-    def _read(self, index: Tensor | slice) -> Tensor:
-        pixels = _rows(self.pixels, index) if isinstance(self.pixels, Tensor) else self.pixels[index]
-        if self.noise == "uniform":
-            return self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
-        x = pixels / self.white if self.levels else pixels
-        return (torch.rand_like(x) < x).to(x.dtype) if self.noise == "bernoulli" else x  # as torch.bernoulli, faster
-
-    def to(self, device: str | torch.device) -> Split:
+    def to(self, device: str | torch.device) -> Self:
         """Return the split on another device; of one on disk, each batch is moved there when it is read."""
-        labels = None if self.labels is None else self.labels.to(device)
-        mask = None if self.mask is None else self.mask.to(device)
-        extra = {name: column.to(device) for name, column in self.extra.items()}
-        return replace(self, pixels=self.pixels.to(device), labels=labels, mask=mask, extra=extra)
+        return self._each(lambda column: column.to(device))
 
-    def part(self, rows: Tensor) -> Split:
+    def part(self, rows: Tensor) -> Self:
         """Return the split of some rows; of one on disk it stays on disk."""
-        pixels = replace(self.pixels, rows=rows) if isinstance(self.pixels, OnDisk) else self.pixels[rows]
-        labels, mask = (None if column is None else column[rows] for column in (self.labels, self.mask))
-        extra = {name: column[rows] for name, column in self.extra.items()}
-        return replace(self, pixels=pixels, labels=labels, mask=mask, extra=extra)
+        return self._each(lambda column: column.part(rows) if isinstance(column, OnDisk) else column[rows])
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
+        labels, mask = (None if column is None else change(column) for column in (self.labels, self.mask))
+        extra = {name: change(column) for name, column in self.extra.items()}
+        return replace(self, pixels=change(self.pixels), labels=labels, mask=mask, extra=extra)
 
     @property
     def on_disk(self) -> bool:
         """Whether images are read from a file as they are asked for."""
         return isinstance(self.pixels, OnDisk)
 
-    def frozen(self, generator: torch.Generator) -> Split:
+    def frozen(self, generator: torch.Generator) -> Self:
         """Return the split with its noise drawn once for all, in memory."""
         if self.noise == "uniform":
             u = torch.rand(self.pixels.shape, generator=generator)
@@ -146,30 +141,29 @@ class Split:
         return 1 if self.counts or not self.levels or self.pixels.dtype.is_floating_point else self.levels - 1
 
 
-def _rows(pixels: Tensor, index: Tensor | slice) -> Tensor:
+def _rows(pixels: Tensor | OnDisk, index: Tensor | slice) -> Tensor:
     """``pixels[index]``, which is ten times as slow for the rows of a batch."""
-    if isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
+    if isinstance(pixels, Tensor) and isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
         return pixels.index_select(0, index)
     return pixels[index]
 
 
 def _total(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
     """Add up what is observed of images in float64, which of bytes is exact, with no copy of them all."""
-    sums = []
-    for i, part in enumerate(pixels.split(1024)):
-        seen = part if mask is None else part * mask[1024 * i : 1024 * (i + 1)]
-        sums.append(seen.sum(0, dtype=torch.float64))
-    return torch.stack(sums).sum(0)
+    parts: Iterable[Tensor] = pixels.split(1024)
+    if mask is not None:
+        parts = (part * seen for part, seen in zip(parts, mask.split(1024), strict=True))
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of one source, and what was done to its pixels.
+    """Three splits of one source, and how they came from its pixels.
 
     Arguments:
-        train: Trained on; noise is drawn afresh at every reading.
-        valid: Watched while training; noise drawn once for all, as of ``test``. May be of no images.
-        test: Looked at in the end.
+        train: For training; noise is drawn afresh at every reading.
+        valid: For validation while training; noise drawn once for all, as of ``test``. May be of no images.
+        test: For the end.
         support: The constraint that every x satisfies: ``boolean``; ``levels(L)``, grey levels as they are;
             ``unit_interval``, dequantised ones, which keep off its ends, or floats; ``nonnegative_integer``, counts;
             ``real``.
@@ -184,7 +178,7 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits by name: train, test, and between them valid where images are held out for it."""
+        """The splits by name; valid where it has images."""
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: split for name, split in splits.items() if len(split)}
 
@@ -205,12 +199,11 @@ class Dataset:
         return sum(part.missing * len(part) for part in parts) / sum(map(len, parts))
 
     def __str__(self) -> str:
-        plain = "counts" if self.config.get("counts") else "not binarised"
-        how = {
-            "none": "dequantised" if self.config["dequantize"] else plain,
-            "static": "binarised statically",
-            "dynamic": "binarised dynamically",
-            "threshold": "binarised at one half",
-        }
+        binarize = self.config["binarize"]
+        how = "not binarised" if binarize == "none" else f"binarised {WAYS[binarize]}"
+        if self.config["dequantize"]:
+            how = "dequantised"
+        if self.config.get("counts"):
+            how = "counts"
         missing = f", {100 * self.missing:.3g}% missing" if self.missing else ""
-        return f"{self.config['data']}, {how[self.config['binarize']]}{missing}"
+        return f"{self.config['data']}, {how}{missing}"

@@ -1,8 +1,6 @@
 """From a name, a path or a tensor to a :class:`Dataset`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,15 +8,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_vae.data.columns import from_columns, is_whole, split_rows, support_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.on_disk import OnDisk, arrays_of, to_tensor
-from pyro_vae.data.sources import NAMES, Images, digits, file, folder, torchvision_images
+from pyro_vae.data.on_disk import OnDisk, Survey, arrays_of, survey, to_tensor
+from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
-__all__ = ["from_tensor", "load"]
+__all__ = ["from_columns", "from_tensor", "load"]
 
 Binarize = Literal["none", "static", "dynamic", "threshold"]
 SEED = 20140416
+MOST = 10_000  # images held out of a source that has no test split
 
 
 def load(
@@ -32,32 +30,27 @@ def load(
 ) -> Dataset:
     """Load a data set by name, or your own by path.
 
-    The splits are fixed. Where the source has a test split it is kept, and a sixth of the rest is held out for
-    validation; otherwise a tenth is held out for each, but at most 10,000. Which images those are does not depend on
-    any seed.
+    The splits are fixed, whatever the seed. A test split of the source is kept, and a sixth of the rest is held out for
+    validation; otherwise a tenth is held out for each, but at most 10,000.
 
     A .npy file of more than 256 MiB stays on disk. It is read through once, to check it (and once more for the mean
-    where binarize is ``threshold``), and then the training images are read batch by batch. In memory are the order,
-    some 16 bytes an image, and the images that are held out.
+    where binarize is ``threshold``), and then batch by batch: in memory are 16 bytes an image, and the held-out images.
 
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``
             and ``mask``; others of as many rows are further arguments of a program, by name); or a folder of images
-            (subfolders, if any, are the labels). In an array of floats NaN is
-            missing, in any array what ``mask`` says: booleans, True where observed, of the shape of x or with one
-            channel.
+            (subfolders, if any, are the labels). NaN is missing, and what ``mask`` says: booleans, True where
+            observed, of the shape of x or with one channel.
         root: Folder where torchvision finds the data set, or puts it.
         binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn afresh
             for every training batch, and once for the validation and test images; ``threshold``, 1 above one half.
         dequantize: Whether to add uniform noise within a grey level, which makes a density of grey pixels a bound
             on their probability.
-        valid: How many images to hold out for validation, if not the usual part; 0 to train on all that are not for
-            test, once there is nothing left to choose.
+        valid: How many images to hold out for validation, if not the usual part; may be 0.
         counts: Whether x is the pixel as it is stored, a whole number from 0 on. Floats that are all whole numbers
             from 0 on are counts, or binary, without it.
-        columns: Names of arrays of a .npz file, each to be taken as it is, by :func:`from_columns`: the arguments of a
-            program, x first.
+        columns: Names of arrays of a .npz file, for :func:`from_columns`: the arguments of a program, x first.
 
     Returns:
         Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where it is missing. Arrays keep
@@ -65,9 +58,8 @@ def load(
 
     Raises:
         FileNotFoundError: If there is nothing at the path, or torchvision finds no data and no network.
-        ValueError: If the name is unknown, the data cannot be read, are infinite, are fewer than 3 images, have an
-            image of which nothing is observed or are on disk and have missing numbers, or do not suit the options;
-            and, when a batch is read, if a file on disk is not what it was.
+        ValueError: If the name is unknown, or the data cannot be read, are infinite, fewer than 3, wholly missing in an
+            image, missing at all on disk, or do not suit the options; later, if a file on disk has changed.
 
     References:
         The split of static binarisation is ours, not that of Larochelle and Murray (2011): numbers on the two do
@@ -80,28 +72,27 @@ def load(
         >>> digits.support
         Boolean()
     """
-    config = {"data": str(data), "root": str(root), "binarize": binarize, "dequantize": dequantize, "valid": valid}
-    config["counts"] = counts
+    config = dict(data=str(data), root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
+    path = Path(data)
     if columns is not None:
         if binarize != "none" or dequantize or counts:
             raise ValueError("Expected columns as they are; got binarize, dequantize or counts too, for images.")
-        arrays = {name: array for name, array in arrays_of(Path(data)).items() if array.dtype.kind in "buif"}
+        arrays = {name: array for name, array in arrays_of(path).items() if array.dtype.kind in "buif"}
         if absent := [name for name in columns if name not in arrays]:
             raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
         dataset = from_columns({name: to_tensor(arrays[name]) for name in columns}, valid)
         return replace(dataset, config=config | {"columns": [*columns]})
     if data in NAMES:
-        return _dataset(torchvision_images(data, root), config)
-    path = Path(data)
-    if data == "digits":
-        images = digits()
+        source = torchvision_images(data, root)
+    elif data == "digits":
+        source = digits()
     elif data and path.is_dir():  # '' would be the folder one is in
-        images = folder(path)
+        source = folder(path)
     elif path.is_file() or path.suffix or path.name != data:
-        images = file(path)
+        source = file(path)
     else:
         raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}.")
-    return _dataset(images, config)
+    return _dataset(source, config)
 
 
 def from_tensor(
@@ -133,39 +124,52 @@ def from_tensor(
         >>> print(from_tensor(torch.rand(100, 5), mask=torch.arange(5).expand(100, 5) > 0))
         tensor, not binarised, 20% missing
     """
-    config = {"data": "tensor", "root": "", "binarize": binarize, "dequantize": dequantize, "valid": valid}
-    config["counts"] = counts
+    config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
     labels, mask = (None if given is None else given.detach().cpu() for given in (labels, mask))
-    return _dataset(Images.of(x.detach().cpu(), labels, "a tensor", mask=mask), config)
+    return _dataset(Source(x.detach().cpu(), "a tensor", labels, mask), config)
 
 
-def _dataset(images: Images, config: dict[str, Any]) -> Dataset:
+def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
+    """Make a data set of columns: a tenth held out for validation, a tenth for test, as in :func:`load`.
+
+    The first column is x. Whole numbers and booleans stay as they are, where :func:`from_tensor` takes them for pixels;
+    NaN is missing.
+
+    Arguments:
+        columns: Tensors by the names of a program's arguments, each with the data along its first dimension.
+        valid: As in :func:`load`.
+
+    Raises:
+        ValueError: If there are no columns, or fewer than 3 rows, or columns differ in length or are infinite.
+
+    Example:
+        >>> dataset = from_columns({"x": torch.rand(100, 5), "y": torch.arange(100) % 3})
+        >>> [column.shape for column in dataset.train.batch(slice(0, 7))]
+        [torch.Size([7, 5]), torch.Size([7])]
+    """
+    tensors = {name: torch.as_tensor(column).detach().cpu() for name, column in columns.items()}
+    sizes = {len(column) if column.dim() else 0 for column in tensors.values()}
+    if len(sizes) != 1 or min(sizes) < 3:
+        shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
+        raise ValueError(f"Expected columns of as many rows each, at least 3; got {shapes or 'none'}.")
+    for name, column in tensors.items():
+        if column.dtype.is_complex or (column.is_floating_point() and column.isinf().any()):
+            raise ValueError(f"Expected finite real numbers, or NaN where they are missing, in {name!r}; got others.")
+    first, *_ = tensors
+    x = tensors.pop(first)
+    mask = ~x.isnan() if x.is_floating_point() and x.isnan().any() else None
+    observed = x if mask is None else x[mask]
+    if not observed.numel():
+        raise ValueError(f"Expected numbers in {first!r}; got none.")
+    whole = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
+    config = dict(data="tensor", root="", binarize="none", dequantize=False, valid=valid, counts=False)
+    return _in_splits(whole, survey(observed.double()), config)
+
+
+def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
-    whole = Split(images.pixels, images.labels, images.levels, None, config["counts"], images.mask, images.extra)
-    _check(whole, images.source, binarize, dequantize)
-    if whole.counts and not (images.low >= 0 and is_whole(images.pixels)):
-        raise ValueError(
-            f"Expected whole numbers from 0 on as counts; got others, in [{images.low:g}, {images.high:g}], in "
-            f"{images.source}."
-        )
-    low, high = images.low / whole.white, images.high / whole.white
-    if binarize != "none" and not 0 <= low <= high <= 1:
-        raise ValueError(f"Expected pixels in [0, 1] to binarise; got [{low:g}, {high:g}] in {images.source}.")
-    if binarize == "threshold":
-        whole = replace(whole, pixels=_above(whole.pixels, whole.white / 2), levels=2)
-    elif binarize != "none" or dequantize:
-        whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
-    parts = []
-    for i, rows in enumerate(split_rows(len(images.pixels), config["valid"], images.test)):
-        part = whole.part(rows)
-        part = replace(part, pixels=part.pixels[:]) if i and part.on_disk else part
-        frozen = i > 0 or binarize == "static"
-        parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
-    train, valid, test = parts
-    return Dataset(train, valid, test, support_of(whole, low, high), config)
-
-
-def _check(whole: Split, source: str, binarize: str, dequantize: bool) -> None:
+    whole, seen = images_of(source, config["counts"])
+    pixels = whole.pixels
     if binarize not in get_args(Binarize):
         raise ValueError(f"Expected binarize to be {', '.join(get_args(Binarize))}; got {binarize!r}.")
     if dequantize and binarize != "none":
@@ -173,17 +177,51 @@ def _check(whole: Split, source: str, binarize: str, dequantize: bool) -> None:
     if whole.counts and (dequantize or binarize != "none"):
         other = "dequantize" if dequantize else f"binarize={binarize!r}"
         raise ValueError(f"Expected counts alone, which are the pixels as they are stored; got {other} too.")
-    if dequantize and whole.pixels.dtype.is_floating_point:
-        raise ValueError(f"Expected whole grey levels to dequantize; got {whole.pixels.dtype} in {source}.")
-    if binarize == "static" and isinstance(whole.pixels, OnDisk):
+    if dequantize and pixels.dtype.is_floating_point:
+        raise ValueError(f"Expected whole grey levels to dequantize; got {pixels.dtype} in {source.name}.")
+    if binarize == "static" and whole.on_disk:
         raise ValueError(
-            f"Expected binarize to be none, dynamic or threshold for {source}, which stays on disk; got 'static', "
-            "whose draws would have to be kept. Use dynamic."
+            f"Expected binarize to be none, dynamic or threshold for {source.name}, which stays on disk; got "
+            "'static', whose draws would have to be kept. Use dynamic."
         )
+    extremes = f"[{seen.low:g}, {seen.high:g}]"
+    if whole.counts and not (seen.low >= 0 and seen.whole):
+        raise ValueError(f"Expected whole numbers from 0 on as counts; got others, in {extremes}, in {source.name}.")
+    if binarize != "none" and not 0 <= seen.low <= seen.high <= whole.white:
+        raise ValueError(f"Expected pixels in [0, 1] to binarise; got {extremes} in {source.name}.")
+    if binarize == "threshold":
+        cut = whole.white / 2
+        above = replace(pixels, cut=cut, dtype=torch.uint8) if isinstance(pixels, OnDisk) else (pixels > cut).byte()
+        whole = replace(whole, pixels=above, levels=2)
+    elif binarize != "none" or dequantize:
+        whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
+    return _in_splits(whole, seen, config, source.test)
 
 
-def _above(pixels: Tensor | OnDisk, cut: float) -> Tensor | OnDisk:
-    """Return 1 where a pixel is above ``cut``, and 0 elsewhere."""
-    if isinstance(pixels, OnDisk):
-        return replace(pixels, cut=cut, dtype=torch.uint8)
-    return (pixels > cut).byte()
+def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
+    """Take all images apart; ``test`` of the last are for test, and the held-out ones have their noise once for all."""
+    parts = []
+    for i, rows in enumerate(_rows(len(whole), config["valid"], test)):
+        part = whole.part(rows)
+        part = replace(part, pixels=part.pixels[:]) if i and part.on_disk else part
+        frozen = i > 0 or config["binarize"] == "static"
+        parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
+    train, held_out, last = parts
+    return Dataset(train, held_out, last, support_of(whole, seen), config)
+
+
+def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows are for training, validation and test: ``test`` of the last, or if 0, a part of all."""
+    generator = torch.Generator().manual_seed(SEED)
+    if test:
+        rest, last = torch.randperm(total - test, generator=generator), torch.arange(total)[-test:]
+        usual = len(rest) // 6
+    else:
+        order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
+        last, rest = order[:usual], order[usual:]
+    held_out = usual if valid is None else valid
+    if not 0 <= held_out < len(rest):
+        raise ValueError(
+            f"Expected valid of at least 0 and fewer than the {len(rest)} images that are not for test; got {held_out}."
+        )
+    return rest[held_out:], rest[:held_out], last

@@ -1,21 +1,19 @@
 """Images that stay in their .npy file: rows are read as they are asked for, so memory stays flat."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["File", "OnDisk", "Survey", "are_whole", "arrays_of", "channels_first", "survey", "to_tensor"]
+__all__ = ["File", "OnDisk", "Survey", "arrays_of", "channels_first", "survey", "to_tensor"]
 
 AT_ONCE = 2**20  # bytes of the file
 LARGE = 2**28  # bytes from which a .npy file stays on disk
@@ -24,27 +22,21 @@ CHANNELS = (1, 3)
 
 
 class Survey(NamedTuple):
-    """What there is to know of an array before it is used: how many numbers are NaN or infinite, and the extremes."""
+    """How many numbers of an array are NaN or infinite, its extremes, and whether all numbers are whole."""
 
     wrong: int
     low: float
     high: float
+    whole: bool
 
 
 def survey(x: Tensor) -> Survey:
-    """Look at every number of a tensor that is not empty.
-
-    Example:
-        >>> survey(torch.tensor([2, 0, 1]))
-        Survey(wrong=0, low=0, high=2)
-    """
+    """Look at every number of a tensor that is not empty."""
     low, high = x.aminmax()
-    return Survey(int((~x.isfinite()).sum()) if x.is_floating_point() else 0, low.item(), high.item())
-
-
-def are_whole(x: Tensor) -> bool:
-    """Whether all numbers of a tensor are whole ones."""
-    return not x.is_floating_point() or not any(part.frac().any() for part in x.split(1024))
+    if not x.is_floating_point():
+        return Survey(0, low.item(), high.item(), whole=True)
+    whole = not any(part.frac().any() for part in x.flatten().split(AT_ONCE))
+    return Survey(int((~x.isfinite()).sum()), low.item(), high.item(), whole)
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -63,16 +55,9 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 class File:
-    """The rows of a .npy file. It is opened anew for every read, so there is nothing to close, or to share by a fork.
+    """The rows of a .npy file, which each read opens anew: nothing to close, or to share by a fork.
 
-    Pages of a memory map would count as this process's own until they are let go, and a map of a file that is cut
-    short kills the process; a read does neither.
-
-    Arguments:
-        array: The file, as ``numpy.load(path, mmap_mode="r")`` gives it, of shape ``(N, *event)``.
-
-    Raises:
-        ValueError: If rows are not contiguous.
+    Not a memory map, whose pages count as this process's own, and which kills it when the file is cut short.
     """
 
     def __init__(self, array: np.memmap) -> None:
@@ -85,15 +70,6 @@ class File:
         self.shape, self.layout = array.shape, np.dtype((array.dtype, array.shape[1:]))
         self._start, self._state = array.offset, _state(os.stat(self.path))
 
-    def read(self, rows: list[int]) -> Tensor:
-        """Read rows by their numbers, as a tensor of shape ``(len(rows), *event)``, channels first.
-
-        Raises:
-            ValueError: If the file is not what it was when it was loaded.
-        """
-        size = self.layout.itemsize
-        return self._read([self._start + row * size for row in rows], size)
-
     def parts(self, doing: str) -> Iterator[Tensor]:
         """Read the whole file in its order, some rows at a time, with a progress bar if it is long."""
         total, size = self.shape[0], self.layout.itemsize
@@ -102,10 +78,13 @@ class File:
         with tqdm(total=total * size, **show) as bar:
             for first in range(0, total, step):
                 count = min(step, total - first)
-                yield self._read([self._start + first * size], count * size)
+                yield self.read([first], count)
                 bar.update(count * size)
 
-    def _read(self, offsets: list[int], size: int) -> Tensor:
+    def read(self, rows: list[int], count: int = 1) -> Tensor:
+        """Read ``count`` rows from each of ``rows`` on, channels first."""
+        size = count * self.layout.itemsize
+        offsets = [self._start + row * self.layout.itemsize for row in rows]
         try:
             with open(self.path, "rb", buffering=0) as file:
                 number = file.fileno()
@@ -121,33 +100,18 @@ class File:
                 f"Expected {str(self.path)!r} as it was when it was loaded, since images are read as they are needed; "
                 "got one that was moved, cut or written since. Load it anew, and leave it as it is until the end."
             )
-        shape = (len(found) // self.layout.itemsize, *self.shape[1:])
+        shape = (len(rows) * count, *self.shape[1:])
         return channels_first(to_tensor(np.ndarray(shape, self.layout.base, buffer=found)))
 
     @cached_property
-    def _surveyed(self) -> tuple[Survey, Tensor, bool]:
-        seen, total, whole = [], torch.zeros(()), True
+    def survey_and_total(self) -> tuple[Survey, Tensor]:
+        """What :func:`survey` says of all numbers, and the sum of all images in float64, of one reading."""
+        parts, total = [], torch.zeros(())
         for part in self.parts("checking"):
-            seen.append(survey(part))
+            parts.append(survey(part))
             total = total + part.sum(0, dtype=torch.float64)
-            whole = whole and are_whole(part)
-        wrong, low, high = zip(*seen, strict=True)
-        return Survey(sum(wrong), min(low), max(high)), total, whole
-
-    @property
-    def survey(self) -> Survey:
-        """What :func:`survey` says of all the numbers; the file is read through once, and what was seen remembered."""
-        return self._surveyed[0]
-
-    @property
-    def total(self) -> Tensor:
-        """The sum of all images in float64, which of integers is exact, of the same reading as :attr:`survey`."""
-        return self._surveyed[1]
-
-    @property
-    def whole(self) -> bool:
-        """Whether all its numbers are whole ones, of the same reading too."""
-        return self._surveyed[2]
+        wrong, low, high, whole = zip(*parts, strict=True)
+        return Survey(sum(wrong), min(low), max(high), all(whole)), total
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:
@@ -156,35 +120,16 @@ def _state(found: os.stat_result) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Images of a file, in some order, read when they are indexed: what a :class:`Split` asks of a tensor.
-
-    In memory is the order alone, 8 bytes an image.
-
-    Arguments:
-        file: Where they are.
-        rows: Which rows of the file, in which order, of shape ``(N,)``.
-        dtype: Of what is read.
-        cut: If given, what is read is 1 above it and 0 elsewhere.
-        device: Where what is read is put.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.save(f"{folder}/x.npy", np.arange(12.0).reshape(4, 3))
-        ...     x = OnDisk.of(File(np.load(f"{folder}/x.npy", mmap_mode="r")))
-        ...     x.shape, x[torch.tensor([2, 0])]
-        ((4, 3), tensor([[6., 7., 8.],
-                [0., 1., 2.]]))
-    """
+    """Images of a file, in some order, read when they are indexed. In memory is the order alone, 8 bytes an image."""
 
     file: File
     rows: Tensor
     dtype: torch.dtype
-    cut: float | None = None
+    cut: float | None = None  # pixels are 1 above it and 0 elsewhere
     device: torch.device | str = "cpu"
 
     @classmethod
-    def of(cls, file: File) -> OnDisk:
+    def of(cls, file: File) -> Self:
         """All rows of a file, as they are."""
         return cls(file, torch.arange(file.shape[0]), to_tensor(np.empty(0, file.layout.base)).dtype)
 
@@ -201,17 +146,22 @@ class OnDisk:
         """Shape of all images, channels first."""
         return (len(self), *channels_first(torch.empty(1, *self.file.shape[1:], device="meta")).shape[1:])
 
-    def to(self, where: torch.device | str) -> OnDisk:
+    def to(self, device: torch.device | str) -> Self:
         """Return the images, still on disk, to be read onto another device."""
-        return replace(self, device=where)
+        return replace(self, device=device)
+
+    def part(self, rows: Tensor) -> Self:
+        """Return some of the images, still on disk."""
+        return replace(self, rows=self.rows[rows])
 
     @cached_property
     def total(self) -> Tensor:
         """The sum over images, in float64: that of the file, read again only for a cut, less the rows left out."""
-        total = self.file.total if self.cut is None else torch.zeros(())
-        if self.cut is not None:
-            for part in self.file.parts("adding up"):
-                total = total + self._pixels(part).sum(0, dtype=torch.float64)
+        if self.cut is None:
+            _, total = self.file.survey_and_total
+        else:
+            parts = self.file.parts("adding up")
+            total = sum((self._pixels(part).sum(0, dtype=torch.float64) for part in parts), torch.zeros(()))
         left_out = torch.ones(self.file.shape[0], dtype=torch.bool)
         left_out[self.rows] = False
         for rows in left_out.nonzero().squeeze(1).split(1024):

@@ -1,9 +1,8 @@
-"""Where images come from: scikit-learn, torchvision, a file, a folder."""
-
-from __future__ import annotations
+"""Where images come from: scikit-learn, torchvision, a file, a folder; and checks of what came."""
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +11,14 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.distributions import constraints
 from tqdm.auto import tqdm
 
-from pyro_vae.data.on_disk import File, OnDisk, arrays_of, channels_first, survey, to_tensor
+from pyro_vae.data.dataset import Split
+from pyro_vae.data.on_disk import File, OnDisk, Survey, arrays_of, channels_first, survey, to_tensor
+from pyro_vae.data.supports import levels as grid
 
-__all__ = ["NAMES", "Images", "digits", "file", "folder", "torchvision_images"]
+__all__ = ["NAMES", "Source", "digits", "file", "folder", "images_of", "support_of", "torchvision_images"]
 
 # The name of each data set's class in torchvision.datasets, and the arguments of its two splits.
 NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -31,104 +33,19 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 GREY = ("1", "L", "LA")
 
 
-class Images(NamedTuple):
-    """Images of one source: pixels ``(N, *event)`` and their least and greatest, labels, grey levels, name.
+class Source(NamedTuple):
+    """An array of images and what belongs to it, as they came."""
 
-    ``test`` is how many of the last are for test; ``mask`` is True where a pixel is observed, or None if all are;
-    ``extra`` are further columns by name.
-    """
-
-    pixels: Tensor | OnDisk
-    low: float
-    high: float
-    labels: Tensor | None
-    levels: int
-    test: int
-    source: str
-    mask: Tensor | None = None
+    x: Tensor | OnDisk
+    name: str
+    labels: Tensor | None = None
+    mask: Tensor | None = None  # True where a pixel is observed
+    levels: int = 256  # of integers that are not all 0 or 1
+    test: int = 0  # how many of the last are for test
     extra: dict[str, Tensor] = {}
 
-    @classmethod
-    def of(
-        cls,
-        x: Tensor | OnDisk,
-        labels: Tensor | None,
-        source: str,
-        levels: int = 256,
-        test: int = 0,
-        mask: Tensor | None = None,
-    ) -> Images:
-        """Check an array of any kind, and bring images to ``(N, channels, height, width)``.
 
-        Booleans, and integers that are all 0 or 1, have 2 grey levels; other integers from 0 to 255 have
-        ``levels``; floats are x as they are. What is missing, NaN or not in the mask, is kept as 0.
-        """
-        if len(x.shape) < 2 or 0 in x.shape:
-            raise ValueError(
-                f"Expected an array of shape (images, ...), not empty, in {source}; got shape {tuple(x.shape)}."
-            )
-        if len(x) < 3:
-            raise ValueError(f"Expected at least 3 images, one for each split, in {source}; got {len(x)}.")
-        if x.dtype.is_complex:
-            raise ValueError(f"Expected real numbers in {source}; got complex ones.")
-        if labels is not None and labels.shape != x.shape[:1]:
-            raise ValueError(f"Expected {len(x)} labels, one an image, in {source}; got shape {tuple(labels.shape)}.")
-        if isinstance(x, OnDisk):
-            wrong, low, high = x.file.survey
-            advice = (
-                "NaN or infinite, in a file that stays on disk. Fill them in, leave those images out, or save it as "
-                ".npz, which is read into memory, where NaN is missing."
-            )
-        else:
-            x = channels_first(x)
-            mask = seen(x, mask, source)
-            wrong, low, high = survey(x if mask is None else x[mask])
-            advice = "infinite. Fill them in, leave those images out, or make them NaN, which is missing."
-        if wrong:
-            raise ValueError(
-                f"Expected finite numbers in {source}; got {wrong:,} of {math.prod(x.shape):,} that are {advice}"
-            )
-        dtype = x.dtype
-        if not dtype.is_floating_point:
-            grey = 0 <= low <= high <= 255
-            dtype, levels = (torch.uint8, 2 if high <= 1 else levels) if grey else (torch.float32, levels)
-        if isinstance(x, OnDisk):
-            return cls(replace(x, dtype=dtype), low, high, labels, levels, test, source)
-        x = x if mask is None else x.masked_fill(~mask, 0)
-        return cls(x.to(dtype), low, high, labels, levels, test, source, mask)
-
-
-def seen(x: Tensor, mask: Tensor | None, source: str) -> Tensor | None:
-    """Return where x is observed: in the mask, if there is one, and not NaN. None, if all of it is.
-
-    Raises:
-        ValueError: If the mask is not of booleans, or of another shape, or nothing is observed of an image.
-    """
-    if mask is None and not x.is_floating_point():
-        return None
-    found = ~x.isnan()
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            raise ValueError(f"Expected a mask of booleans, True where observed, in {source}; got {mask.dtype}.")
-        mask = channels_first(mask)
-        if mask.shape not in (x.shape, (len(x), 1, *x.shape[2:]) if x.dim() == 4 else None):
-            raise ValueError(
-                f"Expected a mask of the shape of x, {tuple(x.shape)}, or with one channel, in {source}; "
-                f"got {tuple(mask.shape)}."
-            )
-        found &= mask
-    if found.all():
-        return None
-    none = int((~found.flatten(1).any(1)).sum())
-    if none:
-        raise ValueError(
-            f"Expected something observed of every image in {source}; got {none:,} of {len(x):,} that are NaN or "
-            "masked all over. Leave those images out."
-        )
-    return found
-
-
-def digits() -> Images:
+def digits() -> Source:
     """Return the 1,797 real handwritten digits inside scikit-learn, 8x8 with 17 grey levels.
 
     References:
@@ -137,10 +54,10 @@ def digits() -> Images:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    return Images.of(torch.from_numpy(found.images).byte(), torch.from_numpy(found.target), "digits", levels=17)
+    return Source(torch.from_numpy(found.images).byte(), "digits", torch.from_numpy(found.target), levels=17)
 
 
-def torchvision_images(name: str, root: str) -> Images:
+def torchvision_images(name: str, root: str) -> Source:
     """Return a data set of torchvision, found under ``root`` or downloaded there."""
     from torchvision import datasets
 
@@ -148,14 +65,12 @@ def torchvision_images(name: str, root: str) -> Images:
     make = getattr(datasets, kind)
     halves = [_arrays(_found_or_downloaded(make, name, root, which)) for which in (train, test)]
     x, labels = (torch.cat(both) for both in zip(*halves, strict=True))
-    return Images.of(x, labels, name, test=len(halves[1][0]))
+    return Source(x, name, labels, test=len(halves[1][0]))
 
 
 def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: dict[str, Any]) -> Any:
-    try:
+    with suppress(RuntimeError):  # so torchvision says that it is not there
         return make(root, **which)
-    except RuntimeError:
-        pass  # so torchvision says that it is not there
     try:
         return make(root, **which, download=True)
     except (RuntimeError, OSError) as error:
@@ -179,11 +94,8 @@ def _ink(image: Image.Image) -> Tensor:
     return 255 - torch.from_numpy(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
 
 
-def file(path: Path) -> Images:
-    """Return the images of a .npy file, or of a .npz file with arrays ``x`` and, if any, ``labels``, ``mask`` and more.
-
-    A .npy file of more than 256 MiB stays on disk.
-    """
+def file(path: Path) -> Source:
+    """Return the images of a .npy file, or of a .npz file: arrays ``x`` and, if any, ``labels``, ``mask`` and more."""
     arrays = arrays_of(path)
     if "x" not in arrays and len(arrays) != 1:
         raise ValueError(f"Expected an array named x in {str(path)!r}; got {', '.join(arrays) or 'none'}.")
@@ -195,10 +107,10 @@ def file(path: Path) -> Images:
     labels, mask = (to_tensor(arrays[name]) if name in arrays else None for name in ("labels", "mask"))
     rest = {name: array for name, array in arrays.items() if array is not x and name not in ("labels", "mask")}
     columns = {n: to_tensor(a) for n, a in rest.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
-    return Images.of(images, labels, repr(str(path)), mask=mask)._replace(extra=columns)
+    return Source(images, repr(str(path)), labels, mask, extra=columns)
 
 
-def folder(path: Path) -> Images:
+def folder(path: Path) -> Source:
     """Return the images in a folder; where they are in subfolders, those are the labels, in alphabetical order."""
     paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
@@ -213,7 +125,7 @@ def folder(path: Path) -> Images:
                 f"Expected images of one size; got {arrays[0].shape[:2]} in {paths[0].name} and {array.shape[:2]} "
                 f"in {file.name}, (height, width). Resize them first."
             )
-    return Images.of(torch.from_numpy(np.stack(arrays)), labels, repr(str(path)))
+    return Source(torch.from_numpy(np.stack(arrays)), repr(str(path)), labels)
 
 
 def _each(paths: Sequence[Path], read: Callable[[Image.Image], Any], what: str) -> list[Any]:
@@ -229,3 +141,78 @@ def _each(paths: Sequence[Path], read: Callable[[Image.Image], Any], what: str) 
                 f"Expected an image; could not read {str(path)!r}. Save it anew, or leave it out of the folder."
             ) from error
     return found
+
+
+def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
+    """Check an array, and bring images to ``(N, channels, height, width)``; missing pixels become 0."""
+    x, mask, name = source.x, source.mask, source.name
+    if len(x.shape) < 2 or 0 in x.shape:
+        raise ValueError(f"Expected an array of shape (images, ...), not empty, in {name}; got shape {tuple(x.shape)}.")
+    if len(x) < 3:
+        raise ValueError(f"Expected at least 3 images, one for each split, in {name}; got {len(x)}.")
+    if x.dtype.is_complex:
+        raise ValueError(f"Expected real numbers in {name}; got complex ones.")
+    if source.labels is not None and source.labels.shape != x.shape[:1]:
+        raise ValueError(f"Expected {len(x)} labels, one an image, in {name}; got shape {tuple(source.labels.shape)}.")
+    if isinstance(x, OnDisk):
+        seen, _ = x.file.survey_and_total
+        advice = (
+            "NaN or infinite, in a file that stays on disk. Fill them in, leave those images out, or save it as "
+            ".npz, which is read into memory, where NaN is missing."
+        )
+    else:
+        x = channels_first(x)
+        mask = _observed(x, mask, name)
+        seen = survey(x if mask is None else x[mask])
+        advice = "infinite. Fill them in, leave those images out, or make them NaN, which is missing."
+    if seen.wrong:
+        raise ValueError(
+            f"Expected finite numbers in {name}; got {seen.wrong:,} of {math.prod(x.shape):,} that are {advice}"
+        )
+    dtype, levels = x.dtype, source.levels
+    if not dtype.is_floating_point:
+        grey = 0 <= seen.low <= seen.high <= 255
+        dtype, levels = torch.uint8 if grey else torch.float32, 2 if grey and seen.high <= 1 else levels
+    if isinstance(x, OnDisk):
+        pixels: Tensor | OnDisk = replace(x, dtype=dtype)
+    else:
+        pixels = (x if mask is None else x.masked_fill(~mask, 0)).to(dtype)
+    return Split(pixels, source.labels, levels, None, counts, mask, source.extra), seen
+
+
+def _observed(x: Tensor, mask: Tensor | None, name: str) -> Tensor | None:
+    """Where x is observed: in the mask, if there is one, and not NaN. None, if all of it is."""
+    if mask is None and not x.is_floating_point():
+        return None
+    observed = ~x.isnan()
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"Expected a mask of booleans, True where observed, in {name}; got {mask.dtype}.")
+        mask = channels_first(mask)
+        if mask.shape not in (x.shape, (len(x), 1, *x.shape[2:]) if x.dim() == 4 else None):
+            raise ValueError(
+                f"Expected a mask of the shape of x, {tuple(x.shape)}, or with one channel, in {name}; "
+                f"got {tuple(mask.shape)}."
+            )
+        observed &= mask
+    if observed.all():
+        return None
+    if none := int((~observed.flatten(1).any(1)).sum()):
+        raise ValueError(
+            f"Expected something observed of every image in {name}; got {none:,} of {len(x):,} that are NaN or "
+            "masked all over. Leave those images out."
+        )
+    return observed
+
+
+def support_of(whole: Split, seen: Survey) -> constraints.Constraint:
+    """The support of x, of pixels that were ``seen`` before any noise."""
+    if whole.noise:
+        return constraints.boolean if whole.noise == "bernoulli" else constraints.unit_interval
+    if whole.counts:
+        return constraints.nonnegative_integer
+    if whole.levels and not whole.pixels.dtype.is_floating_point:
+        return constraints.boolean if whole.levels == 2 else grid(whole.levels)
+    if seen.low >= 0 and seen.whole:
+        return constraints.nonnegative_integer if seen.high > 1 else constraints.boolean
+    return constraints.unit_interval if 0 <= seen.low <= seen.high <= 1 else constraints.real

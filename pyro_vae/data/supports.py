@@ -12,14 +12,9 @@ ROUNDING = 0.01  # of a level: 255 * (p / 255) in float32 is off by 1e-5
 
 
 class Levels(constraints.Constraint):
-    """The constraint that :func:`levels` returns.
-
-    Attributes:
-        number: How many levels there are.
-    """
+    """The constraint that :func:`levels` returns, of ``number`` levels."""
 
     is_discrete = True
-    event_dim = 0
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -56,14 +51,8 @@ def levels(number: int) -> Levels:
 class _OpenUnitInterval(constraints.Constraint):
     """Numbers above 0 and below 1."""
 
-    event_dim = 0
-
     def check(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is inside."""
         return torch.logical_and(value > 0, value < 1)
-
-    def __repr__(self) -> str:
-        return "OpenUnitInterval()"
 
 
 open_unit_interval = _OpenUnitInterval()
@@ -85,37 +74,40 @@ KINDS: dict[type, str] = {
     type(constraints.real): "real",
     Levels: "levels",
 }
-EACH = {
-    "binary": "A density of two values grows without bound: use Bernoulli.",
-    "counts": "Use Poisson or NegativeBinomial; pixels are grey levels without --counts.",
-    "real": "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1].",
-}
-OTHERS = {
-    "binary": ("[0, 1]", "(0, 1)", "real", "a density"),
-    "counts": ("binary", "levels", "[0, 1]", "(0, 1)"),
-    "real": ("binary", "levels", "counts", "[0, 1]", "(0, 1)"),
-}
-# What to do, by what x is and what the likelihood is of, where the two do not go together.
-ADVICE = {(kind, other): EACH[kind] for kind, others in OTHERS.items() for other in others} | {
-    ("binary", "levels"): "Two values are not many levels: use Bernoulli.",
-    ("binary", "counts"): "Two values have no rate: use Bernoulli.",
-    ("levels", "binary"): "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
-    ("levels", "levels"): "Use --likelihood.levels {levels}, which the data have.",
-    (
-        "levels",
-        "counts",
-    ): "Use --counts true for x that is the pixel as stored, or DiscretizedLogistic for grey levels.",
-    ("levels", "(0, 1)"): "At 0 and 1 its density is 0 or infinite: use --dequantize true, or ContinuousBernoulli.",
-    (
-        "dequantised",
-        "binary",
-    ): "Leave out --dequantize and binarise with --binarize dynamic, or use ContinuousBernoulli.",
-    ("dequantised", "levels"): "Leave out --dequantize: it has the probability of each level itself.",
-    ("dequantised", "counts"): "Leave out --dequantize, and use --counts true for x that is the pixel as stored.",
-    ("[0, 1]", "binary"): "Binarise with --binarize dynamic, or use ContinuousBernoulli or Gaussian for grey x.",
-    ("[0, 1]", "levels"): "Give x as the bytes it was read from, or use ContinuousBernoulli or Gaussian.",
-    ("[0, 1]", "counts"): "A part of a whole is no count: use ContinuousBernoulli or Gaussian.",
-    ("[0, 1]", "(0, 1)"): "At 0 and 1 its density is 0 or infinite: give x as bytes, with --dequantize true.",
+# What to do where x and the likelihood do not go together: by what x is, and then by what the likelihood is of.
+ADVICE: dict[str, dict[str, str]] = {
+    "binary": {
+        "levels": "Two values are not many levels: use Bernoulli.",
+        "counts": "Two values have no rate: use Bernoulli.",
+    }
+    | dict.fromkeys(
+        ("[0, 1]", "(0, 1)", "real", "a density"), "A density of two values grows without bound: use Bernoulli."
+    ),
+    "counts": dict.fromkeys(
+        ("binary", "levels", "[0, 1]", "(0, 1)"),
+        "Use Poisson or NegativeBinomial; pixels are grey levels without --counts.",
+    ),
+    "real": dict.fromkeys(
+        ("binary", "levels", "counts", "[0, 1]", "(0, 1)"),
+        "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1].",
+    ),
+    "levels": {
+        "binary": "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
+        "levels": "Use --likelihood.levels {levels}, which the data have.",
+        "counts": "Use --counts true for x that is the pixel as stored, or DiscretizedLogistic for grey levels.",
+        "(0, 1)": "At 0 and 1 its density is 0 or infinite: use --dequantize true, or ContinuousBernoulli.",
+    },
+    "dequantised": {
+        "binary": "Leave out --dequantize and binarise with --binarize dynamic, or use ContinuousBernoulli.",
+        "levels": "Leave out --dequantize: it has the probability of each level itself.",
+        "counts": "Leave out --dequantize, and use --counts true for x that is the pixel as stored.",
+    },
+    "[0, 1]": {
+        "binary": "Binarise with --binarize dynamic, or use ContinuousBernoulli or Gaussian for grey x.",
+        "levels": "Give x as the bytes it was read from, or use ContinuousBernoulli or Gaussian.",
+        "counts": "A part of a whole is no count: use ContinuousBernoulli or Gaussian.",
+        "(0, 1)": "At 0 and 1 its density is 0 or infinite: give x as bytes, with --dequantize true.",
+    },
 }
 
 

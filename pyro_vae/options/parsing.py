@@ -1,77 +1,74 @@
-"""From the words of ``pyro-vae`` to parts: options, and classes by name."""
-
-from __future__ import annotations
+"""From the words of ``pyro-vae`` to arguments, and one sentence for what is wrong."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sysconfig
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from torch.utils._pytree import tree_leaves
 
 from pyro_vae import VAE, checkpoint, data, fit
-from pyro_vae.options.programs import PARTS, is_of_parts, kind_of, program
-from pyro_vae.options.rooms import ROOMS, known, part_in_full
+from pyro_vae.options.classes import ROOMS, expected, is_of_parts, kind_of, known, part_in_full, program
 
-__all__ = ["check_config", "in_full", "parse", "parser"]
+__all__ = ["check_config", "in_full", "parse", "parser", "sentence"]
 
+PARTS = ("latent", "prior", "likelihood", "guide", "network")  # of VAE.build
 TRUST = "Modules of your own whose classes a run's --config or --resume may name, as my_parts; spaces between."
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
 
-def parse(commands: dict[str, Callable[..., None]], given: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return the subcommand that was given, and the arguments to call it with.
-
-    Raises:
-        ArgumentError: If there is no such option, or it does not take the value.
-        ValueError: If a class of the user's own is not to be had, or an option is null that has to be something.
-    """
+def parse(name: str, command: Callable[..., None], given: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments to call a command with, of the words that follow its name."""
     words = in_full(given)
-    made = parser(commands, _chosen(parser(commands), words))
-    parsed = made.parse_args(words)
-    options = made.instantiate(parsed)[parsed.subcommand].as_dict()
+    usual = final = parser(name, command)
+    if name == "train":
+        # Where a class replaces another, jsonargparse keeps the arguments that both have: --objective IWAE would take
+        # the single particle of the default ELBO. So the classes that are chosen are the defaults of another parser.
+        chosen = usual.parse_args([word for word in words if not word.startswith("--print_config")])
+        parts = [option for option in ROOMS if "." not in option and chosen.get(option)]
+        final = parser(name, command, {option: {"class_path": chosen[option]["class_path"]} for option in parts})
+    parsed = final.parse_args(words)
+    options = final.instantiate(parsed).as_dict()
     options.pop("config", None)
-    subcommands = next(action for action in made._actions if action.dest == "subcommand").choices
-    assert isinstance(subcommands, dict)
-    _check(options, subcommands[parsed.subcommand].get_defaults())
-    if "program" in options and not is_of_parts(kind := kind_of(options["program"])[0]):
-        usual, own = (p[parsed.subcommand] for p in (parser(commands).parse_args([parsed.subcommand]), parsed))
-        own_words = {word.partition("=")[0].partition(".")[0] for word in words}
-        if others := [part for part in PARTS if f"--{part}" in own_words or own[part] != usual[part]]:
-            raise ValueError(f"Expected no --{others[0]}, a part of a VAE, with the program {kind.__name__}; got one.")
-    return parsed.subcommand, options
-
-
-def _check(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Check what jsonargparse lets pass: null for any option, and whole numbers of any length."""
-    for name, value in options.items():
-        if value is None and defaults.get(name) is not None:
-            raise ValueError(f"Expected a value for --{name}; got null. Leave it out for the usual one.")
+    defaults = final.get_defaults()
+    for option, value in options.items():  # what jsonargparse lets pass
+        if value is None and defaults.get(option) is not None:
+            raise ValueError(f"Expected a value for --{option}; got null. Leave it out for the usual one.")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"Expected --{name} to fit into 64 bits; got {value}.")
+            raise ValueError(f"Expected --{option} to fit into 64 bits; got {value}.")
+    if name == "train" and not is_of_parts(kind := kind_of(options["program"])[0]):
+        left_out = usual.parse_args([])
+        own_words = {word.partition("=")[0].partition(".")[0] for word in words}
+        if others := [part for part in PARTS if f"--{part}" in own_words or parsed[part] != left_out[part]]:
+            raise ValueError(f"Expected no --{others[0]}, a part of a VAE, with the program {kind.__name__}; got one.")
+    return options
 
 
 def check_config(given: Sequence[str]) -> None:
-    """Check that a run's configuration, given as ``--config``, names no class that ``--trust`` does not.
-
-    Raises:
-        ValueError: If it does.
-    """
+    """Check that a run's configuration, given as ``--config``, names no class that ``--trust`` does not."""
     found: dict[str, list[str]] = {"--config": [], "--trust": []}
     for word, after in pairwise([*given, ""]):
         name, equals, value = word.partition("=")
         found.get(name, []).append(value if equals else after)
-    for file in found["--config"]:
-        checkpoint.check_config(Path(file), ROOMS, " ".join(found["--trust"]).split())
+    for file in map(Path, found["--config"]):
+        if any((file.parent / name).exists() for name in ("environment.json", "model.safetensors", "checkpoint")):
+            config = checkpoint.config_of(file.parent, file.name)
+            parts = [value for key, value in config.items() if str(key).split(".")[0] in ROOMS]
+            paths = [
+                word for word in tree_leaves(parts) if isinstance(word, str) and "." in word
+            ]  # or perhaps no paths
+            checkpoint.check_trust([{"class_path": path} for path in paths], " ".join(found["--trust"]).split())
 
 
 def in_full(given: Sequence[str]) -> list[str]:
-    """Return the words of a command with import paths for short names of classes, each of its option's own room.
-
-    And with --on_nan for --on-nan.
-    """
+    """Return the words of a command with import paths for short names of classes, and --on_nan for --on-nan."""
     words = []
     for before, word in pairwise(["", *given]):
         if word.startswith("--"):
@@ -82,35 +79,31 @@ def in_full(given: Sequence[str]) -> list[str]:
     return words
 
 
-def parser(commands: dict[str, Callable[..., None]], parts: dict[str, Any] | None = None) -> ArgumentParser:
-    """Return a parser of the subcommands, with ``parts`` for defaults of ``train``."""
-    settings: dict[str, Any] = {"formatter_class": _HelpFormatter, "parser_mode": "parts"}
-    settings["allow_abbrev"] = False  # --conf would be read, and not be looked through before
-    made = _Parser(prog="pyro-vae", **settings)
-    subcommands = made.add_subcommands()
-    for name, command in commands.items():
-        sub = _Parser(description=(command.__doc__ or "").split("\n")[0], **settings)
-        sub.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
-        if name == "train":
-            sub.add_function_arguments(data.load)
-            sub.add_function_arguments(program, fail_untyped=False)
-            # A class of the user's own may leave out the types of its arguments.
-            sub.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
-            sub.add_function_arguments(
-                fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False
-            )
-            sub.add_argument(
-                "--resume", type=str | None, help="Run directory to go on with; no other option is needed."
-            )
-            sub.add_argument("--trust", type=str, default="", help=TRUST)
-            usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
-            sub.set_defaults(usual | (parts or {}))
-        elif name == "compare":
-            sub.add_argument("runs", nargs="+", help="Run directories.")
-            sub.add_function_arguments(command, skip={"runs", "progress"})
-        else:
-            sub.add_function_arguments(command, as_positional=True)
-        subcommands.add_subcommand(name, sub)
+def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None = None) -> ArgumentParser:
+    """Return the parser of a command, with ``parts`` for defaults of ``train``."""
+    made = _Parser(
+        prog=f"pyro-vae {name}",
+        description=(command.__doc__ or "").split("\n")[0],
+        formatter_class=_HelpFormatter,
+        parser_mode="parts",
+        allow_abbrev=False,  # --conf would be read, and not be looked through before
+    )
+    made.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
+    if name == "train":
+        made.add_function_arguments(data.load)
+        # A class of the user's own may leave out the types of its arguments.
+        made.add_function_arguments(program, fail_untyped=False)
+        made.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
+        made.add_function_arguments(fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False)
+        made.add_argument("--resume", type=str | None, help="Run directory to go on with; no other option is needed.")
+        made.add_argument("--trust", type=str, default="", help=TRUST)
+        usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
+        made.set_defaults(usual | (parts or {}))
+    elif name == "compare":
+        made.add_argument("runs", nargs="+", help="Run directories.")
+        made.add_function_arguments(command, skip={"runs", "progress"})
+    else:
+        made.add_function_arguments(command, as_positional=True)
     return made
 
 
@@ -131,21 +124,6 @@ class _HelpFormatter(DefaultHelpFormatter):
         return text
 
 
-def _chosen(parser: ArgumentParser, given: Sequence[str]) -> dict[str, Any]:
-    """Return the classes that were chosen, to be the defaults of another parse.
-
-    Where a class replaces another, jsonargparse keeps the arguments that both have: ``--objective IWAE`` would take
-    the single particle of the default ELBO.
-    """
-    parsed = parser.parse_args([word for word in given if not word.startswith("--print_config")])
-    options = parsed[parsed.subcommand] if parsed.subcommand else {}
-    return {
-        option: {"class_path": options[option]["class_path"]}
-        for option in ROOMS
-        if "." not in option and options.get(option)
-    }
-
-
 def _read(text: str) -> Any:
     found = get_loader("yaml")(text)
     if isinstance(found, dict) and found.get("config") is not None:
@@ -154,3 +132,80 @@ def _read(text: str) -> Any:
 
 
 set_loader("parts", _read, (yaml.YAMLError,))
+
+
+def sentence(error: Exception, name: str) -> str:
+    """Say in one sentence what is wrong, with file and line in the user's code; empty for a bug of ours."""
+    cause: BaseException | None = error
+    while cause:
+        if place := _place(cause):
+            kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
+            return f"{place}: {kind}{_short(cause.msg if isinstance(cause, SyntaxError) else str(cause))}"
+        cause = cause.__cause__ or cause.__context__
+    if too_large := _too_large(error):
+        return too_large
+    if isinstance(error, ArgumentError):
+        return f"{_one_sentence(str(error))} See {name} --help."
+    # Of a union of types jsonargparse lists what each said; ours is the sentence.
+    ours = re.search(r"^ *- (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
+    if isinstance(error, OSError) and error.strerror:  # the system's own
+        return f"Expected a file or folder that can be read and written; got {str(error.filename)!r}: {error.strerror}."
+    return _short(ours[1] if ours else str(error)) if isinstance(error, ValueError | OSError) else ""
+
+
+def _too_large(error: Exception) -> str:
+    """Say it where a number is too large for memory, or for the bits that numbers have."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), flags=re.IGNORECASE)
+        return (
+            f"Expected what fits into memory; got more{f', {size[1]} at a time' if size else ''}. "
+            "Use a smaller latent, network, likelihood, prior or batch_size, or fewer draws."
+        )
+    if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
+        return "Expected numbers that fit into the bits a computer has for them; got one too large. Use a smaller one."
+    return ""
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and line of the user's own code where an error comes from, if it does."""
+    lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        lines.append((error.filename, error.lineno))
+    here, others = Path.cwd(), (Path(__file__).parent.parent, Path(sysconfig.get_path("stdlib")))
+    for name, line in reversed(lines):
+        file = Path(name)
+        installed = {"site-packages", "dist-packages"}.intersection(file.parts) or any(
+            file.is_relative_to(other) for other in others
+        )
+        if file.is_relative_to(here) and not installed:
+            return f"{file.relative_to(here)}, line {line}"
+    return ""
+
+
+def _short(message: str) -> str:
+    """One line, without the shapes of every site that Pyro adds."""
+    return textwrap.shorten(message.partition("Trace Shapes:")[0], 400, placeholder=" ...")
+
+
+def _one_sentence(message: str) -> str:
+    """Say what jsonargparse found wrong in one line: expected, got."""
+    message = re.sub(r"\S{200,}", lambda long: f"{long[0][:100]}...", " ".join(message.split()))
+    option = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
+    got = re.search(r"(?:(?:Got|Given) value|import path string): (.+?)(?:\. Got value|\.?$)", message)
+    part = re.search(r"class_path='([\w.]+)'", message)
+    kinds = [*dict.fromkeys(re.findall(r"Expected an? (?:<class ')?(.+?)(?:'>)?(?=\. Got| - | Given|$)", message))]
+    if unknown := re.search(r"Option '(\w+)' is not accepted", message):
+        owner = re.findall(r"class_path(?:=| )'(?:\w+\.)*(\w+)'", message)
+        return f"Expected an argument of {owner[-1] if owner else option}; got --{option}.{unknown[1]}."
+    if absent := re.findall(r"callable class: the following arguments are required: (\w+)", message):
+        return f"Expected --{option}.{absent[-1]}, which {part[1] if part else option} must be given; got none."
+    if option in ROOMS and got:
+        number = "a number, or " if kinds and kinds[0].startswith("float") else ""
+        found = part[1] if part else re.split(" Given | - ", got[1])[0]
+        return f"{expected(option).replace('one of', f'{number}one of')}; got {found}."
+    if option and got and kinds:
+        kinds = [kind for kind in kinds if kind != "NoneType"] or kinds
+        kind = " or ".join(re.sub(r"typing\.Literal\[(.*)\]|(?:\w+\.)*(\w+)", r"\1\2", kind) for kind in kinds)
+        found = re.split(" Given | - ", got[1])[0]
+        return f"Expected --{option} to be {kind.replace('Sequence', 'a list, as [200, 200]')}; got {found}."
+    return re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", message).rstrip(".") + "."
