@@ -1,7 +1,6 @@
 r"""The one abstraction: a module whose ``forward`` returns a distribution.
 
-A prior is ``prior()``, a decoder ``decoder(z)``, an encoder ``encoder(x)``. The last two are a
-:class:`Conditional`: a network proposes parameters, a :class:`Family` turns them into a distribution.
+A prior is ``prior()``, a decoder ``decoder(z)``, an encoder ``encoder(x)``. The last two are a :class:`Conditional`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,13 +19,9 @@ __all__ = ["Conditional", "Family", "mean", "module", "stddev"]
 class Family(nn.Module, ABC):
     r"""Turns parameters into a distribution over an event.
 
-    To write a likelihood or a guide family, subclass this and give one number and one method:
-
-    - :attr:`params`, how many parameters each element of the event has;
-    - :meth:`law`, from that many tensors of shape ``(*, *event)`` to a distribution.
-
-    The base class splits the network's output into the parameters and declares the event, so nobody writes
-    ``to_event`` by hand. See the source of :class:`pyro_vae.likelihoods.Bernoulli` for the simplest member, or:
+    To write a likelihood or a guide family, subclass this and give :attr:`params`, how many parameters each element of
+    the event has, and :meth:`law`, from that many tensors of shape ``(*, *event)`` to a distribution. The base class
+    splits the network's output into the parameters and declares the event: leave out ``to_event``.
 
         >>> import pyro.distributions as dist
         >>> class Poisson(Family):
@@ -37,10 +32,10 @@ class Family(nn.Module, ABC):
         >>> law.batch_shape, law.event_shape
         (torch.Size([32]), torch.Size([1, 8, 8]))
 
-    A family may also have :attr:`link`, the link function of generalised linear models: from the mean of the
-    event to the first parameter (McCullagh and Nelder, Generalized Linear Models, 1989). With it training
-    starts where the decoder's mean is the data's. And :attr:`features`, where numbers have no bound: from the
-    event and its mean to what an encoder is given of it.
+    A family may also have :attr:`link`, the link function of generalised linear models, from the mean of the event to
+    the first parameter (McCullagh and Nelder, Generalized Linear Models, 1989): with it training starts where the
+    decoder's mean is the data's. And :attr:`features`, from the event and its mean to what an encoder sees of it, where
+    numbers have no bound.
 
     Arguments:
         event: Shape of the event, or its size where it is a vector.
@@ -60,11 +55,7 @@ class Family(nn.Module, ABC):
             raise ValueError(f"Expected an event of at least one element; got shape {self.event}.")
 
     def forward(self, phi: Tensor) -> TorchDistribution:
-        """Return the distribution with parameters ``phi``, of shape ``(*, params, *event)``.
-
-        Raises:
-            ValueError: If ``phi`` is of another shape, or :meth:`law` returns no distribution over the event.
-        """
+        """Return the distribution with parameters ``phi``, of shape ``(*, params, *event)``; refuse other shapes."""
         name, shape = type(self).__name__, (self.params, *self.event)
         if phi.shape[-len(shape) :] != shape:
             raise ValueError(
@@ -74,17 +65,17 @@ class Family(nn.Module, ABC):
         if not isinstance(law, TorchDistributionMixin):
             got = f"{type(law).__module__}.{type(law).__name__}"
             raise ValueError(f"Expected {name}.law() to return a distribution of pyro.distributions; got {got}.")
-        found = tuple(law.shape())[-max(len(self.event), law.event_dim) :]
-        if found != self.event:
+        over = tuple(law.shape())[-max(len(self.event), law.event_dim) :]
+        if over != self.event:
             raise ValueError(
-                f"Expected {name}.law() to return a distribution over {self.event}; got one over {found}. "
+                f"Expected {name}.law() to return a distribution over {self.event}; got one over {over}. "
                 "Give it parameters of that shape, and leave to_event to the base class."
             )
         return law.to_event(len(self.event) - law.event_dim)
 
     @abstractmethod
     def law(self, *parameters: Tensor) -> TorchDistribution:
-        """Return the distribution with the given parameters, each of shape ``(*, *event)``."""
+        """Return the distribution of these parameters, each of shape ``(*, *event)``."""
 
 
 class Conditional(nn.Module):
@@ -93,9 +84,8 @@ class Conditional(nn.Module):
     Arguments:
         network: Maps ``(*, *b)`` to ``(*, params, *event)``.
         family: Maps ``(*, params, *event)`` to a distribution over the event.
-        fill: What the network is given in place of missing elements of b, which are NaN; of the shape of b. Without
-            it a NaN is passed on, so that one which should not be there is not hidden.
-        features: What the network is given of b, a function of it and of ``fill``; if None, b itself.
+        fill: What the network sees in place of missing elements of b, which are NaN; of the shape of b. None: NaN.
+        features: What the network sees of b, a function of it and of ``fill``; None: b itself.
 
     Raises:
         ValueError: If there are features and no ``fill``.
@@ -134,25 +124,22 @@ class Conditional(nn.Module):
     def start_at(self, mean: Tensor) -> None:
         """Start an untrained network where the distribution's mean is ``mean``, of the event's shape.
 
-        Sets the first parameter's bias to ``family.link(mean)``. A bias that is no longer zero has been trained,
-        and is left as it is; so is everything where the family states no link or the network has no bias of the
-        output's shape.
+        The first parameter's bias becomes ``family.link(mean)``, if there is a link, and a bias of the output's shape
+        that is zero as yet.
         """
-        bias = getattr(self.network, "bias", None)
-        if self.family.link is None or bias is None or bias.shape != (self.family.params, *self.family.event):
-            return
-        if not bias.any():
+        bias, shape = getattr(self.network, "bias", None), (self.family.params, *self.family.event)
+        if self.family.link and bias is not None and bias.shape == shape and not bias.any():
             bias[0] = self.family.link(mean.to(bias))
 
     @torch.no_grad()
     def fill_with(self, mean: Tensor) -> None:
-        """Give the network ``mean``, of the shape of b, in place of what is missing, if it is given zeros as yet."""
+        """Put ``mean``, of the shape of b, in place of missing elements, if these are zeros as yet."""
         if self.fill is not None and not self.fill.any():
             self.fill.copy_(mean)
 
     @contextmanager
     def complete(self) -> Iterator[None]:
-        """Take it that nothing is missing, for as long as the context lasts: to look costs some percent of a step."""
+        """Look for no missing elements while the context lasts: to look costs some percent of a step."""
         looks, self.looks = self.looks, False
         try:
             yield
@@ -161,13 +148,7 @@ class Conditional(nn.Module):
 
 
 def mean(law: TorchDistribution, draws: int = 100) -> Tensor:
-    """Return the mean of a distribution, ``(*batch, *event)``; the average of draws where it has no closed form.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> mean(dist.Normal(torch.ones(3), 2.0))
-        tensor([1., 1., 1.])
-    """
+    """Return the mean of a distribution, ``(*batch, *event)``; the average of draws where it has no closed form."""
     try:
         return law.mean
     except NotImplementedError:
@@ -175,13 +156,7 @@ def mean(law: TorchDistribution, draws: int = 100) -> Tensor:
 
 
 def stddev(law: TorchDistribution, draws: int = 1000) -> Tensor:
-    """Return the standard deviation of each element, ``(*batch, *event)``; that of draws where it has no closed form.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> stddev(dist.Normal(torch.ones(3), 2.0))
-        tensor([2., 2., 2.])
-    """
+    """Return the standard deviation of elements, ``(*batch, *event)``; that of draws where it has no closed form."""
     try:
         return law.stddev
     except NotImplementedError:
@@ -189,12 +164,9 @@ def stddev(law: TorchDistribution, draws: int = 1000) -> Tensor:
 
 
 def module(name: str, nn_module: nn.Module) -> None:
-    """Do as ``pyro.module`` does, but refuse a second module under one name where gradients are on.
+    """Do as ``pyro.module``, but where gradients are on refuse a second module under one name.
 
-    Pyro goes on stepping the first module's tensors, and the second never trains, in silence.
-
-    Raises:
-        ValueError: If the param store holds other tensors under this name, or a parameter is not contiguous.
+    Pyro would go on to step the first module's tensors, in silence. A parameter that is not contiguous is refused too.
     """
     pyro.module(name, nn_module)
     if not torch.is_grad_enabled():

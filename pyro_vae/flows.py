@@ -1,7 +1,8 @@
-r"""Invertible transforms for flows, where Pyro's do not do.
+r"""Transforms for flows, and a mixture, where Pyro's do not do.
 
 Pyro's autoregressive transform is inverted in float32 alone; its splines write to elements of their choice, which no
-graph can be recorded of; and its conditional transforms ask for a z of each x, where other laws broadcast.
+graph can be recorded of; its conditional transforms ask for a z of each x, where other laws broadcast; and its mixture
+has a copy of the components for each datum.
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.transforms import Transform
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 from torch.nn.functional import pad, softplus
 
-__all__ = ["Autoregressive", "Broadcast", "SplineCoupling", "check", "gentle"]
+__all__ = ["Autoregressive", "Broadcast", "Mixture", "SplineCoupling", "check", "gentle"]
 
 LIMIT = 5.0  # of the logarithm of a scale
 LEAST = 1e-3  # share of a bin of a spline, and slope between two
 
 
 def check(latent: int, transform: str, known: Iterable[str], **numbers: int) -> None:
-    """Check what a flow is made of.
-
-    Raises:
-        ValueError: If the transform is unknown, a number is below 1, or there is one dimension alone.
-    """
+    """Refuse an unknown transform, a number below 1, and one dimension alone."""
     if transform not in known:
         raise ValueError(f"Expected transform to be {', '.join(known)}; got {transform!r}.")
     for name, number in numbers.items():
@@ -45,7 +45,24 @@ def gentle(net: Any) -> nn.Module:
     return net
 
 
-class Autoregressive(Transform):
+class _OfLastCall(Transform):
+    """A transform of vectors that remembers the log-determinant of its last call."""
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+        self._log_det = torch.zeros(())
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return it in nats, of the batch shape."""
+        if x is not self._cached_x_y[0] or y is not self._cached_x_y[1]:
+            self._call(x)
+        return self._log_det
+
+
+class Autoregressive(_OfLastCall):
     r"""Shifts and scales each dimension, given those before it.
 
     .. math:: y_d = e^{s_d(x_{<d})} x_d + m_d(x_{<d}), \qquad \log |\det \partial y / \partial x| = \sum_d s_d
@@ -56,24 +73,13 @@ class Autoregressive(Transform):
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
 
     Arguments:
-        net: From x, ``(*, latent)``, to m and s, each the same shape, each element of what is before it: one of
-            ``pyro.nn.AutoRegressiveNN``, its permutation the identity. The scale s is kept within [-5, 5].
-
-    Example:
-        >>> transform = Autoregressive(lambda x: (x.cumsum(-1) - x, 0 * x))
-        >>> transform(torch.tensor([1.0, 2.0, 3.0]))
-        tensor([1., 3., 6.])
-        >>> transform.inv(torch.tensor([1.0, 3.0, 6.0]))
-        tensor([1., 2., 3.])
+        net: From x, ``(*, latent)``, to m and s, of the same shape, each element of those before it: a
+            ``pyro.nn.AutoRegressiveNN`` whose permutation is the identity. s is kept within [-5, 5].
     """
 
-    domain = codomain = constraints.real_vector
-    bijective = True
-
     def __init__(self, net: Callable[[Tensor], Any]) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.net = net
-        self._log_det = torch.zeros(())
 
     def _parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self.net(x)
@@ -92,14 +98,8 @@ class Autoregressive(Transform):
             x = (y - shift) * (-log_scale).exp()
         return x
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return it in nats, of the batch shape."""
-        if x is not self._cached_x_y[0] or y is not self._cached_x_y[1]:
-            self._parameters(x)
-        return self._log_det
 
-
-class SplineCoupling(Transform):
+class SplineCoupling(_OfLastCall):
     r"""Bends the second half of the dimensions by monotone splines, given the first half.
 
     Each is a rational quadratic spline on [-bound, bound], with a slope of 1 at both ends, and the identity outside.
@@ -110,17 +110,13 @@ class SplineCoupling(Transform):
     Arguments:
         net: From the first half, ``(*, latent // 2)``, to ``3 * bins - 1`` numbers for each of the others: widths and
             heights of the bins, and slopes between them. Zeros give the identity.
-        bins: Number of bins of a spline.
+        bins: Bins of a spline.
         bound: Where the identity begins.
     """
 
-    domain = codomain = constraints.real_vector
-    bijective = True
-
     def __init__(self, net: Callable[[Tensor], Tensor], bins: int = 8, bound: float = 5.0) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.net, self.bins, self.bound = net, bins, bound
-        self._log_det = torch.zeros(())
 
     def _bend(self, a: Tensor, inverse: bool) -> Tensor:
         kept, rest = a.split([a.shape[-1] // 2, a.shape[-1] - a.shape[-1] // 2], -1)
@@ -135,12 +131,6 @@ class SplineCoupling(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self._bend(y, inverse=True)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return it in nats, of the batch shape."""
-        if x is not self._cached_x_y[0] or y is not self._cached_x_y[1]:
-            self._bend(x, inverse=False)
-        return self._log_det
 
 
 def _knots(numbers: Tensor, bins: int, bound: float) -> Tensor:
@@ -174,26 +164,56 @@ def _spline(a: Tensor, knots: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     return found, 2 * s.log() + rise.log() - 2 * (s + bow * t * (1 - t)).log()
 
 
-class Broadcast(Transform):
-    """The identity, which gives a z without the batch of x that batch on its way back to the noise.
-
-    Arguments:
-        batch_shape: Of x.
-    """
-
-    domain = codomain = constraints.real_vector
-    bijective = True
+class Broadcast(_OfLastCall):
+    """The identity, which gives a z without the batch of x that batch on its way back to the noise."""
 
     def __init__(self, batch_shape: torch.Size) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.batch_shape = batch_shape
 
     def _call(self, z: Tensor) -> Tensor:
+        self._log_det = z.new_zeros(z.shape[:-1])
         return z
 
     def _inverse(self, z: Tensor) -> Tensor:
-        return z.expand(torch.broadcast_shapes(z.shape[:-1], self.batch_shape) + z.shape[-1:])
+        return self._call(z.expand(torch.broadcast_shapes(z.shape[:-1], self.batch_shape) + z.shape[-1:]))
 
-    def log_abs_det_jacobian(self, z: Tensor, _: Tensor) -> Tensor:
-        """Return zero, of the batch shape."""
-        return z.new_zeros(z.shape[:-1])
+
+class Mixture(dist.MixtureSameFamily):
+    r"""Pyro's ``MixtureSameFamily``, for hundreds of components over a latent space.
+
+    .. math:: \log p(z) = \log \sum_k \pi_k \, p_k(z)
+
+    A plate makes no copy of the components for each datum. Of diagonal Gaussians the squares are expanded,
+
+    .. math:: \sum_d \frac{(z_d - \mu_{kd})^2}{\sigma_{kd}^2} = z^2 \cdot \sigma_k^{-2}
+        - 2 z \cdot \mu_k \sigma_k^{-2} + \mu_k^2 \cdot \sigma_k^{-2}
+
+    so that all k are two matrix products, in float64 since the terms cancel.
+
+    Example:
+        >>> halves = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
+        >>> Mixture(dist.Categorical(torch.ones(2)), halves).log_prob(torch.zeros(1))  # log N(1; 0, 1)
+        tensor(-1.4189)
+    """
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return it in nats, from ``(*, latent)`` to ``(*)``."""
+        if self._validate_args:
+            self._validate_sample(z)
+        law = self.component_distribution
+        diagonal = isinstance(law, Independent) and isinstance(law.base_dist, torch.distributions.Normal)
+        each = _diagonal(law.base_dist, z) if diagonal else law.log_prob(z.unsqueeze(-2))
+        return (each + self.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TorchDistribution:
+        """Return the same, with a batch shape."""
+        return ExpandedDistribution(self, batch_shape)
+
+
+def _diagonal(law: torch.distributions.Normal, z: Tensor) -> Tensor:
+    """Return log-densities of K Gaussians of shape ``(K, latent)`` at each z, ``(*, K)``."""
+    loc, scale, wide = law.loc.double(), law.scale.double(), z.double()
+    weight = scale**-2
+    squares = wide.square() @ weight.T - 2 * wide @ (loc * weight).T + (loc.square() * weight).sum(-1)
+    return (-0.5 * squares - (scale * math.sqrt(2 * math.pi)).log().sum(-1)).to(z.dtype)

@@ -1,4 +1,4 @@
-r"""Guide families q(z | x): families over ``(latent,)``.
+r"""Guide families q(z | x): families over ``(latent,)``, whose ``event`` is the number of latent dimensions.
 
 See :class:`pyro_vae.conditional.Family` for how to write one.
 """
@@ -6,7 +6,6 @@ See :class:`pyro_vae.conditional.Family` for how to write one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -33,9 +32,6 @@ class DiagonalNormal(Family):
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
 
-    Arguments:
-        event: Number of latent dimensions.
-
     Example:
         >>> import torch
         >>> DiagonalNormal(20)(torch.zeros(32, 2, 20)).event_shape
@@ -45,7 +41,7 @@ class DiagonalNormal(Family):
     params = 2
 
     def law(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Gaussian with the given means and log standard deviations, each ``(*, latent)``."""
+        """Return the Gaussian of these means and log standard deviations, each ``(*, latent)``."""
         return dist.Normal(loc, _exp(log_scale))
 
 
@@ -54,16 +50,12 @@ class FullNormal(Family):
 
     .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), L(x) L(x)^\top), \qquad z = \mu + L \epsilon
 
-    The network gives :math:`\mu` and the rows of the Cholesky factor L, the logarithm of its diagonal. The divergence
-    is sampled, so that with the exact posterior each draw of the ELBO is :math:`\log p(x)`.
+    For each of D dimensions the network gives ``1 + D`` numbers: :math:`\mu` and the rows of the Cholesky factor L, the
+    logarithm of its diagonal.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
-
         An Introduction to Variational Autoencoders (Kingma and Welling, 2019), section 2.5.1.
-
-    Arguments:
-        event: Number of latent dimensions, D. The network gives ``1 + D`` numbers for each.
 
     Example:
         >>> FullNormal(20)(torch.zeros(32, 21, 20)).event_shape
@@ -75,7 +67,7 @@ class FullNormal(Family):
         self.params = 1 + event
 
     def law(self, loc: Tensor, *rows: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Gaussian with means, and rows of L, of its diagonal the logarithm, each ``(*, latent)``."""
+        """Return the Gaussian of these means and rows of L, of its diagonal the logarithm, each ``(*, latent)``."""
         factor = torch.stack(rows, -2)
         diagonal = _exp(factor.diagonal(dim1=-2, dim2=-1)).diag_embed()
         return dist.MultivariateNormal(loc, scale_tril=factor.tril(-1) + diagonal)
@@ -89,10 +81,9 @@ class LowRankNormal(Family):
 
     References:
         Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed and Wierstra,
-        2014), section 4.3, for rank 1 (there of the precision).
+            2014), section 4.3, for rank 1 (there of the precision).
 
     Arguments:
-        event: Number of latent dimensions, D.
         rank: r. The network gives ``2 + r`` numbers for each dimension.
 
     Raises:
@@ -121,15 +112,13 @@ class Flow(Family):
 
     The network gives :math:`\mu`, :math:`\log \sigma`, and ``context`` numbers a dimension that all transforms see.
     ``coupling`` shifts and scales half of the dimensions given the others; ``autoregressive``, the IAF, each given
-    those before: its density is fast at its own draws alone, so not for VampPrior. Its mean is an average of draws.
+    those before: its density is fast at its own draws alone, so not for VampPrior.
 
     References:
         Variational Inference with Normalizing Flows (Rezende and Mohamed, 2015).
-
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
 
     Arguments:
-        event: Number of latent dimensions.
         transform: ``coupling`` or ``autoregressive``.
         layers: Number of transforms, with the dimensions reversed between them.
         hidden: Units of the hidden layer of the network in a transform.
@@ -138,8 +127,6 @@ class Flow(Family):
     Raises:
         ValueError: If the transform is unknown, there are no layers, or there is one dimension alone.
     """
-
-    reverse: Tensor
 
     def __init__(
         self,
@@ -150,17 +137,19 @@ class Flow(Family):
         context: int = 1,
     ) -> None:
         super().__init__(event)
-        check(event, transform, NETS, layers=layers, context=context)
+        check(event, transform, ("coupling", "autoregressive"), layers=layers, context=context)
         self.params = 2 + context
         self.transform = transform
-        self.nets = nn.ModuleList([gentle(NETS[transform](event, context * event, hidden)) for _ in range(layers)])
-        self.register_buffer("reverse", torch.arange(event).flip(0), persistent=False)
+        self.nets = nn.ModuleList([gentle(_net(transform, event, context * event, hidden)) for _ in range(layers)])
+        self.reverse = nn.Buffer(torch.arange(event).flip(0), persistent=False)
 
     def law(self, loc: Tensor, log_scale: Tensor, *context: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the flow with the base's means and log standard deviations, and the context, each ``(*, latent)``."""
         steps: list[Any] = []
-        for net in self.nets:
-            step = TRANSFORMS[self.transform](partial(net, context=torch.cat(context, -1)), *self.event)
+        for module in self.nets:
+            net: Any = partial(module, context=torch.cat(context, -1))
+            half = self.event[0] // 2
+            step = transforms.AffineCoupling(half, net) if self.transform == "coupling" else Autoregressive(net)
             steps += [transforms.Permute(self.reverse), step]
         base = dist.Normal(loc, _exp(log_scale)).to_event(1)
         return dist.TransformedDistribution(base, [*steps[1:], Broadcast(base.batch_shape)])
@@ -172,18 +161,10 @@ def _exp(x: Tensor) -> Tensor:
     return x.clamp(-limit, limit).exp()
 
 
-def _coupling(latent: int, context: int, hidden: int) -> nn.Module:
+def _net(transform: str, latent: int, context: int, hidden: int) -> nn.Module:
+    """From z, or from the first half of its dimensions, and a context to shifts and scales."""
+    if transform == "autoregressive":
+        order: Any = torch.arange(latent)
+        return ConditionalAutoRegressiveNN(latent, context, [max(hidden, latent)], permutation=order)
     rest = latent - latent // 2
     return ConditionalDenseNN(latent // 2, context, [hidden], [rest, rest])
-
-
-def _autoregressive(latent: int, context: int, hidden: int) -> nn.Module:
-    order: Any = torch.arange(latent)
-    return ConditionalAutoRegressiveNN(latent, context, [max(hidden, latent)], permutation=order)
-
-
-NETS = {"coupling": _coupling, "autoregressive": _autoregressive}
-TRANSFORMS: dict[str, Callable[[Any, int], transforms.Transform]] = {
-    "coupling": lambda net, latent: transforms.AffineCoupling(latent // 2, net),
-    "autoregressive": lambda net, latent: Autoregressive(net),
-}

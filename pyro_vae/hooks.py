@@ -47,21 +47,14 @@ class Hooks(nn.Module):
             start_at(dataset.train.to(self.reference.device))
 
     def complete(self) -> AbstractContextManager:
-        """Return a context in which x is taken to have no missing elements, which need not be looked for."""
+        """Return a context in which no element of x is missing, so that none is looked for."""
         return self.encoder.complete() if isinstance(self.encoder, Conditional) else nullcontext()
 
     def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
-        """Check that every x can be seen under the likelihood, which Pyro would say in a page; on disk the first 4,096.
+        """Refuse x of another shape or outside the likelihood's support; on disk look at the first 4,096.
 
-        Arguments:
-            dataset: The data.
-            strict: Whether to refuse a density of real numbers for x of two values too. One of fixed scale may be
-                meant, as for squared error; one of learned scale grows without bound.
-
-        Raises:
-            ValueError: If an x is of another shape or outside the likelihood's support, or of two values, which are
-                in many a support, and the likelihood is not of two; or some of it is missing and the likelihood's
-                elements are not independent.
+        x of two values are in many a support: they are refused too where the likelihood is not of two, a density of
+        real numbers only if ``strict``, since one of fixed scale may be meant, as for squared error.
         """
         if not self._of_x_alone:
             return
@@ -94,11 +87,7 @@ class Hooks(nn.Module):
                         )
 
     def check_data(self, x: Tensor, *covariates: Tensor) -> None:
-        """Check that x is of shape ``(B, *event)``.
-
-        Raises:
-            ValueError: If it is not.
-        """
+        """Refuse x that is not of shape ``(B, *event)``."""
         if not self._of_x_alone:
             return
         with torch.no_grad():
@@ -118,14 +107,9 @@ class Hooks(nn.Module):
         while hasattr(law, "base_dist"):
             law = law.base_dist
         scale = getattr(law, "scale", None)
-        if isinstance(scale, Tensor):
-            return scale.min().item()
-        try:
-            return law.variance.min().sqrt().item() if scale is not None else math.nan
-        except NotImplementedError:
-            return math.nan
+        return scale.min().item() if isinstance(scale, Tensor) else math.nan
 
     @property
     def _of_x_alone(self) -> bool:
-        """Whether the parts are what the programs are made of: a model of more arguments says more than they do."""
+        """Whether the model is made of the parts alone: a model of more arguments says more than they do."""
         return len(inspect.signature(self.model).parameters) == 1

@@ -1,15 +1,12 @@
 r"""Missing data: an element of x that is NaN is left out of the likelihood by a handler, and imputed afterwards.
 
 With :math:`x = (x_o, x_m)`, observed and missing, and a likelihood whose elements are independent given z,
-:math:`p(x_o \mid z) = \prod_{i \in o} p(x_i \mid z)`: what is missing is marginalised by leaving its factors out. The
-ELBO is then one of :math:`\log p(x_o)`, which is right where values are missing at random, so that their being missing
-depends on nothing but what is observed.
+:math:`p(x_o \mid z) = \prod_{i \in o} p(x_i \mid z)`. The ELBO is then one of :math:`\log p(x_o)`, which is right where
+values are missing at random: that they are missing depends on nothing but what is observed.
 
 References:
     Statistical Analysis with Missing Data (Little and Rubin, 2002), for missing at random.
-
     MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
-
     Handling Incomplete Heterogeneous Data using VAEs (Nazabal, Olmos, Ghahramani and Valera, 2020).
 """
 
@@ -34,17 +31,12 @@ def observed(law: Any, x: Tensor) -> tuple[TorchDistribution, Tensor]:
     r"""Leave out what is missing: return the law of what is observed, and x with no NaN in it.
 
     In place of a missing element stands the least observed one of the whole tensor, which is in the support of a law
-    that treats all elements alike; its factor and its gradients are zero. With nothing observed it is 0 for a mass,
-    and 0.5 for a density. Nothing here looks at a number, so that a step of SVI can be recorded as a graph.
-
-    A law whose ``mask`` method is its own is asked to mask itself, as one that estimates a scale from x has to.
+    that treats all elements alike, or 0 for a mass and 0.5 for a density if none is observed. Nothing here looks at a
+    number, so that a step of SVI can be recorded as a graph.
 
     Arguments:
-        law: A distribution whose elements are independent: one with ``to_event`` around it, of event shape ``event``.
+        law: Of independent elements with ``to_event`` around it, of event shape ``event``. It masks itself.
         x: Shape ``(*, *event)``, NaN where it is missing.
-
-    Returns:
-        The law, masked, and x, both of the shapes they had.
 
     Raises:
         ValueError: If the elements of the law are not independent, so that leaving some out is no marginal of it.
@@ -79,7 +71,7 @@ def log_prob(law: Any, x: Tensor, missing: bool | None = None) -> Tensor:
     Arguments:
         law: Over the event; of independent elements, if any are missing.
         x: Shape ``(*, *event)``, NaN where it is missing.
-        missing: Whether any are, if known: then nothing here looks at a number.
+        missing: Whether any are; None: look.
 
     Raises:
         ValueError: As :func:`observed`, if any are missing.
@@ -97,24 +89,19 @@ def log_prob(law: Any, x: Tensor, missing: bool | None = None) -> Tensor:
 class Missing(Messenger):
     """A handler that leaves the NaN of every observed site out of its likelihood, as :func:`observed` does.
 
-    For any Pyro model: ``Missing()(model)`` is the model of what is observed. ``fit`` puts it around a VAE's model
-    where the data have missing elements. The guide is given x as it is: the encoder of ``VAE.build`` puts the mean of
-    the data in the place of NaN before its network sees it.
-
-    A site where nothing is missing keeps its log-density, to the bit. What the model is returned of a site with missing
-    elements is x with no NaN in it.
+    For any Pyro model: ``Missing()(model)`` is the model of what is observed. ``fit`` puts it around a model where data
+    are missing. The guide sees the NaN: the encoder of ``VAE.build`` puts the mean of the data in their place. A site
+    where nothing is missing keeps its log-density, to the bit; one with missing elements returns x without NaN.
 
     Raises:
         ValueError: At a site of floats, if the elements of its law are not independent.
 
     Example:
-        >>> from pyro.infer import SVI, Trace_ELBO
-        >>> from pyro.optim import Adam
+        >>> from pyro.infer import Trace_ELBO
         >>> from pyro_vae import VAE
-        >>> x = torch.rand(32, 1, 8, 8).masked_fill(torch.rand(32, 1, 8, 8) < 0.3, float("nan"))
-        >>> vae = VAE.build((1, 8, 8), latent=2)
-        >>> svi = SVI(Missing()(vae.model), vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
-        >>> isinstance(svi.step(x), float)
+        >>> vae = VAE.build((64,), latent=2)
+        >>> x = torch.rand(32, 64).masked_fill(torch.rand(32, 64) < 0.3, float("nan"))
+        >>> isinstance(Trace_ELBO().loss(Missing()(vae.model), vae.guide, x), float)
         True
     """
 
@@ -125,22 +112,7 @@ class Missing(Messenger):
 
 @torch.no_grad()
 def impute(p: Any, encoder: Program, decoder: Program, x: Tensor, num: int, num_particles: int) -> Tensor:
-    """Draw what is missing of x by sampling importance resampling: see :meth:`pyro_vae.VAE.impute`.
-
-    Arguments:
-        p: The prior p(z).
-        encoder: From x to q(z | x).
-        decoder: From z to p(x | z).
-        x: Shape ``(B, *event)``, NaN where it is missing.
-        num: Draws for each x.
-        num_particles: Draws of z for each of them, of which it takes one.
-
-    Returns:
-        Shape ``(num, B, *event)``.
-
-    Raises:
-        ValueError: If there are no draws or no particles.
-    """
+    """Draw what is missing of x, given the prior, encoder and decoder: see :meth:`pyro_vae.VAE.impute`."""
     if num < 1 or num_particles < 1:
         raise ValueError(f"Expected at least 1 draw and 1 particle; got num = {num}, num_particles = {num_particles}.")
     parts = []

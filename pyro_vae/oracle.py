@@ -6,7 +6,7 @@ The linear-Gaussian VAE is probabilistic PCA: all of its quantities are known in
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -32,7 +32,6 @@ class LinearGaussian(nn.Module):
 
     References:
         Probabilistic Principal Component Analysis (Tipping and Bishop, 1999).
-
         Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse (Lucas et al., 2019).
 
     Arguments:
@@ -44,12 +43,10 @@ class LinearGaussian(nn.Module):
         ValueError: If the shapes do not fit, or the scale is not positive.
 
     Example:
-        An estimator of yours is tested against it so:
-
         >>> from pyro_vae.objectives import IWAE
         >>> model = LinearGaussian(torch.randn(5, 2), torch.zeros(5), scale=0.5)
         >>> x = torch.randn(3, 5)
-        >>> vae = model.vae(guide="exact")
+        >>> vae = model.vae()
         >>> bound = -IWAE(num_particles=7).loss(vae.model, vae.guide, x)
         >>> abs(bound - model.log_evidence(x).sum().item()) < 1e-3
         True
@@ -67,10 +64,8 @@ class LinearGaussian(nn.Module):
         if not scale > 0:
             raise ValueError(f"Expected a positive scale; got {scale}.")
         for name, value in (("weight", weight), ("bias", bias)):
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            else:
-                self.register_buffer(name, value)
+            register: Any = self.register_parameter if isinstance(value, nn.Parameter) else self.register_buffer
+            register(name, value)
         self.scale = float(scale)
 
     def forward(self, z: Tensor) -> TorchDistribution:
@@ -84,9 +79,6 @@ class LinearGaussian(nn.Module):
         With eigenvalues :math:`\lambda_1 \ge \dots` and eigenvectors U of the sample covariance: b is the mean,
         :math:`s^2` the mean of :math:`\lambda_j` for j > k, and :math:`W = U_k (\Lambda_k - s^2 I)^{1/2}`, whose
         columns are orthogonal, so that the best diagonal guide is exact.
-
-        Raises:
-            ValueError: If there are not fewer latent dimensions than dimensions of x.
         """
         if not 1 <= latent < x.shape[1]:
             raise ValueError(
@@ -123,8 +115,7 @@ class LinearGaussian(nn.Module):
 
         Arguments:
             x: Shape ``(B, d)``.
-            guide: One of the two; or q(z | x), any Gaussian with batch shape ``(B,)`` and event shape ``(k,)``, as
-                the encoder of a VAE of your own gives it.
+            guide: One of the two; or q(z | x), any Gaussian with batch shape ``(B,)`` and event shape ``(k,)``.
         """
         if guide == "exact":
             return self.log_evidence(x)
@@ -144,11 +135,8 @@ class LinearGaussian(nn.Module):
     def vae(self, guide: Literal["exact", "mean-field"] = "exact") -> VAE:
         """Return the model as a VAE, with the exact posterior or the best diagonal guide as its encoder.
 
-        The encoder and the decoder have parameters of their own, which start at the exact values and may be trained.
-        The decoder is a :class:`LinearGaussian` again: ``vae.decoder.log_evidence(x)`` is exact after training too.
-
-        Raises:
-            ValueError: If the guide is neither.
+        Both have parameters of their own, to train. The decoder is a :class:`LinearGaussian` again:
+        ``vae.decoder.log_evidence(x)`` is exact after training too.
         """
         if guide not in ("exact", "mean-field"):
             raise ValueError(f"Expected guide to be exact or mean-field; got {guide!r}.")

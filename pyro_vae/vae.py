@@ -2,12 +2,14 @@ r"""The program: a model, a guide, and what one does with them."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vae.conditional import Conditional, Family, mean, module, stddev
 from pyro_vae.guides import DiagonalNormal
@@ -15,7 +17,6 @@ from pyro_vae.hooks import Hooks
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.missing import impute
 from pyro_vae.networks import Auto, Network
-from pyro_vae.parts import check_family, check_prior, made
 from pyro_vae.priors import StandardNormal
 
 __all__ = ["VAE"]
@@ -26,8 +27,7 @@ class VAE(Hooks):
 
     .. math:: p(x, z) = p(z) \, p(x \mid z), \qquad q(z \mid x) \approx p(z \mid x)
 
-    Most users call :meth:`build`. The three modules may also be given as they are: a module of any kind will do
-    whose ``forward`` returns a distribution.
+    Most users call :meth:`build`. Any three modules whose ``forward`` returns a distribution will do.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
@@ -68,9 +68,7 @@ class VAE(Hooks):
         guide: Callable[[int], Family] = DiagonalNormal,
         network: Callable[[Sequence[int], Sequence[int]], Network] = Auto,
     ) -> VAE:
-        """Build a VAE from one name for each part.
-
-        A part with arguments is a ``functools.partial``, as ``partial(networks.MLP, hidden=(200, 200))``.
+        """Build a VAE from a class for each part, or a partial, as ``partial(networks.MLP, hidden=(200, 200))``.
 
         Arguments:
             event_shape: Shape of one x, as ``(1, 28, 28)``.
@@ -78,8 +76,7 @@ class VAE(Hooks):
             prior: Class of p(z), called with ``latent``.
             likelihood: Class of p(x | z), a family called with ``event_shape``.
             guide: Class of q(z | x), a family called with ``latent``.
-            network: Class of the encoder's and the decoder's network, called with the shapes of input and output;
-                if none is named, one that suits the shape of x.
+            network: Class of the encoder's and the decoder's network, called with the shapes of input and output.
 
         Raises:
             ValueError: If ``latent`` is not positive, or the parts do not fit together.
@@ -92,39 +89,26 @@ class VAE(Hooks):
         event_shape = tuple(event_shape)
         if latent < 1:
             raise ValueError(f"Expected at least 1 latent dimension; got latent = {latent}.")
-        p_z, p_x, q_z = (
-            made("prior", prior, latent),
-            made("likelihood", likelihood, event_shape),
-            made("guide", guide, latent),
-        )
-        check_family("likelihood", p_x)
-        check_family("guide", q_z)
-        vae = cls(
-            prior=p_z,
-            decoder=Conditional(made("network", network, (latent,), (p_x.params, *p_x.event)), p_x),
-            encoder=Conditional(
-                made("network", network, event_shape, (q_z.params, *q_z.event)),
-                q_z,
-                fill=torch.zeros(event_shape),
-                features=p_x.features,
-            ),
-        )
+        p_z = _build("prior", prior, latent)
+        p_x = _build("likelihood", likelihood, event_shape)
+        q_z = _build("guide", guide, latent)
+        _check_family("likelihood", p_x)
+        _check_family("guide", q_z)
+        decoder = Conditional(_build("network", network, (latent,), (p_x.params, *p_x.event)), p_x)
+        net = _build("network", network, event_shape, (q_z.params, *q_z.event))
+        encoder = Conditional(net, q_z, fill=torch.zeros(event_shape), features=p_x.features)
         if attach := getattr(p_z, "attach", None):
-            attach(vae.encoder, event_shape)
-        check_prior(p_z, latent)
-        vae.parts = {
-            "event_shape": event_shape,
-            "latent": latent,
-            "prior": prior,
-            "likelihood": likelihood,
-            "guide": guide,
-            "network": network,
-        }
+            attach(encoder, event_shape)
+        _check_prior(p_z, latent)
+        vae = cls(prior=p_z, decoder=decoder, encoder=encoder)
+        vae.parts = dict(
+            event_shape=event_shape, latent=latent, prior=prior, likelihood=likelihood, guide=guide, network=network
+        )
         return vae
 
     @torch.no_grad()
     def blank(self, num: int) -> Tensor:
-        """Return ``num`` draws of x, ``(num, *event)``: rows of the right shape, to simulate data in place of."""
+        """Return ``num`` draws of x, of shape ``(num, *event)``."""
         return self.decoder(self.prior().sample((num,))).sample()
 
     @torch.no_grad()
@@ -142,21 +126,17 @@ class VAE(Hooks):
 
         .. math:: p(x_m \mid x_o) = \int p(x_m \mid z) \, p(z \mid x_o) \, dz
 
-        For each draw, z is taken from ``num_particles`` draws of the guide, with probability in proportion to their
-        weight :math:`p(z) \, p(x_o \mid z) / q(z \mid x)`, and :math:`x_m` drawn from the likelihood given z. With
-        one particle z is the guide's own; as their number grows, the posterior's. Their mean is an imputation of least
-        squared error, their quantiles are its intervals.
+        For each draw, z is one of ``num_particles`` draws of the guide, with probability in proportion to its weight
+        :math:`p(z) \, p(x_o \mid z) / q(z \mid x)`, and :math:`x_m` is drawn from the likelihood given z. Their mean is
+        an imputation of least squared error, their quantiles are its intervals.
 
         References:
             MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
 
         Arguments:
             x: Shape ``(B, *event)``, NaN where it is missing.
-            num: Draws for each x, independent of each other.
-            num_particles: Draws of z for each of them, of which it takes one.
-
-        Returns:
-            Shape ``(num, B, *event)``; what is observed is in each draw as it was.
+            num: Draws for each x: the result has shape ``(num, B, *event)``.
+            num_particles: Draws of z for each of them.
 
         Raises:
             ValueError: If there are no draws or no particles, or the likelihood's elements are not independent.
@@ -172,30 +152,18 @@ class VAE(Hooks):
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, steps: int = 10) -> Tensor:
-        """Return mean images on the straight line in latent space from ``start`` to ``end``.
+        """Return mean images on the straight line in latent space between images, ends included.
 
-        Arguments:
-            start: Images of shape ``(B, *event)``.
-            end: Images of the same shape.
-            steps: Number of points, ends included.
-
-        Returns:
-            Shape ``(B, steps, *event)``.
+        From ``start`` and ``end`` of shape ``(B, *event)`` to shape ``(B, steps, *event)``.
         """
         a, b = (mean(self.encoder(x)).unsqueeze(1) for x in (start, end))
         return mean(self.decoder(a.lerp(b, torch.linspace(0, 1, steps).to(a).unsqueeze(-1))))
 
     @torch.no_grad()
     def traverse(self, x: Tensor, span: float = 3.0, steps: int = 11) -> Tensor:
-        """Return mean images as one latent dimension at a time goes through the prior, from ``-span`` to ``span``.
+        """Return mean images as one latent dimension at a time goes through the prior, ``(latent, steps, *event)``.
 
-        Arguments:
-            x: One image, of shape ``event``; the other dimensions stay at its guide's mean.
-            span: How far to go from the prior's mean, in its standard deviations.
-            steps: Number of points.
-
-        Returns:
-            Shape ``(latent, steps, *event)``.
+        It goes from ``-span`` to ``span`` standard deviations; the others stay at the guide's mean for an image x.
         """
         z = mean(self.encoder(x.unsqueeze(0))).repeat(steps, 1)
         rows = z.repeat(z.shape[1], 1, 1)
@@ -205,15 +173,10 @@ class VAE(Hooks):
 
     @torch.no_grad()
     def manifold(self, steps: int = 20) -> Tensor:
-        """Return mean images on a grid over a 2-D latent space, evenly spaced in the probability of a normal.
+        """Return mean images on a grid over a 2-D latent space, of shape ``(steps, steps, *event)``.
 
-        The normal has the prior's mean and standard deviations; a standard normal prior is just that.
-
-        Returns:
-            Shape ``(steps, steps, *event)``; the first latent dimension goes right, the second goes up.
-
-        Raises:
-            ValueError: If the latent space is not of 2 dimensions.
+        The grid is even in the probability of a normal with the prior's mean and standard deviations. The first latent
+        dimension goes right, the second goes up.
         """
         latent = self.prior().event_shape[0]
         if latent != 2:
@@ -222,3 +185,42 @@ class VAE(Hooks):
         up, right = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
         grid = torch.stack([right, up], dim=-1)
         return mean(self.decoder(mean(self.prior()) + grid * stddev(self.prior())))
+
+
+def _build(name: str, part: Callable[..., Any], *shapes: Any) -> Any:
+    try:
+        return part(*shapes)
+    except TypeError as error:
+        call = f"{name}({', '.join(map(str, shapes))})"
+        raise ValueError(f"Expected a {name} that can be made by {call}; got: {error}.") from error
+
+
+def _check_prior(prior: nn.Module, latent: int) -> None:
+    """Refuse a prior that returns no distribution over ``(latent,)``."""
+    name = type(prior).__name__
+    try:
+        law = prior()
+    except TypeError as error:
+        raise ValueError(f"Expected a prior whose forward() takes no arguments; {name}'s raised: {error}.") from error
+    if not isinstance(law, Distribution):
+        raise ValueError(f"Expected a prior whose forward() returns a distribution; {name}'s returned {type(law)}.")
+    if law.event_shape != (latent,):
+        raise ValueError(
+            f"Expected a prior over event shape {(latent,)}; got {tuple(law.event_shape)}. "
+            "Add .to_event(1) to the distribution it returns."
+        )
+
+
+def _check_family(part: str, family: Family) -> None:
+    """Refuse a likelihood or a guide that is no family, or whose law does not take as many parameters as it says."""
+    name = type(family).__name__
+    if not isinstance(family, Family):
+        raise ValueError(f"Expected the {part} to be a subclass of conditional.Family; got {name}.")
+    if not isinstance(getattr(family, "params", None), int):
+        raise ValueError(f"Expected params, how many parameters an element has, as 'params = 1'; {name} has none.")
+    try:
+        inspect.signature(family.law).bind(*range(family.params))
+    except TypeError as error:
+        raise ValueError(
+            f"Expected {name}.law() to take {family.params} parameters, as its params says; {error}."
+        ) from error

@@ -11,8 +11,8 @@ ROOT = Path(pyro_vae.__file__).parent
 # Each line may import from the lines above it, never from its own line or below.
 ROOMS = [
     {"networks", "data", "plots", "seeds"},
-    {"conditional", "flows", "missing", "mixtures"},
-    {"priors", "likelihoods", "guides", "hooks", "parts"},
+    {"conditional", "flows", "missing"},
+    {"priors", "likelihoods", "guides", "hooks"},
     {"vae", "traces"},
     {"program"},
     {"objectives"},

@@ -6,8 +6,7 @@ import torch
 from pyro.distributions.transforms import Spline
 from pyro.nn import AutoRegressiveNN
 
-from pyro_vae.flows import Autoregressive, Broadcast, SplineCoupling, gentle
-from pyro_vae.mixtures import Mixture
+from pyro_vae.flows import Autoregressive, Broadcast, Mixture, SplineCoupling, gentle
 
 
 def spline():

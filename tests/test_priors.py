@@ -14,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO
 
 from pyro_vae import VAE, data, evaluate, fit, guides, likelihoods, load, networks, objectives, oracle, priors
 from pyro_vae.conditional import Conditional, mean, stddev
-from pyro_vae.mixtures import Mixture
+from pyro_vae.flows import Mixture
 
 EVENT = (1, 2, 3)
 PRIORS = {

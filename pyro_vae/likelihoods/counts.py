@@ -1,7 +1,7 @@
 r"""Masses of whole numbers from 0 on.
 
-Counts have no bound, and the rates are an exponential: an encoder that is given counts of a hundred as they are draws
-codes so wide at the start that the rates overflow. So it is given about the logarithm of a count over its mean.
+The rates are an exponential: an encoder that sees counts of a hundred draws codes so wide at the start that the rates
+overflow. So it sees about the logarithm of a count over its mean.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,11 @@ def relative(x: Tensor, mean: Tensor) -> Tensor:
     return x.asinh() - mean.asinh()
 
 
+def log_mean(mean: Tensor) -> Tensor:
+    """Return the log of the mean, of one that is at least 0.001."""
+    return mean.clamp(min=RARE).log()
+
+
 class Poisson(Family):
     r"""Independent Poisson counts: a mass of whole numbers from 0 on, whose variance is their mean.
 
@@ -33,25 +38,18 @@ class Poisson(Family):
     References:
         Generalized Linear Models (McCullagh and Nelder, 1989), for the log rate.
 
-    Arguments:
-        event: Shape of x.
-
     Example:
         >>> Poisson((64,))(torch.zeros(32, 1, 64)).log_prob(torch.ones(64))[0].item() / 64  # at rate 1
         -1.0
     """
 
     params = 1
+    link = staticmethod(log_mean)
     features = staticmethod(relative)
 
     def law(self, log_rate: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Poisson law of the given log rates, of shape ``(*, *event)``."""
+        """Return the Poisson law of the log rates, of shape ``(*, *event)``."""
         return dist.Poisson(log_rate.exp())
-
-    @staticmethod
-    def link(mean: Tensor) -> Tensor:
-        """Return the log of the mean, of one that is at least 0.001."""
-        return mean.clamp(min=RARE).log()
 
 
 class NegativeBinomial(Family):
@@ -60,14 +58,11 @@ class NegativeBinomial(Family):
     .. math:: \log p(x \mid z) = \sum_i \log \frac{\Gamma(x_i + r_i)}{\Gamma(r_i) \, x_i!}
         + r_i \log \frac{r_i}{r_i + m_i(z)} + x_i \log \frac{m_i(z)}{r_i + m_i(z)}
 
-    The network gives :math:`\log m`, the log mean. The variance is :math:`m + m^2 / r`, and :math:`r` learned: one for
-    each element of x, as of each gene in single-cell data; it starts at 1, and at infinity would be a Poisson law.
+    The network gives :math:`\log m`, the log mean. The variance is :math:`m + m^2 / r`, and :math:`r`, one for each
+    element of x, is learned from 1 on; at infinity it would be a Poisson law.
 
     References:
         Deep Generative Modeling for Single-cell Transcriptomics (Lopez et al., 2018).
-
-    Arguments:
-        event: Shape of x.
 
     Example:
         >>> law = NegativeBinomial((64,))(torch.zeros(32, 1, 64))
@@ -76,6 +71,7 @@ class NegativeBinomial(Family):
     """
 
     params = 1
+    link = staticmethod(log_mean)
     features = staticmethod(relative)
 
     def __init__(self, event: int | Sequence[int]) -> None:
@@ -83,10 +79,5 @@ class NegativeBinomial(Family):
         self.log_dispersion = nn.Parameter(torch.zeros(self.event))
 
     def law(self, log_mean: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the negative binomial law of the given log means, of shape ``(*, *event)``."""
+        """Return the negative binomial law of the log means, of shape ``(*, *event)``."""
         return dist.NegativeBinomial(self.log_dispersion.exp(), logits=log_mean - self.log_dispersion)
-
-    @staticmethod
-    def link(mean: Tensor) -> Tensor:
-        """Return the log of the mean, of one that is at least 0.001."""
-        return mean.clamp(min=RARE).log()

@@ -1,4 +1,4 @@
-"""Masses of grey levels: each level has a probability, so that log p is one too, and bits/dim are to be had."""
+"""Masses of grey levels: each has a probability, and there are bits/dim. Elements, channels too, are independent."""
 
 import math
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional
 
 from pyro_vae.conditional import Family
 from pyro_vae.data.supports import levels as grid
-from pyro_vae.likelihoods.scales import START, at_least, solve
+from pyro_vae.likelihoods.real import START, at_least, solve
 
 __all__ = ["Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
 
@@ -24,14 +24,12 @@ class Categorical(Family):
 
     .. math:: \log p(x \mid z) = \sum_i a_{i, k_i}(z) - \log \sum_k e^{a_{ik}(z)}, \qquad k_i = (L - 1) \, x_i
 
-    The network gives all L logits of each element, which knows nothing of a level's neighbours and takes L times the
-    memory. Elements, channels too, are independent given z.
+    The network gives all L logits of each element: L times the memory.
 
     References:
         Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner and Kavukcuoglu, 2016).
 
     Arguments:
-        event: Shape of x.
         levels: L, how many grey levels there are.
 
     Raises:
@@ -48,7 +46,7 @@ class Categorical(Family):
         self.params = self.levels = grid(levels).number
 
     def law(self, *logits: Tensor) -> TorchDistribution:
-        """Return the law with the given logits, one tensor of shape ``(*, *event)`` for each level."""
+        """Return the law of the logits, one tensor of shape ``(*, *event)`` for each level."""
         return GridCategorical(torch.stack(logits, -1))
 
 
@@ -59,13 +57,12 @@ class DiscretizedLogistic(Family):
         - \sigma\Big(\frac{x_i - w - \mu_i(z)}{s_i(z)}\Big), \qquad w = \frac{1}{2 (L - 1)}
 
     The bins of 0 and 1 go on to infinity. The network gives :math:`\mu` and :math:`\log 10 s`, so that s starts at
-    0.1; :math:`\log s` is clipped softly at -7. Elements, channels too, are independent given z.
+    0.1; :math:`\log s` is clipped softly at -7.
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
 
     Arguments:
-        event: Shape of x.
         levels: L, how many grey levels there are.
 
     Raises:
@@ -84,16 +81,12 @@ class DiscretizedLogistic(Family):
         self.levels = grid(levels).number
 
     def law(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the law of the given locations and scales, each of shape ``(*, *event)``."""
+        """Return the law of the locations and the network's scales, each of shape ``(*, *event)``."""
         return GridLogistic(loc, _scale(log_scale), self.levels)
 
     def link(self, mean: Tensor) -> Tensor:
-        """Return the location whose mean is the given one, kept within [0.001, 0.999], at the scale of the start."""
-
-        def mean_at(loc: Tensor) -> Tensor:
-            return GridLogistic(loc, _scale(torch.zeros_like(loc)), self.levels).mean
-
-        return solve(mean_at, mean.clamp(0.001, 0.999), -1.0, 2.0)
+        """Return the location of a law of this mean, kept within [0.001, 0.999], at the scale of the start."""
+        return solve(lambda loc: self.law(loc, torch.zeros_like(loc)).mean, mean.clamp(0.001, 0.999), -1.0, 2.0)
 
 
 class DiscretizedLogisticMixture(Family):
@@ -103,15 +96,13 @@ class DiscretizedLogisticMixture(Family):
         \Big) - \sigma\Big(\frac{x_i - w - \mu_{ik}(z)}{s_{ik}(z)}\Big)\Big], \qquad w = \frac{1}{2 (L - 1)}
 
     The network gives the logits of :math:`\pi`, then :math:`\mu_k - \frac{2k - 1}{2K}`, so that components start
-    spread evenly over [0, 1], then :math:`\log 10 s`, clipped softly so that :math:`\log s` is at least -7. Elements,
-    channels too, are independent given z, where PixelCNN++ has a channel depend on those before.
+    spread evenly over [0, 1], then :math:`\log 10 s`; :math:`\log s` is clipped softly at -7.
 
     References:
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications
-        (Salimans, Karpathy, Chen and Kingma, 2017).
+            (Salimans, Karpathy, Chen and Kingma, 2017).
 
     Arguments:
-        event: Shape of x.
         levels: L, how many grey levels there are.
         components: K.
 
@@ -123,14 +114,12 @@ class DiscretizedLogisticMixture(Family):
         tensor(0.5000)
     """
 
-    start: Tensor
-
     def __init__(self, event: int | Sequence[int], levels: int = 256, components: int = 5) -> None:
         super().__init__(event)
         if components < 1:
             raise ValueError(f"Expected at least 1 component; got {components}.")
         self.levels, self.components, self.params = grid(levels).number, components, 3 * components
-        self.register_buffer("start", (torch.arange(components) + 0.5) / components, persistent=False)
+        self.start = nn.Buffer((torch.arange(components) + 0.5) / components, persistent=False)
 
     def law(self, *parameters: Tensor) -> TorchDistribution:
         """Return the mixture, of 3 K parameters, each of shape ``(*, *event)``."""
@@ -144,24 +133,24 @@ def _scale(log_scale: Tensor) -> Tensor:
     return at_least(LOWEST, log_scale + math.log(START)).exp()
 
 
-class GridCategorical(TorchDistribution):
-    """A categorical law of levels, as x in [0, 1].
+class _OnGrid(TorchDistribution):
+    """A law of the grey levels, as x in [0, 1]; ``last`` is the number of the level that is 1."""
 
-    Arguments:
-        logits: Shape ``(*, L)``.
-        validate_args: Whether to check arguments and values.
-    """
+    last: int
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return grid(self.last + 1)
+
+
+class GridCategorical(_OnGrid):
+    """A categorical law of levels, of logits ``(*, L)``."""
 
     arg_constraints = {"logits": constraints.real_vector}
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
         self.logits, self.last = logits, logits.shape[-1] - 1
         super().__init__(logits.shape[:-1], validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self) -> constraints.Constraint:
-        """The grid of levels."""
-        return grid(self.last + 1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "GridCategorical":
         """Return it in a larger batch."""
@@ -186,26 +175,14 @@ class GridCategorical(TorchDistribution):
         return self.logits.softmax(-1) @ torch.linspace(0, 1, self.last + 1).to(self.logits)
 
 
-class GridLogistic(TorchDistribution):
-    """A logistic law rounded to the nearest level.
-
-    Arguments:
-        loc: Locations, of any shape.
-        scale: Scales, of the same shape.
-        levels: How many levels there are.
-        validate_args: Whether to check arguments and values.
-    """
+class GridLogistic(_OnGrid):
+    """A logistic law rounded to the nearest level, of locations and scales of one shape."""
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
 
     def __init__(self, loc: Tensor, scale: Tensor, levels: int, validate_args: bool | None = None) -> None:
         self.loc, self.scale, self.last = loc, scale, levels - 1
         super().__init__(loc.shape, validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self) -> constraints.Constraint:
-        """The grid of levels."""
-        return grid(self.last + 1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "GridLogistic":
         """Return it in a larger batch."""

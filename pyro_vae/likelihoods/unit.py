@@ -12,11 +12,16 @@ from torch.nn import functional
 
 from pyro_vae.conditional import Family
 from pyro_vae.data.supports import open_unit_interval
-from pyro_vae.likelihoods.scales import at_least, solve
+from pyro_vae.likelihoods.real import at_least, solve
 
 __all__ = ["Bernoulli", "Beta", "ContinuousBernoulli"]
 
 MOST = math.log(1e4)  # the greatest log concentration: float32 has a Beta's density to 0.01 nats there
+
+
+def logit(mean: Tensor) -> Tensor:
+    """Return the logit of the mean, kept within [0.001, 0.999] as Burda et al. (2016) do."""
+    return mean.clamp(0.001, 0.999).logit()
 
 
 class Bernoulli(Family):
@@ -24,14 +29,10 @@ class Bernoulli(Family):
 
     .. math:: \log p(x \mid z) = \sum_i x_i \log \pi_i(z) + (1 - x_i) \log (1 - \pi_i(z))
 
-    Warning:
-        Grey pixels are not in its support: binarise them, and say how, since the number depends on it.
+    Grey pixels are not in its support: binarise them, and say how, since the number depends on it.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
-
-    Arguments:
-        event: Shape of x.
 
     Example:
         >>> Bernoulli((64,))(torch.zeros(32, 1, 64)).log_prob(torch.ones(64))[0].item() / 64  # log 1/2
@@ -39,32 +40,25 @@ class Bernoulli(Family):
     """
 
     params = 1
+    link = staticmethod(logit)
 
     def law(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Bernoulli with the given ``logits``, of shape ``(*, *event)``."""
+        """Return the Bernoulli law of the ``logits``, of shape ``(*, *event)``."""
         return Coins(logits=logits)
-
-    @staticmethod
-    def link(mean: Tensor) -> Tensor:
-        """Return the logit of the mean, kept within [0.001, 0.999] as Burda et al. (2016) do."""
-        return mean.clamp(0.001, 0.999).logit()
 
 
 class ContinuousBernoulli(Family):
-    r"""Independent continuous Bernoulli laws: what a Bernoulli's formula is on grey pixels, made a density of [0, 1].
+    r"""Independent continuous Bernoulli laws: a Bernoulli's formula on grey pixels, as a density of [0, 1].
 
     .. math:: \log p(x \mid z) = \sum_i \eta_i(z) \, x_i - \log \int_0^1 e^{\eta_i(z) \, t} \, \mathrm{d}t
 
-    The network gives the logit :math:`\eta`. The mean is not its sigmoid, which is its parameter
-    :math:`\lambda`, but :math:`\frac{1}{2} + \frac{1}{2} (\coth \frac{\eta}{2} - \frac{2}{\eta})`. Where pixels are
-    always 0 or always 1 the density grows without bound; dequantised ones never are.
+    The network gives the logit :math:`\eta`. The mean is not its sigmoid, but
+    :math:`\frac{1}{2} + \frac{1}{2} (\coth \frac{\eta}{2} - \frac{2}{\eta})`. Where pixels are always 0 or always 1 the
+    density grows without bound; dequantised ones never are.
 
     References:
         The Continuous Bernoulli: Fixing a Pervasive Error in Variational Autoencoders (Loaiza-Ganem and Cunningham,
-        2019).
-
-    Arguments:
-        event: Shape of x.
+            2019).
 
     Example:
         >>> law = ContinuousBernoulli((64,))(torch.full((1, 64), 2.0))
@@ -75,12 +69,12 @@ class ContinuousBernoulli(Family):
     params = 1
 
     def law(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the continuous Bernoulli with the given ``logits``, of shape ``(*, *event)``."""
+        """Return the continuous Bernoulli law of the ``logits``, of shape ``(*, *event)``."""
         return Exponentials(logits)
 
     @staticmethod
     def link(mean: Tensor) -> Tensor:
-        """Return the logit whose mean is the given one, kept within [0.01, 0.99], by bisection."""
+        """Return the logit of a law of this mean, kept within [0.01, 0.99], by bisection."""
         return solve(lambda logits: Exponentials(logits).mean, mean.clamp(0.01, 0.99), -128.0, 128.0)
 
 
@@ -91,14 +85,10 @@ class Beta(Family):
         \mathrm{Var}[x_i \mid z] = \frac{m_i (1 - m_i)}{1 + c_i}
 
     The network gives the logit of the mean :math:`m` and :math:`\log c`, clipped softly from above at
-    :math:`\log 10^4`, where float32 is still precise. At 0 and 1 the density is 0 or infinite, so they are not in its
-    support: dequantise.
+    :math:`\log 10^4`. At 0 and 1, which are not in its support, the density is 0 or infinite: dequantise.
 
     References:
         Beta Regression for Modelling Rates and Proportions (Ferrari and Cribari-Neto, 2004).
-
-    Arguments:
-        event: Shape of x.
 
     Example:
         >>> law = Beta((64,))(torch.stack([torch.zeros(64), torch.full((64,), 2.0).log()]))  # mean 1/2, c = 2: uniform
@@ -107,17 +97,13 @@ class Beta(Family):
     """
 
     params = 2
+    link = staticmethod(logit)
 
     def law(self, logits: Tensor, log_concentration: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Beta law of means ``sigmoid(logits)``, of shape ``(*, *event)``."""
         log_c = -at_least(-MOST, -log_concentration)
         ones, zeros = functional.logsigmoid(logits) + log_c, functional.logsigmoid(-logits) + log_c
         return OpenBeta(ones.exp(), zeros.exp())
-
-    @staticmethod
-    def link(mean: Tensor) -> Tensor:
-        """Return the logit of the mean, kept within [0.001, 0.999]."""
-        return mean.clamp(0.001, 0.999).logit()
 
 
 class Coins(dist.Bernoulli):
@@ -140,12 +126,7 @@ class OpenBeta(dist.Beta):
 class Exponentials(TorchDistribution):
     r"""The continuous Bernoulli by its logit: :math:`p(x) \propto e^{\eta x}` on [0, 1].
 
-    Torch's own clips the parameter that is the sigmoid, which at a logit of 20 is off by 0.2 nats in float32, without
-    a gradient there.
-
-    Arguments:
-        logits: Of any shape.
-        validate_args: Whether to check arguments and values.
+    Torch's own clips the sigmoid, and at a logit of 20 is off by 0.2 nats in float32, without a gradient there.
     """
 
     arg_constraints = {"logits": constraints.real}

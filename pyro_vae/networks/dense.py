@@ -1,22 +1,61 @@
-"""Networks of dense layers."""
+"""What every network has, and networks of dense layers."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks.base import Network, activation_named
+__all__ = ["MLP", "GatedMLP", "Network", "activation_named", "dense"]
 
-__all__ = ["MLP", "GatedMLP", "dense"]
+Sizes = Sequence[int]
+
+
+class Network(nn.Module):
+    r"""Layers, then a bias of the output's shape.
+
+    .. math:: f(a) = \mathrm{layers}(a) + b
+
+    To write a network of your own, subclass this one and hand ``super().__init__`` the layers, as :class:`MLP`
+    does. The layers see one batch dimension, ``(N, *in_shape)``, and return ``(N, prod(out_shape))`` elements.
+    Leave out the bias of the last layer: :attr:`bias` takes its place, and is where training starts at the
+    data's mean (see :meth:`pyro_vae.conditional.Conditional.start_at`).
+
+    Arguments:
+        in_shape: Shape of one input, as ``(1, 28, 28)`` or ``(20,)``.
+        out_shape: Shape of one output, as ``(2, 20)`` or ``(1, 1, 28, 28)``.
+        layers: Module that maps ``(N, *in_shape)`` to ``(N, ...)`` with ``prod(out_shape)`` elements a row.
+    """
+
+    def __init__(self, in_shape: Sizes, out_shape: Sizes, layers: nn.Module) -> None:
+        super().__init__()
+        self.in_shape = tuple(in_shape)
+        self.out_shape = tuple(out_shape)
+        self.layers = layers
+        self.bias = nn.Parameter(torch.zeros(self.out_shape))
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Map ``(*, *in_shape)`` to ``(*, *out_shape)``; refuse an input or an output of the layers of other shapes."""
+        plates = a.dim() - len(self.in_shape)
+        if plates < 0 or a.shape[plates:] != self.in_shape:
+            raise ValueError(
+                f"Expected an input that ends in {self.in_shape}; got {tuple(a.shape)}. "
+                "Reshape the data, or build the VAE with its event_shape."
+            )
+        out = self.layers(a.reshape(-1, *self.in_shape))
+        if out[:1].numel() != prod(self.out_shape) and len(out):
+            raise ValueError(
+                f"Expected the layers of {type(self).__name__} to give {prod(self.out_shape)} elements a row, for an "
+                f"output of shape {self.out_shape}; got {out[:1].numel()}."
+            )
+        return out.reshape(*a.shape[:plates], *self.out_shape) + self.bias
 
 
 class MLP(Network):
     """A multilayer perceptron.
 
     Arguments:
-        in_shape: Shape of one input.
-        out_shape: Shape of one output.
         hidden: Units of each hidden layer.
         activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
 
@@ -29,13 +68,7 @@ class MLP(Network):
         torch.Size([5, 3, 2, 20])
     """
 
-    def __init__(
-        self,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        hidden: Sequence[int] = (400,),
-        activation: str = "ReLU",
-    ) -> None:
+    def __init__(self, in_shape: Sizes, out_shape: Sizes, hidden: Sizes = (400,), activation: str = "ReLU") -> None:
         layers = dense(prod(in_shape), hidden, activation)
         out = nn.Linear([prod(in_shape), *hidden][-1], prod(out_shape), bias=False)
         super().__init__(in_shape, out_shape, nn.Sequential(*layers, out))
@@ -46,18 +79,14 @@ class GatedMLP(Network):
 
     .. math:: h(a) = (A a + b) \odot \sigma(C a + d)
 
-    The input decides how much of each unit goes through. Weights start at He's initialisation, biases at zero.
+    Weights start at He's initialisation, biases at zero.
 
     References:
         Language Modeling with Gated Convolutional Networks (Dauphin, Fan, Auli and Grangier, 2017).
-
         VAE with a VampPrior (Tomczak and Welling, 2018), whose networks these are.
-
         Delving Deep into Rectifiers (He, Zhang, Ren and Sun, 2015), for the initialisation.
 
     Arguments:
-        in_shape: Shape of one input.
-        out_shape: Shape of one output.
         hidden: Units of each hidden layer.
 
     Raises:
@@ -71,7 +100,7 @@ class GatedMLP(Network):
         )
     """
 
-    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], hidden: Sequence[int] = (300, 300)) -> None:
+    def __init__(self, in_shape: Sizes, out_shape: Sizes, hidden: Sizes = (300, 300)) -> None:
         check_hidden(hidden)
         layers = [Gated(before, after) for before, after in pairwise([prod(in_shape), *hidden])]
         out = nn.Linear([prod(in_shape), *hidden][-1], prod(out_shape), bias=False)
@@ -84,12 +113,7 @@ class GatedMLP(Network):
 
 
 class Gated(nn.Module):
-    """A layer of :class:`GatedMLP`: two linear maps, of which one goes through a sigmoid and is the other's gate.
-
-    Arguments:
-        before: Units that it is given.
-        after: Units that it has.
-    """
+    """A layer of :class:`GatedMLP`: two linear maps, of which one goes through a sigmoid and is the other's gate."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -101,12 +125,8 @@ class Gated(nn.Module):
         return self.value(a) * self.gate(a).sigmoid()
 
 
-def dense(units: int, hidden: Sequence[int], activation: str) -> list[nn.Module]:
-    """Return a flattening, then hidden layers with an activation after each.
-
-    Raises:
-        ValueError: If a hidden layer has no units.
-    """
+def dense(units: int, hidden: Sizes, activation: str) -> list[nn.Module]:
+    """Return a flattening, then hidden layers with an activation after each."""
     check_hidden(hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise([units, *hidden]):
@@ -114,11 +134,17 @@ def dense(units: int, hidden: Sequence[int], activation: str) -> list[nn.Module]
     return layers
 
 
-def check_hidden(hidden: Sequence[int]) -> None:
-    """Check that each hidden layer has units.
-
-    Raises:
-        ValueError: If one has none.
-    """
+def check_hidden(hidden: Sizes) -> None:
+    """Refuse a hidden layer without units."""
     if any(size < 1 for size in hidden):
         raise ValueError(f"Expected hidden layers of at least 1 unit; got {tuple(hidden)}.")
+
+
+def activation_named(name: str) -> nn.Module:
+    """Return the activation of ``torch.nn`` with this name; refuse a name of something else."""
+    kind = getattr(nn, name, None)
+    if not (isinstance(kind, type) and kind.__module__ == nn.ReLU.__module__):
+        raise ValueError(f"Expected the name of an activation in torch.nn, as ReLU or Tanh; got {name!r}.")
+    if kind().eval()(torch.zeros(1, 2)).shape != (1, 2):
+        raise ValueError(f"Expected an activation that leaves shapes as they are, as ReLU or Tanh; got {name!r}.")
+    return kind()

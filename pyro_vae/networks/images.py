@@ -1,16 +1,16 @@
 """Networks of convolutions, where one side is an image: down to a vector, or up from one."""
 
-from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.networks.base import Network, activation_named
-from pyro_vae.networks.dense import dense
+from pyro_vae.networks.dense import MLP, Network, Sizes, activation_named, dense
 
-__all__ = ["Conv", "ResNet"]
+__all__ = ["Auto", "Conv", "ResNet"]
+
+LARGE = 1024  # numbers in the largest image that gets dense layers
 
 
 class Conv(Network):
@@ -21,8 +21,8 @@ class Conv(Network):
     (Deconvolution and Checkerboard Artifacts, Odena et al., 2016). Any height and width will do.
 
     Arguments:
-        in_shape: Shape of one input: an image, or ``(latent,)``.
-        out_shape: Shape of one output: ``(params, latent)``, or ``(params, channels, height, width)``.
+        in_shape: An image, or ``(latent,)``.
+        out_shape: ``(params, latent)``, or ``(params, channels, height, width)``.
         channels: Channels after each halving.
         hidden: Units of the dense layer between the image and the vector, or of each where there are several.
         activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
@@ -39,16 +39,13 @@ class Conv(Network):
 
     def __init__(
         self,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        channels: Sequence[int] = (32, 64),
-        hidden: int | Sequence[int] = 256,
+        in_shape: Sizes,
+        out_shape: Sizes,
+        channels: Sizes = (32, 64),
+        hidden: int | Sizes = 256,
         activation: str = "ReLU",
     ) -> None:
-        def level(width: int) -> list[nn.Module]:
-            return [activation_named(activation)]
-
-        super().__init__(in_shape, out_shape, _layers(in_shape, out_shape, channels, hidden, activation, level))
+        super().__init__(in_shape, out_shape, _layers(in_shape, out_shape, channels, 0, hidden, activation))
 
 
 class ResNet(Network):
@@ -56,26 +53,21 @@ class ResNet(Network):
 
     .. math:: h \leftarrow h + W_2 \, \phi(W_1 \, \phi(h))
 
-    A block is of the full pre-activation kind, two 3x3 convolutions each after an activation, so that nothing
-    stands in the way of :math:`h`. :math:`W_2` starts at a tenth of its usual size: a block starts near the
-    identity, and every parameter has a gradient from the first step on. There is no batch normalisation: the
-    statistics of a batch would tie the data to one another, and the ELBO would be no sum over data. With the same
-    channels a step takes two to three times that of :class:`Conv`.
+    A block is of the full pre-activation kind: two 3x3 convolutions, each after an activation. :math:`W_2` starts at a
+    tenth of its usual size, so that a block starts near the identity. There is no batch normalisation, since the ELBO
+    is a sum over data. With the same channels a step takes two to three times that of :class:`Conv`.
 
     References:
         Identity Mappings in Deep Residual Networks (He, Zhang, Ren and Sun, 2016).
 
     Arguments:
-        in_shape: Shape of one input: an image, or ``(latent,)``.
-        out_shape: Shape of one output: ``(params, latent)``, or ``(params, channels, height, width)``.
         channels: Channels after each halving.
         blocks: Residual blocks after each halving.
         hidden: Units of the dense layer between the image and the vector, or of each where there are several.
         activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
 
     Raises:
-        ValueError: If neither side is an image, a layer has no units, ``blocks`` is negative, or the activation is
-            unknown.
+        ValueError: As :class:`Conv`, or if ``blocks`` is negative.
 
     Example:
         >>> ResNet((3, 32, 32), (2, 20), blocks=2)(torch.zeros(5, 3, 32, 32)).shape
@@ -84,20 +76,53 @@ class ResNet(Network):
 
     def __init__(
         self,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
-        channels: Sequence[int] = (32, 64),
+        in_shape: Sizes,
+        out_shape: Sizes,
+        channels: Sizes = (32, 64),
         blocks: int = 1,
-        hidden: int | Sequence[int] = 256,
+        hidden: int | Sizes = 256,
         activation: str = "ReLU",
     ) -> None:
         if blocks < 0:
             raise ValueError(f"Expected 0 or more residual blocks; got {blocks}.")
+        super().__init__(in_shape, out_shape, _layers(in_shape, out_shape, channels, blocks, hidden, activation))
 
-        def level(width: int) -> list[nn.Module]:
-            return [*(_Block(width, activation) for _ in range(blocks)), activation_named(activation)]
 
-        super().__init__(in_shape, out_shape, _layers(in_shape, out_shape, channels, hidden, activation, level))
+class Auto(Network):
+    """The network that suits the data's shape: the layers of an :class:`MLP`, or of a :class:`Conv`.
+
+    Convolutions where one side is an image of more than 1,024 numbers, as one in colour of 32x32; else dense layers.
+
+    Arguments:
+        hidden: Units of each dense layer.
+        channels: Channels after each halving, where there are convolutions.
+        activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
+
+    Raises:
+        ValueError: If a layer has no units, or the activation is unknown.
+
+    Example:
+        >>> Auto((1, 28, 28), (2, 20)).layers[1]
+        Linear(in_features=784, out_features=400, bias=True)
+        >>> Auto((3, 32, 32), (2, 20)).layers[0]
+        Conv2d(3, 32, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+    """
+
+    def __init__(
+        self,
+        in_shape: Sizes,
+        out_shape: Sizes,
+        hidden: Sizes = (400,),
+        channels: Sizes = (32, 64),
+        activation: str = "ReLU",
+    ) -> None:
+        image = in_shape if len(in_shape) == 3 else out_shape[1:]
+        chosen: Network
+        if len(image) == 3 and prod(image) > LARGE:
+            chosen = Conv(in_shape, out_shape, channels, hidden, activation)
+        else:
+            chosen = MLP(in_shape, out_shape, hidden, activation)
+        super().__init__(in_shape, out_shape, chosen.layers)
 
 
 class _Block(nn.Module):
@@ -114,64 +139,37 @@ class _Block(nn.Module):
 
 
 def _layers(
-    in_shape: Sequence[int],
-    out_shape: Sequence[int],
-    channels: Sequence[int],
-    hidden: int | Sequence[int],
-    activation: str,
-    level: Callable[[int], list[nn.Module]],
+    in_shape: Sizes, out_shape: Sizes, channels: Sizes, blocks: int, hidden: int | Sizes, activation: str
 ) -> nn.Sequential:
-    """Down from the image or up to it, with ``level(width)`` between the convolutions that change its size."""
-    units = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    """Down from the image or up to it, with blocks and an activation at each size."""
+    hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     if any(width < 1 for width in channels):
         raise ValueError(f"Expected convolutions of at least 1 channel; got {tuple(channels)}.")
-    if len(in_shape) == 3:
-        return _downwards(in_shape, prod(out_shape), channels, units, activation, level)
-    if len(out_shape) == 4:
-        return _upwards(prod(in_shape), out_shape, channels, units, activation, level)
-    raise ValueError(
-        "Expected images, (channels, height, width), for a convolutional network; "
-        f"got a map from {tuple(in_shape)} to {tuple(out_shape)}. Use MLP for other shapes."
-    )
+    downwards = len(in_shape) == 3
+    if not downwards and len(out_shape) != 4:
+        raise ValueError(
+            "Expected images, (channels, height, width), for a convolutional network; "
+            f"got a map from {tuple(in_shape)} to {tuple(out_shape)}. Use MLP for other shapes."
+        )
+    colours, height, width = in_shape if downwards else out_shape[1:]
+    sizes = [(ceil(height / 2**i), ceil(width / 2**i)) for i in range(len(channels) + 1)]
 
+    def at_size(channels: int) -> list[nn.Module]:
+        return [*(_Block(channels, activation) for _ in range(blocks)), activation_named(activation)]
 
-def _downwards(
-    image: Sequence[int],
-    out: int,
-    channels: Sequence[int],
-    hidden: Sequence[int],
-    activation: str,
-    level: Callable[[int], list[nn.Module]],
-) -> nn.Sequential:
     layers: list[nn.Module] = []
-    colours, *size = image
-    for before, after in pairwise([colours, *channels]):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *level(after)]
-    units = [colours, *channels][-1] * prod(_sizes(size, len(channels))[-1])
-    layers += dense(units, hidden, activation)
-    return nn.Sequential(*layers, nn.Linear([units, *hidden][-1], out, bias=False))
-
-
-def _upwards(
-    latent: int,
-    out_shape: Sequence[int],
-    channels: Sequence[int],
-    hidden: Sequence[int],
-    activation: str,
-    level: Callable[[int], list[nn.Module]],
-) -> nn.Sequential:
-    params, colours, *size = out_shape
-    *targets, smallest = _sizes(size, len(channels))
-    widths = [*channels[::-1], params * colours]
-    layers = dense(latent, hidden, activation)
-    layers.append(nn.Linear([latent, *hidden][-1], widths[0] * prod(smallest)))
-    layers.append(nn.Unflatten(1, (widths[0], *smallest)))
+    if downwards:
+        widths = [colours, *channels]
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *at_size(after)]
+        units = widths[-1] * prod(sizes[-1])
+        layers += dense(units, hidden, activation)
+        return nn.Sequential(*layers, nn.Linear([units, *hidden][-1], prod(out_shape), bias=False))
+    latent, widths = prod(in_shape), [*channels[::-1], out_shape[0] * colours]
+    layers += dense(latent, hidden, activation)
+    layers.append(nn.Linear([latent, *hidden][-1], widths[0] * prod(sizes[-1])))
+    layers.append(nn.Unflatten(1, (widths[0], *sizes[-1])))
     for i, (before, after) in enumerate(pairwise(widths), start=1):
         conv = nn.Conv2d(before, after, 3, padding=1, bias=i < len(channels))
-        layers += [*level(before), nn.Upsample(size=tuple(targets[-i])), conv]
+        layers += [*at_size(before), nn.Upsample(size=sizes[-1 - i]), conv]
     return nn.Sequential(*layers)
-
-
-def _sizes(size: Sequence[int], halvings: int) -> list[list[int]]:
-    """Height and width of the image, and after each halving."""
-    return [[ceil(side / 2**i) for side in size] for i in range(halvings + 1)]

@@ -14,11 +14,11 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstruction_terms
+from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstruction_terms, total
 from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
 from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, probe
-from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, samples, say_loss_terms
+from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, say_loss_terms
 
 __all__ = ["Objective", "Terms"]
 
@@ -26,10 +26,10 @@ Program = Callable[..., Any]
 
 
 class Terms(NamedTuple):
-    """What one run of model and guide gives, both scalars in nats, summed over the data.
+    """Two scalars of one run of model and guide, in nats, summed over the data.
 
-    ``loss`` is what is optimised, its gradient the estimator's; ``plain``, without a gradient, is minus the ELBO at
-    beta = 1 from the same draws, whatever is optimised.
+    ``loss`` is optimised, its gradient the estimator's; ``plain``, without a gradient, is minus the ELBO at beta = 1
+    from the same draws.
     """
 
     loss: Tensor
@@ -46,7 +46,7 @@ class Objective(pyro.infer.ELBO, ABC):
         num_particles: Draws per datum.
         vectorize_particles: Whether to make them at once, in a plate to the left of the model's, so that the guide's
             networks run once; else one after another, for a program that cannot be batched.
-        sampled: Why no divergence is in closed form, for :meth:`report`; empty where they may be.
+        sampled: Why no divergence is in closed form, for :meth:`report`; empty where some may be.
         beta: Weight of the divergence, or a schedule of it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Objective(pyro.infer.ELBO, ABC):
         self._beta = torch.tensor(float(beta.start if isinstance(beta, Schedule) else beta))
         self._seen: tuple[Program, Program] | None = None
         self._marks: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}
-        self._summed: tuple[str, ...] = ()  # of the program that is run
+        self._classes: tuple[str, ...] = ()  # sites that are summed out, of the program that runs
         self._subsample = OneSubsample()
 
     @abstractmethod
@@ -84,10 +84,9 @@ class Objective(pyro.infer.ELBO, ABC):
         return self._beta.item()
 
     def start(self, steps: int, done: int = 0) -> None:
-        """Begin a run of so many steps, as ``fit`` does: a scheduled beta starts anew, or where so many are done.
+        """Begin a run of so many steps, as ``fit`` does: a scheduled beta starts anew, or after those that are done.
 
-        Raises:
-            ValueError: If the schedule would not have reached 1 by then.
+        A schedule that would not have reached 1 by then is refused.
         """
         self._step, self._steps = done, steps
         if isinstance(self.beta, Schedule):
@@ -95,7 +94,7 @@ class Objective(pyro.infer.ELBO, ABC):
             self._beta.fill_(self.beta(done, steps))
 
     def advance(self) -> None:
-        """Go on by one step of the schedule; every loss with a gradient does so by itself."""
+        """Go on by one step of the schedule; a loss with a gradient does so by itself."""
         self._step += 1
         if isinstance(self.beta, Schedule):
             self._beta.fill_(self.beta(self._step, self._steps))
@@ -118,35 +117,30 @@ class Objective(pyro.infer.ELBO, ABC):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Return the loss in nats, summed over the data, and add its gradient to each parameter's ``grad``."""
         with pyro.poutine.trace(param_only=True) as params:
-            terms = self.terms(model, guide, *args, **kwargs)
-        if terms.loss.requires_grad:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
             if not params.trace.nodes:
                 warnings.warn(
                     "Expected parameters that Pyro knows of; the model and the guide show none, so SVI steps nothing. "
                     "Call pyro.module or pyro.param in them, or use differentiable_loss with a torch optimizer.",
                     stacklevel=2,
                 )
-            terms.loss.backward(retain_graph=self.retain_graph)
-        self.plain = terms.plain
-        self.advance()
-        warn_if_nan(terms.loss, "loss")
-        return terms.loss.item()
+            loss.backward(retain_graph=self.retain_graph)
+        warn_if_nan(loss, "loss")
+        return loss.item()
 
     def report(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Report:
         """Say for each latent site whether its divergence is analytic or sampled, its nats at beta = 1, its scale.
 
-        Returns:
-            For each latent site of the guide a :class:`SiteKL`: kind, nats summed over the data (with the scale of
-            a subsampled plate), that scale, and the reason where it is sampled. Printed, it is a table.
+        Nats are summed over the data, with the scale of a subsampled plate. Printed, the report is a table.
         """
         return self.split(model, guide, *args, **kwargs)[1]
 
     @torch.no_grad()
     def split(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[float, Report]:
-        """Return the two terms of the ELBO at beta = 1: reconstruction, and divergence for each latent site.
+        """Return the two terms of the ELBO at beta = 1: E[log p(x | z)], and the divergence of each latent site.
 
-        Reconstruction is E[log p(x | z)], the sum over observed sites, in nats, summed over the data; the ELBO is
-        it minus the divergences.
+        Both are in nats, summed over the data; the ELBO is the first minus the divergences.
         """
         reconstruction, report = 0.0, Report()
         for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
@@ -155,21 +149,20 @@ class Objective(pyro.infer.ELBO, ABC):
             reconstruction += sum(term.sum().item() for term in terms) / self.num_particles
             for name, divergence in divergences(model_trace, guide_trace, expect, self.sampled).items():
                 before = report[name].nats if name in report else 0.0
-                scale = mean_scale(samples(guide_trace)[name])
                 nats = before + divergence.nats.item() / self.num_particles
                 kind: Literal["analytic", "sampled"] = "sampled" if divergence.reason else "analytic"
-                report[name] = SiteKL(kind, nats, scale, divergence.reason)
+                report[name] = SiteKL(kind, nats, mean_scale(guide_trace.nodes[name]), divergence.reason)
         return reconstruction, report
 
     def expectation(self, model_trace: Trace, guide_trace: Trace) -> Expectation:
-        """Return the mean over what the two enumerate, if anything."""
+        """Return the mean over classes that the two enumerate, if any."""
         return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MOST))
 
     def extra(self, traces: list[tuple[Trace, Trace]]) -> Tensor:
         """Return the gradient of the guide's terms of the loss, whose value is zero: no bound has them in it."""
-        terms = (site["log_prob_sum"] for pair in traces for site in loss_terms(*pair).values())
-        total = sum(terms, torch.zeros(())) / self.num_particles
-        return total - total.detach()
+        terms = total(site["log_prob_sum"] for pair in traces for site in loss_terms(*pair).values())
+        terms = terms / self.num_particles
+        return terms - terms.detach()
 
     def traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[tuple[Trace, Trace]]:
         """Return the traces of model and guide that the loss is made of, all particles in one or one for each."""
@@ -178,22 +171,26 @@ class Objective(pyro.infer.ELBO, ABC):
     def _traces(
         self, model: Program, guide: Program, args: tuple, kwargs: dict, gradients: bool = True
     ) -> list[tuple[Trace, Trace]]:
-        """Trace model and guide: one pair of traces with all particles, or a pair for each.
-
-        Without ``gradients`` the model's networks are run for their numbers alone.
-        """
-
-        def numbers(*args: Any, **kwargs: Any) -> Any:
-            with torch.no_grad():
-                return model(*args, **kwargs)
-
-        if self.vectorize_particles and self.num_particles > 1 and self._seen != (model, guide):
+        """Trace the two; without ``gradients`` the model's networks run for their numbers alone."""
+        batched = self.vectorize_particles and self.num_particles > 1
+        if batched and self._seen != (model, guide):
             # The plates of a new program may nest deeper than those of the last.
             self.max_plate_nesting = 1 + probe(model, guide, args, kwargs)[0]
             self._seen = (model, guide)
-        self._subsample = OneSubsample()
-        with self._subsample:
-            traces = self._pairs(model if gradients else numbers, guide, args, kwargs)
+        self._classes, nesting = self._marks.get((model, guide), ((), 0))
+        run = model if gradients else torch.no_grad()(model)
+        traces: list[tuple[Trace, Trace]]
+        with OneSubsample() as self._subsample:
+            while True:
+                if not batched:
+                    self.max_plate_nesting = nesting or sys.maxsize
+                rows = OwnRows()
+                traces = list(self._get_traces(Unseen()(rows(run)), rows(guide), args, kwargs))
+                if self._classes or not (classes := marked(*traces[0], rows.marks)):
+                    break
+                # Run the two again, with the classes of these sites in dimensions of their own.
+                self._classes, nesting = classes, max(map(depth_of, traces))
+                self._marks = {(model, guide): (classes, nesting)}
         for model_trace, guide_trace in traces:
             say_loss_terms(*loss_terms(model_trace, guide_trace))
             for name in latent(model_trace):
@@ -204,38 +201,13 @@ class Objective(pyro.infer.ELBO, ABC):
                     )
         return traces
 
-    def _pairs(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[tuple[Trace, Trace]]:
-        """Trace model and guide; where classes are to be summed out, with all of them laid out."""
-        names, nesting = self._marks.get((model, guide), ((), 0))
-        if not names:
-            traces, marks = self._laid_out(model, guide, args, kwargs, (), 0)
-            if not (names := marked(*traces[0], marks)):
-                return traces
-            nesting = max(map(depth_of, traces))
-            self._marks = {(model, guide): (names, nesting)}
-        return self._laid_out(model, guide, args, kwargs, names, nesting)[0]
-
-    def _laid_out(
-        self, model: Program, guide: Program, args: tuple, kwargs: dict, names: tuple[str, ...], nesting: int
-    ) -> tuple[list[tuple[Trace, Trace]], Any]:
-        """Trace the two with the classes of some sites laid out; return which sites the two mark, too."""
-        if not (self.vectorize_particles and self.num_particles > 1):
-            self.max_plate_nesting = nesting or sys.maxsize
-        self._summed, rows = names, OwnRows()
-        return list(self._get_traces(Unseen()(rows(model)), rows(guide), args, kwargs)), rows.marks
-
     def _again(self, program: Program, num_particles: int | None = None) -> Program:
-        """Return a program to be run once more as the last traces were: in the particles' plate, on the same data.
-
-        Arguments:
-            program: Model or guide.
-            num_particles: How many draws it is given, if not those of the last traces.
-        """
+        """Return a program to run once more on the same data, for as many particles, or for so many."""
         program = Unseen()(program)
         if num_particles is not None:
             return self._subsample(pyro.plate(PARTICLES, num_particles, dim=-self.max_plate_nesting)(program))
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)
 
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        model, guide = enumerate_pair(model, guide, self._summed, self.max_plate_nesting)
+        model, guide = enumerate_pair(model, guide, self._classes, self.max_plate_nesting)
         return importance_traces(model, guide, args, kwargs, self.max_plate_nesting)

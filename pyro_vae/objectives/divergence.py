@@ -2,6 +2,7 @@ r"""Divergences of latent sites: in closed form where that is exact, else sample
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,11 +15,20 @@ from torch.distributions import Distribution, Independent, kl_divergence
 from pyro_vae.traces.enumeration import Expectation
 from pyro_vae.traces.sites import Site, density_sites, enumerated, family, is_delta, latent, observed, same, samples
 
-__all__ = ["Divergence", "Report", "SiteKL", "closed_form_kl", "divergences", "kl_per_dim", "reconstruction_terms"]
+__all__ = [
+    "Divergence",
+    "Report",
+    "SiteKL",
+    "closed_form_kl",
+    "divergences",
+    "kl_per_dim",
+    "reconstruction_terms",
+    "total",
+]
 
 
 class SiteKL(NamedTuple):
-    """How the divergence of one latent site was had, and what it came to: nats summed over the data."""
+    """The divergence of one latent site: its kind, nats summed over the data, scale, and why it is not analytic."""
 
     kind: Literal["analytic", "sampled"]
     nats: float
@@ -45,7 +55,7 @@ class Divergence(NamedTuple):
     Attributes:
         each: Nats of each element of its batch, scaled and masked.
         reason: Why it is not exact; empty where it is.
-        means: What adds up to it, for each element of the plates: means over classes that are enumerated.
+        means: Terms that add up to it, for each element of the plates: means over classes that are enumerated.
     """
 
     each: Tensor
@@ -55,7 +65,12 @@ class Divergence(NamedTuple):
     @property
     def nats(self) -> Tensor:
         """The divergence summed over the data."""
-        return sum((mean.sum() for mean in self.means), torch.zeros(()))
+        return total(self.means)
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of all elements of all terms."""
+    return sum((term.sum() for term in terms), torch.zeros(()))
 
 
 def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
@@ -85,13 +100,7 @@ def divergences(
     """Return the divergence of each latent site of the guide.
 
     A site's closed form is used where it is exact: the model and the guide scale and mask the site alike, and the
-    guide draws before it all that the model's site may depend on.
-
-    Arguments:
-        model_trace: With log-probabilities, as ``pyro.infer.enum.get_importance_trace`` gives them.
-        guide_trace: The same.
-        expect: The mean over what the two enumerate.
-        sampled: Why every site is to be sampled; empty where none need be.
+    guide draws before it all that the model's site may depend on. ``sampled`` says why to sample every site, if so.
     """
     guide, model = density_sites(model_trace, guide_trace), samples(model_trace)
     drawn, order = [*guide], [name for name in model if name in guide]
@@ -101,29 +110,28 @@ def divergences(
         p = model.get(name)
         scored = q.get("score_parts")
         log_q = q["log_prob"].detach() if scored and is_identically_zero(scored.entropy_term) else q["log_prob"]
+        nats, reason = log_q, ""
+        prior: list[Tensor] = []
         if p is None:
-            by_site[name] = Divergence(log_q, "it is auxiliary, in the guide alone", (expect.mean(log_q, q),))
-            continue
-        if name in expect.members:  # the prior of all members together is taken off the first of them
-            classes = ", ".join(other for other in summed if other not in guide)
-            by_site[name] = Divergence(log_q, f"its prior is a mixture over {classes}", (expect.mean(log_q, q), -log_p))
-            log_p = torch.zeros(())
-            continue
-        late = set(order[: order.index(name)]) - {*drawn[: drawn.index(name)]}
-        # What is enumerated is known of all classes, and its divergence exact as it is.
-        exact = sampled or _exact(q, p, late)
-        if isinstance(exact, str) or name in enumerated({name: q}):
-            nats, reason = log_q - p["log_prob"], "" if name in enumerated({name: q}) else str(exact)
+            reason = "it is auxiliary, in the guide alone"
+        elif name in expect.members:  # the prior of all members together is taken off the first of them
+            reason = f"its prior is a mixture over {', '.join(other for other in summed if other not in guide)}"
+            prior, log_p = [-log_p], torch.zeros(())
         else:
-            nats, reason = scale_and_mask(exact, q["scale"], q["mask"]), ""
-            if isinstance(agree := alike(q, p), Tensor):
-                nats = torch.where(agree, nats, log_q - p["log_prob"])
-        by_site[name] = Divergence(nats, reason, (expect.mean(nats, q),))
+            late = set(order[: order.index(name)]) - {*drawn[: drawn.index(name)]}
+            exact = "" if enumerated({name: q}) else sampled or _exact(q, p, late)
+            if isinstance(exact, Tensor):
+                nats = scale_and_mask(exact, q["scale"], q["mask"])
+                if isinstance(agree := alike(q, p), Tensor):
+                    nats = torch.where(agree, nats, log_q - p["log_prob"])
+            else:  # drawn; or enumerated, and exact as it is, since all classes are known
+                nats, reason = log_q - p["log_prob"], exact
+        by_site[name] = Divergence(nats, reason, (expect.mean(nats, q), *prior))
     return by_site
 
 
 def reconstruction_terms(model_trace: Trace, expect: Expectation) -> list[Tensor]:
-    """Return what adds up to log p(x | z), for each element of the plates; means over what is enumerated."""
+    """Return terms that add up to log p(x | z), for each element of the plates: means over classes."""
     sites, members = observed(model_trace), expect.members
     terms = [expect.mean(site["log_prob"], site) for name, site in sites.items() if name not in members]
     if members:
@@ -147,8 +155,7 @@ def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:
 def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None:
     """Return the divergence of each dimension of a site's event, of shape ``(*batch, *event)``, in nats.
 
-    In closed form, or at the draw where none is known or ``sampled`` is asked for; None where the guide or the prior is
-    not independent over dimensions.
+    In closed form, or at the draw where none is known or if ``sampled``; None where dimensions are not independent.
     """
     q, p, z = guide["fn"], model["fn"], guide["value"]
     while isinstance(q, Independent) and isinstance(p, Independent):

@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.objectives.base import Objective, Program, Terms
-from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_per_dim, reconstruction_terms
+from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_per_dim, reconstruction_terms, total
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores
 from pyro_vae.objectives.penalties import Penalty
 from pyro_vae.objectives.schedules import Schedule
@@ -27,20 +27,16 @@ class ELBO(Objective):
         \mathrm{ELBO}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
         \le \log p(x) \quad (\beta = 1)
 
-    The loss is minus that, in nats, summed over the data. Pyro's own ``Trace_ELBO`` always samples the
-    divergence, and its ``TraceMeanField_ELBO`` samples it in silence where no closed form is known;
-    :meth:`report` says which it was. A site's closed form is used where it is exact: the model and the guide
-    scale and mask the site alike, and the guide draws before it all that the model's site may depend on.
+    The loss is minus that, in nats, summed over the data. A site's closed form is used where it is exact: the model and
+    the guide scale and mask the site alike, and the guide draws before it all that the model's site may depend on.
+    :meth:`report` says where.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
-
         beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
-
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), for free bits.
-
         Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
-        Duvenaud, 2017).
+            Duvenaud, 2017).
 
     Arguments:
         num_particles: Draws of z per datum.
@@ -50,8 +46,8 @@ class ELBO(Objective):
         free_bits: Nats that each latent dimension may have at no cost: its divergence, a mean over the minibatch (over
             all plates, and the particles drawn at once), counts as at least this.
         gradient: ``pathwise``, the reparameterised one, with the score function where a site has no ``rsample``;
-            ``stl``, sticking the landing: without the score of q, so that the gradient's variance vanishes where q is
-            the posterior. It samples the divergence.
+            ``stl``, sticking the landing: without the score of q, noiseless where q is the posterior. It samples the
+            divergence.
         vectorize_particles: Whether to draw several particles at once, in a plate to the left of the model's.
         penalty: A term on the aggregate posterior: :class:`TotalCorrelation` or :class:`MMD`.
 
@@ -93,8 +89,9 @@ class ELBO(Objective):
             raise ValueError(
                 "Expected gradient='pathwise' with free bits, whose floor has no score to drop; got 'stl'."
             )
-        why = "kl='sampled' was asked for" if kl == "sampled" else "gradient='stl' needs draws"
-        sampled = why if kl == "sampled" or gradient == "stl" else ""
+        sampled = "kl='sampled' was asked for" if kl == "sampled" else ""
+        if gradient == "stl" and not sampled:
+            sampled = "gradient='stl' needs draws"
         super().__init__(num_particles, vectorize_particles, sampled, beta)
         self.kl = kl
         self.free_bits = free_bits
@@ -116,25 +113,22 @@ class ELBO(Objective):
                 check_reparameterized(guide_trace, "gradient='stl'")
                 drop_scores(self._again(guide), guide_trace, args, kwargs)
             rates = divergences(model_trace, guide_trace, expect, self.sampled)
-            self._check(rates)
-            terms = reconstruction_terms(model_trace, expect)
-            distortion = -sum((term.sum() for term in terms), torch.zeros(()))
-            rate = sum((divergence.nats for divergence in rates.values()), torch.zeros(()))
+            for name, divergence in rates.items():
+                if divergence.reason and self.kl == "analytic":
+                    raise ValueError(
+                        f"Expected a closed form of the divergence at site {name!r}; {divergence.reason}. "
+                        "Use kl='auto' to sample it."
+                    )
+            distortion = -total(reconstruction_terms(model_trace, expect))
+            rate = total(divergence.nats for divergence in rates.values())
             plain = plain + (distortion + rate).detach()
             if self.free_bits:
                 check_reparameterized(guide_trace, "free bits")
-                rate = sum((self._floored(name, model_trace, guide_trace) for name in rates), torch.zeros(()))
+                rate = total(self._floored(name, model_trace, guide_trace) for name in rates)
             loss = loss + distortion + beta * rate + self._score_function(rates, model_trace, guide_trace)
             if self.penalty is not None:
                 loss = loss + self.penalty(model_trace, guide_trace)
         return Terms(loss / self.num_particles + self.extra(traces), plain / self.num_particles)
-
-    def _check(self, rates: dict[str, Divergence]) -> None:
-        for name, (_, reason, _) in rates.items():
-            if reason and self.kl == "analytic":
-                raise ValueError(
-                    f"Expected a closed form of the divergence at site {name!r}; {reason}. Use kl='auto' to sample it."
-                )
 
     def _floored(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return a site's divergence with no dimension's mean below the free bits."""
@@ -158,12 +152,13 @@ class ELBO(Objective):
             for name, site in drawn.items()
             if name not in enumerated(drawn) and not is_identically_zero(site["score_parts"].score_function)
         ]
-        total = torch.zeros(())
+        surrogate = torch.zeros(())
         if sites:
             gain, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)
             for name, site in samples(model_trace).items():
                 term = site["log_prob"] if site["is_observed"] else -self._beta * rates[name].each
                 gain.add((stacks[name], term.detach()))
             for site in sites:
-                total = total - (gain.sum_to(site["cond_indep_stack"]) * site["score_parts"].score_function).sum()
-        return total - total.detach()
+                score = site["score_parts"].score_function
+                surrogate = surrogate - (gain.sum_to(site["cond_indep_stack"]) * score).sum()
+        return surrogate - surrogate.detach()

@@ -1,8 +1,7 @@
-r"""Gradient estimators: what of a draw's path and of its density's score is kept.
+r"""Gradient estimators: which part of a draw's path and of its density's score they keep.
 
 The gradient of :math:`\log q_\phi(z)` at a reparameterised draw :math:`z_\phi(\epsilon)` is the path's, through z,
-plus the score, :math:`\partial_\phi \log q_\phi(z)` at fixed z, whose mean is zero. All is done to the traces, so any
-Pyro guide will do.
+plus the score, :math:`\partial_\phi \log q_\phi(z)` at fixed z, whose mean is zero. All works on traces, of any guide.
 """
 
 from __future__ import annotations
@@ -21,17 +20,13 @@ __all__ = ["check_reparameterized", "drop_scores", "weigh_paths"]
 
 
 def check_reparameterized(guide_trace: Trace, who: str) -> None:
-    """Check that every latent site of a guide has ``rsample``.
-
-    Raises:
-        ValueError: If one has not and a gradient is asked for.
-    """
+    """Refuse a latent site without ``rsample`` where gradients are on."""
     for name, site in latent(guide_trace).items():
         if torch.is_grad_enabled() and not site["fn"].has_rsample and not enumerated({name: site}):
             raise ValueError(
-                f"Expected a guide whose draws have a gradient, for {who}; {name!r} is drawn from a "
-                f"{family(site)}, without rsample. Use "
-                "objectives.ReweightedWakeSleep, or objectives.ELBO(gradient='pathwise') with its score function."
+                f"Expected a guide whose draws have a gradient, for {who}; {name!r} is drawn from a {family(site)}, "
+                "without rsample. Use objectives.ReweightedWakeSleep, or objectives.ELBO(gradient='pathwise') with its "
+                "score function."
             )
 
 
@@ -43,13 +38,7 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
     where a bar stops the gradient. Where a site is drawn given another, the guide is run again at the stopped draws,
     so that the path from the one to the other stays.
 
-    References:
-        Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
-        Duvenaud, 2017).
-
-    Raises:
-        ValueError: If a distribution can be evaluated at its own draw only, or the guide is not the same when run
-            again, as with dropout.
+    A guide whose log q is known at its own draws only is refused, and one that differs when run again, as with dropout.
     """
     if not torch.is_grad_enabled():
         return
@@ -61,8 +50,12 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
             stopped.add_node(name, **{**site, "value": site["value"].detach()})
         again = poutine.trace(poutine.replay(guide, trace=stopped)).get_trace(*args, **kwargs)
         scores = _scores({name: site for name, site in latent(again).items() if name in sites})
-        if is_validation_enabled():
-            _check_again(sites, scores)
+        for name, score in scores.items() if is_validation_enabled() else ():
+            if not torch.allclose(score.detach(), sites[name]["unscaled_log_prob"].detach(), rtol=1e-3, atol=1e-3):
+                raise ValueError(
+                    f"Expected a guide with the same log q at {name!r} when it is run again at the same draws; it "
+                    "differs. Use gradient='pathwise' where the guide draws noise of its own, as dropout does."
+                )
     for name, score in scores.items():
         site = sites[name]
         site["unscaled_log_prob"] = site["unscaled_log_prob"] - score + score.detach()
@@ -72,34 +65,20 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
 def weigh_paths(guide_trace: Trace, factor: Tensor) -> None:
     """Multiply the gradient that comes back through each draw of a guide by a factor of its own.
 
-    Arguments:
-        guide_trace: A guide whose draws do not depend on each other.
-        factor: One number a draw, of a shape that broadcasts with the batch shape of each site, from the right.
-
-    Raises:
-        ValueError: If a site is drawn given another.
+    The factor broadcasts with the batch shape of each site, from the right; no site may be drawn given another.
     """
     sites = {name: site for name, site in latent(guide_trace).items() if not is_delta(site)}
-    if found := _dependent(sites, _scores(sites)):
+    if pair := _dependent(sites, _scores(sites)):
         raise ValueError(
-            f"Expected a guide with one stochastic layer, for gradient='dreg'; {found[1]!r} is drawn given "
-            f"{found[0]!r}, and its gradient would be wrong. Use gradient='pathwise'."
+            f"Expected a guide with one stochastic layer, for gradient='dreg'; {pair[1]!r} is drawn given "
+            f"{pair[0]!r}, and its gradient would be wrong. Use gradient='pathwise'."
         )
     for site in sites.values():
         if site["value"].requires_grad:
             event_dim = site["fn"].event_dim
-            rank = site["value"].dim() - event_dim  # what the factor has to the left is of size 1: plates without z
+            rank = site["value"].dim() - event_dim  # the factor's others, to the left, are of size 1: plates without z
             own = factor.reshape(factor.shape[max(0, factor.dim() - rank) :] + (1,) * event_dim)
             site["value"].register_hook(own.mul)
-
-
-def _check_again(sites: dict[str, Site], scores: dict[str, Tensor]) -> None:
-    for name, score in scores.items():
-        if not torch.allclose(score.detach(), sites[name]["unscaled_log_prob"].detach(), rtol=1e-3, atol=1e-3):
-            raise ValueError(
-                f"Expected a guide with the same log q at {name!r} when it is run again at the same draws; it differs. "
-                "Use gradient='pathwise' where the guide draws noise of its own, as dropout does."
-            )
 
 
 def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
@@ -121,16 +100,11 @@ def _dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> tuple[str, 
     """Return a stochastic site that another is drawn given, and that other, if there are such."""
     earlier: dict[str, Tensor] = {}
     for name, site in sites.items():
-        if name in scores and earlier:
-            outcome = [t for t in (site["value"], scores[name]) if t.requires_grad]
-            found = (
-                torch.autograd.grad(
-                    [t.sum() for t in outcome], [*earlier.values()], retain_graph=True, allow_unused=True
-                )
-                if outcome
-                else ()
-            )
-            for other, gradient in zip(earlier, found, strict=False):
+        outcome = [t for t in (site["value"], scores[name]) if t.requires_grad] if name in scores else []
+        if outcome and earlier:
+            sums = [t.sum() for t in outcome]
+            gradients = torch.autograd.grad(sums, [*earlier.values()], retain_graph=True, allow_unused=True)
+            for other, gradient in zip(earlier, gradients, strict=True):
                 if gradient is not None:
                     return other, name
         if site["value"].requires_grad:

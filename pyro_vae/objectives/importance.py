@@ -3,7 +3,6 @@ r"""Importance weighted bounds, per datum: IWAE, Rényi, and reweighted wake-sle
 from __future__ import annotations
 
 import math
-from abc import ABC
 from typing import Any, Literal
 
 import torch
@@ -23,16 +22,45 @@ __all__ = ["IWAE", "ReweightedWakeSleep", "Renyi"]
 Gradient = Literal["pathwise", "stl", "dreg"]
 
 
-class _PowerMean(Objective, ABC):
-    """A bound that is a power mean of importance weights, with one of three gradients for the guide."""
+class Renyi(Objective):
+    r"""The variational Rényi bound, per datum.
+
+    .. math:: \mathcal{L}_\alpha(x) = \mathbb{E}\Big[\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}\Big]
+
+    The loss is minus that, in nats, summed over the data. The bound falls as alpha grows: at 0 it is :class:`IWAE`, at
+    1 the ELBO; below 0 it may be above log p(x). With :math:`\hat{w}_k \propto w_k^{1 - \alpha}` the model's gradient
+    is :math:`\sum_k \hat{w}_k \nabla \log w_k`, and the path of ``dreg`` has the weight
+    :math:`\alpha \hat{w}_k + (1 - \alpha) \hat{w}_k^2`.
+
+    References:
+        Rényi Divergence Variational Inference (Li and Turner, 2016).
+        Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders: Methodology and Asymptotics
+            (Daudel, Benton, Shi and Doucet, 2023), for its doubly reparameterised gradient.
+
+    Arguments:
+        alpha: The order.
+        num_particles: K, draws per datum.
+        gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``, as in :class:`IWAE`.
+        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+        resample: As of :class:`IWAE`.
+
+    Raises:
+        ValueError: As :class:`IWAE`.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> vae = VAE.build((64,), latent=2)
+        >>> isinstance(Renyi(alpha=0.5, num_particles=10).loss(vae.model, vae.guide, torch.rand(32, 64)), float)
+        True
+    """
 
     def __init__(
         self,
-        alpha: float,
-        num_particles: int,
-        gradient: Gradient,
-        vectorize_particles: bool,
-        resample: int | None,
+        alpha: float = 0.5,
+        num_particles: int = 50,
+        gradient: Gradient = "pathwise",
+        vectorize_particles: bool = True,
+        resample: int | None = None,
     ) -> None:
         if not math.isfinite(alpha):
             raise ValueError(f"Expected a finite alpha; got {alpha}.")
@@ -74,19 +102,19 @@ class _PowerMean(Objective, ABC):
         return Terms(self.extra(traces) - weights.total(bound), -weights.total(log_w.detach().mean(0)))
 
     def _given(self, chosen: Tensor, model: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
-        """Run the model at some of the guide's draws, given as indices ``(m, *data)``; the path to them stays."""
+        """Run the model at some of the guide's draws, of indices ``(m, *data)``; the path to them stays."""
         draws = Trace()
         for name, site in latent(guide_trace).items():
             value = site["value"]
             rows = chosen.reshape(chosen.shape + (1,) * site["fn"].event_dim).expand(-1, *value.shape[1:])
             draws.add_node(name, **{**site, "value": value.gather(0, rows)})
-        trace = poutine.trace(poutine.replay(self._again(model, len(chosen)), trace=draws)).get_trace(*args, **kwargs)
-        trace = prune_subsample_sites(trace)
+        again = poutine.replay(self._again(model, len(chosen)), trace=draws)
+        trace = prune_subsample_sites(poutine.trace(again).get_trace(*args, **kwargs))
         trace.compute_log_prob()
         return trace
 
 
-class IWAE(_PowerMean):
+class IWAE(Renyi):
     r"""The importance weighted bound on log p(x), per datum.
 
     .. math::
@@ -94,28 +122,24 @@ class IWAE(_PowerMean):
         w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
 
     The loss is minus that, in nats, summed over the data. It is the ELBO at K = 1 and grows with K. A datum is one
-    element of the plates that all sites share, so the weights of one datum never meet those of another, and the scale
-    of a subsampled plate stays outside the logarithm: the loss of a minibatch is an unbiased estimate of that of all
-    the data. (Pyro's ``RenyiELBO`` scales the weights' exponents, and what comes out is no bound.)
+    element of the plates that all sites share, and the scale of a subsampled plate stays outside the logarithm: the
+    loss of a minibatch is an unbiased estimate of that of all the data.
 
-    With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k` always.
-    The guide's is the same, score of q and all, for ``pathwise``. Its signal-to-noise ratio falls as
-    :math:`K^{-1/2}`. For ``stl`` the score is left out, which is biased for K > 1. For ``dreg`` it is
-    :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, and whose
-    signal-to-noise ratio grows as :math:`K^{1/2}`.
+    With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`. The
+    guide's is the same for ``pathwise``, with a signal-to-noise ratio that falls as :math:`K^{-1/2}`; without the score
+    of q for ``stl``, which is biased for K > 1; and for ``dreg``
+    :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, with a signal-to-noise
+    ratio that grows as :math:`K^{1/2}`.
 
-    Most draws have negligible weight. With ``resample`` = m all K are weighed, and the gradient is taken through m of
-    them alone, drawn by their weights: the model's networks run forward for K and back for m. The gradient has the same
-    mean with a little more noise, the loss is the same number (section 3 of Burda et al., for m = 1).
+    With ``resample`` = m all K are weighed, and the gradient goes through m of them, drawn by their weights: the
+    model's networks run forward for K and back for m. The gradient has the same mean with a little more noise, the loss
+    is the same number (section 3 of Burda et al., for m = 1).
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
-
         Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
-        Duvenaud, 2017).
-
+            Duvenaud, 2017).
         Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019).
-
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018).
 
     Arguments:
@@ -129,12 +153,9 @@ class IWAE(_PowerMean):
             latent site has no ``rsample``; or ``dreg`` meets a guide that draws one latent given another.
 
     Example:
-        >>> from pyro.infer import SVI
-        >>> from pyro.optim import Adam
         >>> from pyro_vae import VAE
         >>> vae = VAE.build((64,), latent=2)
-        >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), loss=IWAE(5, gradient="dreg"))
-        >>> isinstance(svi.step(torch.rand(32, 64)), float)
+        >>> isinstance(IWAE(5, gradient="dreg").loss(vae.model, vae.guide, torch.rand(32, 64)), float)
         True
     """
 
@@ -148,50 +169,6 @@ class IWAE(_PowerMean):
         super().__init__(0.0, num_particles, gradient, vectorize_particles, resample)
 
 
-class Renyi(_PowerMean):
-    r"""The variational Rényi bound, per datum.
-
-    .. math:: \mathcal{L}_\alpha(x) = \mathbb{E}\Big[\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}\Big]
-
-    The loss is minus that, in nats, summed over the data. It falls as alpha grows: alpha = 0 is :class:`IWAE` and
-    alpha = 1 the ELBO, both of which are allowed here; below 0 it may be above log p(x). With
-    :math:`\hat{w}_k \propto w_k^{1 - \alpha}` the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`, and the
-    path of ``dreg`` has the weight :math:`\alpha \hat{w}_k + (1 - \alpha) \hat{w}_k^2`.
-
-    References:
-        Rényi Divergence Variational Inference (Li and Turner, 2016).
-
-        Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders: Methodology and Asymptotics
-        (Daudel, Benton, Shi and Doucet, 2023), for its doubly reparameterised gradient.
-
-    Arguments:
-        alpha: The order.
-        num_particles: K, draws per datum.
-        gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``, as in :class:`IWAE`.
-        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
-        resample: As of :class:`IWAE`.
-
-    Raises:
-        ValueError: As :class:`IWAE`.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> vae = VAE.build((64,), latent=2)
-        >>> isinstance(Renyi(alpha=0.5, num_particles=10).loss(vae.model, vae.guide, torch.rand(32, 64)), float)
-        True
-    """
-
-    def __init__(
-        self,
-        alpha: float = 0.5,
-        num_particles: int = 50,
-        gradient: Gradient = "pathwise",
-        vectorize_particles: bool = True,
-        resample: int | None = None,
-    ) -> None:
-        super().__init__(alpha, num_particles, gradient, vectorize_particles, resample)
-
-
 class ReweightedWakeSleep(Objective):
     r"""Reweighted wake-sleep, per datum: two objectives in one gradient.
 
@@ -203,14 +180,11 @@ class ReweightedWakeSleep(Objective):
         \nabla_\theta = \sum_k \hat{w}_k \nabla_\theta \log p(x, z_k), \qquad
         \nabla_\phi = \sum_k \hat{w}_k \nabla_\phi \log q(z_k \mid x)
 
-    Draws are held fixed, so no site needs ``rsample``: discrete latents will do. The loss is minus the importance
-    weighted bound, in nats, summed over the data; what ``backward()`` gives is minus the two gradients. (Pyro's
-    ``ReweightedWakeSleep`` weighs a whole minibatch as one point, and lets the path through a first latent into the
-    update of a second.)
+    No site needs ``rsample``: discrete latents will do. The loss is minus the importance weighted bound, in nats,
+    summed over the data; ``backward()`` gives minus the two gradients.
 
     References:
         Reweighted Wake-Sleep (Bornschein and Bengio, 2015).
-
         Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow (Le et al., 2019).
 
     Arguments:
@@ -243,7 +217,7 @@ class ReweightedWakeSleep(Objective):
 
 
 class _FixedDraws(Messenger):
-    """Stops the gradient at every draw as it is made, so that a later one is given the number and not the path."""
+    """Stops the gradient at every draw, so that a later one sees the number and not the path."""
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if not msg["is_observed"]:

@@ -16,13 +16,12 @@ __all__ = ["MMD", "Penalty", "TotalCorrelation"]
 
 
 class Penalty(ABC):
-    r"""A term that is added to the loss: ``weight`` times a value per minibatch, times the number of data.
+    r"""A term of the loss: ``weight`` times a value per minibatch, summed over sites, times the number of data.
 
-    To write one, subclass this and give :meth:`value`. Every latent site has to be in one plate, the data's; where
-    there are several sites their values add up.
+    To write one, subclass this and give :meth:`value`. Every latent site has to be in one plate, the data's.
 
     Arguments:
-        weight: What the value is multiplied by.
+        weight: Of the value.
 
     Raises:
         ValueError: If the weight is negative.
@@ -43,11 +42,7 @@ class Penalty(ABC):
         """
 
     def __call__(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        """Return the term, summed over data and particles.
-
-        Raises:
-            ValueError: If a latent site is not in one plate, or is masked, or has a scale for each datum.
-        """
+        """Return the term, summed over data and particles; refuse a site with a mask, or a scale for each datum."""
         total = torch.zeros(())
         for name, q in latent(guide_trace).items():
             data = plates(q)
@@ -68,14 +63,14 @@ class TotalCorrelation(Penalty):
     .. math:: \mathrm{TC} = \mathrm{KL}\Big(\bar{q}(z) \,\Big\|\, \prod_d \bar{q}(z_d)\Big),
         \qquad \bar{q}(z) = \frac{1}{B} \sum_b q(z \mid x_b)
 
-    in nats, estimated without bias for the aggregate of the minibatch, from the draws there are. The weight of the
-    paper's :math:`\beta` is :math:`\beta - 1`.
+    in nats, estimated without bias for the aggregate of the minibatch. The weight of the paper's :math:`\beta` is
+    :math:`\beta - 1`.
 
     References:
         Isolating Sources of Disentanglement in Variational Autoencoders (Chen et al., 2018).
 
     Arguments:
-        weight: What the total correlation is multiplied by.
+        weight: Of the total correlation.
 
     Raises:
         ValueError: If the weight is negative, or the guide is not independent over dimensions.
@@ -118,12 +113,11 @@ class MMD(Penalty):
 
     References:
         InfoVAE: Balancing Learning and Inference in Variational Autoencoders (Zhao, Song and Ermon, 2019).
-
         A Kernel Two-Sample Test (Gretton et al., 2012).
 
     Arguments:
-        weight: What it is multiplied by.
-        bandwidth: h; the square root of the number of latent dimensions if not given.
+        weight: Of the squared discrepancy.
+        bandwidth: h; None: the square root of the number of latent dimensions.
 
     Raises:
         ValueError: If an argument is out of range, or the minibatch has one datum.

@@ -39,21 +39,13 @@ class Schedule(ABC):
         """Return r(u), which is 1 at u = 1, for u in [0, 1]."""
 
     def __call__(self, step: int, steps: int | None = None) -> float:
-        """Return beta at a step, counted from 0, of a run of so many steps.
-
-        Raises:
-            ValueError: If the warm-up is a fraction of a run whose length is not given.
-        """
+        """Return beta at a step, counted from 0, of a run of so many steps."""
         length = self._length(steps)
         u = 1.0 if step >= length - 1 else step / (length - 1)
         return self.start + (1 - self.start) * (1.0 if u == 1 else self.rise(u))
 
     def check(self, steps: int) -> None:
-        """Check that beta reaches 1 within a run of so many steps.
-
-        Raises:
-            ValueError: If it does not.
-        """
+        """Refuse a run of so many steps within which beta does not reach 1."""
         if self._length(steps) > steps:
             raise ValueError(
                 f"Expected beta to reach 1 within the run, of {steps:,} steps; the warm-up takes {self.warmup:,}. "
@@ -76,16 +68,10 @@ class Linear(Schedule):
 
     References:
         Generating Sentences from a Continuous Space (Bowman et al., 2016).
-
         Ladder Variational Autoencoders (Sønderby et al., 2016).
 
-    Arguments:
-        warmup: A whole number of steps, or a fraction of the run where it is a ``float``.
-        start: The first beta.
-
     Example:
-        >>> beta = Linear(warmup=5)
-        >>> [beta(step) for step in range(7)]
+        >>> [Linear(warmup=5)(step) for step in range(7)]
         [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
         >>> [Linear(0.5)(step, steps=6) for step in range(6)]
         [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
@@ -99,13 +85,8 @@ class Linear(Schedule):
 class Cosine(Schedule):
     r"""Half a cosine, flat at both ends: :math:`r(u) = \frac{1}{2} (1 - \cos \pi u)`.
 
-    Arguments:
-        warmup: A whole number of steps, or a fraction of the run where it is a ``float``.
-        start: The first beta.
-
     Example:
-        >>> beta = Cosine(warmup=5)
-        >>> [round(beta(step), 3) for step in range(5)]
+        >>> [round(Cosine(warmup=5)(step), 3) for step in range(5)]
         [0.0, 0.146, 0.5, 0.854, 1.0]
     """
 

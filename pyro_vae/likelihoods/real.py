@@ -1,0 +1,205 @@
+"""Densities of real x around a location, and the ways of having a scale."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_vae.conditional import Family
+
+__all__ = ["START", "Gaussian", "Laplace", "StudentT", "at_least", "solve"]
+
+Scale = float | Literal["learned"]
+GaussianScale = float | Literal["learned", "per-pixel", "optimal"]
+START = 0.1  # of x in [0, 1]
+LOWEST = -6.0  # the least log scale, as Rybkin et al. (2021) have it
+RECENT = 0.1  # the weight of the latest batch in a running value
+
+
+class Located(Family):
+    """A family whose first parameter is its mean, with one scale for all elements."""
+
+    params = 1
+
+    def add_scale(self, scale: float | str, others: str = "") -> None:
+        """Add ``log_scale``: a parameter if it is learned, else a buffer; refuse a scale that is not positive."""
+        start = START if scale == "learned" else math.nan if isinstance(scale, str) else float(scale)
+        if not 0 < start < math.inf:
+            raise ValueError(f"Expected {others}a positive scale, or 'learned'; got {scale}.")
+        log_scale = torch.tensor(start).log()
+        self.log_scale = nn.Parameter(log_scale) if scale == "learned" else nn.Buffer(log_scale)
+
+    @staticmethod
+    def link(mean: Tensor) -> Tensor:
+        """Return the mean itself."""
+        return mean
+
+
+class Gaussian(Located):
+    r"""Independent Gaussians: squared error, as a density of real x.
+
+    .. math:: \log p(x \mid z) = -\sum_i \frac{(x_i - \mu_i(z))^2}{2 \sigma^2} + \frac{1}{2} \log 2 \pi \sigma^2
+
+    The number of a scale that is not fixed compares only with other densities of the same data, and grows without bound
+    where pixels are constant.
+
+    With ``optimal``, training takes the best :math:`\sigma` for the batch of a process: ``history["train"]`` is of a
+    profile likelihood, and may be lower than minus an ELBO. Elsewhere (``vae.eval()``, or without gradients)
+    :math:`\sigma^2` is a running mean.
+
+    References:
+        Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021).
+
+    Arguments:
+        scale: The standard deviation in the units of x; or ``learned``: one for all elements, which starts at 0.1;
+            ``per-pixel``: the network gives :math:`\log \sigma_i(z)` too, clipped softly at -6; ``optimal``:
+            :math:`\sigma^2` is the mean of :math:`(x - \mu)^2` over elements, batch and particles.
+
+    Raises:
+        ValueError: If the scale is none of these.
+
+    Example:
+        >>> Gaussian((64,), scale=0.5)(torch.zeros(32, 1, 64)).log_prob(torch.zeros(64))[0].item() / 64  # -log(s √2π)
+        -0.2257...
+    """
+
+    def __init__(self, event: int | Sequence[int], scale: GaussianScale = "learned") -> None:
+        super().__init__(event)
+        self.params = 2 if scale == "per-pixel" else self.params
+        self.way = Optimal() if scale == "optimal" else None
+        if scale not in ("per-pixel", "optimal"):
+            self.add_scale(scale, "'per-pixel', 'optimal', ")
+
+    def law(self, loc: Tensor, *log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Gaussian around ``loc``, of shape ``(*, *event)``."""
+        if self.way is not None:
+            return Profiled(loc, self.way)
+        return dist.Normal(loc, (at_least(LOWEST, *log_scale) if log_scale else self.log_scale).exp())
+
+
+class Laplace(Located):
+    r"""Independent Laplace laws: absolute error, as a density of real x.
+
+    .. math:: \log p(x \mid z) = -\sum_i \frac{|x_i - \mu_i(z)|}{b} + \log 2 b
+
+    References:
+        Théorie analytique des probabilités (Laplace, 1812).
+
+    Arguments:
+        scale: b, the mean absolute error, in the units of x; or ``learned``: one for all elements, which starts at 0.1.
+
+    Raises:
+        ValueError: If the scale is not positive.
+
+    Example:
+        >>> Laplace((64,), scale=0.5)(torch.zeros(32, 1, 64)).log_prob(torch.ones(64))[0].item() / 64  # -1/b - log 2b
+        -2.0...
+    """
+
+    def __init__(self, event: int | Sequence[int], scale: Scale = "learned") -> None:
+        super().__init__(event)
+        self.add_scale(scale)
+
+    def law(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Laplace law around ``loc``, of shape ``(*, *event)``."""
+        return dist.Laplace(loc, self.log_scale.exp())
+
+
+class StudentT(Located):
+    r"""Independent Student's t laws: as the Gaussian, with tails that forgive an outlier; a density of real x.
+
+    .. math:: \log p(x \mid z) = \sum_i -\frac{\nu + 1}{2} \log\Big(1 + \frac{(x_i - \mu_i(z))^2}{\nu s^2}\Big) - \log s
+        + \log \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2}) \sqrt{\nu \pi}}
+
+    References:
+        Robust Statistical Modeling Using the t Distribution (Lange, Little and Taylor, 1989).
+
+    Arguments:
+        df: :math:`\nu`, the degrees of freedom: the fewer, the heavier the tails.
+        scale: s, in the units of x; or ``learned``: one for all elements, which starts at 0.1. The standard deviation
+            is :math:`s \sqrt{\nu / (\nu - 2)}`, where :math:`\nu > 2`.
+
+    Raises:
+        ValueError: If the scale is not positive, or ``df`` is not above 1, where there is no mean.
+
+    Example:
+        >>> StudentT((64,), scale=1.0)(torch.zeros(32, 1, 64)).log_prob(torch.zeros(64))[0].item() / 64
+        -0.9686...
+    """
+
+    def __init__(self, event: int | Sequence[int], df: float = 5.0, scale: Scale = "learned") -> None:
+        super().__init__(event)
+        if not 1 < df < float("inf"):
+            raise ValueError(f"Expected df above 1, so that there is a mean; got {df}. Use Gaussian for infinity.")
+        self.df = df
+        self.add_scale(scale)
+
+    def law(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return Student's t around ``loc``, of shape ``(*, *event)``."""
+        return dist.StudentT(self.df, loc, self.log_scale.exp())
+
+
+class Optimal(nn.Module):
+    """The running value of the mean square error, whose root is the scale that is best for x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean_square = nn.Buffer(torch.tensor(START**2))
+        self.seen = nn.Buffer(torch.tensor(0.0))
+
+    @torch.no_grad()
+    def see(self, mean_square: Tensor) -> None:
+        """Move the running value, as batch normalisation does: tensor operations in place, which a graph has too."""
+        weight = torch.where(self.seen > 0, RECENT, 1.0)
+        self.mean_square.add_(weight * (mean_square - self.mean_square))
+        self.seen.fill_(1.0)
+
+
+class Profiled(dist.Normal):
+    """Gaussians of the running scale; in training of the best one for x, or for the elements of x that are ``seen``."""
+
+    def __init__(self, loc: Tensor, running: Optimal, seen: Tensor | None = None) -> None:
+        self.running, self.seen = running, seen
+        super().__init__(loc, running.mean_square.sqrt())
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Profiled":
+        """Return it in a larger batch."""
+        return Profiled(self.loc.expand(batch_shape), self.running, self.seen)
+
+    def mask(self, mask: Any) -> TorchDistribution:
+        """Leave elements out, of the scale too."""
+        seen = mask if isinstance(mask, Tensor) else None
+        return dist.MaskedDistribution(Profiled(self.loc, self.running, seen), mask)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of each element; in training, take note of the mean square error."""
+        if self._validate_args:
+            self._validate_sample(value)
+        if not (self.running.training and torch.is_grad_enabled()):
+            return super().log_prob(value)
+        square = (value - self.loc).detach().square()
+        weight = torch.ones_like(square) if self.seen is None else self.seen.expand_as(square).to(square)
+        mean_square = ((weight * square).sum() / weight.sum().clamp(min=1)).clamp(min=math.exp(2 * LOWEST))
+        self.running.see(mean_square)
+        return dist.Normal(self.loc, mean_square.sqrt()).log_prob(value)
+
+
+def at_least(floor: float, value: Tensor) -> Tensor:
+    r"""Clip from below, softly: :math:`f + \log(1 + e^{v - f})`, so that a gradient is left."""
+    return floor + functional.softplus(value - floor)
+
+
+def solve(increasing: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float) -> Tensor:
+    """Return where an elementwise increasing function is ``target``, by bisection in float64."""
+    goal = target.double()
+    left, right = torch.full_like(goal, low), torch.full_like(goal, high)
+    for _ in range(64):
+        middle = (left + right) / 2
+        below = increasing(middle) < goal
+        left, right = torch.where(below, middle, left), torch.where(below, right, middle)
+    return ((left + right) / 2).to(target)
