@@ -6,12 +6,12 @@ overflow. So it sees about the logarithm of a count over its mean.
 
 from collections.abc import Sequence
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Family
+from pyro_vae.likelihoods.gamma import Counts, Overdispersed
 
 __all__ = ["NegativeBinomial", "Poisson"]
 
@@ -49,7 +49,7 @@ class Poisson(Family):
 
     def law(self, log_rate: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Poisson law of the log rates, of shape ``(*, *event)``."""
-        return dist.Poisson(log_rate.exp())
+        return Counts(log_rate.exp())
 
 
 class NegativeBinomial(Family):
@@ -80,4 +80,4 @@ class NegativeBinomial(Family):
 
     def law(self, log_mean: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the negative binomial law of the log means, of shape ``(*, *event)``."""
-        return dist.NegativeBinomial(self.log_dispersion.exp(), logits=log_mean - self.log_dispersion)
+        return Overdispersed(log_mean, self.log_dispersion)

@@ -28,8 +28,10 @@ def remainder(z: Tensor) -> Tensor:
     r"""Return :math:`\log \Gamma(z + 1) - z \log z + z - \frac{1}{2} \log 2 \pi z`, for z above 0."""
     low, inverse = z.clamp(max=LARGE), z.clamp(min=LARGE).reciprocal()
     square = inverse**2
-    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
-    return torch.where(z < LARGE, (low + 1).lgamma() - (low + 0.5) * low.log() + low - math.log(2 * math.pi) / 2, series)
+    tail = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
+    return torch.where(
+        z < LARGE, (low + 1).lgamma() - (low + 0.5) * low.log() + low - math.log(2 * math.pi) / 2, series
+    )
 
 
 def deviance(x: Tensor, mean: Tensor, relative: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_vae.conditional import Family
+from pyro_vae.likelihoods.gamma import Tails
 
 __all__ = ["START", "Gaussian", "Laplace", "StudentT", "at_least", "solve"]
 
@@ -141,7 +142,7 @@ class StudentT(Located):
 
     def law(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return Student's t around ``loc``, of shape ``(*, *event)``."""
-        return dist.StudentT(self.df, loc, self.log_scale.exp())
+        return Tails(self.df, loc, self.log_scale.exp())
 
 
 class Optimal(nn.Module):

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.nn import functional
 
 from pyro_vae.conditional import Family
-from pyro_vae.data.supports import open_unit_interval
+from pyro_vae.likelihoods.gamma import OpenBeta
 from pyro_vae.likelihoods.real import at_least, solve
 
 __all__ = ["Bernoulli", "Beta", "ContinuousBernoulli"]
@@ -115,12 +115,6 @@ class Coins(dist.Bernoulli):
             self._validate_sample(value)
         size = self.logits.abs()
         return (value - 0.5) * self.logits - size / 2 - (1 + (-size).exp()).log()
-
-
-class OpenBeta(dist.Beta):
-    """Pyro's Beta law, whose support has the ends too, where it is infinite or 0."""
-
-    support = open_unit_interval  # type: ignore[assignment]
 
 
 class Exponentials(TorchDistribution):
