@@ -1,7 +1,5 @@
 """How good a model and a guide are: bounds, weights, dimensions, gaps and calibration."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Pages of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,8 +43,8 @@ def traversal(
     Arguments:
         x: The images.
         span: The dimension goes from ``-span`` to ``span``, left to right.
-        order: Which dimensions to draw, first to last; all if not given.
-        nats: Divergence of each dimension, in nats, written beside its row.
+        order: Which dimensions to draw, first to last; None: all.
+        nats: Divergence of each dimension, to write beside its row.
     """
     order = range(len(x)) if order is None else order
     figure = _mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
@@ -62,13 +60,9 @@ def traversal(
 
 
 def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
-    """Draw the images where the guide is worst, and those where it is best, over their reconstructions.
+    """Draw ``num`` images of the largest k-hat, and of the least, over their reconstructions.
 
-    Arguments:
-        x: Images, of shape ``(B, *event)``.
-        x_hat: Their reconstructions.
-        k: k-hat of each, of shape ``(B,)``.
-        num: How many of each kind.
+    Images and reconstructions are of shape ``(B, *event)``, k-hat is of shape ``(B,)``.
     """
     num = min(num, len(x))
     order = k.argsort(descending=True)
@@ -77,7 +71,7 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
         "Smallest: the guide is best": order.flip(0)[:num],
     }
     figure = Figure(figsize=(max(5.0, 0.75 * num), 4.6), layout="constrained")
-    for page, (title, chosen) in zip(figure.subfigures(2, 1), kinds.items(), strict=True):
+    for page, (title, chosen) in zip(figure.subfigures(2, 1, squeeze=False)[:, 0], kinds.items(), strict=True):
         page.suptitle(f"{title}. Reconstructions below", fontsize=10)
         pairs = _colours(torch.stack([x[chosen], x_hat[chosen]]), x.dim() == 4)
         panels = page.subplots(2, num, squeeze=False)

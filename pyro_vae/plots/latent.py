@@ -1,12 +1,9 @@
 """Codes in latent space, and a guide beside the true posterior."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -22,13 +19,7 @@ SHARES = (0.5, 0.9, 0.99)  # of the mass, within contours
 
 @styled
 def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent space: means of q(z | x)") -> Figure:
-    """Draw points of latent space, coloured by label; their first two principal components if there are more than 2.
-
-    Arguments:
-        z: Shape ``(N, latent)``.
-        labels: Shape ``(N,)``, or None.
-        title: Above the figure.
-    """
+    """Draw points z, ``(N, latent)``, coloured by labels, ``(N,)``; of more than 2 dimensions the first two PCs."""
     points, names = z.detach().cpu().double(), ["z0", "z1"]
     if points.shape[1] > 2:
         points = points - points.mean(0)
@@ -67,6 +58,11 @@ def posteriors(
     """
     ours, theirs = numbers(guide), numbers(posterior)
     both = np.concatenate([ours, theirs])
+    if exact is not None:
+        *grid, density = map(numbers, exact)
+        largest = np.sort(density.ravel())[::-1]
+        held = np.cumsum(largest) / largest.sum()
+        levels = sorted({float(largest[np.searchsorted(held, share)]) for share in SHARES})
     size = len(dims)
     figure = Figure(figsize=(1.2 + 2.1 * size, 0.8 + 2.1 * size), layout="constrained")
     panels = figure.subplots(size, size, squeeze=False)
@@ -76,7 +72,8 @@ def posteriors(
         if j > i:
             axes.set_axis_off()
         elif i == j:
-            bins = np.linspace(*np.quantile(both[:, row], [0.001, 0.999]), 50)
+            low, high = np.quantile(both[:, row], [0.001, 0.999])
+            bins = np.linspace(low, high, 50)
             axes.hist(theirs[:, row], bins, density=True, color=ORANGE, alpha=0.55, label="posterior, by NUTS")
             axes.hist(ours[:, row], bins, density=True, color=BLUE, histtype="step", linewidth=1.5, label="guide")
             axes.set_yticks([])
@@ -86,18 +83,11 @@ def posteriors(
             limits = np.quantile(both[:, [column, row]], [0.0005, 0.9995], axis=0)
             axes.set(xlim=limits[:, 0], ylim=limits[:, 1])
             if exact is not None:
-                z0, z1, density = map(numbers, exact)
-                _contours(axes, z0, z1, density.T) if column == 0 else _contours(axes, z1, z0, density)
+                across, up, heights = grid[column], grid[row], density.T if column == 0 else density
+                axes.contour(across, up, heights, levels=levels, colors="black", linewidths=0.9)
         if i == size - 1:
             axes.set_xlabel(f"z{column}")
         if j == 0 and i > 0:
             axes.set_ylabel(f"z{row}")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper right", fontsize=9)
     return figure
-
-
-def _contours(axes: Axes, across: np.ndarray, up: np.ndarray, density: np.ndarray) -> None:
-    heights = np.sort(density.ravel())[::-1]
-    held = np.cumsum(heights) / heights.sum()
-    levels = sorted({float(heights[np.searchsorted(held, share)]) for share in SHARES})
-    axes.contour(across, up, density, levels=levels, colors="black", linewidths=0.9)

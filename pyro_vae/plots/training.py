@@ -1,7 +1,5 @@
 """Curves of a training, and runs side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +71,11 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
             right.plot(run["seconds"][: len(valid)], valid, "-o", color=colour, linewidth=1.5, markevery=[-1])
         left.set_yticks(range(len(runs)), [*runs])
         left.set(ylim=(len(runs) - 0.5, -0.5), xlabel="-log p(x), nats per datum")
-        _lines_of_one_elbo(middle)
+        middle.margins(0.2)
+        (start, end), (low, high) = middle.get_xlim(), middle.get_ylim()
+        for elbo in np.linspace(start + low, end + high, 9)[1:-1]:
+            middle.plot([start, end], [elbo - start, elbo - end], color="0.85", linewidth=0.8, zorder=0)
+        middle.set(xlim=(start, end), ylim=(low, high))
         middle.set(xlabel="KL(q || p), nats; one ELBO on each line", ylabel="E[-log p(x | z)], nats")
         right.set(xlabel="seconds of training", xlim=(0, None), ylabel="-ELBO, valid, nats")
         _fit_to(right, [run["valid"][len(run["valid"]) // 4 :] for run in runs.values()])
@@ -86,12 +88,3 @@ def _fit_to(axes: Axes, tails: Sequence[Sequence[float]]) -> None:
     if len(values):
         margin = 0.05 * (values.max() - values.min()) or 1.0
         axes.set(ylim=(values.min() - margin, values.max() + margin))
-
-
-def _lines_of_one_elbo(axes: Axes) -> None:
-    """Draw, over the same limits, the lines on which the sum of the two coordinates is one."""
-    axes.margins(0.2)
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    for total in np.linspace(left + low, right + high, 9)[1:-1]:
-        axes.plot([left, right], [total - left, total - right], color="0.85", linewidth=0.8, zorder=0)
-    axes.set(xlim=(left, right), ylim=(low, high))
