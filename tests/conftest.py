@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 SEED = 20261122
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,24 @@ def param_store():
     store = pyro.get_param_store()
     with store.scope():
         yield store
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder of the test's own; a closing table of few draws."""
+    from pyro_vae import report
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+
+
+@pytest.fixture
+def experiments_on_the_path(monkeypatch):
+    """As ``python experiments/NAME.py`` has it."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    yield
+    for file in EXPERIMENTS.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture

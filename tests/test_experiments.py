@@ -13,16 +13,7 @@ import torch
 from sklearn.neural_network import MLPClassifier
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-
-
-@pytest.fixture(autouse=True)
-def experiments_on_the_path(monkeypatch):
-    """As ``python experiments/NAME.py`` has it."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    yield
-    others = ("common", "imputers", "papers", "published", "reliability", "reproduce", "rivals", "speed", "timing")
-    for name in (*others, *SMALL):
-        sys.modules.pop(name, None)
+pytestmark = pytest.mark.usefixtures("experiments_on_the_path")
 
 
 def rows(path):

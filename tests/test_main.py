@@ -22,12 +22,7 @@ FIGURES = {"curves", "interpolation", "latent_space", "manifold", "reconstructio
 EVALUATION = {"bounds", "calibration", "dimensions", "weights", "worst"}  # and gaps, where images are chosen
 FAST = ["--num_particles", "25", "--images", "50", "--chosen", "0"]
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every test in an empty folder of its own; evaluation with few draws."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture(scope="module")

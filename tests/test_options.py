@@ -20,14 +20,7 @@ from pyro_vae.conditional import Family
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SMALL = ["--latent", "2", "--epochs", "1", "--batch_size", "256"]
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, unrendered):
-    """Every test in an empty folder of its own; evaluation with few draws."""
-    from pyro_vae import report
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+pytestmark = pytest.mark.usefixtures("elsewhere", "unrendered")
 
 
 FILES = count()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from pyro_vae import plots
-from pyro_vae.plots.colours import BLUE, GREY, ORANGE, RED
+from pyro_vae.plots.style import BLUE, GREY, ORANGE, RED
 
 EVENTS = [(8, 8), (1, 8, 8), (3, 9, 7)]
 HISTORY = {

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyro_vae import VAE, likelihoods, networks
 from pyro_vae.objectives import ELBO, IWAE
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+pytestmark = pytest.mark.usefixtures("experiments_on_the_path")
 BATCH, PARTICLES = 5, 3
-
-
-@pytest.fixture(autouse=True)
-def experiments_on_the_path(monkeypatch):
-    """As ``python experiments/NAME.py`` has it."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    yield
-    for name in ("rivals", "rival_libraries"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")

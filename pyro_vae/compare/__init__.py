@@ -1,4 +1,4 @@
-"""Runs side by side: one table and one figure. What may not be ranked together is not."""
+"""Runs side by side: one table and one figure. Only runs that may be ranked together are."""
 
 from pyro_vae.compare.rows import Row, compare
 from pyro_vae.compare.shown import figure, table

@@ -1,9 +1,10 @@
 """Runs evaluated on the same images, and ranked where they may be."""
 
-from __future__ import annotations
-
+import inspect
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,37 +12,34 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint, data, evaluate
-from pyro_vae.checkpoint import load, load_metrics
-from pyro_vae.compare.words import defaults, short
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import ELBO
-from pyro_vae.program import Posterior, point_of, posterior_of
+from pyro_vae.program import point_of, posterior_of
 from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
 from pyro_vae.vae import VAE
 
-__all__ = ["Row", "compare"]
+__all__ = ["Row", "compare", "short"]
 
-# Settings of which no number depends.
+# Settings on which no number depends.
 UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A run, as it stands among the others of its group.
+    """A run among the others of its group.
 
-    Arguments:
-        name: The run directory, or its last part where that says which.
-        group: Which group it is ranked in, from 0.
+    Attributes:
+        name: The run directory, or its last part where no other run has the same.
+        group: In which group it is ranked, from 0.
         basis: What all of a group share: the arguments of ``data.load``, and whether p(x | z) is a density or a mass.
-        settings: What it was trained with, in a few words each.
+        settings: Its settings for training, in a few words each.
         about: The data set, in words.
         values: For each image the ELBO, its terms and -log p(x), in nats.
-        difference: From the best of the group in -log p(x), in nats, and the standard error of that over the images,
-            paired; 0 and 0 for the best itself.
+        difference: From the best of the group in -log p(x), in nats, with its standard error, paired over the images.
         num_particles: Draws per image for -log p(x).
-        active: How many latent dimensions are used, of the images: :func:`pyro_vae.evaluate.active_units`.
+        active: How many latent dimensions are used: :func:`pyro_vae.evaluate.active_units`.
         latent: Of how many.
         parameters: How many numbers are trained.
         history: The columns of metrics.csv.
@@ -81,25 +79,20 @@ def compare(
     trust: Sequence[str] = (),
     progress: bool = True,
 ) -> list[Row]:
-    """Evaluate runs on the same images and rank them by -log p(x), best first, in groups of what may be compared.
+    """Evaluate runs on the same images and rank them by -log p(x), best first, in groups of those that compare.
 
     A group is one data set, binarised and dequantised in one way, and densities or masses: log p(x) of a density may
-    be of any size, and changes with the units of x; log p(x) of a mass is at most 0. The difference of two runs is
-    over the same images, so its standard error is that of the paired differences, which is smaller than the two runs'
-    own say.
+    be of any size, and changes with the units of x; log p(x) of a mass is at most 0.
 
     Arguments:
         runs: Run directories.
         num_particles: Draws per image for -log p(x).
         images: How many images of the split, the first ones.
-        seed: Seed of the draws; torch's own state is left as it was.
+        seed: Seed of the draws; torch's own state is left alone.
         split: ``test``, ``valid`` or ``train``.
         device: ``cpu`` or ``cuda``.
         trust: Modules of your own whose classes the runs may name.
         progress: Whether to show a progress bar.
-
-    Returns:
-        A row for each run; :func:`table` and :func:`figure` show them.
 
     Raises:
         FileNotFoundError: If a run is not there.
@@ -113,50 +106,62 @@ def compare(
     if split not in ("test", "valid", "train"):
         raise ValueError(f"Expected split to be test, valid or train; got {split!r}.")
     check_device(device)
-    found = [_read(run, trust) for run in runs]  # all of them before the first is evaluated
+    loaded = [_load(run, trust) for run in runs]  # all of them before the first is evaluated
     folders = [Path(run).resolve().name for run in runs]
     datasets: dict[str, Dataset] = {}
+    groups: dict[str, int] = {}
     rows = []
     with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
-        for run, folder, (vae, config) in zip(runs, folders, found, strict=True):
+        for run, folder, (vae, config, history) in zip(runs, folders, loaded, strict=True):
             bar.set_description(folder)
             options = checkpoint.arguments(data.load, config)
-            config = {key: value for key, value in config.items() if key not in options}
             if str(options) not in datasets:
                 datasets[str(options)] = data.load(**options)
             dataset = datasets[str(options)]
-            _check_shape(vae, run, dataset)
+            shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
+            if shape != dataset.event_shape:
+                raise ValueError(
+                    f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "
+                    f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}."
+                )
             if split not in dataset.splits:
                 raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
             part = dataset.splits[split].to(device)
             values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
             with at_test(vae, point_of(vae).device, seed):
                 whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
-                basis = _basis(whole, options)
+                kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
+                given = evaluate.covariates(whole).replace(" | ", ", given ")
+            held_out = dataset.config["valid"]
+            about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
+            path = Path(options["data"])
+            basis = {key: value for key, value in options.items() if key != "root"}
+            basis["data"] = str(path.resolve()) if path.exists() else options["data"]
+            basis["log p(x)"] = f"of {kind}{given}"
             row = Row(
                 name=folder if folders.count(folder) == 1 else str(run),
-                group=0,
-                about=_about(dataset, f"{len(values.nll):,} {split} images"),
+                group=groups.setdefault(str(basis), len(groups)),
                 basis=basis,
-                settings={key: short(value) for key, value in config.items()},
+                settings={key: short(value) for key, value in config.items() if key not in options},
+                about=f"{about}, {len(whole):,} {split} images",
                 values=values,
                 difference=(0.0, 0.0),
                 num_particles=num_particles,
                 active=evaluate.active_units(vae, whole, seed=seed) if len(whole) > 1 else 0,
                 latent=len(evaluate.dimensions(whole)),
                 parameters=sum(parameter.numel() for parameter in vae.parameters()),
-                history=load_metrics(run),
+                history=history,
             )
             rows.append(row)
             bar.update()
-    return _ranked(rows)
+    return _rank(rows)
 
 
-def _read(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """Load a run, with today's defaults for what its configuration does not say; an error names the run."""
+def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], dict[str, list[float]]]:
+    """Load a run, with today's defaults where its configuration says nothing, and its history."""
     try:
-        vae, config = load(run, trust)
-        load_metrics(run)
+        vae, config = checkpoint.load(run, trust)
+        history = checkpoint.load_metrics(run)
     except (ValueError, OSError) as error:
         named = str(run) in str(error)
         raise type(error)(str(error) if named else f"{error} The run is {str(run)!r}.") from error
@@ -165,46 +170,42 @@ def _read(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any]]:
             f"Expected runs on named data sets; {str(run)!r} was trained on a tensor. Save the tensor with numpy.save "
             "and train on the file, or use evaluate.per_image."
         )
-    parts: list[Any] = [VAE.build] if checkpoint.parts_of(vae) else []
-    usual = {key: value for function in (data.load, *parts, fit) for key, value in defaults(function).items()}
-    usual["objective"] = checkpoint.describe(ELBO())  # where none is given
-    return vae, {key: value for key, value in (usual | config).items() if key not in UNSAID}
+    parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
+    config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
+    return vae, {key: value for key, value in config.items() if key not in UNSAID}, history
 
 
-def _check_shape(vae: Any, run: str | Path, dataset: Dataset) -> None:
-    shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
-    if shape != dataset.event_shape:
-        raise ValueError(
-            f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "
-            f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}."
-        )
-
-
-def _about(dataset: Dataset, images: str) -> str:
-    held_out = dataset.config["valid"]
-    return f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}, {images}"
-
-
-def _basis(whole: Posterior, options: dict[str, Any]) -> dict[str, Any]:
-    """What two runs must share to be ranked. The root of a data set with a name is not of it."""
-    path = Path(options["data"])
-    options = {key: value for key, value in options.items() if key != "root"}
-    kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
-    given = evaluate.covariates(whole)
-    about = {"log p(x)": f"of {kind}{given.replace(' | ', ', given ')}"}
-    return options | {"data": str(path.resolve()) if path.exists() else options["data"]} | about
-
-
-def _ranked(rows: Sequence[Row]) -> list[Row]:
-    """Number the groups in order of appearance, and sort each by -log p(x)."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(str(row.basis), []).append(row)
+def _rank(rows: Sequence[Row]) -> list[Row]:
+    """Sort each group by -log p(x), and take the differences from its best."""
     ranked = []
-    for number, group in enumerate(groups.values()):
-        group.sort(key=lambda row: (math.isnan(row.nll[0]), row.nll[0]))
-        best = group[0].values.nll
-        for row in group:
-            paired = (0.0, 0.0) if row is group[0] else mean_and_error(row.values.nll - best)
-            ranked.append(replace(row, group=number, difference=paired))
+    best: dict[int, Row] = {}
+    for row in sorted(rows, key=lambda row: (row.group, math.isnan(row.nll[0]), row.nll[0])):
+        first = best.setdefault(row.group, row)
+        difference = (0.0, 0.0) if row is first else mean_and_error(row.values.nll - first.values.nll)
+        ranked.append(replace(row, difference=difference))
     return ranked
+
+
+def short(spec: Any) -> str:
+    """Write a part or a setting in a few words: of a class the arguments that are not its defaults."""
+    if isinstance(spec, list):
+        return f"[{', '.join(map(short, spec))}]"
+    if not (isinstance(spec, dict) and "class_path" in spec):
+        if isinstance(spec, bool | None):
+            return str(spec).lower()
+        return f"{spec:g}" if isinstance(spec, float) else str(spec)
+    module, _, name = spec["class_path"].rpartition(".")
+    usual = defaults(getattr(sys.modules.get(module), name, lambda: None))  # not imported: that would run its code
+    given = {key: value for key, value in (spec.get("init_args") or {}).items() if usual.get(key, spec) != value}
+    arguments = ", ".join(f"{key}={short(value)}" for key, value in given.items())
+    return f"{name}({arguments})" if arguments else name
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Default arguments as plain data, as a run's configuration has them."""
+    defaults = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not parameter.empty:
+            with suppress(ValueError):  # a function, which is no plain data
+                defaults[name] = checkpoint.describe(parameter.default)
+    return defaults

@@ -6,11 +6,10 @@ Images are float tensors ``(..., channels, height, width)`` or ``(..., height, w
 NaN, which is missing, a flat greyish blue.
 """
 
-from pyro_vae.plots.evaluation import bounds, dimensions, gaps, weights, worst
+from pyro_vae.plots.evaluation import bounds, calibration, dimensions, gaps, weights
 from pyro_vae.plots.images import MISSING as MISSING
-from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal
-from pyro_vae.plots.latent import latent_space
-from pyro_vae.plots.posteriors import calibration, posteriors
+from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal, worst
+from pyro_vae.plots.latent import latent_space, posteriors
 from pyro_vae.plots.training import comparison, curves
 
 __all__ = [

@@ -1,16 +1,14 @@
 """Pages of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
-__all__ = ["interpolation", "manifold", "reconstructions", "samples", "traversal"]
+__all__ = ["interpolation", "manifold", "reconstructions", "samples", "traversal", "worst"]
 
 MISSING = (0.36, 0.48, 0.66)
 
@@ -29,7 +27,12 @@ def reconstructions(x: Tensor, x_hat: Tensor, title: str = "Originals above, rec
 
 def interpolation(x: Tensor, title: str = "Straight lines in latent space, from image to image") -> Figure:
     """Draw one row for each pair of images, for x of shape ``(B, steps, *event)``."""
-    return _mosaic(x, title, gap=1)
+    return _mosaic(x, title)
+
+
+def manifold(x: Tensor, title: str = "The 2-D latent space, decoded") -> Figure:
+    """Draw a grid of images, for x of shape ``(rows, columns, *event)``."""
+    return _mosaic(x, title)
 
 
 def traversal(
@@ -40,28 +43,44 @@ def traversal(
     Arguments:
         x: The images.
         span: The dimension goes from ``-span`` to ``span``, left to right.
-        order: Which dimensions to draw, first to last; all if not given.
-        nats: Divergence of each dimension, in nats, written beside its row.
+        order: Which dimensions to draw, first to last; None: all.
+        nats: Divergence of each dimension, to write beside its row.
     """
     order = range(len(x)) if order is None else order
-    figure = _mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}", gap=1)
+    figure = _mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
     axes = figure.axes[0]
-    height = x.shape[-2] + 1
+    height = x.shape[-2]
+    middles = [i * (height + 1) + height / 2 - 0.5 for i in range(len(order))]
     axes.set_axis_on()
     axes.tick_params(length=0)
     axes.set_xticks([])
-    axes.set_yticks(
-        [i * height + x.shape[-2] / 2 - 0.5 for i in range(len(order))],
-        [f"z{d}" if nats is None else f"z{d}  {nats[d]:.2f} nats" for d in order],
-        fontsize=7,
-    )
+    axes.set_yticks(middles, [f"z{d}" if nats is None else f"z{d}  {nats[d]:.2f} nats" for d in order], fontsize=7)
     axes.spines[:].set_visible(False)
     return figure
 
 
-def manifold(x: Tensor, title: str = "The 2-D latent space, decoded") -> Figure:
-    """Draw a grid of images, for x of shape ``(rows, columns, *event)``."""
-    return _mosaic(x, title)
+def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
+    """Draw ``num`` images of the largest k-hat, and of the least, over their reconstructions.
+
+    Images and reconstructions are of shape ``(B, *event)``, k-hat is of shape ``(B,)``.
+    """
+    num = min(num, len(x))
+    order = k.argsort(descending=True)
+    kinds = {
+        "Largest k-hat: the guide is worst": order[:num],
+        "Smallest: the guide is best": order.flip(0)[:num],
+    }
+    figure = Figure(figsize=(max(5.0, 0.75 * num), 4.6), layout="constrained")
+    for page, (title, chosen) in zip(figure.subfigures(2, 1, squeeze=False)[:, 0], kinds.items(), strict=True):
+        page.suptitle(f"{title}. Reconstructions below", fontsize=10)
+        pairs = _colours(torch.stack([x[chosen], x_hat[chosen]]), x.dim() == 4)
+        panels = page.subplots(2, num, squeeze=False)
+        for axes, image in zip(panels.ravel(), pairs.flatten(0, 1), strict=True):
+            axes.imshow(image.numpy(), interpolation="nearest")
+            axes.set_axis_off()
+        for axes, value in zip(panels[0], k[chosen].tolist(), strict=True):
+            axes.set_title(f"{value:.2f}", fontsize=8)
+    return figure
 
 
 def _mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
@@ -71,22 +90,22 @@ def _mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
             f"Expected images (rows, columns, [channels,] height, width); got shape {tuple(x.shape)}. "
             "Reshape vectors to images first."
         )
-    x = x.detach().float().cpu().clamp(0, 1)
-    x = x.unsqueeze(2) if x.dim() == 4 else x
-    x = x.expand(-1, -1, 3, -1, -1) if x.shape[2] == 1 else x[:, :, :3]
-    x = torch.where(x.isnan().any(2, keepdim=True), torch.tensor(MISSING).reshape(3, 1, 1), x)
-    rows, columns, channels, height, width = x.shape
-    page = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
-    for i in range(rows):
-        for j in range(columns):
-            top, left = i * (height + gap), j * (width + gap)
-            page[:, top : top + height, left : left + width] = x[i, j]
+    tiles = pad(_colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
+    page = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
     # Small images are drawn small: an eye reads few large blocks worse than few small ones.
-    wide = min(10.0, max(4.0, (0.2 + 0.0125 * width) * columns))
-    figure = Figure(figsize=(wide, wide * page.shape[1] / page.shape[2] + 0.4), layout="constrained")
+    wide = min(10.0, max(4.0, (0.2 + 0.0125 * x.shape[-1]) * x.shape[1]))
+    figure = Figure(figsize=(wide, wide * page.shape[0] / page.shape[1] + 0.4), layout="constrained")
     axes = figure.add_subplot()
-    drawn: Any = page.permute(1, 2, 0).numpy()
-    axes.imshow(drawn, interpolation="nearest")
+    axes.imshow(page.numpy(), interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
     return figure
+
+
+def _colours(x: Tensor, channels: bool) -> Tensor:
+    """From ``(..., [channels,] height, width)`` to ``(..., height, width, 3)``."""
+    x = x.detach().float().cpu().clamp(0, 1)
+    x = x if channels else x.unsqueeze(-3)
+    x = x[..., [0, 1, 2] if x.shape[-3] >= 3 else [0, 0, 0], :, :]
+    x = torch.where(x.isnan().any(-3, keepdim=True), torch.tensor(MISSING).reshape(3, 1, 1), x)
+    return x.movedim(-3, -1)

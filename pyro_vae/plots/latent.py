@@ -1,69 +1,93 @@
-"""Codes in latent space."""
+"""Codes in latent space, and a guide beside the true posterior."""
 
-from __future__ import annotations
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
-from pyro_vae.plots.colours import BLUE
+from pyro_vae.plots.style import BLUE, ORANGE, numbers, styled
 
-__all__ = ["latent_space"]
+__all__ = ["latent_space", "posteriors"]
+
+MOST = 2000  # points drawn
+SHARES = (0.5, 0.9, 0.99)  # of the mass, within contours
 
 
+@styled
 def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent space: means of q(z | x)") -> Figure:
-    """Draw points of latent space, coloured by label; their first two principal components if there are more than 2.
-
-    Arguments:
-        z: Shape ``(N, latent)``.
-        labels: Shape ``(N,)``, or None.
-        title: Above the figure.
-    """
-    points, names = _two_dimensions(z)
+    """Draw points z, ``(N, latent)``, coloured by labels, ``(N,)``; of more than 2 dimensions the first two PCs."""
+    points, names = z.detach().cpu().double(), ["z0", "z1"]
+    if points.shape[1] > 2:
+        points = points - points.mean(0)
+        _, _, components = torch.linalg.svd(points.T @ points)  # as many as dimensions, however few the points
+        points, names = points @ components[:2].T, [f"{nth} principal component of z" for nth in ("first", "second")]
+    across, up = pad(points, (0, 2 - points.shape[1])).T.numpy()
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
     if labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, color=BLUE, linewidths=0)
+        axes.scatter(across, up, s=6, alpha=0.6, color=BLUE, linewidths=0)
     else:
         classes, codes = np.unique(labels.cpu().numpy(), return_inverse=True)
-        colours = ListedColormap([f"C{i}" for i in range(10)]) if len(classes) <= 10 else "turbo"
-        drawn = axes.scatter(
-            points[:, 0],
-            points[:, 1],
-            c=codes,
-            s=7,
-            alpha=0.7,
-            cmap=colours,
-            linewidths=0,
-            vmin=-0.5,
-            vmax=max(9.5, len(classes) - 0.5),
-        )
-        if len(classes) <= 10:
+        few, top = len(classes) <= 10, max(9.5, len(classes) - 0.5)
+        colours = ListedColormap([f"C{i}" for i in range(10)]) if few else "turbo"
+        drawn = axes.scatter(across, up, c=codes, s=7, alpha=0.7, cmap=colours, linewidths=0, vmin=-0.5, vmax=top)
+        if few:
             handles, _ = drawn.legend_elements(num=list(range(len(classes))), alpha=1)
-            axes.legend(
-                handles,
-                [str(c) for c in classes],
-                title="label",
-                loc="center left",
-                bbox_to_anchor=(1, 0.5),
-                frameon=False,
-            )
-    axes.set(xlabel=names[0], ylabel=names[1], title=title, aspect="equal")
-    axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(handles, [*map(str, classes)], title="label", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(xlabel=names[0], ylabel=names[1], aspect="equal")
+    axes.set_title(title, fontsize=12)
     return figure
 
 
-def _two_dimensions(z: Tensor) -> tuple[np.ndarray, tuple[str, str]]:
-    points = z.detach().cpu().double()
-    if points.shape[1] == 1:
-        points = torch.cat([points, torch.zeros_like(points)], dim=1)
-    if points.shape[1] == 2:
-        return points.numpy(), ("z0", "z1")
-    points = points - points.mean(0)
-    _, _, axes = torch.linalg.svd(points.T @ points)  # as many axes as dimensions, however few the points
-    return (points @ axes[:2].T).numpy(), (
-        "first principal component of z",
-        "second principal component of z",
-    )
+@styled
+def posteriors(
+    guide: Tensor, posterior: Tensor, dims: Sequence[int], exact: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Figure:
+    """Draw both of one datum: on the diagonal densities of each dimension, below it pairs of dimensions.
+
+    Arguments:
+        guide: Draws, of shape ``(K, latent)``.
+        posterior: Draws, of shape ``(K, latent)``.
+        dims: Which dimensions.
+        exact: Where z is of 2 dimensions, axes ``(steps,)`` of both and the density ``(steps, steps)``, z0 by z1: its
+            contours are drawn, around 50%, 90% and 99% of the mass.
+    """
+    ours, theirs = numbers(guide), numbers(posterior)
+    both = np.concatenate([ours, theirs])
+    if exact is not None:
+        *grid, density = map(numbers, exact)
+        largest = np.sort(density.ravel())[::-1]
+        held = np.cumsum(largest) / largest.sum()
+        levels = sorted({float(largest[np.searchsorted(held, share)]) for share in SHARES})
+    size = len(dims)
+    figure = Figure(figsize=(1.2 + 2.1 * size, 0.8 + 2.1 * size), layout="constrained")
+    panels = figure.subplots(size, size, squeeze=False)
+    for (i, j), axes in np.ndenumerate(panels):
+        row, column = dims[i], dims[j]
+        axes.tick_params(labelsize=7)
+        if j > i:
+            axes.set_axis_off()
+        elif i == j:
+            low, high = np.quantile(both[:, row], [0.001, 0.999])
+            bins = np.linspace(low, high, 50)
+            axes.hist(theirs[:, row], bins, density=True, color=ORANGE, alpha=0.55, label="posterior, by NUTS")
+            axes.hist(ours[:, row], bins, density=True, color=BLUE, histtype="step", linewidth=1.5, label="guide")
+            axes.set_yticks([])
+        else:
+            axes.plot(*theirs[:MOST, [column, row]].T, ".", color=ORANGE, markersize=2, alpha=0.4)
+            axes.plot(*ours[:MOST, [column, row]].T, ".", color=BLUE, markersize=2, alpha=0.25)
+            limits = np.quantile(both[:, [column, row]], [0.0005, 0.9995], axis=0)
+            axes.set(xlim=limits[:, 0], ylim=limits[:, 1])
+            if exact is not None:
+                across, up, heights = grid[column], grid[row], density.T if column == 0 else density
+                axes.contour(across, up, heights, levels=levels, colors="black", linewidths=0.9)
+        if i == size - 1:
+            axes.set_xlabel(f"z{column}")
+        if j == 0 and i > 0:
+            axes.set_ylabel(f"z{row}")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper right", fontsize=9)
+    return figure

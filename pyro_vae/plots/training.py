@@ -1,18 +1,28 @@
 """Curves of a training, and runs side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_vae.plots.colours import BLUE, GREEN, ORANGE
+from pyro_vae.plots.style import BLUE, GREEN, ORANGE, styled
 
 __all__ = ["comparison", "curves"]
 
+CURVES = {
+    "Loss": [
+        ("train", "train, the objective", BLUE),
+        ("train_at_beta_1", "train, -ELBO", GREEN),
+        ("valid", "valid, -ELBO", ORANGE),
+    ],
+    "Reconstruction: E[-log p(x | z)], valid": [("valid_reconstruction", "", ORANGE)],
+    "Divergence: KL(q || p), valid": [("valid_kl", "", GREEN)],
+}
 
+
+@styled
 def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     """Draw training curves, with reconstruction and divergence apart, from what ``fit`` returns.
 
@@ -20,30 +30,24 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     there is the loss alone.
     """
     epochs = np.arange(1, len(history["train"]) + 1)
-    lines: list[tuple[str, list[tuple[str, str, str]]]] = [
-        ("Loss", [("train", "train, the objective", BLUE), ("valid", "valid, -ELBO", ORANGE)]),
-        ("Reconstruction: E[-log p(x | z)], valid", [("valid_reconstruction", "", ORANGE)]),
-        ("Divergence: KL(q || p), valid", [("valid_kl", "", GREEN)]),
-    ]
-    if not np.array_equal(history.get("train_at_beta_1", history["train"]), history["train"]):
-        lines[0][1].insert(1, ("train_at_beta_1", "train, -ELBO", GREEN))
-    shown = [(title, [line for line in series if line[0] in history]) for title, series in lines]
-    shown = [(title, series) for title, series in shown if series]
+    columns = {*history}
+    if np.array_equal(history.get("train_at_beta_1", []), history["train"]):
+        columns.discard("train_at_beta_1")
+    shown = {title: [line for line in lines if line[0] in columns] for title, lines in CURVES.items()}
+    shown = {title: lines for title, lines in shown.items() if lines}
     figure = Figure(figsize=(10 * len(shown) / 3, 3.2), layout="constrained")
-    for axes, (title, series) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        for key, label, colour in series:
+    for axes, (title, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for key, label, colour in lines:
             axes.plot(epochs, history[key], color=colour, label=label, linewidth=1.5)
-        if len(series) > 1:
-            axes.legend(frameon=False)
-        tails = [np.asarray(history[key])[len(epochs) // 20 :] for key, _, _ in series]
-        _leave_the_first_epochs_out(axes, np.concatenate(tails))
-        axes.set_title(title, fontsize=10)
-        axes.set(xlabel="epoch")
-        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend()
+        _fit_to(axes, [history[key][len(epochs) // 20 :] for key, _, _ in lines])
+        axes.set(title=title, xlabel="epoch")
     figure.axes[0].set_ylabel("nats per datum")
     return figure
 
 
+@styled
 def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Figure:
     """Draw runs side by side, a row of panels for each group of those that may be ranked together.
 
@@ -61,40 +65,26 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
         page.suptitle(title, fontsize=10)
         left, middle, right = page.subplots(1, 3)
         for i, run in enumerate(runs.values()):
-            colour = f"C{i % 10}"
+            colour, valid = f"C{i % 10}", run["valid"]
             left.errorbar(run["nll"][0], i, xerr=run["nll"][1], fmt="o", color=colour, capsize=3)
             middle.plot(run["kl"], -run["reconstruction"], "o", color=colour)
-            right.plot(
-                run["seconds"][: len(run["valid"])],
-                run["valid"],
-                color=colour,
-                linewidth=1.5,
-                marker="o",
-                markevery=[-1],
-            )
+            right.plot(run["seconds"][: len(valid)], valid, "-o", color=colour, linewidth=1.5, markevery=[-1])
         left.set_yticks(range(len(runs)), [*runs])
         left.set(ylim=(len(runs) - 0.5, -0.5), xlabel="-log p(x), nats per datum")
-        _lines_of_one_elbo(middle)
+        middle.margins(0.2)
+        (start, end), (low, high) = middle.get_xlim(), middle.get_ylim()
+        for elbo in np.linspace(start + low, end + high, 9)[1:-1]:
+            middle.plot([start, end], [elbo - start, elbo - end], color="0.85", linewidth=0.8, zorder=0)
+        middle.set(xlim=(start, end), ylim=(low, high))
         middle.set(xlabel="KL(q || p), nats; one ELBO on each line", ylabel="E[-log p(x | z)], nats")
         right.set(xlabel="seconds of training", xlim=(0, None), ylabel="-ELBO, valid, nats")
-        tails = [run["valid"][len(run["valid"]) // 4 :] for run in runs.values()]
-        _leave_the_first_epochs_out(right, np.concatenate([*tails, []]))
-        for axes in (left, middle, right):
-            axes.spines[["top", "right"]].set_visible(False)
+        _fit_to(right, [run["valid"][len(run["valid"]) // 4 :] for run in runs.values()])
     return figure
 
 
-def _leave_the_first_epochs_out(axes: Any, tail: np.ndarray) -> None:
-    """They fall so far that the rest would look flat: fit the axis to the rest."""
-    if len(tail):
-        margin = 0.05 * (tail.max() - tail.min()) or 1.0
-        axes.set(ylim=(tail.min() - margin, tail.max() + margin))
-
-
-def _lines_of_one_elbo(axes: Any) -> None:
-    """Draw, over the same limits, the lines on which the sum of the two coordinates is one."""
-    axes.margins(0.2)
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    for total in np.linspace(left + low, right + high, 9)[1:-1]:
-        axes.plot([left, right], [total - left, total - right], color="0.85", linewidth=0.8, zorder=0)
-    axes.set(xlim=(left, right), ylim=(low, high))
+def _fit_to(axes: Axes, tails: Sequence[Sequence[float]]) -> None:
+    """Fit the axis to the last epochs: the first fall so far that these would look flat."""
+    values = np.concatenate(tails)
+    if len(values):
+        margin = 0.05 * (values.max() - values.min()) or 1.0
+        axes.set(ylim=(values.min() - margin, values.max() + margin))

@@ -1,0 +1,143 @@
+"""What a run closes with: a table and figures."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae import evaluate, plots
+from pyro_vae.data import Dataset
+from pyro_vae.data.supports import Levels, of_element
+from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.program import point_of, posterior_of
+from pyro_vae.seeds import at_test
+
+__all__ = ["COLUMNS", "figures", "mean_kl", "pair", "table", "write_table"]
+
+COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
+
+
+def table(
+    program: Any, dataset: Dataset, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = True
+) -> str:
+    """Write the ELBO, its two terms and -log p(x) of each split as a table, with what the numbers are.
+
+    Arguments:
+        program: A VAE, or any program.
+        dataset: Its data.
+        num_particles: Draws per datum for -log p(x).
+        images: How many images of each split, the first ones.
+        seed: Seed of the draws; torch's own state is left alone.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Nats per datum, mean and standard error over the images, from :func:`pyro_vae.evaluate.summary`.
+    """
+    device = point_of(program).device
+    values = {
+        name: evaluate.per_image(program, part.to(device), num_particles, images, seed, progress)
+        for name, part in dataset.splits.items()
+    }
+    return write_table(program, dataset, values, num_particles)
+
+
+def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Values], num_particles: int) -> str:
+    """Write the values of each split, by its name, as a table."""
+    with at_test(program, point_of(program).device), torch.no_grad():
+        whole = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2)))
+        laws = whole.structure.laws.values()
+        kind = "mass" if all(law.is_discrete for law in laws) else "density"
+        bits, note = _bits(of_element(next(iter(laws))), dataset) if len(laws) == 1 else (None, "")
+        divergence = "in closed form" if evaluate.is_exact(whole) else "sampled"
+        given = evaluate.covariates(whole)
+    head = f"{'split':6}{'images':>8}" + "".join(f"{name:>18}" for name in COLUMNS)
+    rows = [f"{head}{'bits/dim':>12}" if bits else head]
+    for name, found in values.items():
+        pairs = [mean_and_error(column) for column in found]
+        row = f"{name:6}{len(found.nll):8,}" + "".join(f"{pair(each):>18}" for each in pairs)
+        rows.append(f"{row}{bits(pairs[-1][0]):>12.3f}" if bits else row)
+    left_out = f"; {dataset.missing:.1%} of the pixels missing, left out" if dataset.missing else ""
+    notes = (
+        f"nats per datum, mean ± standard error over the images; {dataset}; log p(x{given}) is of a {kind}{left_out}.\n"
+        f"ELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
+        f"{num_particles:,} draws from the guide: too large on average.{note}"
+    )
+    return "\n".join([*rows, notes])
+
+
+def pair(values: tuple[float, float]) -> str:
+    """Write a mean and its standard error."""
+    return "{:.2f} ± {:.2f}".format(*values)
+
+
+def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[float], float] | None, str]:
+    """Return a function from nats to bits/dim, where that has a meaning; and a note on it."""
+    bits = partial(evaluate.bits_per_dim, dimensions=prod(dataset.event_shape))
+    if dataset.missing:
+        return None, ""
+    if isinstance(support, Levels):
+        return bits, f"\nbits/dim of -log p(x), of a mass of {support.number} levels: an optimal code's length."
+    if support.is_discrete:
+        return None, ""
+    if dataset.config["dequantize"]:
+        number = dataset.train.levels
+        note = f"\nbits/dim of -log p(x), of a density of dequantised x, plus log2 of {number} levels."
+        return partial(bits, levels=number), note
+    if dataset.support is constraints.boolean:
+        return None, "\nA density of two values grows without bound: compare it with nothing, or use Bernoulli."
+    if isinstance(dataset.support, Levels):
+        return None, (
+            "\nNo bits/dim: a density of grey levels that are not dequantised grows without bound. For bits/dim use "
+            "--dequantize true, or a mass, as DiscretizedLogistic."
+        )
+    return None, ""
+
+
+def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
+    """Draw a program's codes and, of a VAE of images, its images; torch's own state is left alone.
+
+    Returns:
+        By name: ``latent_space``, of training images; and, of a VAE of images, ``reconstructions``, ``samples``,
+        ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2.
+    """
+    drawn = {}
+    with at_test(program, point_of(program).device, seed), torch.no_grad():
+        train = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2000)))
+        codes = evaluate.guide_means(train)
+        if codes.shape[1]:
+            labels = None if dataset.train.labels is None else dataset.train.labels[: len(train)]
+            title = f"Means of q(z | x), {len(train):,} training images"
+            drawn["latent_space"] = plots.latent_space(codes, labels, title)
+        if len(dataset.event_shape) in (2, 3) and hasattr(program, "traverse") and len(train.data) == 1:
+            (x,) = evaluate.rows_of(program, dataset.test, slice(0, 1000))
+            counts = dataset.support is constraints.nonnegative_integer
+            drawn |= _pictures(program, x, white=max(x.max().item(), 1.0) if counts else 1.0)
+    return drawn
+
+
+def _pictures(vae: Any, x: Tensor, white: float) -> dict[str, Figure]:
+    pictures = {
+        "reconstructions": plots.reconstructions(x[:16] / white, vae.reconstruct(x[:16]) / white),
+        "samples": plots.samples(vae.generate(100) / white),
+        "interpolation": plots.interpolation(vae.interpolate(x[:8], x.roll(-8, 0)[:8]) / white),
+    }
+    kl = mean_kl(vae, x)
+    nats = None if kl is None else kl.tolist()
+    order = None if kl is None else kl.argsort(descending=True)[:20].tolist()
+    pictures["traversal"] = plots.traversal(vae.traverse(x[0]) / white, order=order, nats=nats)
+    if vae.prior().event_shape == (2,):
+        pictures["manifold"] = plots.manifold(vae.manifold() / white)
+    return pictures
+
+
+def mean_kl(program: Any, data: Any) -> Tensor | None:
+    """Return the mean divergence of each dimension; None where guide or prior are not independent over them."""
+    try:
+        return evaluate.kl_per_dim(program, data).mean(0)
+    except ValueError:
+        return None
