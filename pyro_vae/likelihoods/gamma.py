@@ -28,7 +28,7 @@ def remainder(z: Tensor) -> Tensor:
     r"""Return :math:`\log \Gamma(z + 1) - z \log z + z - \frac{1}{2} \log 2 \pi z`, for z above 0."""
     low, inverse = z.clamp(max=LARGE), z.clamp(min=LARGE).reciprocal()
     square = inverse**2
-    tail = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
+    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
     return torch.where(
         z < LARGE, (low + 1).lgamma() - (low + 0.5) * low.log() + low - math.log(2 * math.pi) / 2, series
     )
@@ -38,7 +38,8 @@ def deviance(x: Tensor, mean: Tensor, relative: Tensor) -> Tensor:
     r"""Return :math:`x \log \frac{x}{m} - x + m`, where :math:`\frac{x - m}{m}` is given, for x of at least 0."""
     near = relative.clamp(-NEAR, NEAR)  # where the two terms below would cancel
     series = 1 / 2 - near * (1 / 6 - near * (1 / 12 - near * (1 / 20 - near * (1 / 30 - near * (1 / 42 - near / 56)))))
-    far = x * torch.where(x > 0, relative, 0.0).log1p() - mean * relative
+    ratio = torch.where(x > 0, x / mean, 1.0).log()
+    far = x * torch.where(relative > -0.5, relative.clamp(min=-0.5).log1p(), ratio) - mean * relative
     return torch.where(relative.abs() < NEAR, mean * near**2 * series, far)
 
 

@@ -16,7 +16,7 @@ from pyro_vae.likelihoods.real import at_least, solve
 
 __all__ = ["Bernoulli", "Beta", "ContinuousBernoulli"]
 
-MOST = math.log(1e4)  # the greatest log concentration: float32 has a Beta's density to 0.01 nats there
+MOST = math.log(1e4)  # the greatest log concentration
 
 
 def logit(mean: Tensor) -> Tensor:
