@@ -38,8 +38,8 @@ def deviance(x: Tensor, mean: Tensor, relative: Tensor) -> Tensor:
     r"""Return :math:`x \log \frac{x}{m} - x + m`, where :math:`\frac{x - m}{m}` is given, for x of at least 0."""
     near = relative.clamp(-NEAR, NEAR)  # where the two terms below would cancel
     series = 1 / 2 - near * (1 / 6 - near * (1 / 12 - near * (1 / 20 - near * (1 / 30 - near * (1 / 42 - near / 56)))))
-    ratio = torch.where(x > 0, x / mean, 1.0).log()
-    far = x * torch.where(relative > -0.5, relative.clamp(min=-0.5).log1p(), ratio) - mean * relative
+    below = torch.where(x > 0, x, mean).log() - mean.log()
+    far = x * torch.where(relative > -0.5, relative.clamp(min=-0.5).log1p(), below) - mean * relative
     return torch.where(relative.abs() < NEAR, mean * near**2 * series, far)
 
 
@@ -116,8 +116,7 @@ class OpenBeta(dist.Beta):
         total = ones + zeros
         log_p = remainder(total) - (ones * zeros / (2 * math.pi * total)).log() / -2
         for part, x in ((ones, value), (zeros, 1 - value)):
-            mean = total * x
-            log_p = log_p - deviance(part, mean, (part - mean) / mean) - remainder(part) - x.log()
+            log_p = log_p - deviance(part, total * x, (part / total - x) / x) - remainder(part) - x.log()
         return log_p
 
 
