@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.utils._pytree import tree_map
 
-from pyro_vae.evaluate import pareto_k
-from pyro_vae.evaluate.pareto import FEWEST
 from pyro_vae.evaluate.weighing import batches, room
+from pyro_vae.evaluate.weights import FEWEST, pareto_k
 from pyro_vae.posterior.layout import SAMPLE, Layout, Variables, container, names_of
 from pyro_vae.program import Draws, Posterior, argument_names, point_of, posterior_of
 from pyro_vae.program.sources import sources
