@@ -3,6 +3,7 @@ r"""What codes know of the data: dimension by dimension, all together, and the c
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,10 +64,7 @@ def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | N
     r"""Return how many latent dimensions are used: those whose :func:`activity` is above a threshold.
 
     The threshold, in the units of z squared, is that of the paper, for a prior of unit scale; activities tend to be
-    near 0 or near 1, so that it seldom matters. Other arguments and ``Raises`` are those of :func:`activity`.
-
-    References:
-        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
+    near 0 or near 1, so that it seldom matters. Else as :func:`activity`.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -186,10 +184,7 @@ def posterior(program: Any, data: Any, site: str, num_particles: int = 100, seed
     """
     if num_particles < 1:
         raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
-
-    def classes(rows: Posterior) -> Tensor:
-        return _classes(rows, site, num_particles)
-
+    classes = partial(_classes, site=site, num=num_particles)
     with at_data(program, data, seed) as whole:
         return torch.cat([classes(rows) for rows in batches_that_fit(whole, classes)], dim=1).T
 

@@ -15,8 +15,9 @@ from pyro_vae.evaluate.codes import draws_of_means
 from pyro_vae.evaluate.weighing import at_data, batches, nll, room
 from pyro_vae.objectives.divergence import Divergence, divergences, reconstruction_terms
 from pyro_vae.objectives.divergence import kl_per_dim as site_kl_per_dim
-from pyro_vae.program import Posterior, argument_names, arguments
+from pyro_vae.program import Posterior, argument_names, arguments, point_of, posterior_of
 from pyro_vae.program.sources import sources
+from pyro_vae.seeds import at_test
 from pyro_vae.traces.enumeration import Expectation
 
 DRAWS = 10  # for the ELBO of a summary
@@ -172,7 +173,8 @@ def per_image(
     """
     if images < 1:
         raise ValueError(f"Expected at least 1 image to evaluate on; got {images}.")
-    with at_data(program, rows_of(program, data, slice(0, images)), seed) as whole:
+    with at_test(program, point_of(program).device, seed):  # which draws the noise of the rows, too
+        whole = posterior_of(program, rows_of(program, data, slice(0, images)))
         reconstruction, kl = split(program, whole, DRAWS)
         return Values(reconstruction - kl, reconstruction, kl, nll(program, whole, num_particles, progress=progress))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
-from pyro_vae.program import Draws, Posterior, point_of, posterior_of
+from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test, forked
 
 TOGETHER = 32  # draws of an image at least, where so many fit
@@ -23,10 +23,12 @@ MANY = 100  # chunks, in less time than which no graph is recorded
 
 
 @contextmanager
-def at_data(program: Any, data: Any, seed: int | None = None, given: Draws | None = None) -> Iterator[Posterior]:
-    """Give a program at data, without gradients, as :func:`pyro_vae.seeds.at_test` runs it."""
+def at_data(
+    program: Any, data: Any, seed: int | None = None, given: Draws | None = None, num: int | None = None
+) -> Iterator[Posterior]:
+    """Give a program at data, or at ``num`` rows to be drawn over, as :func:`at_test` runs it, without gradients."""
     with torch.no_grad(), at_test(program, point_of(program).device, seed):
-        yield posterior_of(program, data, given)
+        yield posterior_of(program, data, given) if num is None else drawn_posterior(program, data, num)
 
 
 def batches(posterior: Posterior, size: int) -> list[Posterior]:
@@ -117,23 +119,9 @@ def nll(
 ) -> Tensor:
     r"""Estimate :math:`-\log p(x)` per datum by importance sampling, of shape ``(B,)``, in nats.
 
-    Given covariates y, it is :math:`-\log p(x \mid y)`. It is minus the importance weighted bound with as many draws
-    from the guide, so it is too large on average, and falls to the truth as their number grows. Memory is bounded.
-
-    References:
-        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Its data: x, a tuple of arguments or a dict by name.
-        num_particles: K, draws per datum.
-        at_once: Rows run at once; None: as many as fit. The draws depend on it, what they estimate does not.
-        progress: Whether to show a progress bar.
-        seed: Seed of the draws; None: torch's state.
-        given: Values, or draws, of latent sites outside the data's plate: then all is given these, or predictive.
-
-    Raises:
-        ValueError: If there are no particles or no images, or ``at_once`` is not positive.
+    Given covariates y, it is :math:`-\log p(x \mid y)`. It is minus :func:`pyro_vae.evaluate.iwae` of as many draws,
+    so it is too large on average, and falls to the truth as their number grows. Arguments and ``Raises`` are those of
+    :func:`log_weights`.
 
     Example:
         >>> from pyro_vae import VAE
@@ -162,9 +150,13 @@ def _chunks(
     images, draws = room(posterior) if at_once is None else (at_once, at_once)
     # Few images and many draws of each, since an image is encoded anew for every chunk of its draws.
     parts = batches(posterior, min(images, max(1, draws // min(num_particles, TOGETHER))))
-    sizes = [_sizes(num_particles, max(1, draws // len(rows))) for rows in parts]
-    calls = sum(map(len, sizes))
-    graph = _graph(posterior, calls) if calls >= MANY else None
+    sizes = [max(1, draws // len(rows)) for rows in parts]
+    calls = sum(math.ceil(num_particles / size) for size in sizes)
+
+    def outputs(data: tuple[Tensor, ...], num: int) -> Outputs:
+        return Outputs([replace(posterior, data=data).log_weights(num)], None)
+
+    graph = Traced(outputs, "auto", calls, quiet=True, frozen=True) if calls >= MANY else None
 
     def weigh(rows: Posterior, num: int) -> Tensor:
         with fast_products("auto"):
@@ -176,28 +168,15 @@ def _chunks(
                 rows.log_weights(1)
             # The graph is recorded, and compared on other rows.
             for rows in (parts[0], parts[0], [rows for rows in parts if len(rows) == len(parts[0])][-1]):
-                weigh(rows, sizes[0][0])
+                weigh(rows, min(sizes[0], num_particles))
     total = len(posterior) * num_particles
     with tqdm(total=total, desc="-log p(x)", unit=" draws", unit_scale=True, leave=False, disable=not progress) as bar:
-        for part, rows in enumerate(parts):
-            for num in sizes[part]:
-                log_w = weigh(rows, num)
+        for part, (rows, size) in enumerate(zip(parts, sizes, strict=True)):
+            for start in range(0, num_particles, size):
+                log_w = weigh(rows, min(size, num_particles - start))
                 if graph and log_w.isnan().any():
                     raise ValueError(
                         "Expected log-weights to be numbers; some are NaN. Look at the decoder's parameters."
                     )
                 yield part, log_w
                 bar.update(log_w.numel())
-
-
-def _graph(posterior: Posterior, calls: int) -> Traced:
-    def outputs(data: tuple[Tensor, ...], num: int) -> Outputs:
-        return Outputs([replace(posterior, data=data).log_weights(num)], None)
-
-    return Traced(outputs, "auto", calls, quiet=True, frozen=True)
-
-
-def _sizes(total: int, size: int) -> list[int]:
-    """Return sizes of chunks that add up to a total, whether or not one divides it."""
-    whole, rest = divmod(total, size)
-    return [size] * whole + [rest] * (rest > 0)

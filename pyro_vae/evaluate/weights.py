@@ -123,8 +123,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
     guide reliable; up to 0.7 it is usable with many draws; above, the guide leaves out a part of the posterior, and no
     practical number of draws makes up for it: do not trust estimates of that datum, log p(x) included.
 
-    The fit is to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights, by Zhang and Stephens' estimate, drawn
-    to 0.5 by a prior worth ten draws. k is 0 where weights are constant up to rounding, and infinite where all but a
+    The fit is to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights, by Zhang and Stephens, drawn to 0.5
+    by a prior worth ten draws. k is 0 where weights are constant up to rounding, and infinite where all but a
     few are too small to be represented beside the largest.
 
     References:
