@@ -79,10 +79,8 @@ def log_weights(
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
     z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
-    model alone has, are summed out exactly. Given a label or another covariate, all is given that.
-
-    Memory is bounded but for the answer: how many images are decoded at once is measured. Where the answer alone is too
-    large, as of 5,000 draws for each of a million images, :func:`nll` adds up as it goes.
+    model alone has, are summed out exactly. Memory is bounded but for the answer; where that alone is too large, as of
+    5,000 draws for each of a million images, :func:`nll` adds up as it goes.
 
     Arguments:
         program: A VAE, or any program.

@@ -60,12 +60,12 @@ def to_arviz(
     There is one chain of independent draws, so that ArviZ's effective number says nothing of the guide. ``pareto_k``
     does: above 0.7 the guide leaves out a part of the posterior.
 
-    With ``resample`` the posterior is by sampling importance resampling: of ``draws * num_particles`` draws of the
-    guide for each datum, ``draws`` are taken with replacement, in proportion to their weights. As ``num_particles``
-    grows they become draws of p(z | x), unless ``pareto_k`` is above 0.7.
+    With ``resample``, of ``draws * num_particles`` draws of the guide for each datum, ``draws`` are taken with
+    replacement, in proportion to their weights. As ``num_particles`` grows they become draws of p(z | x), unless
+    ``pareto_k`` is above 0.7.
 
-    ``az.loo`` runs, but each datum has a z of its own, so that it is a harmonic mean over draws that have seen x, whose
-    variance may be infinite; its k is of 1 / p(x | z). :func:`pyro_vae.evaluate.nll` estimates log p(x) well.
+    ``az.loo`` is here a harmonic mean over draws that have seen x, whose variance may be infinite; its k is of
+    1 / p(x | z). :func:`pyro_vae.evaluate.nll` estimates log p(x) well.
 
     References:
         Using the SIR Algorithm to Simulate Posterior Distributions (Rubin, 1988).

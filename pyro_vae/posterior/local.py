@@ -19,11 +19,7 @@ from pyro_vae.vae import VAE
 
 
 class Gaps(NamedTuple):
-    r"""What is lost between log p(x) and the ELBO, per datum, each of shape ``(B,)``, in nats.
-
-    ``log_p`` is an estimate of log p(x), ``refined`` the ELBO of the best guide of the family for each datum, ``elbo``
-    that of the encoder's.
-    """
+    r"""Per datum, in nats, of shape ``(B,)``: log p(x), the ELBO of the family's best guide, and the encoder's ELBO."""
 
     log_p: Tensor
     refined: Tensor
