@@ -105,7 +105,8 @@ class Ladder:
         self.low = torch.minimum(*(centre - reach for centre, reach in ends))
         self.high = torch.maximum(*(centre + reach for centre, reach in ends))
         scales = (of_prior if start == "prior" else of_guide, of_guide)
-        self.precision = [u.std(0).clamp(min=1e-6) ** -2 for u in scales]
+        first, last = (u.std(0).clamp(min=1e-6) ** -2 for u in scales)
+        self.precision = first, last
         self._graph = Traced(
             lambda u: Outputs(densities(posterior, start, u), None),
             calls=moves and moves * leapfrog,

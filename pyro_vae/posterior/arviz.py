@@ -167,9 +167,10 @@ def _posterior(
     pool, kept = draws * (num_particles or 1), []
     held = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4
     for some in batches(posterior, max(1, min(bounds[0], POOL // (pool * held)))):
-        drawn = _in_parts(some, bounds, pool, _weigh, {})
-        k = pareto_k(drawn[1]["log_weight"])
-        sites, densities = _resampled(*drawn, draws) if num_particles else drawn
+        sites, densities = _in_parts(some, bounds, pool, _weigh, {})
+        k = pareto_k(densities["log_weight"])
+        if num_particles:
+            sites, densities = _resampled(sites, densities, draws)
         # ArviZ 1.x takes every variable of sample_stats to have draws.
         kept.append((sites, densities | {"pareto_k": k.expand(draws, -1)}))
     return _cat(kept, 1)
