@@ -6,19 +6,11 @@ A chain starts at a draw of :math:`p_0`, the guide or the prior, and is moved by
 :math:`f_t` in turn; its weight is :math:`w = \prod_t f_t(z_{t-1}) / f_{t-1}(z_{t-1})`. Whether or not the moves mix,
 E[w] = p(x): the logarithm of a mean over chains is below log p(x) on average, and seldom above it by much. For that
 the moves must not look at the run that counts, so a pilot run finds the step sizes, one for each datum and temperature.
-
-References:
-    Annealed Importance Sampling (Neal, 2001).
-
-    MCMC Using Hamiltonian Dynamics (Neal, 2011).
-
-    On the Quantitative Analysis of Decoder-Based Generative Models (Wu, Burda, Salakhutdinov and Grosse, 2017).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.annealing import PILOT, SETTLE, Ladder, Start, densities, drawn
-from pyro_vae.compiled import how_many_fit
 from pyro_vae.evaluate import ess, iwae
-from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
-from pyro_vae.seeds import at_test
+from pyro_vae.evaluate.weighing import at_data, batches_that_fit
+from pyro_vae.program import Draws, Posterior
 
 __all__ = ["Bounds", "ais", "bdmc", "log_weights"]
 
@@ -63,18 +54,17 @@ def ais(
 
     References:
         Annealed Importance Sampling (Neal, 2001).
-
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu, Burda, Salakhutdinov and Grosse, 2017).
 
     Arguments:
-        program: A program; chains move in real coordinates of its continuous sites, classes are summed out. One with
-            no continuous site has an exact answer.
-        data: x, a tuple of the program's arguments, or a dictionary of them; NaN where it is missing.
+        program: A VAE, or any program; chains move in real coordinates of its continuous sites, classes are summed out.
+            One with no continuous site has an exact answer.
+        data: Its data: x, a tuple of arguments or a dict by name.
         chains: C, for each datum.
         temperatures: T, how many steps from the start to the posterior.
         leapfrog: Steps of each move.
         start: Where chains start, ``guide`` or ``prior``.
-        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
+        seed: Seed of the draws; None: torch's state.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -105,8 +95,8 @@ def log_weights(
 
     ``evaluate.ess`` of them says how far the chains agree. Arguments are those of :func:`ais`.
     """
-    run = _Run(chains, temperatures, leapfrog, start)
-    return run(program, lambda: (posterior_of(program, data), None), seed, progress)[0]
+    with at_data(program, data, seed) as posterior:
+        return _run(posterior, {}, chains, temperatures, leapfrog, start, progress)[0]
 
 
 def bdmc(
@@ -132,25 +122,12 @@ def bdmc(
     chains back of a datum start at its one z, so that more temperatures bring the upper bound down, and more chains
     do not.
 
+    Arguments and ``Raises`` are those of :func:`ais`, and of :func:`pyro_vae.posterior.sbc` where data are drawn: B is
+    ``num``, 100 if not given. ``joint`` are exact draws of the model in place of new ones: of all sites, as
+    ``Posterior.simulate(1)`` gives them for ``data``; or z and x, each with B rows, of a program of one latent site.
+
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse, Ghahramani and Adams, 2015).
-
-    Arguments:
-        program: As :func:`ais`.
-        data: Whose covariates drawn data have, and whose shapes; a program that has a method ``blank``, as a VAE,
-            needs none. A number is ``num``.
-        chains: C, for each datum and each direction.
-        temperatures: T, how many steps from the start to the posterior.
-        leapfrog: Steps of each move.
-        start: Where chains start, ``guide`` or ``prior``.
-        joint: Exact draws of the model, if they are not to be drawn: of all sites, as ``Posterior.simulate(1)`` gives
-            them for ``data``; or z and x, each with B rows, of a program of one latent site.
-        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
-        progress: Whether to show a progress bar.
-        num: B, how many data to draw, 100 if it is not said.
-
-    Raises:
-        ValueError: As :func:`ais`.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -159,76 +136,57 @@ def bdmc(
         >>> bool(((upper - lower).abs() < 0.3).all())
         True
     """
-    run = _Run(chains, temperatures, leapfrog, start)
     if isinstance(data, int):
         data, num = None, data
-
-    def drawn_joint() -> tuple[Posterior, Draws]:
-        if isinstance(joint, tuple | list):
-            posterior = posterior_of(program, joint[1])
-            return posterior, {name: joint[0].unsqueeze(0) for name in posterior.structure.supports}
-        rows = 100 if num is None else num
-        posterior = drawn_posterior(program, data, rows) if joint is None else posterior_of(program, data)
-        draws = posterior.simulate(1) if joint is None else joint
-        return posterior.at(draws), draws
-
-    forward, backward = run(program, drawn_joint, seed, progress)
+    pair = joint if isinstance(joint, tuple | list) else None
+    if joint:
+        num = None
+    elif num is None:
+        num = 100
+    with at_data(program, pair[1] if pair else data, seed, num=num) as posterior:
+        if pair:
+            draws = {name: pair[0].unsqueeze(0) for name in posterior.structure.supports}
+        else:
+            draws = joint or posterior.simulate(1)
+            posterior = posterior.at(draws)
+        forward, backward = _run(posterior, draws, chains, temperatures, leapfrog, start, progress)
     return Bounds(iwae(forward), -iwae(-backward))
 
 
-class _Run:
-    """Settings of a run, and the run itself, over as many data at once as fit in memory."""
-
-    def __init__(self, chains: int, temperatures: int, leapfrog: int, start: Start) -> None:
-        for name, number in {"chains": chains, "temperatures": temperatures, "leapfrog": leapfrog}.items():
-            if number < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {number}.")
-        if start not in ("guide", "prior"):
-            raise ValueError(f"Expected start to be guide or prior; got {start!r}.")
-        self.chains, self.temperatures, self.leapfrog, self.start = chains, temperatures, leapfrog, start
-
-    @torch.no_grad()
-    def __call__(
-        self, program: Any, prepare: Callable[[], tuple[Posterior, Draws | None]], seed: int | None, progress: bool
-    ) -> list[Tensor]:
-        """Return log-weights ``(C, B)`` of chains to the posterior and, where exact draws are known, of chains back."""
-        with at_test(program, point_of(program).device, seed):
-            posterior, exact = prepare()
-            ways = 1 if exact is None else 2
-            if not posterior.structure.continuous:
-                rows = self._rows(posterior, lambda part: part.log_joint({}))
-                log_p = torch.cat([posterior[some].log_joint({}) for some in rows], dim=1)
-                return [log_p.expand(self.chains, -1)] * ways
-            back = None if exact is None else posterior.unconstrain(exact).expand(self.chains, -1, -1)
-            rows = self._rows(posterior, lambda part: densities(part, self.start, drawn(part, self.start, self.chains)))
-            done, accepted = [], []
-            total = len(rows) * (ROUNDS * PILOT + ways * self.temperatures)
-            with tqdm(total=total, desc="AIS", unit=" temperatures", leave=False, disable=not progress) as bar:
-                for some in rows:
-                    moves = ROUNDS * (SETTLE + PILOT) + self.temperatures
-                    ladder = Ladder(posterior[some], self.start, self.leapfrog, moves)
-                    plan = ladder.plan(self.chains, self.temperatures, ROUNDS, bar.update)
-                    log_w, rate = ladder.climb(self.chains, plan, bar.update)
-                    accepted.append(rate)
-                    done.append([log_w])
-                    if back is not None:
-                        done[-1].append(ladder.descend(back[:, some], plan, bar.update))
-        found = [torch.cat(parts, dim=1) for parts in zip(*done, strict=True)]
-        if min(accepted) < FEW:
-            warnings.warn(f"AIS accepted {min(accepted):.0%} of its moves: the bound may be loose.", stacklevel=4)
-        elif (agree := ess(found[0]).median().item()) < FEW * self.chains:
-            warnings.warn(
-                f"AIS: of {self.chains} chains {agree:.1f} count, the median over data: the bound may be loose by "
-                "nats. Use more temperatures.",
-                stacklevel=4,
-            )
-        return found
-
-    @staticmethod
-    def _rows(posterior: Posterior, run: Callable[[Posterior], Any]) -> list[slice]:
-        """Return parts of the data that fit in memory."""
-        most = len(posterior)
-        if posterior.structure.whole:
-            return [slice(0, most)]
-        size = how_many_fit(lambda n: run(posterior[:n]), most, posterior.data[0].device)
-        return [slice(i, i + size) for i in range(0, most, size)]
+def _run(
+    whole: Posterior, exact: Draws, chains: int, temperatures: int, leapfrog: int, start: Start, progress: bool
+) -> list[Tensor]:
+    """Return log-weights ``(C, B)`` of chains to the posterior and, from exact draws where there are any, back."""
+    for name, number in {"chains": chains, "temperatures": temperatures, "leapfrog": leapfrog}.items():
+        if number < 1:
+            raise ValueError(f"Expected {name} of at least 1; got {number}.")
+    if start not in ("guide", "prior"):
+        raise ValueError(f"Expected start to be guide or prior; got {start!r}.")
+    ways = 2 if exact else 1
+    if not whole.structure.continuous:
+        parts = batches_that_fit(whole, lambda rows: rows.log_joint({}))
+        log_p = torch.cat([rows.log_joint({}) for rows in parts], dim=1)
+        return [log_p.expand(chains, -1)] * ways
+    parts = batches_that_fit(whole, lambda rows: densities(rows, start, drawn(rows, start, chains)))
+    ends: list[Tensor | None] = [None] * len(parts)
+    if exact:
+        ends = [*whole.unconstrain(exact).expand(chains, -1, -1).split([len(rows) for rows in parts], dim=1)]
+    done, accepted = [], []
+    total = len(parts) * (ROUNDS * PILOT + ways * temperatures)
+    with tqdm(total=total, desc="AIS", unit=" temperatures", leave=False, disable=not progress) as bar:
+        for rows, end in zip(parts, ends, strict=True):
+            ladder = Ladder(rows, start, leapfrog, moves=ROUNDS * (SETTLE + PILOT) + temperatures)
+            plan = ladder.plan(chains, temperatures, ROUNDS, bar.update)
+            log_w, rate = ladder.climb(chains, plan, bar.update)
+            accepted.append(rate)
+            done.append([log_w] if end is None else [log_w, ladder.descend(end, plan, bar.update)])
+    found = [torch.cat(columns, dim=1) for columns in zip(*done, strict=True)]
+    if min(accepted) < FEW:
+        warnings.warn(f"AIS accepted {min(accepted):.0%} of its moves: the bound may be loose.", stacklevel=3)
+    elif (agree := ess(found[0]).median().item()) < FEW * chains:
+        warnings.warn(
+            f"AIS: of {chains} chains {agree:.1f} count, the median over data: the bound may be loose by nats. Use "
+            "more temperatures.",
+            stacklevel=3,
+        )
+    return found

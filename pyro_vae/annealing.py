@@ -1,6 +1,4 @@
-r"""A ladder of densities from a start to the posterior, and Hamiltonian moves under each of them.
-
-What :mod:`pyro_vae.ais` climbs and descends.
+r"""A ladder of densities from a start to the posterior, and Hamiltonian moves under each: for :mod:`pyro_vae.ais`.
 
 References:
     MCMC Using Hamiltonian Dynamics (Neal, 2011).
@@ -72,9 +70,8 @@ def drawn(posterior: Posterior, start: Start, num: int) -> Tensor:
             f"Expected one value of {several[0]!r}, of shape {tuple(outside[several[0]][0])}, for chains to move at; "
             f"got {tuple(posterior.given[several[0]].shape)}."
         )
-    return posterior.unconstrain(
-        posterior.simulate(num, observed=False) if start == "prior" else posterior.propose(num)[0]
-    )
+    draws = posterior.simulate(num, observed=False) if start == "prior" else posterior.propose(num)[0]
+    return posterior.unconstrain(draws)
 
 
 def densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]:
@@ -97,32 +94,30 @@ class Ladder:
 
     Chains move in real coordinates u of the continuous sites, whatever their supports; classes are summed out. Moves
     are in units of a scale of each coordinate, whose precision goes from that of the start to that of the guide.
-
-    Arguments:
-        posterior: A program at these data, with a continuous site.
-        start: ``guide`` or ``prior``: what :math:`p_0` is.
-        leapfrog: Steps of each move.
-        moves: How many are to come, if known: the densities are run as a graph, compiled where that pays.
+    :math:`p_0` is that of the start, ``leapfrog`` are the steps of each move, and ``moves`` how many are to come, if
+    known: the densities are run as a graph, compiled where that pays.
     """
 
     def __init__(self, posterior: Posterior, start: Start, leapfrog: int, moves: int | None = None) -> None:
         self.posterior, self.start, self.leapfrog = posterior, start, leapfrog
-        of_guide, of_prior = (
-            (u.mean(0), u.std(0)) for u in (drawn(posterior, each, SOME) for each in ("guide", "prior"))
+        of_guide, of_prior = drawn(posterior, "guide", SOME), drawn(posterior, "prior", SOME)
+        ends = [(u.mean(0), FAR * u.std(0)) for u in (of_guide, of_prior)]
+        self.low = torch.minimum(*(centre - reach for centre, reach in ends))
+        self.high = torch.maximum(*(centre + reach for centre, reach in ends))
+        scales = (of_prior if start == "prior" else of_guide, of_guide)
+        first, last = (u.std(0).clamp(min=1e-6) ** -2 for u in scales)
+        self.precision = first, last
+        self._graph = Traced(
+            lambda u: Outputs(densities(posterior, start, u), None),
+            calls=moves and moves * leapfrog,
+            quiet=True,
+            frozen=True,
         )
-        ends = [(centre - FAR * spread, centre + FAR * spread) for centre, spread in (of_guide, of_prior)]
-        self.low, self.high = torch.minimum(*(low for low, _ in ends)), torch.maximum(*(high for _, high in ends))
-        first, last = (spread.clamp(min=1e-6) ** -2 for _, spread in (of_prior, of_guide))
-        self.precision = first if start == "prior" else last, last
-        self._graph = Traced(self._densities, calls=moves and moves * leapfrog, quiet=True, frozen=True)
 
     def at(self, u: Tensor) -> Point:
         """Return the log-densities at u, ``(C, B, D)``, and their gradients."""
         with fast_products("auto"):
             return Point(u, *self._graph((u,), {}).tensors)
-
-    def _densities(self, u: Tensor) -> Outputs:
-        return Outputs(densities(self.posterior, self.start, u), None)
 
     def begin(self, chains: int) -> Point:
         """Return draws of the start, ``chains`` for each datum."""
@@ -140,9 +135,8 @@ class Ladder:
         """
         even = torch.linspace(-BEND, BEND, PILOT, dtype=torch.float64).sigmoid()
         even = ((even - even[0]) / (even[-1] - even[0])).to(self.low)
-        plan = Plan(
-            *(values.unsqueeze(1).expand(-1, len(self.posterior)) for values in (even, torch.full_like(even, 0.5)))
-        )
+        betas = even.unsqueeze(1).expand(-1, len(self.posterior))
+        plan = Plan(betas, torch.full_like(betas, 0.5))
         for i in range(rounds):
             here, step, steps, spreads = self.begin(chains), plan.steps[0], [], []
             for t in [0] * SETTLE + [*range(PILOT)]:

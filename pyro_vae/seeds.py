@@ -15,10 +15,10 @@ __all__ = ["at_test", "forked", "modules_of", "own_store"]
 
 @contextmanager
 def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Draw from a seed, or if there is none from torch's state as it is; put that state back afterwards.
+    """Draw from a seed, or without one from torch's state; put that state back afterwards.
 
-    So a second call draws the same, unless another seed is given to it or to torch. No generator of another device
-    is touched, as ``torch.manual_seed`` would.
+    A second call draws the same, unless it or torch gets another seed. Unlike ``torch.manual_seed``, it touches no
+    generator of another device.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -40,29 +40,22 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
 def modules_of(program: Any) -> list[nn.Module]:
     """Return every module of a program, each once: those that it holds as attributes or in tuples, too."""
     modules: dict[nn.Module, None] = {}
-    waiting = [program, getattr(program, "model", None), getattr(program, "guide", None)]
-    seen: set[int] = set()
+    attributes = [] if isinstance(program, nn.Module) else getattr(program, "__dict__", {}).values()
+    waiting = [*attributes, program, getattr(program, "model", None), getattr(program, "guide", None)]
     while waiting:
         item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, nn.Module):
+        if isinstance(item, nn.Module) and item not in modules:
             modules |= dict.fromkeys(item.modules())
             # A prior may hold an encoder that is none of its modules, in a tuple.
-            held = [value for layer in item.modules() for value in vars(layer).values() if isinstance(value, tuple)]
-            waiting += [part for value in held for part in value if isinstance(part, nn.Module)]
-        elif item is program:
-            waiting += [value for value in getattr(item, "__dict__", {}).values() if isinstance(value, nn.Module)]
+            for layer in item.modules():
+                for value in vars(layer).values():
+                    waiting += value if isinstance(value, tuple) else ()
     return [*modules]
 
 
 @contextmanager
 def own_store() -> Iterator[None]:
-    """Leave Pyro's param store as it was, and take the modules out of it that programs showed Pyro before.
-
-    So a program may show it a module under a name that another module was trained under.
-    """
+    """Put Pyro's param store back, and give a store without modules, whose names other modules may then have."""
     store = pyro.get_param_store()
     state = store.get_state()
     kept = {name: value for name, value in state["params"].items() if "$$$" not in name}
@@ -74,8 +67,6 @@ def own_store() -> Iterator[None]:
 @contextmanager
 def at_test(program: Any, device: torch.device, seed: int | None = None) -> Iterator[None]:
     """As :func:`forked`, with all layers in evaluation mode and a param store of its own; put these back too.
-
-    Dropout leaves nothing out, and batch normalisation learns nothing from what is only looked at.
 
     Example:
         >>> layer = torch.nn.Dropout()

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import math
 from functools import partial
 
@@ -368,7 +367,7 @@ class TestActivity:
     def test_does_not_depend_on_how_many_fit(self, model, monkeypatch):
         x = torch.randn(50, 6)
         expected = evaluate.activity(model.vae(), x)
-        monkeypatch.setattr(evaluate.terms, "how_many_fit", lambda run, most, device: 3)
+        monkeypatch.setattr(evaluate.weighing, "how_many_fit", lambda run, most, device: 3)
         torch.testing.assert_close(evaluate.activity(model.vae(), x), expected, rtol=0, atol=1e-12)
 
     def test_counts_those_above_the_threshold(self, model):
@@ -434,8 +433,7 @@ class TestAggregate:
     def test_chunks_change_nothing(self, guide, fit, monkeypatch):
         vae, x = built(guide=guide).double(), torch.randn(9, *EVENT).double()
         expected = evaluate.aggregate(vae, x, 4)
-        room = importlib.import_module("pyro_vae.evaluate.aggregate")  # evaluate.aggregate is the function
-        monkeypatch.setattr(room, "how_many_fit", lambda run, most, device: fit)
+        monkeypatch.setattr(evaluate.codes, "how_many_fit", lambda run, most, device: fit)
         assert evaluate.aggregate(vae, x, 4) == pytest.approx(expected, abs=1e-10)
 
     @pytest.mark.parametrize(("number", "particles"), [(1, 1), (2, 0), (5, 0)])

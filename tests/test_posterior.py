@@ -12,9 +12,9 @@ import torch
 from matplotlib.contour import ContourSet
 from torch import nn
 
-from pyro_vae import VAE, networks, posterior, priors
+from pyro_vae import VAE, evaluate, networks, posterior, priors
 from pyro_vae.oracle import LinearGaussian
-from pyro_vae.posterior import Calibration, Chains, Moments, calibration
+from pyro_vae.posterior import Calibration, Chains, Moments
 
 NAN = math.nan
 DOUBLE = partial(torch.tensor, dtype=torch.float64)
@@ -522,7 +522,7 @@ class TestSbc:
 
     def test_in_chunks_it_is_calibrated_too(self, monkeypatch):
         """Once in 1e4 runs it is not, as above."""
-        monkeypatch.setattr(calibration, "how_many_fit", lambda run, most, device: 7)
+        monkeypatch.setattr(evaluate.weighing, "how_many_fit", lambda run, most, device: 7)
         found = posterior.sbc(orthogonal(), 1000)
         assert found.ranks.shape == (1000, 3)
         assert found.p_values.min() > 1e-4 / 3

@@ -1,29 +1,38 @@
 r"""Evaluation: per-datum log-weights, and what is read off them.
 
-All is per datum, in nats, but :func:`bits_per_dim`. :func:`log_weights` is the one that asks the program; :func:`elbo`,
-:func:`iwae`, :func:`iwae_curve`, :func:`ess` and :func:`pareto_k` are functions of what it returns. Where elements of x
-are missing, as NaN, x is what is observed of it: all is of :math:`\log p(x_o)`.
+All is per datum, in nats, but :func:`bits_per_dim`. :func:`elbo`, :func:`iwae`, :func:`iwae_curve`, :func:`ess` and
+:func:`pareto_k` are functions of :func:`log_weights`. Where elements of x are missing, as NaN, all is of
+:math:`\log p(x_o)`, of the observed ones. No function changes a program, or the state of a random generator.
 """
 
-from pyro_vae.evaluate.aggregate import Aggregate, aggregate, mutual_information
-from pyro_vae.evaluate.bits import bits_per_dim
-from pyro_vae.evaluate.classes import posterior
-from pyro_vae.evaluate.pareto import pareto_k
-from pyro_vae.evaluate.summaries import DRAWS as DRAWS
-from pyro_vae.evaluate.summaries import Summary, Values, covariates, per_image, rows_of, summary
-from pyro_vae.evaluate.terms import (
+from pyro_vae.evaluate.codes import (
+    Aggregate,
     active_units,
     activity,
+    aggregate,
     dimensions,
     guide_means,
+    mutual_information,
+    posterior,
+)
+from pyro_vae.evaluate.summaries import (
+    DRAWS,
+    Summary,
+    Values,
+    covariates,
     is_exact,
     kl_by_site,
     kl_per_dim,
+    per_image,
+    rows_of,
     split,
+    summary,
 )
-from pyro_vae.evaluate.weights import elbo, ess, iwae, iwae_curve, log_weights, nll
+from pyro_vae.evaluate.weighing import log_weights, nll
+from pyro_vae.evaluate.weights import bits_per_dim, elbo, ess, iwae, iwae_curve, pareto_k
 
 __all__ = [
+    "DRAWS",
     "Aggregate",
     "Summary",
     "Values",

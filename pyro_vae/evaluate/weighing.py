@@ -1,125 +1,58 @@
-"""Draws weighed a chunk at a time, in bounded memory; by a graph, where there are many."""
+"""Programs at data, and the log-weights of their guides' draws: a chunk at a time, by a graph where there are many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
-from pyro_vae.program import Posterior
-from pyro_vae.seeds import forked
-
-__all__ = ["Weighing", "batches", "room"]
+from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
+from pyro_vae.seeds import at_test, forked
 
 TOGETHER = 32  # draws of an image at least, where so many fit
 MOST = 2_000  # images decoded at once: more do not fit in a CPU's caches, and are slower
 MANY = 100  # chunks, in less time than which no graph is recorded
 
 
-class Weighing:
-    """The log-weights of draws from the guide, for some data after others.
+@contextmanager
+def at_data(
+    program: Any, data: Any, seed: int | None = None, given: Draws | None = None, num: int | None = None
+) -> Iterator[Posterior]:
+    """Give a program at data, or at ``num`` rows to be drawn over, as :func:`at_test` runs it, without gradients."""
+    with torch.no_grad(), at_test(program, point_of(program).device, seed):
+        yield posterior_of(program, data, given) if num is None else drawn_posterior(program, data, num)
 
-    Where there are many chunks they are run as a graph, compiled where that pays, as the steps of ``fit`` are: the same
-    draws, and the same numbers to rounding. Each datum is first run once by itself, with all of Pyro's validation.
 
-    Arguments:
-        posterior: A program, in evaluation mode, at all data that are to come.
-        num_particles: K, draws per datum.
-        at_once: Rows run at once, if not as many as fit.
-        progress: Whether to show a progress bar.
+def batches(posterior: Posterior, size: int) -> list[Posterior]:
+    """Return the data in parts of so many rows; in one, where the program runs on all of them only."""
+    size = len(posterior) if posterior.structure.whole else size
+    return [posterior[slice(i, i + size)] for i in range(0, len(posterior), size)]
 
-    Attributes:
-        images: How many data to weigh together.
 
-    Raises:
-        ValueError: If there are no particles, ``at_once`` is not positive, or a log-weight is NaN.
-    """
-
-    def __init__(self, posterior: Posterior, num_particles: int, at_once: int | None, progress: bool) -> None:
-        for name, number in {"num_particles": num_particles, "at_once": at_once}.items():
-            if number is not None and number < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {number}.")
-        images, self._draws = room(posterior) if at_once is None else (at_once, at_once)
-        # Few images and many draws of each, since an image is encoded anew for every chunk of its draws.
-        self.images = min(images, max(1, self._draws // min(num_particles, TOGETHER)))
-        self.num_particles = num_particles
-        self._posterior = posterior
-        calls = sum(len(self._sizes(len(rows))) for rows in self.batches())
-        self._graph = Traced(self._outputs, "auto", calls, quiet=True, frozen=True) if calls >= MANY else None
-        if self._graph:
-            with forked(posterior.data[0].device):
-                self._rehearse()
-        self._bar = tqdm(
-            total=len(posterior) * num_particles,
-            desc="-log p(x)",
-            unit=" draws",
-            unit_scale=True,
-            leave=False,
-            disable=not progress,
-        )
-
-    def __enter__(self) -> Weighing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def batches(self, images: int | None = None) -> list[Posterior]:
-        """Return the data in parts, each to be weighed together."""
-        return batches(self._posterior, images or self.images)
-
-    def __call__(self, rows: Posterior) -> Iterator[Tensor]:
-        """Yield log-weights of these data, each ``(k, rows)`` in nats, of K draws in all."""
-        for some in self._sizes(len(rows)):
-            log_w = self._weigh(rows, some)
-            if self._graph and log_w.isnan().any():
-                raise ValueError("Expected log-weights to be numbers; some are NaN. Look at the decoder's parameters.")
-            yield log_w
-            self._bar.update(log_w.numel())
-
-    def _rehearse(self) -> None:
-        """Have Pyro look at every datum, and record a graph of some and compare it on others."""
-        for rows in self.batches(self._draws):
-            with torch.no_grad():
-                rows.log_weights(1)
-        parts = self.batches()
-        for rows in (parts[0], parts[0], [rows for rows in parts if len(rows) == len(parts[0])][-1]):
-            self._weigh(rows, self._sizes(len(rows))[0])
-
-    @torch.no_grad()
-    def _weigh(self, rows: Posterior, some: int) -> Tensor:
-        with fast_products("auto"):
-            if self._graph is None:
-                return rows.log_weights(some)
-            return self._graph((rows.data, some), {}).tensors[0]
-
-    def _outputs(self, data: tuple[Tensor, ...], some: int) -> Outputs:
-        return Outputs([replace(self._posterior, data=data).log_weights(some)], None)
-
-    def _sizes(self, rows: int) -> list[int]:
-        """Sizes of chunks that add up to all draws, whether or not one divides them."""
-        size = max(1, self._draws // rows)
-        whole, rest = divmod(self.num_particles, size)
-        return [size] * whole + [rest] * (rest > 0)
+def batches_that_fit(posterior: Posterior, run: Callable[[Posterior], Any], unit: int = 1) -> list[Posterior]:
+    """Return the data in parts for which ``run`` fits in memory, each of a multiple of ``unit`` rows."""
+    size = len(posterior)
+    if not posterior.structure.whole:
+        size = unit * how_many_fit(lambda n: run(posterior[: unit * n]), size, posterior.data[0].device)
+    return batches(posterior, size)
 
 
 @torch.no_grad()
 def room(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
     """Return how many data can be weighed at once in a gibibyte, and how many draws of all of them.
 
-    Measured on the first few, for a program of any kind.
-
-    Arguments:
-        posterior: A program at some data.
-        most: The largest answers; more at once would be no faster.
+    Measured on the first few, for a program of any kind; ``most`` is the largest answer, since more is no faster.
 
     Example:
         >>> from pyro_vae import VAE
-        >>> from pyro_vae.program import posterior_of
         >>> room(posterior_of(VAE.build((64,), latent=2), torch.rand(5, 64)))
         (2000, 2000)
     """
@@ -132,7 +65,116 @@ def room(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
     return images, draws * len(pair)
 
 
-def batches(posterior: Posterior, size: int) -> list[Posterior]:
-    """Return the data in parts of so many rows; in one, where the program runs on all of them only."""
-    size = len(posterior) if posterior.structure.whole else size
-    return [posterior[slice(i, i + size)] for i in range(0, len(posterior), size)]
+def log_weights(
+    program: Any,
+    data: Any,
+    num_particles: int,
+    at_once: int | None = None,
+    progress: bool = False,
+    seed: int | None = None,
+    given: Draws | None = None,
+) -> Tensor:
+    r"""Return the log importance weights of draws from the guide, of shape ``(K, B)``, in nats, unscaled.
+
+    .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
+
+    z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
+    model alone has, are summed out exactly. Memory is bounded but for the answer; where that alone is too large, as of
+    5,000 draws for each of a million images, :func:`nll` adds up as it goes.
+
+    Arguments:
+        program: A VAE, or any program.
+        data: Its data: x, a tuple of arguments or a dict by name.
+        num_particles: K, draws per datum.
+        at_once: Rows run at once; None: as many as fit. The draws depend on it, what they estimate does not.
+        progress: Whether to show a progress bar.
+        seed: Seed of the draws; None: torch's state.
+        given: Values, or draws, of latent sites outside the data's plate: then all is given these, or predictive.
+
+    Raises:
+        ValueError: If there are no particles or no images, or ``at_once`` is not positive.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> log_weights(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
+        torch.Size([100, 5])
+    """
+    columns = defaultdict(list)
+    with at_data(program, data, seed, given) as posterior:
+        for part, log_w in _chunks(posterior, num_particles, at_once, progress):
+            columns[part].append(log_w)
+    return torch.cat([torch.cat(chunks) for chunks in columns.values()], dim=1)
+
+
+def nll(
+    program: Any,
+    data: Any,
+    num_particles: int = 5000,
+    at_once: int | None = None,
+    progress: bool = False,
+    seed: int | None = None,
+    given: Draws | None = None,
+) -> Tensor:
+    r"""Estimate :math:`-\log p(x)` per datum by importance sampling, of shape ``(B,)``, in nats.
+
+    Given covariates y, it is :math:`-\log p(x \mid y)`. It is minus :func:`pyro_vae.evaluate.iwae` of as many draws,
+    so it is too large on average, and falls to the truth as their number grows. Arguments and ``Raises`` are those of
+    :func:`log_weights`.
+
+    Example:
+        >>> from pyro_vae import VAE
+        >>> nll(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
+        torch.Size([5])
+    """
+    totals: dict[int, Tensor] = {}
+    with at_data(program, data, seed, given) as posterior:
+        for part, log_w in _chunks(posterior, num_particles, at_once, progress):
+            total = log_w.logsumexp(0)
+            totals[part] = torch.logaddexp(totals[part], total) if part in totals else total
+    return math.log(num_particles) - torch.cat([*totals.values()])
+
+
+def _chunks(
+    posterior: Posterior, num_particles: int, at_once: int | None, progress: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield log-weights ``(k, rows)``, each with the number of the part of the data that its rows are.
+
+    Where there are many chunks they are run as a graph, compiled where that pays, as the steps of ``fit`` are: the same
+    draws, and the same numbers to rounding. Each datum is first run once by itself, with all of Pyro's validation.
+    """
+    for name, number in {"num_particles": num_particles, "at_once": at_once}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"Expected {name} of at least 1; got {number}.")
+    images, draws = room(posterior) if at_once is None else (at_once, at_once)
+    # Few images and many draws of each, since an image is encoded anew for every chunk of its draws.
+    parts = batches(posterior, min(images, max(1, draws // min(num_particles, TOGETHER))))
+    sizes = [max(1, draws // len(rows)) for rows in parts]
+    calls = sum(math.ceil(num_particles / size) for size in sizes)
+
+    def outputs(data: tuple[Tensor, ...], num: int) -> Outputs:
+        return Outputs([replace(posterior, data=data).log_weights(num)], None)
+
+    graph = Traced(outputs, "auto", calls, quiet=True, frozen=True) if calls >= MANY else None
+
+    def weigh(rows: Posterior, num: int) -> Tensor:
+        with fast_products("auto"):
+            return graph((rows.data, num), {}).tensors[0] if graph else rows.log_weights(num)
+
+    if graph:
+        with forked(posterior.data[0].device):
+            for rows in batches(posterior, draws):
+                rows.log_weights(1)
+            # The graph is recorded, and compared on other rows.
+            for rows in (parts[0], parts[0], [rows for rows in parts if len(rows) == len(parts[0])][-1]):
+                weigh(rows, min(sizes[0], num_particles))
+    total = len(posterior) * num_particles
+    with tqdm(total=total, desc="-log p(x)", unit=" draws", unit_scale=True, leave=False, disable=not progress) as bar:
+        for part, (rows, size) in enumerate(zip(parts, sizes, strict=True)):
+            for start in range(0, num_particles, size):
+                log_w = weigh(rows, min(size, num_particles - start))
+                if graph and log_w.isnan().any():
+                    raise ValueError(
+                        "Expected log-weights to be numbers; some are NaN. Look at the decoder's parameters."
+                    )
+                yield part, log_w
+                bar.update(log_w.numel())

@@ -1,74 +1,18 @@
-r"""Per-datum log-weights, and what is read off them: bounds on log p(x)."""
+r"""Functions of log-weights, per datum: bounds on log p(x), how many draws count, and whether to trust them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.weighing import Weighing
-from pyro_vae.program import Draws, point_of, posterior_of
-from pyro_vae.seeds import at_test
+FEWEST = 25  # draws that k is told of: its tail is then 5
+AT_ONCE = 10_000_000  # numbers
 
-__all__ = ["elbo", "ess", "iwae", "iwae_curve", "log_weights", "nll"]
-
-
-def log_weights(
-    program: Any,
-    data: Any,
-    num_particles: int,
-    at_once: int | None = None,
-    progress: bool = False,
-    seed: int | None = None,
-    given: Draws | None = None,
-) -> Tensor:
-    r"""Return the log importance weights of draws from the guide.
-
-    .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
-
-    z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
-    model alone has, are summed out exactly. Given a label or another covariate, all is given that.
-
-    Memory is bounded whatever the parts are, but for the answer: how many images are decoded at once is measured
-    (:func:`pyro_vae.evaluate.weighing.room`). Where that alone is too large, as of 5,000 draws for each of a million
-    images, :func:`nll` adds up as it goes. Where there are many draws they are weighed by a graph, as ``fit`` trains.
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Shape ``(B, *event)``; or a tuple of the program's arguments, or a dictionary of them by name.
-        num_particles: K, draws per datum.
-        at_once: Rows run at once, if not as many as fit. The draws depend on it, what they estimate does not.
-        progress: Whether to show a progress bar.
-        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
-        given: Values, or draws, of latent sites outside the data's plate: then all is given these, or predictive.
-
-    Returns:
-        Shape ``(K, B)``, in nats, unscaled.
-
-    Raises:
-        ValueError: If there are no particles or no images, or ``at_once`` is not positive.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> log_weights(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
-        torch.Size([100, 5])
-    """
-    with _weighing(program, data, num_particles, at_once, progress, seed, given) as weighing:
-        return torch.cat([torch.cat([*weighing(rows)]) for rows in weighing.batches()], dim=1)
-
-
-@contextmanager
-def _weighing(
-    program: Any, data: Any, num_particles: int, at_once: int | None, progress: bool, seed: int | None, given: Any
-) -> Iterator[Weighing]:
-    with at_test(program, point_of(program).device, seed):
-        posterior = posterior_of(program, data, given)
-        with Weighing(posterior, num_particles, at_once, progress) as weighing:
-            yield weighing
+Number = TypeVar("Number", float, Tensor)
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -105,10 +49,7 @@ def iwae_curve(log_w: Tensor, particles: Sequence[int]) -> Tensor:
 
     Arguments:
         log_w: Log-weights, of shape ``(K, B)``.
-        particles: How many, P numbers from 1 to K.
-
-    Returns:
-        Shape ``(P, B)``.
+        particles: How many, P numbers from 1 to K; the answer is of shape ``(P, B)``.
 
     Raises:
         ValueError: If a number is not from 1 to K.
@@ -139,49 +80,100 @@ def ess(log_w: Tensor) -> Tensor:
     return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
 
 
-def nll(
-    program: Any,
-    data: Any,
-    num_particles: int = 5000,
-    at_once: int | None = None,
-    progress: bool = False,
-    seed: int | None = None,
-    given: Draws | None = None,
-) -> Tensor:
-    r"""Estimate :math:`-\log p(x)` per datum by importance sampling; :math:`-\log p(x \mid y)`, given covariates y.
+def bits_per_dim(nats: Number, dimensions: int, levels: int | None = None) -> Number:
+    r"""Return bits per dimension, of a mass of grey levels or of a density of dequantised ones.
 
-    It is minus the importance weighted bound with ``num_particles`` draws from the guide, so it is too large on
-    average, and falls to the truth as their number grows. Memory is bounded whatever the parts are: how many images
-    are decoded at once is measured (:func:`pyro_vae.evaluate.weighing.room`).
+    .. math:: \frac{-\log p(x)}{D \ln 2} \text{ of a mass}, \qquad
+        \frac{-\log p(x)}{D \ln 2} + \log_2 L \text{ of a density of } x = (p + u) / L
+
+    The first is how long an optimal code of x is. The second is on average at least as many bits as those of the mass
+    that the density gives to each level, so the two compare. A density of x that is not dequantised has no bits.
 
     References:
-        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
+        A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016).
 
     Arguments:
-        program: A VAE, or any program.
-        data: Shape ``(B, *event)``; or a tuple of the program's arguments, or a dictionary of them by name.
-        num_particles: K, draws per datum.
-        at_once: Rows run at once, if not as many as fit. The draws depend on it, what they estimate does not.
-        progress: Whether to show a progress bar.
-        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
-        given: Values, or draws, of latent sites outside the data's plate: then all is given these, or predictive.
-
-    Returns:
-        Shape ``(B,)``, in nats.
+        nats: :math:`-\log p(x)`, or a bound on it, in nats: a number, or a tensor of any shape.
+        dimensions: D, how many elements x has.
+        levels: L, if the nats are of a density of dequantised x; None if they are of a mass.
 
     Raises:
-        ValueError: If there are no particles or no images, or ``at_once`` is not positive.
+        ValueError: If there are no dimensions, or fewer than 2 levels.
 
     Example:
-        >>> from pyro_vae import VAE
-        >>> nll(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
-        torch.Size([5])
+        >>> bits_per_dim(0.0, dimensions=784, levels=256)  # uniform over [0, 1]
+        8.0
+        >>> bits_per_dim(torch.tensor([784 * 0.6931]), dimensions=784)
+        tensor([0.9999])
     """
-    parts = []
-    with _weighing(program, data, num_particles, at_once, progress, seed, given) as weighing:
-        for rows in weighing.batches():
-            total = torch.tensor(-math.inf)
-            for log_w in weighing(rows):
-                total = torch.logaddexp(total.to(log_w), log_w.logsumexp(0))
-            parts.append(math.log(num_particles) - total)
-    return torch.cat(parts)
+    if dimensions < 1 or (levels is not None and levels < 2):
+        raise ValueError(f"Expected at least 1 dimension and 2 levels; got {dimensions} and {levels}.")
+    return nats / (dimensions * math.log(2)) + (0.0 if levels is None else math.log2(levels))
+
+
+@torch.no_grad()
+def pareto_k(log_w: Tensor) -> Tensor:
+    r"""Return the Pareto shape k of the tail of the importance weights per datum, from ``(K, B)`` to ``(B,)``.
+
+    The weights above a threshold are nearly of a generalised Pareto distribution,
+
+    .. math:: p(w) \propto \Big(1 + k \, \frac{w - u}{\sigma}\Big)^{-1/k - 1}, \qquad w > u,
+
+    which has moments of an order less than 1/k. Below 0.5 their variance is finite, and importance sampling from the
+    guide reliable; up to 0.7 it is usable with many draws; above, the guide leaves out a part of the posterior, and no
+    practical number of draws makes up for it: do not trust estimates of that datum, log p(x) included.
+
+    The fit is to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights, by Zhang and Stephens, drawn to 0.5
+    by a prior worth ten draws. k is 0 where weights are constant up to rounding, and infinite where all but a
+    few are too small to be represented beside the largest.
+
+    References:
+        Pareto Smoothed Importance Sampling (Vehtari, Simpson, Gelman, Yao and Gabry, 2024).
+        Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
+        A New and Efficient Estimation Method for the Generalized Pareto Distribution (Zhang and Stephens, 2009).
+
+    Arguments:
+        log_w: Log-weights, from :func:`pyro_vae.evaluate.log_weights`; K of a few hundred or more.
+
+    Raises:
+        ValueError: If it is not ``(K, B)`` with K of at least 25, or some of it is NaN or infinite.
+
+    Example:
+        >>> tail = torch.distributions.Pareto(1.0, 1 / torch.tensor([0.2, 1.0]))  # k = 0.2 and k = 1
+        >>> pareto_k(tail.sample((20_000,)).log()) > 0.7
+        tensor([False,  True])
+    """
+    if log_w.dim() != 2 or len(log_w) < FEWEST:
+        raise ValueError(f"Expected log-weights (K, B) with K of at least {FEWEST}; got shape {tuple(log_w.shape)}.")
+    if not log_w.isfinite().all():
+        raise ValueError("Expected finite log-weights; some are NaN or infinite. Look at the decoder's parameters.")
+    size = math.ceil(min(len(log_w) / 5, 3 * math.sqrt(len(log_w))))
+    columns = max(1, AT_ONCE // (size * (30 + math.isqrt(size))))
+    return torch.cat([_of_tail(part, size) for part in log_w.split(columns, dim=1)]).to(log_w.dtype)
+
+
+def _of_tail(log_w: Tensor, size: int) -> Tensor:
+    rounding = 64 * torch.finfo(log_w.dtype).eps * log_w.abs().amax(0).clamp(min=1)
+    constant = log_w.amax(0) - log_w.amin(0) <= rounding
+    largest = log_w.topk(size + 1, dim=0).values.flip(0).double()  # the first is the threshold
+    w = (largest - largest[-1]).exp()
+    above = w[1:] - w[0]
+    few = _quartile(above) <= 0
+    k = _zhang_stephens(torch.where(constant | few, torch.linspace(0, 1, size).to(w).unsqueeze(1), above))
+    k = (size * k + 10 * 0.5) / (size + 10)
+    return torch.where(constant, 0.0, torch.where(few, math.inf, k))
+
+
+def _zhang_stephens(above: Tensor) -> Tensor:
+    """Return k of columns of exceedances, in ascending order: the mean of b = -k / sigma under a quasi-posterior."""
+    size = len(above)
+    grid = 30 + math.isqrt(size)
+    steps = 1 - (grid / (torch.arange(grid).to(above) + 0.5)).sqrt()
+    b = steps.unsqueeze(1) / (3 * _quartile(above)) + 1 / above[-1]
+    k = (-b.unsqueeze(1) * above).log1p().mean(1)
+    weight = (size * ((-b / k).log() - k - 1)).softmax(0)
+    return (-(weight * b).sum(0) * above).log1p().mean(0)
+
+
+def _quartile(above: Tensor) -> Tensor:
+    return above[int(len(above) / 4 + 0.5) - 1]

@@ -2,10 +2,9 @@
 
 from pyro_vae.posterior.arviz import to_arviz
 from pyro_vae.posterior.calibration import Calibration, sbc
-from pyro_vae.posterior.comparison import Comparison, Moments, compare
+from pyro_vae.posterior.comparison import Comparison, Grid, Moments, compare, grid
 from pyro_vae.posterior.local import Gaps, gaps, refine
 from pyro_vae.posterior.nuts import Chains, nuts
-from pyro_vae.posterior.plane import Grid, grid
 
 __all__ = [
     "Calibration",

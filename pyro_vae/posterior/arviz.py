@@ -3,7 +3,7 @@ r"""What a program says of some data, in ArviZ's own container, for its tables a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -12,33 +12,15 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.utils._pytree import tree_map
 
-from pyro_vae.evaluate import pareto_k
-from pyro_vae.evaluate.pareto import FEWEST
-from pyro_vae.evaluate.weighing import batches, room
+from pyro_vae.evaluate.summaries import covariate_names
+from pyro_vae.evaluate.weighing import at_data, batches, room
+from pyro_vae.evaluate.weights import FEWEST, pareto_k
 from pyro_vae.posterior.layout import SAMPLE, Layout, Variables, container, names_of
-from pyro_vae.program import Draws, Posterior, argument_names, point_of, posterior_of
-from pyro_vae.program.checks import sources
-from pyro_vae.seeds import at_test
-
-__all__ = ["to_arviz"]
+from pyro_vae.program import Draws, Posterior, argument_names
 
 POOL = 2**27  # numbers in a pool: half a gibibyte of float32
 
 
-class Weighed(NamedTuple):
-    """Draws of the guide, and of each its log-densities in nats, of shape ``(K, B)``."""
-
-    sites: Draws
-    log_p: Tensor
-    log_q: Tensor
-
-    @property
-    def log_weight(self) -> Tensor:
-        """The log importance weights, ``log p(x, z) - log q(z | x)``."""
-        return self.log_p - self.log_q
-
-
-@torch.no_grad()
 def to_arviz(
     program: Any,
     data: Any,
@@ -50,9 +32,9 @@ def to_arviz(
     latent_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> Any:
-    r"""Return what a program says of some data, in ArviZ's own container, each site a variable under its own name.
+    r"""Return what a program says of some data as ``arviz.InferenceData``, of ArviZ 1.x as ``xarray.DataTree``.
 
-    .. math:: z \sim q(z \mid x), \qquad \log w = \log p(x, z) - \log q(z \mid x)
+    Each site is a variable under its own name.
 
     ===================== ============== ======================================================================
     group                 variables      dimensions
@@ -73,41 +55,33 @@ def to_arviz(
     The own dimensions of a site are ``{site}_dim_0`` and so on, as ArviZ has them. Where there is one latent site it is
     of ``latent``, and one observed site without covariates is of ``(channel, row, column)``, ``(row, column)`` or
     ``(feature,)``; of another rank, ``feature_0`` and so on. Discrete sites that the guide draws are integers. Classes
-    that the model alone has are summed out of all densities, and so are in the prior alone; a predictive draw is of
-    classes from their exact posterior.
+    that the model alone has are summed out of all densities; a predictive draw has classes from their exact posterior.
 
-    There is one chain, since draws are independent of each other: that ArviZ finds their effective number high says
-    nothing of the guide. ``pareto_k`` does: above 0.7 the guide leaves out a part of the posterior.
+    There is one chain of independent draws, so that ArviZ's effective number says nothing of the guide. ``pareto_k``
+    does: above 0.7 the guide leaves out a part of the posterior.
 
-    With ``resample`` the posterior is by sampling importance resampling: of ``draws * num_particles`` draws of the
-    guide for each datum, ``draws`` are taken with replacement, in proportion to w. As that number grows they become
-    draws of p(z | x); where ``pareto_k`` is above 0.7, it grows in vain. A draw may be there more than once.
+    With ``resample``, of ``draws * num_particles`` draws of the guide for each datum, ``draws`` are taken with
+    replacement, in proportion to their weights. As ``num_particles`` grows they become draws of p(z | x), unless
+    ``pareto_k`` is above 0.7.
 
-    ``az.loo`` runs, but each datum has a z of its own, so that it is a harmonic mean over draws that have seen x: an
-    estimate of log p(x) whose variance may be infinite, and its k is of 1 / p(x | z), another one than ``pareto_k``.
-    :func:`pyro_vae.evaluate.nll` estimates the same, well.
+    ``az.loo`` is here a harmonic mean over draws that have seen x, whose variance may be infinite; its k is of
+    1 / p(x | z). :func:`pyro_vae.evaluate.nll` estimates log p(x) well.
 
     References:
         Using the SIR Algorithm to Simulate Posterior Distributions (Rubin, 1988).
-
-        ArviZ: A Unified Library for Exploratory Analysis of Bayesian Models in Python (Kumar, Carroll, Hartikainen
-        and Martin, 2019).
-
+        ArviZ: A Unified Library for Exploratory Analysis of Bayesian Models in Python (Kumar et al., 2019).
         Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
 
     Arguments:
-        program: A program.
-        data: Its data, NaN where they are missing. All draws are held at once: a few hundred data are many.
+        program: A VAE, or any program.
+        data: Its data. All draws are held at once: a few hundred data are many.
         draws: Draws of what is latent, for each datum and of the prior.
-        resample: Whether the posterior's are resampled in proportion to their importance weights.
+        resample: Whether to resample the posterior's draws in proportion to their importance weights.
         num_particles: Where they are, draws of the guide for each one that is kept.
         predictive_draws: Draws of what is observed, in float32, for each datum and of the prior; at most ``draws``.
-        index: Names of the data, all different; 0 to B - 1, if not given.
-        latent_names: Names of the elements of the only latent site, all different, or by site; numbers, if not given.
-        seed: Seed of the draws; torch's own state is left as it was.
-
-    Returns:
-        An ``arviz.InferenceData`` where ArviZ is 0.x, an ``xarray.DataTree`` where it is 1.x.
+        index: Names of the data, all different; None: numbers from 0.
+        latent_names: Names of the elements of the only latent site, all different, or by site; None: numbers.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: If data are not the program's, there are no particles or fewer than 25 draws, log-weights are not
@@ -125,34 +99,30 @@ def to_arviz(
             f"Expected at least {FEWEST} draws, fewer being none to tell k of, 1 particle and 1 predictive draw; got "
             f"draws = {draws}, num_particles = {num_particles}, predictive_draws = {predictive_draws}."
         )
-    with at_test(program, point_of(program).device, seed):
-        posterior = posterior_of(program, data)
+    with at_data(program, data, seed) as posterior:
         covariates, bounds = _covariates(posterior), room(posterior)
         layout = Layout(posterior, bool(covariates))
         coords = {"datum": names_of("index", index, len(posterior)), **layout.coords(latent_names)}
         one_prior = not covariates and not posterior.structure.whole  # or one for each datum
         some, first = posterior[:1] if one_prior else posterior, min(draws, predictive_draws)
-        prior = _in_parts(some, bounds, draws, lambda part, num, _: part.simulate(num, observed=False))
-        drawn, k = _posterior(posterior, bounds, draws, num_particles if resample else None)
-        predicted = _in_parts(posterior, bounds, first, _predictive, drawn.sites)
+        prior = _in_parts(some, bounds, draws, lambda part, num, _: part.simulate(num, observed=False), {})
+        sites, densities = _posterior(posterior, bounds, draws, num_particles if resample else None)
+        predicted = _in_parts(posterior, bounds, first, _predictive, sites)
         imagined = _in_parts(some, bounds, first, _predictive, prior)
-        likelihood = _in_parts(posterior, bounds, draws, _log_likelihood, drawn.sites)
-        seen = _in_parts(posterior, bounds, 1, _observed)
+        likelihood = _in_parts(posterior, bounds, draws, _log_likelihood, sites)
+        seen = _in_parts(posterior, bounds, 1, _observed, {})
     per_datum = (*SAMPLE, "datum")
     of_prior = SAMPLE if one_prior else per_datum
-    densities = {"log_p": drawn.log_p, "log_q": drawn.log_q, "log_weight": drawn.log_weight}
-    # ArviZ 1.x takes every variable of sample_stats to have draws.
-    densities["pareto_k"] = k.expand(draws, -1)
     return container(
         {
-            "posterior": layout(drawn.sites, per_datum),
+            "posterior": layout(sites, per_datum),
             "posterior_predictive": layout(predicted, per_datum),
             "prior": layout(prior, of_prior),
             "prior_predictive": layout(imagined, of_prior),
             "observed_data": layout(seen, ("datum",)),
             "log_likelihood": {name: (per_datum, value[None]) for name, value in likelihood.items()},
             "sample_stats": {name: (per_datum, value[None]) for name, value in densities.items()},
-            "constant_data": {"pareto_k": (("datum",), k), **covariates},
+            "constant_data": {"pareto_k": (("datum",), densities["pareto_k"][0]), **covariates},
         },
         coords,
     )
@@ -160,30 +130,26 @@ def to_arviz(
 
 def _covariates(posterior: Posterior) -> Variables:
     """Return the arguments that no observed site shows; all of them, where it cannot be told."""
+    columns = dict(zip(argument_names(posterior.program), posterior.data, strict=False))
     try:
-        shown = {argument for argument, _ in sources(posterior).values()}
+        names = covariate_names(posterior)
     except (RuntimeError, IndexError, ValueError):
-        shown = set()
-    columns = zip(argument_names(posterior.program), posterior.data, strict=False)
-    own = {name: column for i, (name, column) in enumerate(columns) if i not in shown}
-    return {name: (("datum", *(f"{name}_dim_{i}" for i in range(v.dim() - 1))), v) for name, v in own.items()}
+        names = [*columns]
+    dims = {name: tuple(f"{name}_dim_{i}" for i in range(columns[name].dim() - 1)) for name in names}
+    return {name: (("datum", *dims[name]), columns[name]) for name in names}
 
 
 def _in_parts(
-    posterior: Posterior,
-    bounds: tuple[int, int],
-    num: int,
-    run: Callable[[Posterior, int, Draws], Any],
-    draws: Draws | None = None,
+    posterior: Posterior, bounds: tuple[int, int], num: int, run: Callable[[Posterior, int, Draws], Any], draws: Draws
 ) -> Any:
-    """Run for ``num`` draws of all data, given draws or not, as many at once as are within bounds."""
+    """Run for ``num`` draws of all data, given draws of other sites, as many at once as are within bounds."""
     rows, at_once = bounds
     columns, start = [], 0
     for some in batches(posterior, rows):
         size, parts = max(1, at_once // len(some)), []
         for first in range(0, num, size):
             last = min(first + size, num)
-            z = {name: value[first:last, start : start + len(some)] for name, value in (draws or {}).items()}
+            z = {name: value[first:last, start : start + len(some)] for name, value in draws.items()}
             parts.append(run(some, last - first, z))
         columns.append(_cat(parts, 0))
         start += len(some)
@@ -196,28 +162,31 @@ def _cat(parts: list[Any], dim: int) -> Any:
 
 def _posterior(
     posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int | None
-) -> tuple[Weighed, Tensor]:
-    """Return draws for each datum, and k; of a pool from which they are resampled, unless there are no particles."""
+) -> tuple[Draws, Draws]:
+    """Return draws for each datum and their densities; resampled from a pool, unless there are no particles."""
     pool, kept = draws * (num_particles or 1), []
     held = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4
     for some in batches(posterior, max(1, min(bounds[0], POOL // (pool * held)))):
-        drawn = _in_parts(some, bounds, pool, _weigh)
-        k = pareto_k(drawn.log_weight)
-        kept.append((_resampled(drawn, draws) if num_particles else drawn, k.unsqueeze(0)))
-    drawn, k = _cat(kept, 1)
-    return drawn, k.squeeze(0)
+        sites, densities = _in_parts(some, bounds, pool, _weigh, {})
+        k = pareto_k(densities["log_weight"])
+        if num_particles:
+            sites, densities = _resampled(sites, densities, draws)
+        # ArviZ 1.x takes every variable of sample_stats to have draws.
+        kept.append((sites, densities | {"pareto_k": k.expand(draws, -1)}))
+    return _cat(kept, 1)
 
 
-def _weigh(posterior: Posterior, num: int, _: Draws) -> Weighed:
+def _weigh(posterior: Posterior, num: int, _: Draws) -> tuple[Draws, Draws]:
     sites, log_q = posterior.propose(num)
-    return Weighed(sites, posterior.log_joint(sites).expand_as(log_q), log_q)
+    log_p = posterior.log_joint(sites).expand_as(log_q)
+    return sites, {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
 
 
-def _resampled(drawn: Weighed, num: int) -> Weighed:
+def _resampled(sites: Draws, densities: Draws, num: int) -> tuple[Draws, Draws]:
     """Take ``num`` draws for each datum with replacement, in proportion to their weights."""
-    chosen = Categorical(logits=drawn.log_weight.T).sample((num,))
+    chosen = Categorical(logits=densities["log_weight"].T).sample((num,))
     datum = torch.arange(chosen.shape[1], device=chosen.device)
-    return tree_map(lambda values: values[chosen, datum], drawn)
+    return tree_map(lambda values: values[chosen, datum], (sites, densities))
 
 
 def _log_likelihood(posterior: Posterior, num: int, draws: Draws) -> Draws:

@@ -12,11 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import plots
-from pyro_vae.compiled import how_many_fit
-from pyro_vae.program import Posterior, coordinates, drawn_posterior, point_of
-from pyro_vae.seeds import at_test
-
-__all__ = ["Calibration", "sbc"]
+from pyro_vae.evaluate.weighing import at_data, batches_that_fit
+from pyro_vae.posterior.nuts import columns
+from pyro_vae.program import Posterior, coordinates
 
 TIED = 1e-5  # relative difference of log-densities that are the same but for rounding
 
@@ -72,14 +70,8 @@ class Calibration:
         return plots.calibration(self.counts, self.names, levels, covered, len(self.ranks), self.p_values)
 
 
-@torch.no_grad()
 def sbc(
-    program: Any,
-    data: Any = None,
-    draws: int = 99,
-    seed: int = 0,
-    progress: bool = False,
-    num: int | None = None,
+    program: Any, data: Any = None, draws: int = 99, seed: int = 0, progress: bool = False, num: int | None = None
 ) -> Calibration:
     r"""Calibrate the guide by simulation, under the model's own data.
 
@@ -90,26 +82,24 @@ def sbc(
     that crowd at both ends are of a guide too narrow, in the middle too wide, at one end biased. A guide that ignores
     x and returns the prior passes in each dimension; the ranks of log p(x, z), in the last column, find it out.
 
-    Ranks are of each real coordinate of the continuous sites and of each element of the discrete ones; draws that are
-    equal are put in order at random, and so are all of an element that a mask hides.
-
-    It is of data that the model draws. On real ones, which it may not look like, see ``evaluate.pareto_k``.
+    Ranks are of each real coordinate of the continuous sites and of each element of the discrete ones; equal draws are
+    in random order, and so are all of an element that a mask hides. It is of data that the model draws: on real ones,
+    see ``evaluate.pareto_k``.
 
     References:
         Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts, Betancourt, Simpson, Vehtari
         and Gelman, 2018).
-
         Simulation-Based Calibration Checking for Bayesian Computation: The Choice of Test Quantities Shapes
         Sensitivity (Modrak et al., 2023), for log p(x, z).
 
     Arguments:
-        program: A program.
-        data: Whose covariates drawn data have, and whose shapes; a program that has a method ``blank``, as a VAE,
-            needs none. A number is ``num``.
+        program: A VAE, or any program.
+        data: Data whose covariates and shapes the drawn ones have; a program with a method ``blank``, as a VAE, needs
+            none. A number is ``num``.
         draws: S, of the guide for each.
-        seed: Seed of the draws; torch's own state is left as it was.
+        seed: Seed of the draws.
         progress: Whether to show a progress bar.
-        num: Data that are drawn, 1000 if it is not said; rows of ``data`` are taken in turn.
+        num: How many data to draw, 1000 if not given; rows of ``data`` are taken in turn.
 
     Raises:
         ValueError: If there are fewer than 20 data, or no draws.
@@ -126,17 +116,16 @@ def sbc(
     num = 1000 if num is None else num
     if num < 20 or draws < 1:
         raise ValueError(f"Expected at least 20 data and 1 draw; got num = {num} and draws = {draws}.")
-    device, found = point_of(program).device, []
-    with at_test(program, device, seed), tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar:
-        rows = drawn_posterior(program, data, num)
-        size = num
-        if not rows.structure.whole:
-            size = how_many_fit(lambda n: _ranks(rows[:n], draws), num, device)
-        for i in range(0, num, size):
-            ranks, names = _ranks(rows[i : i + size], draws)
-            found.append(ranks)
+    parts = []
+    with (
+        at_data(program, data, seed, num=num) as posterior,
+        tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar,
+    ):
+        for rows in batches_that_fit(posterior, lambda rows: _ranks(rows, draws)):
+            ranks, names = _ranks(rows, draws)
+            parts.append(ranks)
             bar.update(len(ranks))
-    return Calibration(torch.cat(found), draws, names)
+    return Calibration(torch.cat(parts), draws, names)
 
 
 def _ranks(rows: Posterior, num: int) -> tuple[Tensor, list[str]]:
@@ -146,17 +135,17 @@ def _ranks(rows: Posterior, num: int) -> tuple[Tensor, list[str]]:
     draws = {name: torch.cat([truth[name], value]) for name, value in posterior.propose(num)[0].items()}
     structure, seen = posterior.structure, posterior.seen()
     log_p = posterior.log_joint(draws).expand(1 + num, -1)
-    columns, names, shown = [posterior.unconstrain(draws)] if structure.continuous else [], posterior.names, []
+    parts, names, shown = [posterior.unconstrain(draws)] if structure.continuous else [], posterior.names, []
     shapes = dict(structure.continuous)
     for name in draws:
         if name not in shapes:
-            columns.append(draws[name].flatten(2) if draws[name].dim() > 2 else draws[name].unsqueeze(-1))
+            parts.append(columns(draws[name]))
             shapes[name] = structure.shapes[name]
             names += coordinates(name, shapes[name])
     for name, shape in shapes.items():
         each = seen[name].reshape(len(rows), -1, 1)
         shown.append(each.expand(-1, -1, shape.numel() // each.shape[1]).flatten(1))
-    values = torch.cat([column.to(log_p.dtype) for column in [*columns, log_p.unsqueeze(-1)]], -1)
+    values = torch.cat([part.to(log_p.dtype) for part in [*parts, log_p.unsqueeze(-1)]], -1)
     values[..., :-1] = torch.where(torch.cat(shown, -1), values[..., :-1], 0) if shown else values[..., :-1]
     tolerance = torch.zeros_like(values[0])
     if not structure.continuous:

@@ -1,22 +1,29 @@
-r"""The guide beside the true posterior, datum by datum."""
+r"""The guide beside the true posterior, datum by datum: by NUTS, and on a grid where z is of 2 dimensions."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_vae import evaluate, plots
+from pyro_vae import plots
+from pyro_vae.annealing import SOME, drawn
 from pyro_vae.compiled import how_many_fit
+from pyro_vae.data.supports import of_element
+from pyro_vae.evaluate.weighing import at_data
+from pyro_vae.evaluate.weights import pareto_k
 from pyro_vae.posterior.nuts import Chains, flat, nuts
-from pyro_vae.posterior.plane import Grid, grid, on_plane
-from pyro_vae.program import Posterior, point_of, posterior_of
-from pyro_vae.seeds import at_test
+from pyro_vae.program import Posterior
 
-__all__ = ["Comparison", "Moments", "compare"]
+WIDE = 7.0  # standard deviations of the prior where the grid begins
+LOW = 18.0  # nats below the peak, where the grid may end
+FINER = 2  # times that it is narrowed
+MOST = 12  # grids in all
 
 
 class Moments(NamedTuple):
@@ -71,18 +78,16 @@ class Comparison:
         return self.guide.stddev / self.nuts.stddev
 
     def __str__(self) -> str:
-        heads = ("datum", "shift", "spread", "correlation", "guide's", "k-hat", "R-hat", "ESS")
-        widths = (5, 12, 14, 12, 9, 7, 7, 7)
-        rows = [" ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-        ours, theirs = self.guide, self.nuts
-        for b in range(self.z.shape[1]):
-            pair = theirs.correlation[b].triu(1).abs().argmax()
-            there, here = (moments.correlation[b].flatten()[pair].item() for moments in (theirs, ours))
-            worst = self.shift[b].flatten()[self.shift[b].abs().argmax()].item()
-            cells = [str(b), f"{worst:+.2f}", f"{self.spread[b].min():.2f} to {self.spread[b].max():.2f}"]
-            cells += [f"{there:+.2f}", f"{here:+.2f}"] if self.z.shape[2] > 1 else ["-", "-"]
-            cells += [f"{self.pareto_k[b]:.2f}", f"{self.chains.r_hat[b].max():.2f}", f"{self.chains.ess[b].min():.0f}"]
-            rows.append(" ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+        row = "{:>5} {:>12} {:>14} {:>12} {:>9} {:>7} {:>7} {:>7}".format
+        rows = [row("datum", "shift", "spread", "correlation", "guide's", "k-hat", "R-hat", "ESS")]
+        correlations, shifts, spreads = (self.nuts.correlation, self.guide.correlation), self.shift, self.spread
+        r_hat, ess = self.chains.r_hat.amax(1), self.chains.ess.amin(1)
+        for b, (shift, spread) in enumerate(zip(shifts, spreads, strict=True)):
+            pair = correlations[0][b].triu(1).abs().argmax()
+            pairs = [f"{each[b].flatten()[pair]:+.2f}" for each in correlations] if len(shift) > 1 else ["-", "-"]
+            numbers = f"{self.pareto_k[b]:.2f}", f"{r_hat[b]:.2f}", f"{ess[b]:.0f}"
+            worst, ends = shift[shift.abs().argmax()], f"{spread.min():.2f} to {spread.max():.2f}"
+            rows.append(row(b, f"{worst:+.2f}", ends, *pairs, *numbers))
         notes = (
             "shift: guide's mean less the posterior's, where it is most off, in standard deviations of the posterior.\n"
             "spread: guide's standard deviation over the posterior's, least and most. correlation: the posterior's\n"
@@ -94,11 +99,8 @@ class Comparison:
     def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
         """Draw both posteriors of a datum: densities of each dimension, and pairs of dimensions.
 
-        Where z is of 2 dimensions, over contours of the exact density.
-
-        Arguments:
-            datum: Which.
-            dims: Which dimensions; if not given, up to four where the posterior has the strongest correlation.
+        Where z is of 2 dimensions, over contours of the exact density. ``dims`` are the dimensions; if not given, up
+        to four where the posterior has the strongest correlation.
         """
         if dims is None:
             strength = (self.nuts.correlation[datum] - torch.eye(self.z.shape[2]).to(self.z)).abs().amax(0)
@@ -118,23 +120,17 @@ def compare(
 ) -> Comparison:
     r"""Compare the guide with the true posterior under the decoder, for some data: means, spreads, correlations.
 
-    A diagonal guide has no correlations, and where the posterior has, it is narrower than the posterior in each
-    dimension: of a Gaussian one the best such guide has variances :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`.
+    Where the posterior is correlated, the best diagonal guide is narrower in each dimension: of a Gaussian posterior
+    its variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`.
 
     References:
         Pattern Recognition and Machine Learning (Bishop, 2006), section 10.1.2, for the best diagonal guide.
 
-    Arguments:
-        program: A program.
-        data: x, a tuple of the program's arguments, or a dictionary of them; NaN where it is missing; a few.
-        draws: Of each chain, and as many in all of the guide as of the chains together.
-        warmup: Steps in which each chain adapts.
-        chains: How many; or what :func:`nuts` returned for the same data.
-        seed: Seed of the draws; torch's own state is left as it was.
-        progress: Whether to show a progress bar.
+    Arguments are those of :func:`nuts`, but ``chains`` may also be what it returned for the same data. The guide has as
+    many draws as the chains together.
 
     Raises:
-        ValueError: As :func:`nuts`; or if chains that are given are of other data.
+        ValueError: As :func:`nuts`; or if the chains are of other data.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -143,23 +139,99 @@ def compare(
         >>> bool((found.spread < 0.6).all()), found.nuts.correlation[0, 0, 1].item() < -0.6
         (True, True)
     """
-    made = chains
-    if not isinstance(made, Chains):
-        made = nuts(program, data, draws, warmup, made, seed=seed, progress=progress)
-    with at_test(program, point_of(program).device, seed), torch.no_grad():
-        posterior = posterior_of(program, data)
-        if made.z.shape[2] != len(posterior):
+    if not isinstance(chains, Chains):
+        chains = nuts(program, data, draws, warmup, chains, seed=seed, progress=progress)
+    with at_data(program, data, seed) as posterior:
+        if chains.z.shape[2] != len(posterior):
             raise ValueError(
-                f"Expected chains of the {len(posterior)} data that are given; got chains of {made.z.shape[2]}."
+                f"Expected chains of the {len(posterior)} data that are given; got chains of {chains.z.shape[2]}."
             )
-        num = made.z.shape[0] * made.z.shape[1]
+        num = chains.z.shape[0] * chains.z.shape[1]
         z = flat(posterior, posterior.propose(num)[0])
-        k = evaluate.pareto_k(_weighed(posterior, max(1000, num)))
-        exact = grid(program, posterior) if on_plane(posterior) else None
-    return Comparison(made, z, k, exact)
+        many = max(1000, num)
+        fit = how_many_fit(posterior.log_weights, many, posterior.data[0].device)
+        k = pareto_k(torch.cat([posterior.log_weights(min(fit, many - i)) for i in range(0, many, fit)]))
+        exact = grid(program, posterior) if _on_plane(posterior) else None
+    return Comparison(chains, z, k, exact)
 
 
-def _weighed(posterior: Posterior, num: int) -> Tensor:
-    """Return log-weights of so many draws, as many at once as fit in memory."""
-    fit = how_many_fit(posterior.log_weights, num, posterior.data[0].device)
-    return torch.cat([posterior.log_weights(min(fit, num - i)) for i in range(0, num, fit)])
+class Grid(NamedTuple):
+    """Axes ``(B, steps)``, the posterior's density ``(B, steps, steps)``, z0 by z1, and log p(x), ``(B,)``, in nats."""
+
+    z0: Tensor
+    z1: Tensor
+    density: Tensor
+    log_evidence: Tensor
+
+
+def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
+    r"""Compute the true posterior of 2-D codes on a grid, and log p(x), which is then known to many digits.
+
+    .. math:: p(z \mid x) = \frac{p(z) \, p(x \mid z)}{p(x)}, \qquad p(x) = \int p(z) \, p(x \mid z) \, dz
+
+    The first grid is over 7 standard deviations of the prior, widened until the density at its edges is 18 nats below
+    the peak; finer ones cover what is above that.
+
+    Arguments:
+        program: A program of 2 latent dimensions; classes beside them are summed out.
+        data: Its data: x, a tuple of arguments or a dict by name.
+        steps: Points of each axis.
+        seed: Seed of draws of the prior, which say where to begin.
+
+    Raises:
+        ValueError: If z is not of all real numbers in 2 dimensions, steps are below 20, or there are no edges.
+
+    Example:
+        >>> from pyro_vae.oracle import LinearGaussian
+        >>> model, x = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale=0.5), torch.randn(3, 4)
+        >>> bool(((grid(model.vae(), x).log_evidence - model.log_evidence(x)).abs() < 1e-3).all())
+        True
+    """
+    with at_data(program, data, seed) as posterior:
+        if not _on_plane(posterior) or steps < 20:
+            supports = ", ".join(str(support) for support in posterior.structure.supports.values())
+            raise ValueError(
+                f"Expected a prior over all real z of 2 dimensions, and at least 20 steps; got {supports} of "
+                f"{len(posterior.names)}, and {steps}. Use nuts."
+            )
+
+        def density(u: Tensor) -> Tensor:
+            return posterior.log_joint(posterior.constrain(u)[0], proper=True)
+
+        def log_joint(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+            """Between corners ``(2, B)``: axes ``(2, B, steps)``, log p(x, z) ``(B, steps, steps)``."""
+            axes = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * torch.linspace(0, 1, steps).to(low)
+            z = torch.stack(torch.broadcast_tensors(axes[0].unsqueeze(-1), axes[1].unsqueeze(-2)), -1)
+            rows = z.flatten(1, 2).movedim(1, 0)  # points, B, 2
+            fit = how_many_fit(lambda n: density(rows[:n]), len(rows), rows.device)
+            log_p = torch.cat([density(part) for part in rows.split(fit)])
+            return axes, log_p.T.unflatten(1, (steps, steps))
+
+        draws = drawn(posterior, "prior", SOME)
+        centre, reach = draws.mean(0).T, WIDE * draws.std(0).T
+        low, high = centre - reach, centre + reach
+        finer = 0
+        for _ in range(MOST):
+            axes, log_p = log_joint(low, high)
+            if finer == FINER:
+                break
+            inside = log_p > log_p.amax((1, 2), keepdim=True) - LOW
+            seen = torch.stack([inside.any(2), inside.any(1)])  # 2, B, steps
+            at_low, at_high, size = seen[..., 0], seen[..., -1], high - low
+            if finer == 0 and (at_low | at_high).any():
+                low, high = torch.where(at_low, low - size, low), torch.where(at_high, high + size, high)
+            else:
+                cell = axes[..., 1] - axes[..., 0]
+                low = torch.where(seen, axes, math.inf).amin(-1) - 1.5 * cell
+                high = torch.where(seen, axes, -math.inf).amax(-1) + 1.5 * cell
+                finer += 1
+        else:
+            raise ValueError("Expected a posterior with edges; found none however wide the grid. Use nuts.")
+    log_evidence = log_p.flatten(1).logsumexp(1) + (axes[..., 1] - axes[..., 0]).log().sum(0)
+    return Grid(axes[0], axes[1], (log_p - log_evidence[:, None, None]).exp(), log_evidence)
+
+
+def _on_plane(posterior: Posterior) -> bool:
+    """Say whether what is continuous is of all real numbers, and of 2 dimensions."""
+    supports = (posterior.structure.supports[name] for name in posterior.structure.continuous)
+    return len(posterior.names) == 2 and all(of_element(support) is constraints.real for support in supports)

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from pyro_vae.program import Draws, Posterior
 
-__all__ = ["Layout", "Variables", "container", "names_of"]
-
 SAMPLE = ("chain", "draw")
 EVENTS = {0: (), 1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
 
@@ -21,12 +19,7 @@ Variables = Mapping[str, tuple[Sequence[str], Tensor]]  # name -> dimensions, va
 
 
 class Layout:
-    """Which dimensions the variables of sites have.
-
-    Arguments:
-        posterior: A program at its data.
-        covariates: Whether it has any.
-    """
+    """Which dimensions the variables of sites have, of a program at its data, with covariates or without."""
 
     def __init__(self, posterior: Posterior, covariates: bool) -> None:
         sites, seen = posterior.structure.shapes, posterior.structure.observed
@@ -48,17 +41,16 @@ class Layout:
 
     def coords(self, names: Sequence[str] | Mapping[str, Sequence[str]] | None) -> dict[str, np.ndarray]:
         """Return the coordinates that names of elements are: of the only latent site, or by site."""
-        vectors = {name: shape[0] for name, shape in self.drawn.items() if len(shape) == 1}
-        sites = [*names] if isinstance(names, Mapping) else [*self.drawn]
         if names is None:
             return {}
-        if not (isinstance(names, Mapping) or len(sites) == 1) or not vectors.keys() >= {*sites}:
+        by_site = names if isinstance(names, Mapping) else dict.fromkeys(self.drawn, names)
+        vectors = {name: shape[0] for name, shape in self.drawn.items() if len(shape) == 1}
+        if not (isinstance(names, Mapping) or len(by_site) == 1) or not vectors.keys() >= by_site.keys():
             raise ValueError(
                 f"Expected latent_names of the only latent site, or by site, each a vector, as {', '.join(vectors)} "
-                f"of {', '.join(self.drawn)}; got names of {', '.join(sites)}."
+                f"of {', '.join(self.drawn)}; got names of {', '.join(by_site)}."
             )
-        by_site = names if isinstance(names, Mapping) else {sites[0]: names}
-        return {self._dims(name, 1)[0]: names_of("latent_names", by_site[name], vectors[name]) for name in sites}
+        return {self._dims(name, 1)[0]: names_of("latent_names", own, vectors[name]) for name, own in by_site.items()}
 
     def _dims(self, name: str, count: int) -> tuple[str, ...]:
         if name == self.single and count == 1:
@@ -72,7 +64,7 @@ class Layout:
 
 
 def names_of(argument: str, given: Sequence[Any] | Tensor | None, size: int) -> np.ndarray:
-    """Return the coordinate of a dimension: the names that are given, or else numbers from 0."""
+    """Return the coordinate of a dimension: names, or else numbers from 0."""
     names = np.arange(size) if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     different = len(set(names.ravel().tolist()))
     if names.shape != (size,) or different < size:

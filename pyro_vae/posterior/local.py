@@ -3,6 +3,7 @@ r"""A guide of its own for each datum, and with it the two reasons why an ELBO f
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,15 +17,9 @@ from pyro_vae.missing import log_prob
 from pyro_vae.seeds import at_test
 from pyro_vae.vae import VAE
 
-__all__ = ["Gaps", "gaps", "refine"]
-
 
 class Gaps(NamedTuple):
-    r"""What is lost between log p(x) and the ELBO, per datum, each of shape ``(B,)``, in nats.
-
-    ``log_p`` is an estimate of log p(x), ``refined`` the ELBO of the best guide of the family for each datum, ``elbo``
-    that of the encoder's.
-    """
+    r"""Per datum, in nats, of shape ``(B,)``: log p(x), the ELBO of the family's best guide, and the encoder's ELBO."""
 
     log_p: Tensor
     refined: Tensor
@@ -42,12 +37,7 @@ class Gaps(NamedTuple):
 
 
 class Table(nn.Module):
-    """A network that knows the data it was made for, and no other: of each it has a row of parameters.
-
-    Arguments:
-        phi: Its rows, of shape ``(B, params, *event)``.
-        x: What they are for, of shape ``(B, *event)``.
-    """
+    """A network of rows of parameters, ``(B, params, *event)``, one for each of the data x, and for no others."""
 
     def __init__(self, phi: Tensor, x: Tensor) -> None:
         super().__init__()
@@ -55,11 +45,7 @@ class Table(nn.Module):
         self.rows = {key: i for i, key in enumerate(_keys(x))}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the rows of some of the data, in their order.
-
-        Raises:
-            ValueError: If one of them is none that it was made for.
-        """
+        """Return the rows of some of the data, in their order."""
         try:
             rows = [self.rows[key] for key in _keys(x)]
         except KeyError:
@@ -82,24 +68,22 @@ def refine(
 ) -> VAE:
     r"""Fit a guide of its own, of the same family, to each of some data: :math:`q^* = \arg\max_q \mathcal{L}[q](x)`.
 
-    The VAE that is returned has the prior and the decoder of the one given, and a guide for these data alone: ask it
-    what you would ask the other, as ``evaluate.nll(refined, x)``. It starts where the encoder is. Adam, its rate
-    falling along a cosine, climbs the ELBO by the gradient that sticks the landing, noiseless near the posterior; what
-    is returned is the mean over the second half of its steps.
+    The answer is a VAE with the same prior and decoder, and a guide for these data alone, as for
+    ``evaluate.nll(refined, x)``. It starts where the encoder is. Adam, its rate falling along a cosine, climbs the ELBO
+    by the gradient that sticks the landing, noiseless near the posterior; the guide is the mean over the second half of
+    its steps.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
-
         Sticking the Landing (Roeder, Wu and Duvenaud, 2017).
 
     Arguments:
-        vae: Any VAE whose encoder is a :class:`pyro_vae.conditional.Conditional`, as those of ``VAE.build``. It is left
-            as it is.
+        vae: A VAE whose encoder is a :class:`pyro_vae.conditional.Conditional`, as those of ``VAE.build``.
         x: Shape ``(B, *event)``, NaN where it is missing.
         steps: Of Adam.
         num_particles: Draws per datum and step.
         lr: Adam's rate at the start, in the units of the family's parameters.
-        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
+        seed: Seed of the draws; None: torch's state.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -123,20 +107,17 @@ def refine(
             raise ValueError(f"Expected a positive {name}; got {number}.")
     if len(x) == 0:
         raise ValueError("Expected at least 1 image; got none.")
-
-    def climb(rows: Tensor, number: int, update: Callable[[], Any]) -> Tensor:
-        return _climb(vae, encoder, rows, number, num_particles, lr, update)
-
+    climb = partial(_climb, vae, encoder, num_particles, lr)
     with at_test(vae, x.device, seed):
         fit = how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device)
-        total = -(-len(x) // fit) * steps
-        with tqdm(total=total, desc="refine", leave=False, disable=not progress) as bar:
-            phi = torch.cat([climb(rows, steps, bar.update) for rows in x.split(fit)])
+        parts = x.split(fit)
+        with tqdm(total=len(parts) * steps, desc="refine", leave=False, disable=not progress) as bar:
+            phi = torch.cat([climb(rows, steps, bar.update) for rows in parts])
     return VAE(vae.prior, vae.decoder, Conditional(Table(phi, x), encoder.family))
 
 
 def _climb(
-    vae: VAE, encoder: Conditional, x: Tensor, steps: int, num_particles: int, lr: float, update: Callable[[], Any]
+    vae: VAE, encoder: Conditional, num_particles: int, lr: float, x: Tensor, steps: int, update: Callable[[], Any]
 ) -> Tensor:
     with torch.no_grad():
         phi = encoder.propose(x).clone().requires_grad_()
@@ -171,21 +152,21 @@ def gaps(
     .. math:: \log p(x) - \mathcal{L}[q] = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation}}
         + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortisation}}
 
-    :math:`q^*` is from :func:`refine`, so that where it has not converged the second is too small and the first too
-    large. log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, and
-    annealed importance sampling from it (:func:`pyro_vae.ais.ais`).
+    :math:`q^*` is from :func:`refine`: where that has not converged the second is too small and the first too large.
+    log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, and annealed
+    importance sampling from it (:func:`pyro_vae.ais.ais`).
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
 
     Arguments:
-        vae: Any VAE whose encoder is a :class:`pyro_vae.conditional.Conditional`.
+        vae: A VAE whose encoder is a :class:`pyro_vae.conditional.Conditional`.
         x: Shape ``(B, *event)``, NaN where it is missing.
-        log_p: A lower bound on log p(x), of shape ``(B,)``, as from ``ais``, to be taken in place of the second.
+        log_p: A lower bound on log p(x), of shape ``(B,)``, in place of the second.
         num_particles: Draws per datum for each ELBO and for importance sampling.
         steps: Of :func:`refine`.
         temperatures: Of annealed importance sampling, 16 chains; 0 for none.
-        seed: Seed of the draws; if None, torch's state as it is. Either way that is left as it was.
+        seed: Seed of the draws; None: torch's state.
         progress: Whether to show progress bars.
 
     Raises:

@@ -3,6 +3,7 @@ r"""The true posterior of chosen data under a trained decoder, by Pyro's NUTS.""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,8 @@ from tqdm.auto import tqdm
 from pyro_vae.annealing import Start, drawn
 from pyro_vae.compiled import Outputs, Traced
 from pyro_vae.compiled.traced import SELDOM
-from pyro_vae.program import Draws, Posterior, point_of, posterior_of
-from pyro_vae.seeds import at_test
-
-__all__ = ["Chains", "flat", "nuts"]
+from pyro_vae.evaluate.weighing import at_data
+from pyro_vae.program import Draws, Posterior
 
 AGREE = 1.05  # R-hat above which chains are said to disagree
 
@@ -26,8 +25,6 @@ AGREE = 1.05  # R-hat above which chains are said to disagree
 @dataclass(frozen=True, eq=False)
 class Chains:
     """Draws of p(z | x) by Markov chains.
-
-    ``arviz.convert_to_dataset({"z": chains.z.numpy()})`` has ArviZ look at them.
 
     Attributes:
         z: Values of all continuous sites, one after another: ``(chains, draws, B, latent)``.
@@ -65,13 +62,12 @@ class Chains:
 
 def flat(posterior: Posterior, draws: Draws) -> Tensor:
     """Return values of the continuous sites one after another, of shape ``(K, B, latent)``."""
-    return torch.cat(
-        [
-            draws[name].flatten(2) if draws[name].dim() > 2 else draws[name].unsqueeze(-1)
-            for name in posterior.structure.continuous
-        ],
-        -1,
-    )
+    return torch.cat([columns(draws[name]) for name in posterior.structure.continuous], -1)
+
+
+def columns(values: Tensor) -> Tensor:
+    """Return values ``(K, B, *rest)`` of a site as columns, of shape ``(K, B, elements)``."""
+    return values.flatten(2) if values.dim() > 2 else values.unsqueeze(-1)
 
 
 def nuts(
@@ -88,27 +84,23 @@ def nuts(
 
     .. math:: p(z \mid x) \propto p(z) \, p(x \mid z)
 
-    Nothing is asked of the guide, unless chains start there. All data are one Markov chain together, each chain with a
-    step size and a mass matrix of its own; what one datum's draws are has nothing to do with another's. Chains move in
-    real coordinates of the continuous sites, whatever their supports; classes are summed out.
+    The guide has no part in it, unless chains start there. All data are one Markov chain together, each chain with a
+    step size and a mass matrix of its own; data do not depend on each other. Chains move in real coordinates of the
+    continuous sites; classes are summed out.
 
     References:
         The No-U-Turn Sampler (Hoffman and Gelman, 2014).
 
     Arguments:
-        program: A program.
-        data: x, a tuple of the program's arguments, or a dictionary of them; NaN where it is missing. A few: a digit
-            takes seconds, a hundred some minutes.
+        program: A VAE, or any program.
+        data: Its data, a few: a digit takes seconds, a hundred some minutes.
         draws: Of each chain, after the warm-up.
         warmup: Steps in which step size and mass matrix are adapted.
-        chains: How many.
-        start: Where they start, at draws of the ``prior``, so that chains which do not find each other show; or of the
+        chains: How many. A warning says where they disagree.
+        start: Where they start: at draws of the ``prior``, so that chains which do not find each other show; or of the
             ``guide``.
-        seed: Seed of the draws; torch's own state is left as it was.
+        seed: Seed of the draws.
         progress: Whether to show a progress bar.
-
-    Returns:
-        Draws, with R-hat and effective sample sizes. A warning says where chains disagree.
 
     Raises:
         ValueError: If a number is too small (4 draws are the fewest that R-hat is told of), or no site is continuous.
@@ -125,62 +117,56 @@ def nuts(
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
     if start not in ("prior", "guide"):
         raise ValueError(f"Expected start to be prior or guide; got {start!r}.")
+    total, values = chains * (warmup + draws), []
     with (
-        at_test(program, point_of(program).device, seed),
-        torch.enable_grad(),
-        tqdm(total=chains * (warmup + draws), desc="NUTS", leave=False, disable=not progress) as bar,
+        at_data(program, data, seed) as posterior,
+        tqdm(total=total, desc="NUTS", leave=False, disable=not progress) as bar,
     ):
-        with torch.no_grad():
-            posterior = posterior_of(program, data)
         if not posterior.structure.continuous:
             raise ValueError(
                 "Expected a continuous site, for chains to move; all are discrete, so that their posterior is a table: "
                 f"evaluate.posterior(program, data, site={next(iter(posterior.structure.supports))!r})."
             )
-        potential, found = _Potential(posterior), []
+        potential = _potential(posterior)
         for _ in range(chains):
-            with torch.no_grad():
-                first = drawn(posterior, start, 1)[0]
             chain = MCMC(
                 NUTS(potential_fn=potential),
                 num_samples=draws,
                 warmup_steps=warmup,
-                initial_params={"u": first},
+                initial_params={"u": drawn(posterior, start, 1)[0]},
                 disable_progbar=True,
                 hook_fn=lambda *_: bar.update(),
             )
-            chain.run()
-            with torch.no_grad():
-                found.append(posterior.constrain(chain.get_samples()["u"])[0])
-    made = Chains(
-        torch.stack([flat(posterior, values) for values in found]),
-        {name: torch.stack([values[name] for values in found]) for name in found[0]},
-    )
-    if (worst := made.r_hat.max().item()) > AGREE:
+            with torch.enable_grad():
+                chain.run()
+            values.append(posterior.constrain(chain.get_samples()["u"])[0])
+    by_site = {name: torch.stack([each[name] for each in values]) for name in values[0]}
+    found = Chains(torch.stack([flat(posterior, each) for each in values]), by_site)
+    if (worst := found.r_hat.max().item()) > AGREE:
         warnings.warn(
             f"NUTS: the chains disagree, R-hat up to {worst:.2f}. Use more warmup, or start='guide' if that is where "
             "the posterior is.",
             stacklevel=2,
         )
-    return made
+    return found
 
 
-class _Potential:
-    """-log p(x, z) of all data at real coordinates, ``(B, D)``, with its gradient: run as a graph."""
+def _potential(posterior: Posterior) -> Callable[[Draws], Tensor]:
+    """Return -log p(x, z) of all data at real coordinates u, ``(B, D)``, whose value and gradient are from a graph."""
 
-    def __init__(self, posterior: Posterior) -> None:
-        self.posterior = posterior
-        self._graph = Traced(self._outputs, quiet=True, recorded=SELDOM, frozen=True)
-
-    def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
-        u = parameters["u"]
-        energy, gradient = self._graph((u.detach(),), {}).tensors
-        return energy + ((u - u.detach()) * gradient).sum()
-
-    def _outputs(self, u: Tensor) -> Outputs:
+    def outputs(u: Tensor) -> Outputs:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            values, volume = self.posterior.constrain(u.unsqueeze(0))
-            energy = -(self.posterior.log_joint(values, proper=True) + volume).sum()
+            values, volume = posterior.constrain(u.unsqueeze(0))
+            energy = -(posterior.log_joint(values, proper=True) + volume).sum()
             (gradient,) = torch.autograd.grad(energy, u)
         return Outputs([energy.detach(), gradient], None)
+
+    graph = Traced(outputs, quiet=True, recorded=SELDOM, frozen=True)
+
+    def potential(parameters: Draws) -> Tensor:
+        u = parameters["u"]
+        energy, gradient = graph((u.detach(),), {}).tensors
+        return energy + ((u - u.detach()) * gradient).sum()
+
+    return potential

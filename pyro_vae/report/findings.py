@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_vae import ais, evaluate, plots, posterior
 from pyro_vae.conditional import Conditional
-from pyro_vae.evaluate.pareto import FEWEST
 from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
 from pyro_vae.report.closing import mean_kl, pair
 
