@@ -19,16 +19,12 @@ __all__ = ["check_batches", "check_device", "check_differ", "check_program", "ch
 
 def hook(program: Any, name: str) -> Callable[..., Any] | None:
     """Return a program's method of a name, or None if it has none; something else of that name is none."""
-    found = getattr(program, name, None)
-    return found if inspect.ismethod(found) else None
+    method = getattr(program, name, None)
+    return method if inspect.ismethod(method) else None
 
 
 def check_program(program: Any) -> None:
-    """Check that a program is a module with two Pyro programs.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse a program that is no module with two Pyro programs."""
     absent = [f"no {name}" for name in ("model", "guide") if not callable(getattr(program, name, None))]
     if absent := absent or ([] if isinstance(program, nn.Module) else ["no nn.Module under it"]):
         raise ValueError(
@@ -37,46 +33,34 @@ def check_program(program: Any) -> None:
 
 
 def dataset_of(program: Any, data: Any) -> Dataset:
-    """Return data as three splits of what the program is given, x and columns by the names of its arguments.
-
-    Arguments:
-        program: A program.
-        data: A :class:`Dataset`; a tensor; or the program's arguments, as a tuple or by name.
-
-    Raises:
-        ValueError: If an argument is missing or unknown.
-    """
-    names, given = argument_names(program), None
+    """Return a Dataset, a tensor, or a program's arguments in a tuple or by name, as three splits of all arguments."""
+    names, columns = argument_names(program), {}
     data = torch.as_tensor(data) if hasattr(data, "__array__") else data
     if isinstance(data, Tensor):
         # Bytes are images to a program that checks images, and numbers to any other.
         data = from_tensor(data) if hook(program, "check_dataset") else from_columns({"x": data})
-    elif not isinstance(data, Dataset | Mapping | tuple | list):
-        raise ValueError(f"Expected a Dataset, a tensor, or tensors by name; got {type(data).__name__}.")
+    elif isinstance(data, Mapping):
+        columns = dict(data)
+    elif isinstance(data, tuple | list):
+        labels = [*names, *(f"argument {i + 1}" for i in range(len(names), len(data)))]
+        columns = dict(zip(labels, data, strict=False))
     elif not isinstance(data, Dataset):
-        columns = dict(data) if isinstance(data, Mapping) else {}
-        if not isinstance(data, Mapping):
-            labels = [*names, *(f"argument {i + 1}" for i in range(len(names), len(data)))]
-            columns = dict(zip(labels, data, strict=False))
-        names, given = names or dict.fromkeys(columns, True), [*columns]
-        if next(iter(names)) in columns:
-            data = from_columns({name: columns[name] for name in (*names, *columns) if name in columns})
+        raise ValueError(f"Expected a Dataset, a tensor, or tensors by name; got {type(data).__name__}.")
+    names = names or dict.fromkeys(columns, True)
     first, *rest = names or ["x"]
+    if first in columns:
+        data = from_columns({name: columns[name] for name in (*names, *columns) if name in columns})
     known = data.train.columns if isinstance(data, Dataset) else {}
     served = [*takewhile(known.__contains__, rest)]
     lacks = any(names[name] and name not in served for name in rest)
-    if lacks or not isinstance(data, Dataset) or (given and {*given} != {first, *served}):
-        got = ", ".join(given or [first, *known])
+    if lacks or not isinstance(data, Dataset) or (columns and {*columns} != {first, *served}):
+        got = ", ".join(columns or [first, *known])
         raise ValueError(f"Expected data by the names of the model's arguments, {', '.join(names)}; got {got}.")
     return replace(data, **{name: getattr(data, name).with_columns(served) for name in ("train", "valid", "test")})
 
 
 def check_device(device: str) -> None:
-    """Check that torch can use a device.
-
-    Raises:
-        ValueError: If it cannot, as where there is no GPU.
-    """
+    """Refuse a device that torch cannot use, as where there is no GPU."""
     try:
         torch.zeros(1, device=device).item()  # which 'meta' has not
     except (RuntimeError, AssertionError, ImportError) as error:
@@ -84,11 +68,7 @@ def check_device(device: str) -> None:
 
 
 def check_batches(program: Any, dataset: Dataset, size: int) -> None:
-    """Check that an autoguide with parameters for each row is given all rows at once, and no others.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse batches and rows held out for an autoguide with parameters for each row, which needs all at once."""
     if (rows := own_rows(program)) and (size < len(dataset.train) or len(dataset.valid)):
         raise ValueError(
             "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
@@ -98,15 +78,12 @@ def check_batches(program: Any, dataset: Dataset, size: int) -> None:
 
 
 def check_differ(dataset: Dataset) -> None:
-    """Check that there is something to learn; of images with missing pixels, what is missing may differ.
-
-    Raises:
-        ValueError: If all training images are the same.
-    """
+    """Refuse images that are all the same; of images with missing pixels, what is missing may differ."""
     train = dataset.train
+    if len(train) < 2 or train.mask is not None or train.extra:
+        return
     first = train.pixels[:1]
-    same = all(bool((train.pixels[i : i + 32] == first).all()) for i in range(0, len(train), 32))
-    if same and len(train) > 1 and train.mask is None and not train.extra:
+    if all(bool((train.pixels[i : i + 32] == first).all()) for i in range(0, len(train), 32)):
         raise ValueError(
             f"Expected images that differ; all {len(train):,} for training in {dataset.config['data']!r} are the same. "
             "Look at how they were written, or at binarize."
@@ -114,10 +91,6 @@ def check_differ(dataset: Dataset) -> None:
 
 
 def check_support(program: Any, dataset: Dataset, strict: bool = False) -> None:
-    """Check that a program can see every x, where it says what it can see: :meth:`pyro_vae.VAE.check_dataset`.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Refuse an x that a program cannot see, where it says what it can see: :meth:`pyro_vae.VAE.check_dataset`."""
     if check := hook(program, "check_dataset"):
         check(dataset, strict)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import checkpoint
-from pyro_vae.train.loggers import TensorBoard
+from pyro_vae.data import Dataset
 from pyro_vae.train.loop import Training
 from pyro_vae.train.trouble import NotFinite
 
@@ -27,40 +27,34 @@ SHARE, SECONDS = 0.01, 1.0
 class Recorder:
     """Keeps the history and the best state of a run, and writes them, with the last state, to its directory.
 
-    The best is written before the last, and the last before the one before it is let go. So at any moment there is a
-    state on the disk to go on from, and a best that is not older than it.
-
-    Arguments:
-        training: What is recorded.
-        run: The run's directory; if None, nothing is written.
-        data: The mean of the training data, by which they are known again.
-        patience: For how many epochs without a better validation ELBO to go on, if not for all.
+    The best is written before the last, and the last before the one before it goes. So at any moment the disk has a
+    state to go on from, and a best that is not older than it. Without a directory nothing is written.
     """
 
-    def __init__(self, training: Training, run: Path | None, data: Tensor, patience: int | None) -> None:
-        self.training, self.run, self.data, self.patience = training, run, data, patience
+    def __init__(self, training: Training, run: Path | None, dataset: Dataset) -> None:
+        self.training, self.run, self.patience = training, run, training.settings.patience
         self.history: dict[str, list[float]] = {}
-        self.seconds = 0.0  # of the epoch that is going on, before `began`
-        self.began = time.perf_counter()
+        self.began = time.perf_counter()  # of the epoch
+        self.logger: Any = None
+        self._named = dataset.config["data"] != "tensor"
+        self._images, self._mean = [len(dataset.train), len(dataset.valid)], _mean(dataset)
         self._best: dict[str, Any] = {}
         self._best_is_new = False
-        self._rotate = True
-        self._saved = time.monotonic()
-        self._cost = 0.0
-        self.logger: TensorBoard | None = None
+        self._due = time.monotonic() + SECONDS
         if run:
             checkpoint.inside(run, "checkpoint").mkdir(exist_ok=True)
 
     def epoch(self, numbers: Mapping[str, float]) -> None:
         """Take down an epoch's numbers, and the state if it is the best."""
         now = time.perf_counter()
-        for name, number in (dict(numbers) | {"seconds": self.seconds + now - self.began}).items():
+        for name, number in {**numbers, "seconds": now - self.began}.items():
             self.history.setdefault(name, []).append(number)
-        self.seconds, self.began = 0.0, now
+        self.began = now
         if (self.run or self.patience) and self.best is not None and self.best == len(self.history["valid"]) - 1:
             self._best, self._best_is_new = checkpoint.clone(self.training.state()), True
         if self.logger:
-            self.logger.epoch(self.training.epochs, numbers)
+            for name, number in numbers.items():
+                self.logger.add_scalar(name, number, self.training.epochs)
         self.training.watch.epoch(self.history, self.training.validation.smallest_scale)
 
     @property
@@ -73,77 +67,71 @@ class Recorder:
     def finished(self) -> bool:
         """Whether all epochs are done, or there was no better one for long enough."""
         epochs = len(self.history.get("valid", []))
-        waited = epochs - 1 - (-1 if self.best is None else self.best)
+        since = epochs if self.best is None else epochs - 1 - self.best
         return self.training.epochs >= self.training.settings.epochs or bool(
-            self.patience and epochs and waited >= self.patience
+            self.patience and epochs and since >= self.patience
         )
 
     def save_if_due(self) -> None:
         """Save, where the last time is long enough ago."""
-        if self.run and time.monotonic() - self._saved >= max(SECONDS, self._cost / SHARE):
+        if self.run and time.monotonic() >= self._due:
             self.save()
 
     def save(self) -> None:
         """Write the best state if there is a better one, the last one, and the history.
 
-        Raises:
-            NotFinite: If a number of the state is not finite, on a GPU; what was written before is as it was.
-            OSError: If the disk is full; likewise.
+        Where a number of the state is not finite, or the disk is full, it raises, and what was written before stays.
         """
         if not self.run:
             return
         self.training.look()
         start = time.monotonic()
-        folder = checkpoint.inside(self.run, "checkpoint")
-        last = checkpoint.inside(self.run, "checkpoint/last.safetensors")
+        last, previous, best = (
+            checkpoint.inside(self.run, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
+        )
         packed = checkpoint.pack(
             self.training.state()
-            | {"history": self.history, "data": self.data, "images": self._images()}
-            | {"seconds": self.seconds + time.perf_counter() - self.began}
+            | {"history": self.history, "data": self._mean, "images": self._images}
+            | {"seconds": time.perf_counter() - self.began}
         )
         if self._best_is_new:
-            best = checkpoint.pack(self._best)
-            checkpoint.write(checkpoint.inside(self.run, "checkpoint/best.safetensors"), best)
+            checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False
         with checkpoint.replacing(last, packed):
-            if self._rotate and last.exists():
-                os.replace(last, folder / "previous.safetensors")
-        self._rotate = True
+            if last.exists():
+                os.replace(last, previous)
         checkpoint.save_metrics(self.run, self.history)
-        self._saved = time.monotonic()
-        self._cost = self._saved - start
+        now = time.monotonic()
+        self._due = now + max(SECONDS, (now - start) / SHARE)
 
     def restore(self, run: Path) -> None:
-        """Take up what was written to a run.
-
-        Raises:
-            ValueError: If it cannot be read, or is of other data or another program.
-        """
+        """Take up what was written to a run of the same data and program."""
         state, said = checkpoint.load_state(run)
         if said:
             warnings.warn(said, stacklevel=2)
-            self._rotate = False  # the one that cannot be read goes, not the one that can
         try:
-            if list(state["images"]) != self._images() or not _same(state["data"], self.data):
+            if list(state["images"]) != self._images or not _same(state["data"], self._mean):
                 raise ValueError(
                     "Expected the data that the run began with; got others, by the number of images or their mean. "
                     "Give those it began with, or train anew."
                 )
             self.training.restore(state)
-            self.history, self.seconds = state["history"], state["seconds"]
+            self.history, self.began = state["history"], time.perf_counter() - state["seconds"]
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
             words = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"Expected a checkpoint of this run in {str(run)!r}; could not go on ({words})."
             ) from error
+        if said and self.run:  # or it would take the place of the one that can be read
+            checkpoint.inside(run, "checkpoint/last.safetensors").unlink()
         path = checkpoint.inside(run, "checkpoint/best.safetensors")
         if self.best is not None:
             try:
-                found = checkpoint.unpack(path)
-                if found["epochs"] < self.best + 1:
-                    raise ValueError(f"it is of epoch {found['epochs']}, not {self.best + 1}")
-                # One of a later epoch was written just before the end, and will be found again.
-                self._best = found if found["epochs"] == self.best + 1 else {}
+                best = checkpoint.unpack(path)
+                if best["epochs"] < self.best + 1:
+                    raise ValueError(f"it is of epoch {best['epochs']}, not {self.best + 1}")
+                # One of a later epoch was written just before the end, and comes again.
+                self._best = best if best["epochs"] == self.best + 1 else {}
             except (ValueError, KeyError, TypeError) as error:
                 warnings.warn(
                     f"{str(path)!r} cannot be read ({error}); going on without the best weights so far.", stacklevel=2
@@ -163,8 +151,8 @@ class Recorder:
         if between_steps:
             self.save()
         checkpoint.save_weights(self.run, self.training.program)
-        made = checkpoint.parts_of(self.training.program) and self.training.named
-        how = f"pyro-vae train --resume {self.run}" if made else f"fit(..., resume={str(self.run)!r})"
+        by_command = checkpoint.parts_of(self.training.program) and self._named
+        how = f"pyro-vae train --resume {self.run}" if by_command else f"fit(..., resume={str(self.run)!r})"
         return f"The weights so far are in {self.run}. To go on: {how}"
 
     def trouble(self, error: NotFinite) -> NotFinite:
@@ -178,8 +166,11 @@ class Recorder:
             error.record,
         )
 
-    def _images(self) -> list[int]:
-        return [len(self.training.train), len(self.training.validation.split)]
+
+def _mean(dataset: Dataset) -> Tensor:
+    """The mean of the training data, of all columns if there are several."""
+    means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
+    return torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

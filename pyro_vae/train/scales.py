@@ -23,17 +23,10 @@ __all__ = ["Scales", "showing"]
 
 
 class Scales:
-    """The scale of what is observed in a batch, for each number of rows.
+    """The scale of what is observed in a batch, for each number of rows, which a scale may follow.
 
-    One run of the program says so, of all rows, since a scale may follow their number; nothing of it is left.
-
-    Arguments:
-        program: The program.
-        model: Its model, or that in a handler.
-
-    Attributes:
-        outside: Latent sites outside the plate of a batch's rows, once one was looked at.
-        shown: Whether the program shows Pyro parameters.
+    Once it has seen a batch, ``outside`` are the latent sites outside the plate of its rows, and ``shown`` says whether
+    the program shows Pyro parameters.
     """
 
     def __init__(self, program: Any, model: Callable[..., Any]) -> None:
@@ -58,7 +51,7 @@ class Scales:
     @torch.no_grad()
     def _look(self, batch: tuple[Tensor, ...], rows: int) -> float:
         device = point_of(self.program).device
-        with seeded(0, str(device)), at_test(self.program, device), pyro.validation_enabled(False), OneSubsample():
+        with seeded(0, device), at_test(self.program, device), pyro.validation_enabled(False), OneSubsample():
             guide_trace = poutine.trace(self.program.guide).get_trace(*batch)
             trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*batch)
         self.shown = bool(guide_trace.param_nodes or trace.param_nodes)
@@ -74,8 +67,9 @@ class Scales:
 def showing(program: nn.Module, part: Callable[..., Any]) -> Callable[..., Any]:
     """Return a model or guide that shows Pyro the parameters of the module it belongs to, as it does not by itself."""
 
+    @functools.wraps(part, updated=())
     def run(*args: Tensor) -> Any:
         module("program", program)
         return part(*args)
 
-    return functools.update_wrapper(run, part, updated=()) if hasattr(part, "__name__") else run
+    return run

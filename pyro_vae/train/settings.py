@@ -1,31 +1,28 @@
-"""The arguments of ``fit`` that a run keeps, and what a run that goes on must keep of them."""
+"""The arguments of ``fit`` that a run keeps, and which of them may change where it goes on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
 from pyro_vae.compiled.precision import Precision
 from pyro_vae.compiled.traced import Compile
-from pyro_vae.train.optimizers import OPTIMIZERS, Choice
+from pyro_vae.train.optimizers import Choice
 
-__all__ = ["Settings", "check_resumed"]
+__all__ = ["Logger", "Settings", "check_resumed"]
 
-# What may be another when a run goes on; how many epochs, where nothing follows it.
+Logger = Literal["tensorboard"]
+# What may change when a run goes on; how many epochs, where nothing follows it.
 FREE = {"root", "data", "device", "on_nan", "logger", "epochs"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Arguments of ``fit``, which says what they mean, as ``config.yaml`` has them.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
+    """Arguments of ``fit``, which says what they mean, as ``config.yaml`` has them; none out of its range."""
 
     epochs: int
     batch_size: int
@@ -50,29 +47,34 @@ class Settings:
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"Expected patience of at least 1 epoch, or None; got {self.patience}.")
         for name, choices in (
-            ("optimizer", OPTIMIZERS),
+            ("optimizer", get_args(Choice)),
             ("on_nan", ("stop", "skip")),
             ("lr_schedule", ("constant", "cosine", "one-cycle")),
         ):
             if (value := getattr(self, name)) not in choices:
                 words = f"{', '.join(choices[:-1])} or {choices[-1]}"
                 raise ValueError(f"Expected {name} to be {words}; got {value!r}.")
+        if self.logger not in (None, "tensorboard"):
+            raise ValueError(f"Expected logger to be tensorboard, or None; got {self.logger!r}.")
+        if self.logger:
+            try:
+                import torch.utils.tensorboard  # noqa: F401
+            except ImportError as error:
+                raise ValueError(
+                    "Expected tensorboard to be installed for --logger tensorboard: pip install "
+                    "'pyro_vae[tensorboard]'."
+                ) from error
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that a run goes on with the settings it began with.
-
-    Raises:
-        ValueError: If one is another, or the run is to be longer and something follows its length.
-    """
+    """Refuse other settings than a run began with, and a longer run where something follows its length."""
     now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as it comes back from a file
-    different = [name for name in now if name not in FREE and name in before and before[name] != now[name]]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"Expected the settings that the run began with; {name} was {before[name]!r} and is now {now[name]!r}. "
-            "Leave it as it was, or train anew."
-        )
+    for name, value in now.items():
+        if name not in FREE and name in before and before[name] != value:
+            raise ValueError(
+                f"Expected the settings that the run began with; {name} was {before[name]!r} and is now {value!r}. "
+                "Leave it as it was, or train anew."
+            )
     if (epochs := before.get("epochs", now["epochs"])) > now["epochs"]:
         raise ValueError(f"Expected {epochs} epochs or more, as the run began with; got {now['epochs']}.")
     if epochs != now["epochs"]:

@@ -27,16 +27,8 @@ FEW = 16
 class Validation:
     """Minus the ELBO at beta = 1 of the validation data, with the same draws at every call.
 
-    Arguments:
-        model: The model, of what is observed where some is missing.
-        program: On its device.
-        split: The validation data.
-        seed: Seed of the draws.
-        processes: Who trains.
-        scale: Says by which factor the loss of a batch is more than that of its data.
-
-    Attributes:
-        smallest_scale: The least scale of p(x | z) for some of the data, or nan where it has none.
+    ``scale`` says by which factor the loss of a batch is more than that of its data. ``smallest_scale`` is then the
+    least scale of p(x | z) for some of the data, or nan where it has none.
     """
 
     def __init__(
@@ -49,8 +41,8 @@ class Validation:
         scale: Callable[[tuple], float],
     ) -> None:
         self.model, self.program, self.seed, self.processes = model, program, seed, processes
-        self.scale, self.point = scale, point_of(program)
-        self.device, self.split = self.point.device, split.to(self.point.device)
+        self.scale, self.device, self.dtype = scale, point_of(program).device, point_of(program).dtype
+        self.split = split.to(self.device)
         if len(split):
             processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
         self.smallest_scale = math.nan
@@ -62,11 +54,7 @@ class Validation:
     def __call__(self, pause: Callable[[], Any] = lambda: None, as_graph: bool = False) -> dict[str, float]:
         """Return minus the ELBO and its two terms, nats per datum, of all processes together; nothing of no data.
 
-        In evaluation mode, where the program is left, and with the first process's buffers, as running values differ.
-
-        Arguments:
-            pause: Called before each batch; may raise.
-            as_graph: Whether to run as a graph.
+        The program is left in evaluation mode, with the first process's buffers. ``pause`` is called before each batch.
         """
         self.program.eval()
         for buffer in self.program.buffers():
@@ -74,24 +62,23 @@ class Validation:
         if not len(self.split):
             return {}
         if not self._at_once:
-            with seeded(self.seed, str(self.device)):
+            with seeded(self.seed, self.device):
                 self._at_once = self._room()
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
-        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.point.dtype)
-        with torch.no_grad(), seeded(self.seed, str(self.device)):
+        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
+        with torch.no_grad(), seeded(self.seed, self.device):
             for i, rows in enumerate(batches):
                 pause()
                 noise = self.processes.noise(len(rows), OF_Z)
-                batch = read(self.split, rows, self.processes, self.point.dtype)
+                batch = read(self.split, rows, self.processes, self.dtype)
                 if as_graph and len(rows) not in self._recorded:
                     self._recorded.add(len(rows))
-                    with seeded(self.seed, str(self.device)):
+                    with seeded(self.seed, self.device):
                         self._graph.record((noise, *batch), {})
                 (one, both), _ = self._graph((noise, *batch), {}) if as_graph else self._two_terms(noise, *batch)
                 distortion[i], whole[i] = one / self.scale(batch), both / self.scale(batch)
             if smallest_scale := hook(self.program, "smallest_scale"):
-                few = torch.arange(min(FEW, self._at_once, len(self.split)), device=self.device)
-                self.smallest_scale = smallest_scale(*read(self.split, few, Processes(), self.point.dtype))
+                self.smallest_scale = smallest_scale(*self._few(min(FEW, self._at_once)))
         reconstruction, total = (self.processes.total(each) / len(self.split) for each in (distortion, whole))
         return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
 
@@ -100,10 +87,13 @@ class Validation:
         with noise or nullcontext():
             return Outputs(list(self._elbo.terms(self.model, self.program.guide, *batch)), None)
 
+    def _few(self, num: int) -> tuple[Tensor, ...]:
+        rows = torch.arange(min(num, len(self.split)), device=self.device)
+        return read(self.split, rows, Processes(), self.dtype)
+
     def _room(self) -> int:
         """How many images fit in memory at once, with a row for each process in the last batch too."""
-        few = torch.arange(min(4, len(self.split)), device=self.device)
-        batch = read(self.split, few, Processes(), self.point.dtype)
+        batch = self._few(4)
 
         def run(n: int) -> Any:
             return self._two_terms(None, *(column[: 2 * n] for column in batch))
