@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_vae.seeds import forked
 
-__all__ = ["device_of", "how_many_fit", "random_state", "set_random_state"]
+__all__ = ["device_of", "how_many_fit", "put_back", "random_state", "set_random_state"]
 
 BUDGET = 2**30
 
@@ -35,18 +35,18 @@ def set_random_state(state: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state[1], device)
 
 
+def put_back(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Give tensors the numbers that they had."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.detach().copy_(value)
+
+
 @torch.no_grad()
 def how_many_fit(run: Callable[[int], Any], most: int, device: torch.device | str = "cpu", budget: int = BUDGET) -> int:
     """Return the largest n for which ``run(n)`` stays within a budget of bytes, from what n = 1 and n = 2 take.
 
-    Counted is all that the operations write, though some of it is freed; not what stays the same with n, as the
-    weights. Torch's random state stays.
-
-    Arguments:
-        run: A computation whose memory grows linearly with n.
-        most: The largest answer.
-        device: Where it draws.
-        budget: Bytes.
+    Counted is all that the operations write, though some of it is freed, and that grows with n, linearly. The answer is
+    at most ``most``. Torch's random state, on ``device``, stays.
 
     Example:
         >>> how_many_fit(lambda n: torch.randn(n, 256).exp(), most=1000, budget=2**20)  # 2 x 256 x 4 bytes each
@@ -66,9 +66,7 @@ def how_many_fit(run: Callable[[int], Any], most: int, device: torch.device | st
 class _Written(TorchDispatchMode):
     """Adds up the bytes of the tensors that operations make; views of others are none."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
+    bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))

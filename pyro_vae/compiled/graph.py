@@ -26,17 +26,13 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backwar
 class Graph:
     """A function as the tensor operations of one run of it, without all else that it did, as Pyro's handlers do.
 
-    The graph holds the very tensors that the function closes over, parameters and buffers: the next call sees what is
-    written to them. Each call draws afresh, from torch's generators and in the function's order.
+    The graph holds the very tensors that the function closes over, parameters and buffers, and the next call sees their
+    new numbers. Each call draws afresh, from torch's generators and in the function's order.
 
     Arguments:
         function: From tensors to a sequence of tensors, or None in places. Torch raises where it looks at a number.
-        tensors: What to run it on. The graph is for tensors of these shapes, strides, dtypes and devices.
+        tensors: What to run it on: the graph is for these shapes, strides, dtypes and devices. ``outputs`` come of it.
         frozen: Whether what it closes over never changes: what follows from that alone is computed once.
-
-    Attributes:
-        outputs: Of the run it was recorded on.
-        work: What a compiler may save, about half a nanosecond each on a CPU.
     """
 
     def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor], frozen: bool = False) -> None:
@@ -56,7 +52,7 @@ class Graph:
             self.state = fold(module.graph, self.state)
         module.recompile()
         self.nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-        self.work = _work(self.nodes)
+        self.work = _work(self.nodes)  # which a compiler may save, about half a nanosecond each on a CPU
         self._module = module
         self._run: Callable[..., Any] = module
 

@@ -19,12 +19,7 @@ class Optimizer:
     """The optimizer that a ``PyroOptim`` describes, as one object over all parameters, fused where torch can.
 
     It stands in ``optim.optim_objs``, under the first parameter, so that ``optim.get_state()``, ``set_state()`` and a
-    learning-rate schedule's ``step()`` reach it.
-
-    Arguments:
-        optim: Pyro's recipe: the constructor, its arguments (the same for all, or from a parameter's name), clipping
-            of each parameter by itself, a schedule.
-        clip_norm: Largest norm of the gradient of all parameters together; a longer one is shortened to it.
+    learning-rate schedule's ``step()`` reach it. A gradient of all parameters longer than ``clip_norm`` is shortened.
     """
 
     def __init__(self, optim: PyroOptim, clip_norm: float | None = None) -> None:
@@ -92,19 +87,21 @@ class Optimizer:
             for group in flat:
                 self._torch.add_param_group(group)
             return
-        self._torch = self._make(flat, new)
+        constructor: Any = self.optim.pt_optim_constructor
+        defaults = dict(groups[0]["arguments"])
+        chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in flat for name in group}
+        if (
+            "fused" in inspect.signature(constructor).parameters
+            and not chosen
+            and all(map(torch.is_floating_point, new))
+        ):
+            defaults["fused"] = True
+        self._torch = constructor(flat, **defaults)
         if isinstance(self.optim, PyroLRScheduler):
             self._schedule = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
         self.optim.optim_objs = {new[0]: self._schedule or self._torch}
         if waiting := self.optim._state_waiting_to_be_consumed:  # which ``optim.set_state`` was given
             _load_state_dict(self._schedule or self._torch, waiting.popitem()[1])
-
-    def _make(self, groups: list[dict[str, Any]], parameters: list[Tensor]) -> torch.optim.Optimizer:
-        constructor: Any = self.optim.pt_optim_constructor
-        first = {name: value for name, value in groups[0].items() if name != "params"}
-        chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in groups for name in group}
-        can = "fused" in inspect.signature(constructor).parameters and all(p.is_floating_point() for p in parameters)
-        return constructor(groups, **first | ({"fused": True} if can and not chosen else {}))
 
 
 def _data(schedule: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # Relative errors of a float32 product are some 1e-7, of a bfloat16 one 3e-3.
 ACCURATE = 2e-6
 FASTER = 1.3
+# Which older versions of torch do not have.
+SWITCH: Any = getattr(torch.backends.mkldnn, "matmul", None)
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:
@@ -38,7 +40,7 @@ def products_are_faster() -> bool:
     round the factors to bfloat16. On AMD's chips it does not round, and is twice as fast; on Intel's with matrix units
     it does, and the switch stays off.
     """
-    if _products() is None or not torch.backends.mkldnn.is_available():
+    if SWITCH is None or not torch.backends.mkldnn.is_available():
         return False
     a, b = _factors()
     exact = a.double() @ b.double()
@@ -79,14 +81,9 @@ def _seconds(a: Tensor, b: Tensor, tries: int = 30) -> float:
 
 @contextmanager
 def _by_onednn() -> Iterator[None]:
-    before = _products().fp32_precision
-    _products().fp32_precision = "bf16"
+    before = SWITCH.fp32_precision
+    SWITCH.fp32_precision = "bf16"
     try:
         yield
     finally:
-        _products().fp32_precision = before
-
-
-def _products() -> Any:
-    """The switch, which older versions of torch do not have."""
-    return getattr(torch.backends.mkldnn, "matmul", None)
+        SWITCH.fp32_precision = before

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.compiled.device import device_of
 from pyro_vae.compiled.optimizer import Optimizer
 from pyro_vae.compiled.precision import Precision, autocast, fast_products
-from pyro_vae.compiled.traced import Compile, Outputs, Traced
+from pyro_vae.compiled.traced import Compile, Outputs, Traced, check_choice
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.objectives.base import Program, Terms
 
@@ -31,26 +31,23 @@ class CompiledSVI(SVI):
 
     The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``; so are the numbers, to rounding. The
     first step is ordinary Pyro, with all of its validation, the second is recorded, the third is run both ways and
-    compared, and from then on Pyro's handlers do not run. Another shape of the arguments, as of a last minibatch, is
-    a graph of its own, once it has come 50 times. What cannot be recorded, as a model that branches on the numbers in
-    a tensor, goes on in plain Pyro, and a warning says so once. What changes between steps must be a tensor: a count in
-    the model, or a number drawn with NumPy, would stay the same.
-
-    One torch optimizer steps all parameters, fused where torch has it so. Step a ``PyroLRScheduler`` by its own
-    ``step()``, as ever.
+    compared, and from then on Pyro's handlers do not run. Another shape of the arguments is a graph of its own, once it
+    has come 50 times. What cannot be recorded, as a model that branches on the numbers in a tensor, goes on in plain
+    Pyro, and a warning says so once. What changes between steps must be a tensor: a count in the model, or a number
+    drawn with NumPy, would stay the same. One torch optimizer steps all parameters, fused where torch has it so.
 
     Arguments:
         model: The model.
         guide: The guide.
-        optim: A ``PyroOptim``.
+        optim: A ``PyroOptim``; a ``PyroLRScheduler`` is stepped by its own ``step()``, as ever.
         loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, in whose place
             the ELBO of this package is recorded; an ELBO of your own with a ``differentiable_loss`` that looks at no
             number; or a function of model, guide and arguments. Other losses of Pyro's run in plain Pyro.
         loss_and_grads: As in ``SVI``.
         num_samples: As in ``SVI``.
         num_steps: As in ``SVI``.
-        compile: ``auto``, the graph, compiled by TorchInductor once a run is long enough to pay for it, if there is a
-            compiler; ``off``, plain Pyro; ``graph``; ``inductor``.
+        compile: ``auto``, the graph, compiled by TorchInductor in a run long enough to pay for it; ``off``, plain
+            Pyro; ``graph``; ``inductor``.
         precision: ``auto``, float32 products in the fastest way that is as accurate as torch's default; ``float32``,
             torch's default; ``bfloat16``, products of bfloat16 numbers, parameters and optimizer in float32.
         clip_norm: Largest norm of the whole gradient, of a loss summed over the data; a longer one is shortened.
@@ -86,12 +83,8 @@ class CompiledSVI(SVI):
         steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value, choices in (
-            ("compile", compile, get_args(Compile)),
-            ("precision", precision, get_args(Precision)),
-        ):
-            if value not in choices:
-                raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
+        check_choice("compile", compile, get_args(Compile))
+        check_choice("precision", precision, get_args(Precision))
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         self.precision = precision
         self._objective = loss if isinstance(loss, Objective) else None
@@ -122,7 +115,7 @@ class CompiledSVI(SVI):
         if self._terms is None:
             return super().evaluate_loss(*args, **kwargs)
         with torch.no_grad(), fast_products(self.precision):
-            (loss, _), _ = self._value((None, *args), kwargs)
+            (loss, *_), _ = self._value((None, *args), kwargs)
         return torch_item(loss)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,14 +137,7 @@ class CompiledSVI(SVI):
         handler: AbstractContextManager | None = None,
         record: bool = False,
     ) -> tuple[Any, list[Tensor]]:
-        """Return the loss, and the parameters that are trained, with its gradient as their ``grad``.
-
-        Arguments:
-            args: Of model and guide.
-            kwargs: Of model and guide.
-            handler: A context to run them in; its ``key`` says what a graph depends on of it.
-            record: Whether a step on arguments like these is to be a graph from the next call on.
-        """
+        """Return the loss, and the parameters with its gradient as ``grad``; ``record``: as :meth:`Traced.record`."""
         kwargs = kwargs or {}
         with fast_products(self.precision):
             if self._terms is None:
@@ -181,11 +167,7 @@ class CompiledSVI(SVI):
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Take up a state of the optimizer over these parameters.
-
-        Raises:
-            ValueError: If it is that of another optimizer, or of other parameters.
-        """
+        """Take up a state of the optimizer over these parameters; refuse another optimizer's, or other parameters'."""
         self._optimizer.load_state_dict(state, parameters)
 
     def _loss_and_gradients(self, handler: Any, *args: Any, **kwargs: Any) -> Outputs:
@@ -237,7 +219,7 @@ def _trained(known: dict[str, Tensor]) -> list[Tensor]:
     return [parameter for parameter in dict.fromkeys(known.values()) if parameter.requires_grad]
 
 
-def _in_store(known: dict[str, Tensor]) -> list[bool]:
+def _in_store(known: dict[str, Tensor]) -> tuple[bool, ...]:
     """Return which of these tensors Pyro's store holds: after ``clear_param_store`` it makes others."""
     store = dict(pyro.get_param_store().named_parameters())
-    return [store.get(name) is tensor for name, tensor in known.items()]
+    return tuple(store.get(name) is tensor for name, tensor in known.items())

@@ -13,10 +13,10 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_vae.compiled.device import device_of, random_state, set_random_state
+from pyro_vae.compiled.device import device_of, put_back, random_state, set_random_state
 from pyro_vae.compiled.graph import Graph, can_compile
 
-__all__ = ["SELDOM", "Compile", "Outputs", "Traced"]
+__all__ = ["SELDOM", "Compile", "Outputs", "Traced", "check_choice"]
 
 Compile = Literal["auto", "off", "graph", "inductor"]
 CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
@@ -28,7 +28,7 @@ SHAPES = 32
 
 
 class Outputs(NamedTuple):
-    """What a traced function returns: its tensors, or None in places; and what is kept from the recorded run."""
+    """The outputs of a traced function: its tensors, or None in places; and an object kept from the recorded run."""
 
     tensors: Sequence[Any]
     kept: Any
@@ -36,7 +36,7 @@ class Outputs(NamedTuple):
 
 @dataclass
 class _Entry:
-    """What is known of one kind of arguments."""
+    """One kind of arguments: how often it came, and its graph."""
 
     first: bool
     recorded: int
@@ -59,15 +59,15 @@ class Traced:
 
     Arguments:
         function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
-        compile: ``graph``; ``inductor``, that of the first shape compiled by TorchInductor at once; ``auto``, compiled
-            where it has run for long enough to pay for it and there is a compiler; ``off``, the function itself.
+        compile: ``graph``; ``inductor``, compiled by TorchInductor at once, for the first shape; ``auto``, compiled
+            where it has run for long enough to pay for it; ``off``, the function itself.
         calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
         key: Says what else tells one graph from another.
-        state: From what is kept, says what a graph must find unchanged, or is made anew.
+        state: From the object kept, says what a graph must find unchanged, or else is recorded anew.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
         recorded: Which call is recorded, of the first shape; of others it is the 50th.
-        frozen: Whether tensors that it closes over, as parameters, never change, nor handlers around it its numbers:
-            what follows from these tensors alone is then computed once.
+        frozen: Whether tensors that it closes over never change, nor handlers around it its numbers: what follows
+            from these tensors alone is then computed once.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Traced:
         kept, before = [tensor.clone() for tensor in written], random_state(device_of(tensors))
         result = self.function(*args, **kwargs)
         after = [tensor.clone() for tensor in written]
-        _put(written, kept)
+        put_back(written, kept)
         set_random_state(before, device_of(tensors))
         reason = "run again it gives another result; does it draw with NumPy, or change what is no tensor?"
         try:
@@ -199,7 +199,7 @@ class Traced:
                 return Outputs(outputs, entry.kept)
         except RuntimeError:
             reason = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
-        _put(written, after)
+        put_back(written, after)
         self._go_on(reason)
         return result
 
@@ -231,9 +231,10 @@ class Traced:
             warnings.warn(words, stacklevel=stacklevel)
 
 
-def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.detach().copy_(value)
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

@@ -27,7 +27,7 @@ def generators(device: torch.device) -> dict[str, Any]:
 
 
 def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put all generators where :func:`generators` found them."""
+    """Put all generators back to a state from :func:`generators`."""
     words, *rest = state["numpy"]
     np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *rest))
     version, python, next_gauss = state["python"]

@@ -14,19 +14,17 @@ from torch import Tensor
 
 from pyro_vae import checkpoint
 from pyro_vae.compiled import CompiledSVI
-from pyro_vae.compiled.device import random_state, set_random_state
+from pyro_vae.compiled.device import put_back, random_state, set_random_state
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
-from pyro_vae.program import point_of
-from pyro_vae.train.checks import check_batches, hook
+from pyro_vae.program import own_rows, point_of
 from pyro_vae.train.generators import generators, seeded, set_generators, unmoved
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
-from pyro_vae.train.scales import Scales, showing
-from pyro_vae.train.settings import Settings
+from pyro_vae.train.settings import Settings, hook
 from pyro_vae.train.trouble import NotFinite, Watch, find_fault, not_finite, out_of_range
-from pyro_vae.train.validation import Validation, read, spread
+from pyro_vae.train.validation import Scales, Validation, read, showing, spread
 
 __all__ = ["Training"]
 
@@ -59,14 +57,14 @@ class Training:
         self.scales = Scales(program, self.model)
         with self.complete():
             times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
-        check_batches(program, dataset, self.size)
+        _check_batches(program, dataset, self.size)
         if not self.scales.shown:
             self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
-        self.optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
+        optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
         self.svi = CompiledSVI(
             self.model,
             self.guide,
-            self.optim,
+            optim,
             objective,
             compile=settings.compile,
             precision=settings.precision,
@@ -84,10 +82,7 @@ class Training:
         self.watch.outside(times, self.scales.outside, len(self.train))
 
     def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
-        """Train for an epoch, or the rest of it, and validate; return the numbers of all processes together.
-
-        ``seen`` is called after each step with how many images it took, ``pause`` before each batch of validation.
-        """
+        """Train for the rest of an epoch, with a call of ``seen`` for the images of each step, and validate."""
         self.program.train()
         if self.settings.compile != "off":
             for size in (self.size, self.odd if self.epochs >= OFTEN else 0):
@@ -139,7 +134,8 @@ class Training:
     def _rehearse(self, size: int) -> list[Tensor]:
         """Have a step recorded, and take none, so that none depends on how many there were; return its parameters."""
         self._recorded.add(size)
-        batch, handler, buffers = self._first(size), self.processes.noise(size, OF_Z), self._buffers()
+        batch, handler = self._first(size), self.processes.noise(size, OF_Z)
+        buffers = [buffer.clone() for buffer in self.program.buffers()]
         with unmoved(self.device):
             try:
                 _, parameters = self.svi.gradients(batch, handler=handler, record=True)
@@ -148,7 +144,7 @@ class Training:
                     raise
                 with pyro.validation_enabled(False):  # which step that is will be said when it is taken
                     _, parameters = self.svi.gradients(batch, handler=handler, record=True)
-        self._put_back(buffers)
+        put_back(self.program.buffers(), buffers)
         for parameter in parameters:
             parameter.grad = None
         return parameters
@@ -165,9 +161,9 @@ class Training:
 
     def _step(self, rows: Tensor) -> tuple[Any, Any]:
         """Take one step of SVI; return the loss, and minus the ELBO at beta = 1, both 0 where it was skipped."""
-        batch = self._read(rows)
+        batch = read(self.train, rows, self.processes, self.dtype)
         drawn = random_state(self.device) if self.guards else None
-        buffers = self._buffers() if self.guards else []
+        buffers = [buffer.clone() for buffer in self.program.buffers()] if self.guards else []
         wrong, loss, parameters = "", math.nan, list[Tensor]()
         try:
             loss, parameters = self.svi.gradients(batch, handler=self.processes.noise(len(rows), OF_Z))
@@ -181,15 +177,15 @@ class Training:
             if self.processes.any(bool(words), self.device):
                 wrong = words or "expected a finite loss in every process"
         self.svi.apply(parameters, finite=not wrong)
-        if isinstance(self.optim, PyroLRScheduler):
-            self.optim.step()
+        if isinstance(self.svi.optim, PyroLRScheduler):
+            self.svi.optim.step()
         if not wrong:
             return loss / self.scales(batch), self.ours.plain / self.scales(batch) if self.ours else 0.0
         trouble = self._trouble(self.at, rows, wrong, batch, drawn)
-        self._put_back(buffers)
+        put_back(self.program.buffers(), buffers)
         if not self.skips or len(self.skipped) == self.batches - 1:
             raise trouble
-        self.watch.skipped(str(trouble))
+        self.watch.say(f"A batch was left out: {trouble} How many are, of each epoch, is in metrics.csv.")
         self.skipped.append(self.at)
         return 0.0, 0.0
 
@@ -202,22 +198,13 @@ class Training:
         if not all(finite):
             step = first + finite.index(False)
             rows = self._order().split(self.size)[step]
-            raise self._trouble(step, rows, "expected a finite loss", self._read(rows), None)
+            batch = read(self.train, rows, self.processes, self.dtype)
+            raise self._trouble(step, rows, "expected a finite loss", batch, None)
 
     def _first(self, size: int) -> tuple[Tensor, ...]:
         """Read a batch to look at, without a draw that moves others."""
         with seeded(self.settings.seed, self.device):
-            return self._read(torch.arange(size, device=self.device))
-
-    def _read(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return read(self.train, rows, self.processes, self.dtype)
-
-    def _buffers(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self.program.buffers()]
-
-    def _put_back(self, buffers: list[Tensor]) -> None:
-        for buffer, before in zip(self.program.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+            return read(self.train, torch.arange(size, device=self.device), self.processes, self.dtype)
 
     def _trouble(self, step: int, rows: Tensor, wrong: str, batch: tuple, drawn: list[Tensor] | None) -> NotFinite:
         """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
@@ -226,6 +213,16 @@ class Training:
         with self.processes.noise(len(rows), OF_Z) or nullcontext():
             fault = find_fault(self.model, self.guide, self.objective, batch, self.processes.mine(rows))
         set_random_state(now, self.device)
-        record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault._asdict()
-        words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault.words}"
+        record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault
+        words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault['words']}"
         return NotFinite(words, record)
+
+
+def _check_batches(program: Any, dataset: Dataset, size: int) -> None:
+    """Refuse batches and rows held out for an autoguide with parameters for each row, which needs all at once."""
+    if (rows := own_rows(program)) and (size < len(dataset.train) or len(dataset.valid)):
+        raise ValueError(
+            "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
+            f"batch_size = {rows}, {len(dataset.train)} rows and {len(dataset.valid)} held out. Use "
+            "data.from_columns(..., valid=0), and a new guide."
+        )

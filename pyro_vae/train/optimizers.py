@@ -67,19 +67,19 @@ class Muon(torch.optim.Optimizer):
         self._rest()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self) -> None:  # type: ignore[override]
         """Step the parameters along their ``grad``."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         if rest := self._rest():
             rest.step()
         for group in self.param_groups:
             for matrix in group["params"] if group["muon"] else ():
                 if matrix.grad is not None:
-                    self._turn(matrix, matrix.grad, group["lr"], group["momentum"])
-        return loss
+                    state = self.state[matrix]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(matrix)
+                    mean = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
+                    update = orthogonal(matrix.grad.lerp(mean, group["momentum"]))
+                    matrix.add_(update, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)
 
     def _rest(self) -> Adam | None:
         """Return the Adam of all else, with this one's groups and state, which ``load_state_dict`` replaces."""
@@ -89,13 +89,6 @@ class Muon(torch.optim.Optimizer):
         if self._adam is not None:
             self._adam.param_groups, self._adam.state = groups, self.state
         return self._adam
-
-    def _turn(self, matrix: Tensor, gradient: Tensor, lr: float, momentum: float) -> None:
-        state = self.state[matrix]
-        if not state:
-            state["momentum"] = torch.zeros_like(matrix)
-        mean = state["momentum"].lerp_(gradient, 1 - momentum)
-        matrix.add_(orthogonal(gradient.lerp(mean, momentum)), alpha=-0.2 * lr * max(matrix.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.infer
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae.objectives import Objective
 
-__all__ = ["Fault", "NotFinite", "Watch", "find_fault", "not_finite", "out_of_range"]
+__all__ = ["NotFinite", "Watch", "find_fault", "not_finite", "out_of_range"]
 
 ADVICE = "Try a smaller lr, --clip_norm, or data scaled to [0, 1]; --on_nan skip leaves such batches out."
 # Pyro's words for a parameter of a distribution that is out of its range.
@@ -42,17 +42,8 @@ class NotFinite(ValueError):
         self.record = record
 
 
-class Fault(NamedTuple):
-    """What is known of a step that gave no finite number: in words, as data, and which of its rows are at fault."""
-
-    words: str
-    site: str
-    sites: dict[str, dict[str, str]]
-    at_fault: list[int]
-
-
 def not_finite(loss: Any, parameters: Sequence[Tensor]) -> str:
-    """Say what is wrong with a step whose loss or gradient is not finite; nothing if they are."""
+    """Say whether a step's loss or its gradient is not finite; nothing if both are."""
     gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
     if math.isfinite(sum(gradients, torch.as_tensor(loss)).item()):
         return ""
@@ -68,11 +59,8 @@ def out_of_range(error: ValueError) -> str:
 
 def find_fault(
     model: Callable[..., Any], guide: Callable[..., Any], objective: pyro.infer.ELBO, batch: tuple, rows: Tensor
-) -> Fault:
-    """Run model and guide once more on a batch, at the objective's draws, and look for what is not finite.
-
-    Torch's generators are to be where the step began; ``rows`` are the batch's of the training images.
-    """
+) -> dict[str, Any]:
+    """Run model and guide again on a batch of rows, from generators as before the step; find what is not finite."""
     with pyro.validation_enabled(False), torch.enable_grad():
         if isinstance(objective, Objective):
             traces = objective.traces(model, guide, *batch)
@@ -80,16 +68,20 @@ def find_fault(
             traces = [get_importance_trace("flat", 1, model, guide, batch, {})]
         sites = {key: _numbers(site) for pair in traces for key, site in _sites(pair)}
         described = {key: {name: _range(value) for name, value in numbers.items()} for key, numbers in sites.items()}
+        fault = {"words": f"Each site is finite by itself. {ADVICE}", "site": "", "sites": described, "at_fault": []}
         for key, numbers in sites.items():
             if any(not value.isfinite().all() for value in numbers.values()):
-                at_fault = _wrong_rows(numbers["log-density"], rows)
-                return Fault(_words(key, described[key], numbers, at_fault, len(rows)), key, described, at_fault)
+                finite, at_fault = numbers["log-density"].isfinite(), list[int]()
+                if finite.dim() and finite.shape[-1] == len(rows):
+                    at_fault = rows[~finite.reshape(-1, len(rows)).all(0)].tolist()
+                words = _words(key, described[key], numbers.get("scale"), at_fault, len(rows))
+                return fault | {"words": words, "site": key, "at_fault": at_fault}
         for pair in traces:
             for key, site in _sites(pair):
                 if names := _wrong_gradients(pair, site["log_prob"]):
                     words = f"The gradient of {key}'s log-density is not finite in {', '.join(names[:3])}. {ADVICE}"
-                    return Fault(words, key, described, [])
-    return Fault(f"Each site is finite by itself. {ADVICE}", "", described, [])
+                    return fault | {"words": words, "site": key}
+    return fault
 
 
 def _sites(pair: tuple[Trace, Trace]) -> Iterator[tuple[str, Any]]:
@@ -102,7 +94,7 @@ def _sites(pair: tuple[Trace, Trace]) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(site: Any) -> dict[str, Tensor]:
-    """What a site is made of: the parameters of its distribution, the value, the log-density."""
+    """A site's numbers: the parameters of its distribution, the value, the log-density."""
     law = site["fn"]
     while hasattr(law, "base_dist"):
         law = law.base_dist
@@ -121,22 +113,14 @@ def _range(value: Tensor) -> str:
     return " and ".join(word for word in (count, within) if word)
 
 
-def _wrong_rows(log_density: Tensor, rows: Tensor) -> list[int]:
-    if not log_density.dim() or log_density.shape[-1] != len(rows):
-        return []
-    return rows[~log_density.isfinite().reshape(-1, len(rows)).all(0)].tolist()
-
-
-def _words(key: str, described: dict[str, str], numbers: dict[str, Tensor], at_fault: Sequence[int], size: int) -> str:
-    parameters = ", ".join(f"{name} {text}" for name, text in described.items())
-    which = ""
+def _words(key: str, described: dict[str, str], scale: Tensor | None, at_fault: Sequence[int], size: int) -> str:
+    words = f"At {key}: {', '.join(f'{name} {text}' for name, text in described.items())}"
     if at_fault:
         shown = ", ".join(map(str, at_fault[:SHOWN])) + (", ..." if len(at_fault) > SHOWN else "")
-        which = f"; for {len(at_fault)} of the batch's {size} images, of dataset.train rows {shown}"
-    scale = numbers.get("scale")
-    runs = scale is not None and key.startswith("p(") and bool((scale < TINY).any())
-    advice = "Its scale runs to zero: fix it, as --likelihood.scale 0.1. " if runs else ""
-    return f"At {key}: {parameters}{which}. {advice}{ADVICE}"
+        words += f"; for {len(at_fault)} of the batch's {size} images, of dataset.train rows {shown}"
+    if scale is not None and key.startswith("p(") and (scale < TINY).any():
+        words += ". Its scale runs to zero: fix it, as --likelihood.scale 0.1"
+    return f"{words}. {ADVICE}"
 
 
 def _wrong_gradients(pair: tuple[Trace, Trace], log_density: Tensor) -> list[str]:
@@ -152,13 +136,10 @@ def _wrong_gradients(pair: tuple[Trace, Trace], log_density: Tensor) -> list[str
 
 
 class Watch:
-    """Says once of each, as a warning: nothing is trained, the KL stays at zero, the likelihood's scale runs to zero.
-
-    ``spread`` is the range of x, largest less smallest.
-    """
+    """Warns once of each: nothing is trained, the KL stays at zero, the likelihood's scale runs to zero."""
 
     def __init__(self, program: nn.Module, spread: float) -> None:
-        self.program, self.spread = program, spread or 1.0
+        self.program, self.spread = program, spread or 1.0  # the range of x
         self._said: set[str] = set()
         self._looked = False
         self._first_scale = math.nan
@@ -171,19 +152,19 @@ class Watch:
         known, own = {*map(id, trained)}, dict(self.program.named_parameters())
         left_out = [name for name, value in own.items() if value.requires_grad and id(value) not in known]
         if not known:
-            self._say(
+            self.say(
                 "Expected parameters that Pyro knows of; the model and the guide show none that may be trained, so "
                 "nothing is. Call module or pyro.param in them, and leave requires_grad on."
             )
         elif left_out:
-            self._say(
+            self.say(
                 f"Expected a model and a guide that show Pyro all parameters; {len(left_out)} of the program's, as "
                 f"{left_out[0]!r}, are in neither, and are not trained. Call module in the program, or freeze them."
             )
         mine = {*map(id, own.values())}
         others = [name for name, value in pyro.get_param_store().named_parameters() if id(value) not in mine]
         if others:
-            self._say(
+            self.say(
                 f"Expected all parameters in the program, whose weights are what is saved; Pyro's store has "
                 f"{others[0]!r} too. Make it an nn.Parameter of the program or of a part of it, or keep it yourself."
             )
@@ -191,15 +172,11 @@ class Watch:
     def outside(self, times: float, sites: Sequence[str], total: int) -> None:
         """Look at the latents outside the data's plate, whose prior a step counts so many times too much."""
         if sites and times > 1.001:
-            self._say(
+            self.say(
                 f"The latent site {sites[0]!r} is outside the plate of the data, which is not scaled to them: its "
                 f"prior counts in each minibatch, {times:.3g} times too much. Write pyro.plate('data', {total}, "
                 "subsample_size=len(x)) in model and guide, or subsample=rows."
             )
-
-    def skipped(self, words: str) -> None:
-        """Say that a batch was left out, and why."""
-        self._say(f"A batch was left out: {words} How many are, of each epoch, is in metrics.csv.")
 
     def epoch(self, history: Mapping[str, Sequence[float]], scale: float) -> None:
         """Look at the history up to an epoch, and at the least scale of p(x | z), nan if there is none."""
@@ -207,22 +184,23 @@ class Watch:
             return
         last = history["valid_kl"][-EPOCHS:]
         if len(last) == EPOCHS and all(kl < NOTHING for kl in last):
-            self._say(
+            self.say(
                 f"The KL has stayed at zero for {EPOCHS} epochs ({last[-1]:.2g} nats): the codes say nothing of the "
                 "images. Try --objective.beta Linear, --objective.free_bits 0.1, a smaller beta or decoder."
             )
         if not math.isfinite(history["valid"][-1]):
-            self._say(f"Expected a finite ELBO of the validation images; it is {-history['valid'][-1]}.")
+            self.say(f"Expected a finite ELBO of the validation images; it is {-history['valid'][-1]}.")
         if math.isnan(self._first_scale):
             self._first_scale = scale
         elif scale < min(LEVEL * self.spread, self._first_scale):
-            self._say(
+            self.say(
                 f"The likelihood's scale runs to zero ({scale:.2g}, where x spans {self.spread:.3g}): its density "
                 "grows without bound, and the ELBO with it. Fix it, as --likelihood.scale 0.1, use --dequantize true, "
                 "or a mass of grey levels, as DiscretizedLogistic."
             )
 
-    def _say(self, words: str) -> None:
+    def say(self, words: str) -> None:
+        """Warn in these words, once."""
         if words[:30] not in self._said:
             self._said.add(words[:30])
             warnings.warn(words, stacklevel=2)
