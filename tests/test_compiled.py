@@ -474,14 +474,14 @@ class TestWhenItCompiles:
 
 
 class TestPrecision:
-    @pytest.mark.skipif(precision._products() is None, reason="torch has no switch")
+    @pytest.mark.skipif(precision.SWITCH is None, reason="torch has no switch")
     def test_the_switch_is_put_back(self):
-        before = precision._products().fp32_precision
+        before = precision.SWITCH.fp32_precision
         with fast_products("auto"):
-            assert (precision._products().fp32_precision == "bf16") == precision.products_are_faster()
+            assert (precision.SWITCH.fp32_precision == "bf16") == precision.products_are_faster()
         with pytest.raises(KeyError), fast_products("auto"):
             raise KeyError
-        assert precision._products().fp32_precision == before
+        assert precision.SWITCH.fp32_precision == before
 
     def test_what_is_tried_is_of_float32_whatever_the_default(self, monkeypatch):
         seen = []
@@ -489,7 +489,7 @@ class TestPrecision:
         assert torch.get_default_dtype() == torch.float64
         assert not precision.products_are_faster.__wrapped__()
         assert {dtype for pair in seen for dtype in pair} <= {torch.float32}
-        assert len(seen) == (2 if precision._products() is not None else 0)
+        assert len(seen) == (2 if precision.SWITCH is not None else 0)
 
     def test_auto_is_as_accurate_as_float32(self):
         a, b = torch.randn(64, 784, dtype=torch.float32), torch.randn(784, 400, dtype=torch.float32)

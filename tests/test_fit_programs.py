@@ -14,7 +14,7 @@ from torch import nn
 
 from pyro_vae import VAE, checkpoint, data, fit, load, objectives
 from pyro_vae.networks import MLP
-from pyro_vae.train import loop, recorder
+from pyro_vae.train import loop, running
 
 N, D = 200, 3
 quick = partial(fit, epochs=2, batch_size=64, lr=1e-2, progress=False)
@@ -166,8 +166,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize("compile", ["graph", "off"])
 @pytest.mark.parametrize(("kind", "columns", "objective"), CASES.values(), ids=CASES)
 def test_a_program_trains_goes_on_and_loads_to_the_last_bit(kind, columns, objective, compile, tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "SECONDS", 0.0)
-    monkeypatch.setattr(recorder, "SHARE", 1e9)
+    monkeypatch.setattr(running, "SECONDS", 0.0)
+    monkeypatch.setattr(running, "SHARE", 1e9)
     run = partial(quick, compile=compile)
     whole = made(kind)
     history = run(whole, columns(), objective(), run_dir=tmp_path / "whole")

@@ -17,7 +17,7 @@ import torch
 from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, load, objectives, priors, report
 from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
-from pyro_vae.train import loop, recorder
+from pyro_vae.train import loop, running
 
 DYNAMIC = data.load("digits", binarize="dynamic")
 GREY = data.load("digits")
@@ -62,8 +62,8 @@ def same(run, other):
 @pytest.fixture
 def often(monkeypatch):
     """Save after every step."""
-    monkeypatch.setattr(recorder, "SECONDS", 0.0)
-    monkeypatch.setattr(recorder, "SHARE", 1e9)
+    monkeypatch.setattr(running, "SECONDS", 0.0)
+    monkeypatch.setattr(running, "SHARE", 1e9)
 
 
 class Noisy(likelihoods.Gaussian):
@@ -166,8 +166,8 @@ def half(tmp_path_factory):
     """A run that was killed, with two checkpoints; and the same run undisturbed."""
     folder = tmp_path_factory.mktemp("half")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder, "SECONDS", 0.0)
-        patch.setattr(recorder, "SHARE", 1e9)
+        patch.setattr(running, "SECONDS", 0.0)
+        patch.setattr(running, "SHARE", 1e9)
         train(folder / "whole", epochs=2)
         killed_at(patch, loop.Training, "_step", 7)
         with pytest.raises(Killed):

@@ -5,6 +5,7 @@ import math
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ import torch
 from pyro_vae import VAE, checkpoint, data, fit, likelihoods, objectives
 from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
-from pyro_vae.train import NotFinite, recorder
+from pyro_vae.train import NotFinite, running
 
 DIGITS = data.load("digits")
 BAD = 77  # which image of those below the likelihood cannot stand
@@ -253,14 +254,15 @@ def test_a_validation_elbo_that_is_not_finite_is_said_and_is_never_the_best():
     assert len(history["valid"]) == 1
 
 
-def test_saving_takes_a_hundredth_of_the_time(monkeypatch):
-    clock = iter(range(1000))
-    made = object.__new__(recorder.Recorder)
-    made.run, made._saved, made._cost = Path("run"), 0.0, 0.5
-    saves = []
-    monkeypatch.setattr(recorder.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(recorder.Recorder, "save", lambda self: saves.append(1))
-    for _ in range(50):
+def test_saving_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
+    """By a clock that goes on by half a second at each look, so that to save takes as long."""
+    clock, saves = iter(range(1000)), []
+    monkeypatch.setattr(running.time, "monotonic", lambda: 0.5 * next(clock))
+    training = SimpleNamespace(look=lambda: None, state=dict, settings=SimpleNamespace(patience=None))
+    made = running.Run(training, tmp_path, DIGITS)
+    made.save()
+    monkeypatch.setattr(running.Run, "save", lambda self: saves.append(1))
+    for _ in range(99):
         made.save_if_due()
     assert not saves
     made.save_if_due()

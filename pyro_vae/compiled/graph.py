@@ -24,23 +24,15 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backwar
 
 
 class Graph:
-    """A function as the tensor operations of one run of it; whatever else it did, as Pyro's handlers do, is left out.
+    """A function as the tensor operations of one run of it, without all else that it did, as Pyro's handlers do.
 
-    That run is a real one, and ``outputs`` are its outputs. The graph holds the very tensors that the function
-    closes over, parameters and buffers: what is written to them later is what the next call sees. Each call draws
-    afresh, from torch's generators and in the function's order.
+    The graph holds the very tensors that the function closes over, parameters and buffers, and the next call sees their
+    new numbers. Each call draws afresh, from torch's generators and in the function's order.
 
     Arguments:
-        function: From tensors to a sequence of tensors, or None in places.
-        tensors: What to run it on. The graph is for tensors of these shapes, strides, dtypes and devices.
-        frozen: Whether what it closes over stays as it is: what follows from that alone is computed once.
-
-    Attributes:
-        outputs: Of the run it was recorded on.
-        work: What a compiler may save, about half a nanosecond each on a CPU.
-
-    Raises:
-        Exception: Whatever the function raises, and torch where the function looks at a number in a tensor.
+        function: From tensors to a sequence of tensors, or None in places. Torch raises where it looks at a number.
+        tensors: What to run it on: the graph is for these shapes, strides, dtypes and devices. ``outputs`` come of it.
+        frozen: Whether what it closes over never changes: what follows from that alone is computed once.
     """
 
     def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor], frozen: bool = False) -> None:
@@ -60,7 +52,7 @@ class Graph:
             self.state = fold(module.graph, self.state)
         module.recompile()
         self.nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-        self.work = _work(self.nodes)
+        self.work = _work(self.nodes)  # which a compiler may save, about half a nanosecond each on a CPU
         self._module = module
         self._run: Callable[..., Any] = module
 
@@ -70,11 +62,7 @@ class Graph:
             return self._run(*tensors, *self.state)
 
     def compile(self, tensors: Sequence[Tensor]) -> None:
-        """Have TorchInductor compile it: kernels fused, the same draws, results equal to rounding.
-
-        Raises:
-            Exception: Whatever the compilers raise.
-        """
+        """Have TorchInductor compile it: kernels fused, the same draws, results equal to rounding."""
         from torch import _inductor
 
         with torch.no_grad():
@@ -83,14 +71,13 @@ class Graph:
     @property
     def written(self) -> list[Tensor]:
         """The closed-over tensors that it writes to, as the running means of batch normalisation."""
-        places = [node for node in self._module.graph.nodes if node.op == "placeholder"][-len(self.state) or None :]
-        found = dict(zip(places, self.state, strict=True)) if self.state else {}
-        writers = [(node.target._schema.arguments, node.args) for node in self.nodes]
+        places = [node for node in self._module.graph.nodes if node.op == "placeholder"]
+        closed_over = dict(zip(reversed(places), reversed(self.state), strict=False))
         return [
-            found[value]
-            for arguments, values in writers
-            for argument, value in zip(arguments, values, strict=False)
-            if isinstance(value, fx.Node) and value in found and writes(argument)
+            closed_over[value]
+            for node in self.nodes
+            for argument, value in zip(node.target._schema.arguments, node.args, strict=False)
+            if isinstance(value, fx.Node) and value in closed_over and writes(argument)
         ]
 
 
@@ -98,7 +85,6 @@ class _OneHot(TorchFunctionMode):
     """Computes one-hot codes of so many classes without a look at the labels, which torch checks by their numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Do as the function does."""
         named = dict(zip(("tensor", "num_classes"), args, strict=False)) | (kwargs or {})
         if func is torch.nn.functional.one_hot and named.get("num_classes", -1) > 0:
             labels = named["tensor"]
@@ -108,24 +94,26 @@ class _OneHot(TorchFunctionMode):
 
 def _work(nodes: list[fx.Node]) -> int:
     """Numbers written by the operations that a compiler fuses; to call one costs as much as to write some thousands."""
-    operations: list[tuple[Any, Any]] = [(node.target, node.meta.get("val")) for node in nodes]
-    fused = [pair for pair in operations if pair[0].overloadpacket.__name__ not in PRODUCTS and not pair[0].is_view]
-    return sum(CALL + value.numel() for _, value in fused if isinstance(value, Tensor))
+    work = 0
+    for node in nodes:
+        operation: Any = node.target
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and not operation.is_view and operation.overloadpacket.__name__ not in PRODUCTS:
+            work += CALL + value.numel()
+    return work
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
     """Make every closed-over tensor an input, after the others; return them."""
     state: list[Tensor] = []
     places: dict[str, fx.Node] = {}
-    last = [node for node in module.graph.nodes if node.op == "placeholder"]
-    first = next(iter(module.graph.nodes))
+    first = next(node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr"))
     for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
         name = str(node.target)
         if name not in places:
-            with module.graph.inserting_after(last[-1]) if last else module.graph.inserting_before(first):
+            with module.graph.inserting_before(first):
                 places[name] = module.graph.placeholder(f"state_{len(state)}")
             places[name].meta = dict(node.meta)
-            last.append(places[name])
             state.append(getattr(module, name))
         node.replace_all_uses_with(places[name])
         module.graph.erase_node(node)

@@ -18,16 +18,8 @@ __all__ = ["Optimizer"]
 class Optimizer:
     """The optimizer that a ``PyroOptim`` describes, as one object over all parameters, fused where torch can.
 
-    It is put into ``optim.optim_objs``, under the first parameter, so that ``optim.get_state()``, ``set_state()`` and
-    a learning-rate schedule's ``step()`` reach it.
-
-    Arguments:
-        optim: Pyro's recipe: the constructor, its arguments (the same for all, or from a parameter's name), clipping
-            of each parameter by itself, a schedule.
-        clip_norm: Largest norm of the gradient of all parameters together; a longer one is shortened to it.
-
-    Raises:
-        ValueError: If ``clip_norm`` is not positive.
+    It stands in ``optim.optim_objs``, under the first parameter, so that ``optim.get_state()``, ``set_state()`` and a
+    learning-rate schedule's ``step()`` reach it. A gradient of all parameters longer than ``clip_norm`` is shortened.
     """
 
     def __init__(self, optim: PyroOptim, clip_norm: float | None = None) -> None:
@@ -36,6 +28,7 @@ class Optimizer:
         self.optim = optim
         self.clip_norm = clip_norm
         self._torch: torch.optim.Optimizer | None = None
+        self._schedule: Any = None
         self._clips: list[tuple[Tensor, Callable[[Tensor], None]]] = []
         self._known: set[Tensor] = set()
 
@@ -56,31 +49,25 @@ class Optimizer:
         """Return the state of the optimizer, and of its schedule if there is one; nothing before the first step."""
         if self._torch is None:
             return {}
-        (made,) = self.optim.optim_objs.values()
-        schedule = {} if made is self._torch else {"schedule": _data(made.state_dict())}
-        return {"optimizer": self._torch.state_dict()} | schedule
+        state = {"optimizer": self._torch.state_dict()}
+        return state if self._schedule is None else state | {"schedule": _data(self._schedule)}
 
     def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Take up a state over these parameters.
-
-        Raises:
-            ValueError: If it is that of another optimizer, or of other parameters.
-        """
+        """Take up a state over these parameters; refuse that of another optimizer, or of other parameters."""
         if not state:
             return
         self._add([*parameters])
         assert self._torch is not None
-        (made,) = self.optim.optim_objs.values()
         now = self._torch.state_dict()
         _check(state["optimizer"], now, [p for group in self._torch.param_groups for p in group["params"]])
         self._torch.load_state_dict(state["optimizer"])
-        for group, given in zip(self._torch.param_groups, now["param_groups"], strict=True):
+        for group, before in zip(self._torch.param_groups, now["param_groups"], strict=True):
             # Pairs, as Adam's betas, come back from a file as lists.
-            group |= {name: tuple(group[name]) for name, value in given.items() if isinstance(value, tuple)}
-        if made is not self._torch:
-            if _data(made.state_dict()).keys() != state["schedule"].keys():
+            group |= {name: tuple(group[name]) for name, value in before.items() if isinstance(value, tuple)}
+        if self._schedule is not None:
+            if _data(self._schedule).keys() != state["schedule"].keys():
                 raise ValueError("Expected the state of this schedule of the learning rate; got another's.")
-            made.load_state_dict(state["schedule"])
+            self._schedule.load_state_dict(state["schedule"])
 
     def _add(self, new: list[Tensor]) -> None:
         self._known.update(new)
@@ -100,38 +87,34 @@ class Optimizer:
             for group in flat:
                 self._torch.add_param_group(group)
             return
-        self._torch = self._make(flat, new)
-        made: Any = self._torch
-        if isinstance(self.optim, PyroLRScheduler):
-            made = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
-        self.optim.optim_objs = {new[0]: made}
-        self._restore(made)
-
-    def _make(self, groups: list[dict[str, Any]], parameters: list[Tensor]) -> torch.optim.Optimizer:
         constructor: Any = self.optim.pt_optim_constructor
-        first = {name: value for name, value in groups[0].items() if name != "params"}
-        chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in groups for name in group}
-        can = "fused" in inspect.signature(constructor).parameters and all(p.is_floating_point() for p in parameters)
-        return constructor(groups, **first | ({"fused": True} if can and not chosen else {}))
+        defaults = dict(groups[0]["arguments"])
+        chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in flat for name in group}
+        if (
+            "fused" in inspect.signature(constructor).parameters
+            and not chosen
+            and all(map(torch.is_floating_point, new))
+        ):
+            defaults["fused"] = True
+        self._torch = constructor(flat, **defaults)
+        if isinstance(self.optim, PyroLRScheduler):
+            self._schedule = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
+        self.optim.optim_objs = {new[0]: self._schedule or self._torch}
+        if waiting := self.optim._state_waiting_to_be_consumed:  # which ``optim.set_state`` was given
+            _load_state_dict(self._schedule or self._torch, waiting.popitem()[1])
 
-    def _restore(self, made: Any) -> None:
-        """Take up a state that ``optim.set_state`` was given."""
-        waiting = self.optim._state_waiting_to_be_consumed
-        if waiting:
-            _, state = waiting.popitem()
-            _load_state_dict(made, state)
 
-
-def _data(state: dict[str, Any]) -> dict[str, Any]:
+def _data(schedule: Any) -> dict[str, Any]:
     """The numbers of a schedule, without the functions that some versions of torch put among them."""
-    return {name: value for name, value in state.items() if not callable(value)}
+    return {name: value for name, value in schedule.state_dict().items() if not callable(value)}
 
 
 def _check(state: dict[str, Any], now: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-    groups = [set(group) for group in state["param_groups"]], [set(group) for group in now["param_groups"]]
-    indices = [index for group in now["param_groups"] for index in group["params"]]
-    if groups[0] != groups[1] or [index for group in state["param_groups"] for index in group["params"]] != indices:
-        raise ValueError(f"Expected the state of an optimizer of {len(indices)} parameters as this one; got another's.")
+    was, is_now = ([(set(group), group["params"]) for group in each["param_groups"]] for each in (state, now))
+    if was != is_now:
+        raise ValueError(
+            f"Expected the state of an optimizer of {len(parameters)} parameters as this one; got another's."
+        )
     for index, moments in state["state"].items():
         shape = parameters[index].shape
         for name, value in moments.items():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # Relative errors of a float32 product are some 1e-7, of a bfloat16 one 3e-3.
 ACCURATE = 2e-6
 FASTER = 1.3
+# Which older versions of torch do not have.
+SWITCH: Any = getattr(torch.backends.mkldnn, "matmul", None)
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:
@@ -25,38 +27,33 @@ def autocast(precision: Precision, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-@contextmanager
-def fast_products(precision: Precision) -> Iterator[None]:
-    """Let oneDNN compute float32 products for as long as the context lasts, where :func:`products_are_faster`."""
-    if precision != "auto" or not products_are_faster():
-        yield
-        return
-    with _switched("bf16"):
-        yield
+def fast_products(precision: Precision) -> AbstractContextManager[None]:
+    """Return a context in which oneDNN computes float32 products, where :func:`products_are_faster`."""
+    return _by_onednn() if precision == "auto" and products_are_faster() else nullcontext()
 
 
 @cache
 def products_are_faster() -> bool:
     """Whether oneDNN's product of float32 matrices is faster than torch's default on this CPU, and as accurate.
 
-    Tried once a process, in some milliseconds. The switch is torch's ``mkldnn.matmul.fp32_precision = "bf16"``, which
-    lets oneDNN round the factors to bfloat16. On AMD's chips it does not round and is twice as fast as the default; on
-    Intel's with matrix units it does, and is then left alone.
+    Tried once a process, in some milliseconds. Torch's switch ``mkldnn.matmul.fp32_precision = "bf16"`` lets oneDNN
+    round the factors to bfloat16. On AMD's chips it does not round, and is twice as fast; on Intel's with matrix units
+    it does, and the switch stays off.
     """
-    if _products() is None or not torch.backends.mkldnn.is_available():
+    if SWITCH is None or not torch.backends.mkldnn.is_available():
         return False
     a, b = _factors()
     exact = a.double() @ b.double()
     with torch.no_grad():
         usual = _seconds(a, b)
-        with _switched("bf16"):
+        with _by_onednn():
             error = ((a @ b).double() - exact).norm() / exact.norm()
             fast = _seconds(a, b)
     return error.item() < ACCURATE and FASTER * fast < usual
 
 
 def warn_if_slower(precision: Precision, device: torch.device) -> None:
-    """Say so where bfloat16 is asked for on a CPU that has no instructions for it, and takes tens of times as long."""
+    """Warn of bfloat16 on a CPU that has no instructions for it, and takes tens of times as long."""
     if precision == "bfloat16" and device.type == "cpu" and (times := _times_as_long()) > FASTER:
         warnings.warn(
             f"Products of bfloat16 numbers take {times:.2g} times as long as float32's on this CPU: use "
@@ -79,24 +76,14 @@ def _factors() -> tuple[Tensor, Tensor]:
 
 def _seconds(a: Tensor, b: Tensor, tries: int = 30) -> float:
     """The best of many, since others may be at work on the machine."""
-    found = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        a @ b
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return min(timeit.repeat(lambda: a @ b, number=1, repeat=tries))
 
 
 @contextmanager
-def _switched(setting: str) -> Iterator[None]:
-    before = _products().fp32_precision
-    _products().fp32_precision = setting
+def _by_onednn() -> Iterator[None]:
+    before = SWITCH.fp32_precision
+    SWITCH.fp32_precision = "bf16"
     try:
         yield
     finally:
-        _products().fp32_precision = before
-
-
-def _products() -> Any:
-    """The switch, which older versions of torch do not have."""
-    return getattr(torch.backends.mkldnn, "matmul", None)
+        SWITCH.fp32_precision = before

@@ -25,10 +25,7 @@ OF_EACH = {
 
 
 def narrow(graph: fx.Graph) -> None:
-    """Compute a function of a few numbers that are repeated, as log of a scale, once for each of them.
-
-    Distributions repeat their parameters first, and take logarithms and squares of a number for every pixel.
-    """
+    """Compute a function of a few numbers once for each, where distributions repeat them first, as log of a scale."""
     few: Any  # a node, as fx does not say
     for node in list(graph.nodes):
         if node.target is EXPAND:
@@ -38,12 +35,10 @@ def narrow(graph: fx.Graph) -> None:
                 node.replace_all_uses_with(few)
                 graph.erase_node(node)
             continue
-        wide = node.args[0] if node.target in OF_EACH and node.args else None
-        if not (isinstance(wide, fx.Node) and wide.target is EXPAND) or any(
-            isinstance(other, fx.Node) for other in (*node.args[1:], *node.kwargs.values())
-        ):
+        nodes = [each for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node)]
+        if node.target not in OF_EACH or len(nodes) != 1 or nodes[0].target is not EXPAND:
             continue
-        few = wide.args[0]
+        wide, few = nodes[0], nodes[0].args[0]
         if few.meta["val"].numel() == wide.meta["val"].numel() or node.meta["val"].shape != wide.meta["val"].shape:
             continue
         with graph.inserting_before(node):
@@ -61,7 +56,6 @@ def prune(graph: fx.Graph) -> None:
         if node.target in SAME:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-
     graph.eliminate_dead_code(_stays)
 
 
@@ -76,10 +70,7 @@ def _stays(node: fx.Node) -> bool:
 
 @torch.no_grad()
 def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
-    """Compute what follows from the closed-over tensors alone, and twice the same once; return what is closed over.
-
-    A graph that writes to tensors is left as it is.
-    """
+    """Compute once what closed-over tensors decide, or comes twice, unless the graph writes; return such tensors."""
     calls = [node for node in graph.nodes if node.op == "call_function"]
     if any(
         writes(one) for node in calls if node.target is not operator.getitem for one in node.target._schema.arguments

@@ -6,22 +6,22 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_vae.compiled.device import device_of
 from pyro_vae.compiled.optimizer import Optimizer
 from pyro_vae.compiled.precision import Precision, autocast, fast_products
-from pyro_vae.compiled.programs import device_of, in_store, met, terms_of, trained, training
-from pyro_vae.compiled.traced import Compile, Outputs, Traced
-from pyro_vae.objectives import Objective
-from pyro_vae.objectives.base import Program
+from pyro_vae.compiled.traced import Compile, Outputs, Traced, check_choice
+from pyro_vae.objectives import ELBO, Objective
+from pyro_vae.objectives.base import Program, Terms
 
 __all__ = ["CompiledSVI"]
 
@@ -31,26 +31,23 @@ class CompiledSVI(SVI):
 
     The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``; so are the numbers, to rounding. The
     first step is ordinary Pyro, with all of its validation, the second is recorded, the third is run both ways and
-    compared, and from then on Pyro's handlers are not run. Another shape of the arguments, as of a last minibatch, is
-    a graph of its own, once it has come 50 times. What cannot be recorded, as a model that branches on the numbers in
-    a tensor, goes on in plain Pyro, and a warning says so once. What changes between steps must be a tensor: a count in
-    the model, or a number drawn with NumPy, would stay as it was.
-
-    All parameters are in one torch optimizer, fused where torch has it so. A ``PyroLRScheduler`` is stepped by its
-    own ``step()``, as ever.
+    compared, and from then on Pyro's handlers do not run. Another shape of the arguments is a graph of its own, once it
+    has come 50 times. What cannot be recorded, as a model that branches on the numbers in a tensor, goes on in plain
+    Pyro, and a warning says so once. What changes between steps must be a tensor: a count in the model, or a number
+    drawn with NumPy, would stay the same. One torch optimizer steps all parameters, fused where torch has it so.
 
     Arguments:
         model: The model.
         guide: The guide.
-        optim: A ``PyroOptim``.
-        loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, whose equals of
-            this package are recorded; an ELBO of your own with a ``differentiable_loss`` that looks at no number; or a
-            function of model, guide and arguments. Other losses of Pyro's look at numbers, and run in plain Pyro.
+        optim: A ``PyroOptim``; a ``PyroLRScheduler`` is stepped by its own ``step()``, as ever.
+        loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, in whose place
+            the ELBO of this package is recorded; an ELBO of your own with a ``differentiable_loss`` that looks at no
+            number; or a function of model, guide and arguments. Other losses of Pyro's run in plain Pyro.
         loss_and_grads: As in ``SVI``.
         num_samples: As in ``SVI``.
         num_steps: As in ``SVI``.
-        compile: ``auto``, the graph, and compiled by TorchInductor in the course of a run that is long enough to pay
-            for it, if there is a compiler; ``off``, plain Pyro; ``graph``; ``inductor``.
+        compile: ``auto``, the graph, compiled by TorchInductor in a run long enough to pay for it; ``off``, plain
+            Pyro; ``graph``; ``inductor``.
         precision: ``auto``, float32 products in the fastest way that is as accurate as torch's default; ``float32``,
             torch's default; ``bfloat16``, products of bfloat16 numbers, parameters and optimizer in float32.
         clip_norm: Largest norm of the whole gradient, of a loss summed over the data; a longer one is shortened.
@@ -86,19 +83,15 @@ class CompiledSVI(SVI):
         steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value, choices in (
-            ("compile", compile, ("auto", "off", "graph", "inductor")),
-            ("precision", precision, ("auto", "float32", "bfloat16")),
-        ):
-            if value not in choices:
-                raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
+        check_choice("compile", compile, get_args(Compile))
+        check_choice("precision", precision, get_args(Precision))
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         self.precision = precision
         self._objective = loss if isinstance(loss, Objective) else None
-        self._terms = None if loss_and_grads else terms_of(loss)
+        self._terms = None if loss_and_grads else _terms(loss)
         self._optimizer = Optimizer(optim, clip_norm)
-        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._modes, in_store)
-        self._value = Traced(self._loss_alone, compile, None, self._modes, in_store)
+        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._modes, _in_store)
+        self._value = Traced(self._loss_and_gradients, compile, None, self._modes, _in_store)
         if self._terms is None and compile != "off":
             name = type(loss).__name__
             warnings.warn(
@@ -122,7 +115,7 @@ class CompiledSVI(SVI):
         if self._terms is None:
             return super().evaluate_loss(*args, **kwargs)
         with torch.no_grad(), fast_products(self.precision):
-            (loss,), _ = self._value((None, *args), kwargs)
+            (loss, *_), _ = self._value((None, *args), kwargs)
         return torch_item(loss)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,25 +137,18 @@ class CompiledSVI(SVI):
         handler: AbstractContextManager | None = None,
         record: bool = False,
     ) -> tuple[Any, list[Tensor]]:
-        """Return the loss, and the parameters that are trained, with its gradient as their ``grad``.
-
-        Arguments:
-            args: Of model and guide.
-            kwargs: Of model and guide.
-            handler: A context to run them in; its ``key`` says what a graph depends on of it.
-            record: Whether a step on arguments like these is to be a graph from the next call on.
-        """
+        """Return the loss, and the parameters with its gradient as ``grad``; ``record``: as :meth:`Traced.record`."""
         kwargs = kwargs or {}
         with fast_products(self.precision):
             if self._terms is None:
                 with self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
                     loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-                return loss, trained(met(capture))
+                return loss, _trained(_met(capture))
             run = self._gradients.record if record else self._gradients
             (loss, plain, *gradients), known = run((handler, *args), kwargs)
         if self._objective is not None:
             self._objective.plain = plain
-        parameters = trained(known)
+        parameters = _trained(known) if gradients else []
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss, parameters
@@ -181,28 +167,19 @@ class CompiledSVI(SVI):
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Take up a state of the optimizer over these parameters.
-
-        Raises:
-            ValueError: If it is that of another optimizer, or of other parameters.
-        """
+        """Take up a state of the optimizer over these parameters; refuse another optimizer's, or other parameters'."""
         self._optimizer.load_state_dict(state, parameters)
 
     def _loss_and_gradients(self, handler: Any, *args: Any, **kwargs: Any) -> Outputs:
+        """Return the loss, minus the ELBO, and gradients unless torch computes none; keep the parameters Pyro met."""
         assert self._terms is not None
         with self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             terms = self._terms(self.model, self.guide, *args, **kwargs)
-        known = met(capture)
-        if not (trained(known) and terms.loss.requires_grad):
-            return Outputs([terms.loss, terms.plain], {})
-        gradients = torch.autograd.grad(terms.loss, trained(known), allow_unused=True)
+        known = _met(capture)
+        if not (terms.loss.requires_grad and _trained(known)):
+            return Outputs([terms.loss, terms.plain], known)
+        gradients = torch.autograd.grad(terms.loss, _trained(known), allow_unused=True)
         return Outputs([terms.loss.detach(), terms.plain, *gradients], known)
-
-    def _loss_alone(self, handler: Any, *args: Any, **kwargs: Any) -> Outputs:
-        assert self._terms is not None
-        with torch.no_grad(), self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
-            loss = self._terms(self.model, self.guide, *args, **kwargs).loss
-        return Outputs([loss], met(capture))
 
     @contextmanager
     def _around(self, handler: AbstractContextManager | None, args: tuple, kwargs: dict) -> Iterator[None]:
@@ -210,4 +187,39 @@ class CompiledSVI(SVI):
             yield
 
     def _modes(self) -> tuple:
-        return training(self.model), training(self.guide)
+        """Whether the modules that model and guide are, or are methods of, are in training mode."""
+        return tuple(getattr(getattr(part, "__self__", part), "training", None) for part in (self.model, self.guide))
+
+
+def _terms(loss: Any) -> Callable[..., Terms] | None:
+    """Return the loss as tensors to the end, where it can be."""
+    if type(loss) in (Trace_ELBO, TraceMeanField_ELBO):
+        kl: Any = "sampled" if type(loss) is Trace_ELBO else "auto"
+        loss = ELBO(loss.num_particles, kl=kl, vectorize_particles=loss.vectorize_particles)
+    if isinstance(loss, Objective):
+        return loss.terms
+    if isinstance(loss, pyro.infer.ELBO):
+        if type(loss).__module__.startswith("pyro.") or not hasattr(loss, "differentiable_loss"):
+            return None
+        loss = loss.differentiable_loss
+
+    def terms(*args: Any, **kwargs: Any) -> Terms:
+        return Terms(torch.as_tensor(loss(*args, **kwargs)), torch.tensor(math.nan))
+
+    return terms
+
+
+def _met(capture: Any) -> dict[str, Tensor]:
+    """Return the parameters that Pyro met, unconstrained, by name."""
+    return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
+
+
+def _trained(known: dict[str, Tensor]) -> list[Tensor]:
+    """Return those to be trained, each once."""
+    return [parameter for parameter in dict.fromkeys(known.values()) if parameter.requires_grad]
+
+
+def _in_store(known: dict[str, Tensor]) -> tuple[bool, ...]:
+    """Return which of these tensors Pyro's store holds: after ``clear_param_store`` it makes others."""
+    store = dict(pyro.get_param_store().named_parameters())
+    return tuple(store.get(name) is tensor for name, tensor in known.items())

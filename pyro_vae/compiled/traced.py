@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -12,10 +13,10 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pyro_vae.compiled.device import device_of, put_back, random_state, set_random_state
 from pyro_vae.compiled.graph import Graph, can_compile
-from pyro_vae.compiled.twice import close, random_state, set_random_state
 
-__all__ = ["SELDOM", "Compile", "Outputs", "Traced"]
+__all__ = ["SELDOM", "Compile", "Outputs", "Traced", "check_choice"]
 
 Compile = Literal["auto", "off", "graph", "inductor"]
 CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
@@ -27,10 +28,24 @@ SHAPES = 32
 
 
 class Outputs(NamedTuple):
-    """What a traced function returns: its tensors, or None in places; and what is kept from the recorded run."""
+    """The outputs of a traced function: its tensors, or None in places; and an object kept from the recorded run."""
 
     tensors: Sequence[Any]
     kept: Any
+
+
+@dataclass
+class _Entry:
+    """One kind of arguments: how often it came, and its graph."""
+
+    first: bool
+    recorded: int
+    kept: Any
+    state: Hashable
+    calls: int = 1
+    graph: Graph | None = None
+    flags: list[bool] = field(default_factory=list)
+    compiled: bool | None = None  # None before a compiler was tried
 
 
 class Traced:
@@ -39,23 +54,20 @@ class Traced:
     The first call is the function's own, with all of Pyro's validation; the second is recorded (:class:`Graph`); the
     third is run both ways from the same random state, and the graph is taken only if the two agree. From then on the
     function is not called. Where it cannot be recorded, or another result comes out, as where it draws with NumPy or
-    counts its calls, a warning says so once and the function goes on as it is. Other shapes of the arguments have
-    graphs of their own, recorded where they come often: the last minibatch of an epoch may not.
-
-    Numbers among the arguments are part of the graph: another number is another graph. So is an object that says by a
-    ``key`` what a graph depends on of it.
+    counts its calls, a warning says so once and the function goes on in plain Pyro. Another shape of the arguments,
+    another number among them, or an object of another ``key`` is another graph, recorded where it comes often.
 
     Arguments:
         function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
-        compile: ``graph``; ``inductor``, that of the first shape compiled by TorchInductor at once; ``auto``, compiled
-            where it has run for long enough to pay for it and there is a compiler; ``off``, the function as it is.
+        compile: ``graph``; ``inductor``, compiled by TorchInductor at once, for the first shape; ``auto``, compiled
+            where it has run for long enough to pay for it; ``off``, the function itself.
         calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
         key: Says what else tells one graph from another.
-        state: From what is kept, says what a graph must find as it was, or is made anew.
+        state: From the object kept, says what a graph must find unchanged, or else is recorded anew.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
         recorded: Which call is recorded, of the first shape; of others it is the 50th.
-        frozen: Whether tensors that it closes over, as parameters, do not change while it lives, nor handlers around it
-            what it is: what follows from these tensors alone is then computed once.
+        frozen: Whether tensors that it closes over never change, nor handlers around it its numbers: what follows
+            from these tensors alone is then computed once.
     """
 
     def __init__(
@@ -69,14 +81,9 @@ class Traced:
         recorded: int = 2,
         frozen: bool = False,
     ) -> None:
-        self.function = function
-        self.compile = compile
-        self.calls = calls
+        self.function, self.compile, self.calls, self.key, self.state = function, compile, calls, key, state
+        self.quiet, self.recorded, self.frozen = quiet, recorded, frozen
         self.reason = "compile='off'" if compile == "off" else ""
-        self.key = key
-        self.state = state
-        self.quiet = quiet
-        self.recorded, self.frozen = recorded, frozen
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -89,27 +96,29 @@ class Traced:
         key = (spec, self.key(), *map(self._describe, leaves))
         entry = self._entries.get(key)
         if entry is None or not self._holds(entry):
-            found = self.function(*args, **kwargs)
-            self._remember(key, found.kept)
-            return found
+            result = self.function(*args, **kwargs)
+            self._remember(key, result.kept)
+            return result
         entry.calls += 1
         if entry.calls < entry.recorded:
-            found = self.function(*args, **kwargs)
-            entry.kept = found.kept
-            return found
+            result = self.function(*args, **kwargs)
+            entry.kept = result.kept
+            return result
         self._last = entry
         if entry.graph is None:
             return self._record(entry, leaves, spec)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if entry.calls == entry.recorded + 1:
-            return self._check(entry, tensors, args, kwargs)
-        if self._pays(entry, tensors[0].device if tensors else torch.device("cpu")):
-            self._compile(entry, tensors)
+            return self._check(entry, entry.graph, tensors, args, kwargs)
+        if entry.compiled is None and self.compile != "graph" and self._pays(entry, entry.graph, tensors):
+            self._compile(entry, entry.graph, tensors)
         return Outputs(entry.graph(tensors), entry.kept)
 
     def record(self, args: tuple, kwargs: dict[str, Any]) -> Outputs:
         """Run, record and compare now, so that arguments like these are a graph from the next call on."""
-        self(args, kwargs)
+        outputs = self(args, kwargs)
+        if self.reason:
+            return outputs
         leaves, spec = tree_flatten((args, kwargs))
         if entry := self._entries.get((spec, self.key(), *map(self._describe, leaves))):
             entry.recorded = min(entry.recorded, entry.calls + 1)
@@ -118,7 +127,7 @@ class Traced:
 
     @property
     def mode(self) -> str:
-        """How the last arguments that come often are run: ``off``, as the function is, ``graph`` or ``inductor``."""
+        """How the last arguments that come often are run: ``off``, by the function, ``graph`` or ``inductor``."""
         if self.reason or self._last is None or self._last.graph is None:
             return "off"
         return "inductor" if self._last.compiled else "graph"
@@ -138,8 +147,9 @@ class Traced:
         return entry.state == self.state(entry.kept) and entry.flags == flags
 
     def _remember(self, key: Hashable, kept: Any) -> None:
-        if key in self._entries or len(self._entries) < SHAPES:
-            first = not self._entries if key not in self._entries else self._entries[key].first
+        before = self._entries.get(key)
+        if before or len(self._entries) < SHAPES:
+            first = before.first if before else not self._entries
             self._entries[key] = _Entry(first, self.recorded if first else SELDOM, kept, self.state(kept))
         elif not self._full:
             self._full = True
@@ -153,64 +163,57 @@ class Traced:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         def function(*inputs: Tensor) -> Sequence[Any]:
-            given = iter(inputs)
-            args, kwargs = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-            found = self.function(*args, **kwargs)
-            entry.kept = found.kept
-            return found.tensors
+            rest = iter(inputs)
+            args, kwargs = tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+            result = self.function(*args, **kwargs)
+            entry.kept = result.kept
+            return result.tensors
 
-        before = random_state(tensors)
+        before = random_state(device_of(tensors))
         try:
             with pyro.validation_enabled(False):
                 entry.graph = Graph(function, tensors, self.frozen)
         except Exception as error:
-            said = " ".join(str(error).split())
-            tracing = "value out of a tracing tensor" in said
-            self._go_on("it looks at a number in a tensor" if tracing else f"{type(error).__name__}: {said[:150]}")
-            set_random_state(before)
+            words = " ".join(str(error).split())
+            tracing = "value out of a tracing tensor" in words
+            self._go_on("it looks at a number in a tensor" if tracing else f"{type(error).__name__}: {words[:150]}")
+            set_random_state(before, device_of(tensors))
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
         entry.flags = [tensor.requires_grad for tensor in entry.graph.state]
         outputs, entry.graph.outputs = entry.graph.outputs, ()
-        return Outputs([None if found is None else found.detach() for found in outputs], entry.kept)
+        return Outputs([None if output is None else output.detach() for output in outputs], entry.kept)
 
-    def _check(self, entry: _Entry, tensors: list[Tensor], args: tuple, kwargs: dict[str, Any]) -> Outputs:
+    def _check(self, entry: _Entry, graph: Graph, tensors: list[Tensor], args: tuple, kwargs: dict) -> Outputs:
         """Run function and graph from one state; return the function's outputs where the graph's are others."""
-        assert entry.graph is not None
-        written = entry.graph.written
-        kept, before = [tensor.clone() for tensor in written], random_state(tensors)
-        found = self.function(*args, **kwargs)
+        written = graph.written
+        kept, before = [tensor.clone() for tensor in written], random_state(device_of(tensors))
+        result = self.function(*args, **kwargs)
         after = [tensor.clone() for tensor in written]
-        for tensor, value in zip(written, kept, strict=True):
-            tensor.detach().copy_(value)
-        set_random_state(before)
+        put_back(written, kept)
+        set_random_state(before, device_of(tensors))
         reason = "run again it gives another result; does it draw with NumPy, or change what is no tensor?"
         try:
-            others = entry.graph(tensors)
-            if all(map(close, found.tensors, others)):
-                return Outputs(others, entry.kept)
+            outputs = graph(tensors)
+            if all(map(_close, result.tensors, outputs)):
+                return Outputs(outputs, entry.kept)
         except RuntimeError:
             reason = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
-        for tensor, value in zip(written, after, strict=True):
-            tensor.detach().copy_(value)
+        put_back(written, after)
         self._go_on(reason)
-        return found
+        return result
 
-    def _pays(self, entry: _Entry, device: torch.device) -> bool:
-        assert entry.graph is not None
-        if entry.tried or self.compile == "graph":
-            return False
-        work = entry.graph.work
+    def _pays(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> bool:
+        """Whether a compiler would pay for itself; the first shape is compiled by ``inductor`` in any case."""
         # How many calls there were does not count where it is known how many come: a run that goes on is as one.
-        expected = entry.calls if self.calls is None else 0.5 * self.calls * entry.first
-        pays = expected * work >= PAYS and can_compile(device)
+        calls = entry.calls if self.calls is None else 0.5 * self.calls * entry.first
+        pays = calls * graph.work >= PAYS and can_compile(device_of(tensors))
         return pays or (self.compile == "inductor" and entry.first)
 
-    def _compile(self, entry: _Entry, tensors: list[Tensor]) -> None:
-        assert entry.graph is not None
-        entry.tried = True
+    def _compile(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> None:
+        entry.compiled = False
         try:
-            entry.graph.compile(tensors)
+            graph.compile(tensors)
             entry.compiled = True
         except Exception as error:
             self._say(
@@ -228,15 +231,15 @@ class Traced:
             warnings.warn(words, stacklevel=stacklevel)
 
 
-class _Entry:
-    """What is known of one kind of arguments."""
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
-    def __init__(self, first: bool, recorded: int, kept: Any, state: Hashable) -> None:
-        self.first = first
-        self.kept = kept
-        self.state = state
-        self.calls = 1
-        self.recorded = recorded
-        self.graph: Graph | None = None
-        self.flags: list[bool] = []
-        self.tried = self.compiled = False
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two outputs are equal to rounding, or both None."""
+    if one is None or other is None:
+        return one is other
+    size = one.detach().abs().nan_to_num().amax().item() if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * size, equal_nan=True)

@@ -1,8 +1,8 @@
 """Training: Pyro's SVI over minibatches, on one process or several, that can be stopped and gone on with."""
 
-from pyro_vae.train.checks import check_device, check_program, check_support
 from pyro_vae.train.fitting import fit
 from pyro_vae.train.processes import is_first
+from pyro_vae.train.settings import check_device, check_program, check_support
 from pyro_vae.train.trouble import NotFinite
 
 __all__ = ["NotFinite", "check_device", "check_program", "check_support", "fit", "is_first"]

@@ -16,15 +16,12 @@ from pyro_vae import checkpoint
 from pyro_vae.compiled import fast_products, warn_if_slower
 from pyro_vae.data import Dataset
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.train.checks import check_device, check_differ, check_program, check_support, dataset_of, hook
 from pyro_vae.train.generators import seeded
-from pyro_vae.train.loggers import Logger, check_logger
 from pyro_vae.train.loop import Training
 from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import Processes, together
-from pyro_vae.train.recorder import Recorder
-from pyro_vae.train.running import run_epochs
-from pyro_vae.train.settings import Settings, check_resumed
+from pyro_vae.train.running import Run
+from pyro_vae.train.settings import Logger, Settings, check_resumed, check_support, hook, splits_of
 
 __all__ = ["fit"]
 
@@ -54,39 +51,36 @@ def fit(
 ) -> dict[str, list[float]]:
     """Train a program by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
 
-    A program is any ``nn.Module`` with a ``model`` and a ``guide``, Pyro programs of the same arguments. Where elements
-    of the data are missing, as NaN, all is of what is observed (:class:`pyro_vae.missing.Missing`). An untrained
+    Elements of the data that are NaN are left out of the likelihood (:class:`pyro_vae.missing.Missing`). An untrained
     :class:`pyro_vae.VAE` starts where its decoder's mean is the data's, its VampPrior at training images, and its
-    encoder's network is given the data's mean in place of what is missing. Global state is left as it was: the seed
-    reaches only this call, and Pyro's param store is put back, so that one program after another may be trained. Under
-    ``torchrun`` the processes share each batch, and the numbers are those of one process.
+    encoder's network sees the data's mean in place of missing elements. The seed reaches only this call, and Pyro's
+    param store is put back. Under ``torchrun`` the processes share each batch, and the numbers are those of one.
 
     With a ``run_dir`` all that the next step depends on is saved there, in a hundredth of the time, and ``resume`` goes
-    on from it as if nothing had been: on one machine the numbers are the same to the last bit, whenever it was
-    stopped. Ctrl-C and SIGTERM finish the step, save, and raise ``KeyboardInterrupt``; a second one stops at once.
+    on from it: on one machine the numbers are the same to the last bit, whenever it was stopped. Ctrl-C and SIGTERM
+    finish the step, save, and raise ``KeyboardInterrupt``; a second one stops at once.
 
     Arguments:
-        program: Trained in place, in training mode; left in evaluation mode, on ``device``.
+        program: A VAE, or any ``nn.Module`` with a ``model`` and a ``guide``, Pyro programs of the same arguments;
+            trained in place, left in evaluation mode, on ``device``.
         data: From :func:`pyro_vae.data.load`; or the program's arguments, a tensor, a tuple of tensors or a dictionary
-            of them by name, each as it is, split by :func:`pyro_vae.data.from_columns`. A tensor alone that a VAE is
-            given is of images, split by :func:`pyro_vae.data.from_tensor`.
-        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; if none is given,
+            of them by name, split by :func:`pyro_vae.data.from_columns`; a tensor for a VAE is of images, split by
+            :func:`pyro_vae.data.from_tensor`.
+        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; None:
             :class:`pyro_vae.objectives.ELBO`. A schedule of its beta starts anew.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, of all processes together.
         lr: The learning rate; with ``one-cycle`` the largest.
-        seed: Seed of the order, the noise and the draws. The same seed gives the same losses, to the last bit, on
-            one machine.
+        seed: Seed of the order, the noise and the draws: on one machine the same losses, to the last bit.
         device: ``cpu`` or ``cuda``.
-        run_dir: Folder for the weights, the configuration and the metrics. If not given nothing is written; the
-            ``pyro-vae`` command makes one in runs/.
+        run_dir: Folder for the weights, the configuration and the metrics; None to write nothing. The ``pyro-vae``
+            command makes one in runs/.
         progress: Whether to show a progress bar.
-        lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and
-            down to nearly 0 (Super-Convergence, Smith and Topin, 2018).
+        lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of it and down
+            to nearly 0 (Super-Convergence, Smith and Topin, 2018).
         clip_norm: Largest norm of the whole gradient, of a loss summed over the minibatch; a longer one is shortened.
-        compile: How a step is run once the first has shown that it can: ``graph``, what Pyro does recorded as tensor
-            operations; ``inductor``, these compiled by TorchInductor; ``auto``, the graph, compiled where the run is
-            long enough to pay for it and there is a compiler; ``off``, plain Pyro.
+        compile: How a step is run: ``graph``, what Pyro does recorded as tensor operations; ``inductor``, these
+            compiled by TorchInductor; ``auto``, the graph, compiled where that pays; ``off``, plain Pyro.
         precision: ``auto``, float32, matrix products in the fastest way that is as accurate as torch's default;
             ``float32``, torch's default; ``bfloat16``, products of bfloat16 numbers, parameters in float32.
         patience: Stop after so many epochs without a better ELBO of the validation images, and go back to the weights
@@ -95,30 +89,30 @@ def fit(
             the batch out, count it in the history as ``skipped``, and go on.
         logger: ``tensorboard``, to write the numbers there too.
         overwrite: Whether to take a run that is in ``run_dir`` away; without it that is an error.
-        resume: Run directory to go on in, in place of ``run_dir``, with the arguments that the run began with; of
-            these ``epochs`` may be more where neither the learning rate nor beta follows the length of the run, and
-            ``on_nan``, ``device``, ``logger`` and where the data lie may be others.
-        optimizer: ``adam`` (Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015); or ``muon``, which steps
-            the weights of dense layers as far in every direction as in every other (Muon: An optimizer for hidden
-            layers in neural networks, Jordan et al., 2024) and all else by Adam: fewer, dearer steps to a better
-            ELBO, best with batches of 500 and more and a learning rate that falls.
-        on_epoch: Called after each epoch with what is returned, as it is by then, the VAE in evaluation mode: to draw,
-            to log, to evaluate. Its seconds are nobody's, and what it draws moves no other draw.
+        resume: Run directory to go on in, in place of ``run_dir``, with the arguments that the run began with; but
+            ``on_nan``, ``device``, ``logger`` and where the data lie may change, and ``epochs`` may be more where
+            neither the learning rate nor beta follows the length of the run.
+        optimizer: ``adam`` (Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015); or ``muon`` for the
+            weights of dense layers (Muon: An optimizer for hidden layers in neural networks, Jordan et al., 2024) and
+            Adam for all else: fewer, dearer steps to a better ELBO, best with batches of 500 and more and a learning
+            rate that falls.
+        on_epoch: Called after each epoch with the history so far, the program in evaluation mode: to draw, to log, to
+            evaluate. Its seconds are not counted, and its draws move no other draw.
 
     Returns:
         Lists with one number an epoch, in nats per datum, whatever a plate or ``poutine.scale`` scales: ``train``, the
-        objective's loss, a mean over the epoch as it went; ``valid``, minus the ELBO at beta = 1 on the validation
+        objective's loss, a mean over the epoch's steps; ``valid``, minus the ELBO at beta = 1 on the validation
         images, if there are any, which is ``valid_reconstruction``, E[-log p(x | z)], plus ``valid_kl``; and
         ``seconds``, of the epoch. With an objective of this package also ``train_at_beta_1``, minus the ELBO at
-        beta = 1 of the very draws that ``train`` is of, whatever was optimised, and ``beta``, at the epoch's last step.
+        beta = 1 of the draws of ``train``, and ``beta``, at the epoch's last step.
 
     Raises:
         ValueError: If an argument is out of range, all training images are the same, an argument of the program is
             missing, x is outside a VAE's likelihood's support or of another shape than it was built for, torch cannot
             use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or another process
             writes to it, or the run to go on with is of other arguments or other data or cannot be read.
-        NotFinite: Training diverges; it is a ``ValueError``, whose ``record`` says where.
-        OSError: If the run cannot be written; what was saved before is as it was.
+        NotFinite: If training diverges: a ``ValueError``, whose ``record`` says where.
+        OSError: If the run cannot be written; what was saved before stays.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
 
     Example:
@@ -127,53 +121,41 @@ def fit(
         >>> history["train"][1] < history["train"][0]
         True
     """
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=optimizer,
-        seed=seed,
-        device=device,
-        lr_schedule=lr_schedule,
-        clip_norm=clip_norm,
-        compile=compile,
-        precision=precision,
-        patience=patience,
-        on_nan=on_nan,
-        logger=logger,
-    )
-    check_device(device)
+    arguments = locals()
+    settings = Settings(**{name: arguments[name] for name in Settings.__dataclass_fields__})
+    if logger and not (resume or run_dir):
+        raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
     warn_if_slower(precision, torch.device(device))
-    check_logger(logger, resume or run_dir)
-    check_program(program)
     objective = ELBO() if objective is None else objective
-    dataset = dataset_of(program, data)
+    dataset = splits_of(program, data)
     if patience and not len(dataset.valid):
         raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
     with together(device) as processes, seeded(seed, device), pyro.get_param_store().scope(), fast_products(precision):
         program.to(device)
-        check_differ(dataset)
         check_support(program, dataset)
         training = Training(program, dataset, objective, settings, processes)
         if isinstance(objective, Objective):
             objective.start(training.steps)
-        config = _config(program, dataset, objective, settings) if run_dir or resume else {}
-        with _directory(run_dir, resume, overwrite, processes) as run:
-            recorder = Recorder(training, run, _mean(dataset), patience)
+        config: dict[str, Any] = {}
+        if run_dir or resume:
+            described = checkpoint.describe_program(program) | {"objective": checkpoint.describe(objective)}
+            config = dataset.config | described | asdict(settings)
+        with _directory(run_dir, resume, overwrite, processes) as folder:
+            run = Run(training, folder, dataset)
             if resume:
                 check_resumed(checkpoint.config_of(Path(resume)), config)
-                recorder.restore(Path(resume))
-                if run:
-                    checkpoint.begin_again(run, config)
+                run.restore(Path(resume))
+                if folder:
+                    checkpoint.begin_again(folder, config)
             else:
                 if start := hook(program, "start"):
                     start(dataset)
                 for tensor in program.state_dict().values():
                     processes.same(tensor)  # all start from the same numbers
-                if run:
-                    recorder.save()
-                    checkpoint.begin(run, config)
-            return run_epochs(training, recorder, progress and processes.rank == 0, logger, on_epoch)
+                if folder:
+                    run.save()
+                    checkpoint.begin(folder, config)
+            return run.train(progress, on_epoch)
 
 
 @contextmanager
@@ -191,16 +173,5 @@ def _directory(
         with checkpoint.hold(Path(resume)):
             yield Path(resume)
     else:
-        with checkpoint.hold_new(str(run_dir), overwrite) as run:
-            yield run
-
-
-def _mean(dataset: Dataset) -> Tensor:
-    """The mean of the training data, of all columns if there are several."""
-    means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
-    return torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean
-
-
-def _config(program: Any, dataset: Dataset, objective: pyro.infer.ELBO, settings: Settings) -> dict[str, Any]:
-    described = checkpoint.describe_program(program) | {"objective": checkpoint.describe(objective)}
-    return dataset.config | described | asdict(settings)
+        with checkpoint.hold_new(str(run_dir), overwrite) as folder:
+            yield folder

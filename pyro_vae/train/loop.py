@@ -14,51 +14,37 @@ from torch import Tensor
 
 from pyro_vae import checkpoint
 from pyro_vae.compiled import CompiledSVI
+from pyro_vae.compiled.device import put_back, random_state, set_random_state
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
-from pyro_vae.program import point_of
-from pyro_vae.train.checks import check_batches, hook
-from pyro_vae.train.generators import generators, seeded, set_generators, set_torch, torch_state
+from pyro_vae.program import own_rows, point_of
+from pyro_vae.train.generators import generators, seeded, set_generators, unmoved
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
-from pyro_vae.train.rehearsal import BROKEN, put_back, rehearse
-from pyro_vae.train.scales import Scales, showing
-from pyro_vae.train.settings import Settings
-from pyro_vae.train.trouble import NotFinite, find_fault, not_finite
-from pyro_vae.train.validation import Validation, read, spread
-from pyro_vae.train.watch import Watch
+from pyro_vae.train.settings import Settings, hook
+from pyro_vae.train.trouble import NotFinite, Watch, find_fault, not_finite, out_of_range
+from pyro_vae.train.validation import Scales, Validation, read, showing, spread
 
 __all__ = ["Training"]
 
 LOOK = 50  # steps after which the loss is looked at on a GPU, where it has to be waited for
 OFTEN = 40  # epochs after which what comes once in each, the last minibatch and validation, is worth a graph
+STATE = ("epochs", "at", "skipped", "beta", "dawn")
 
 
 class Training:
-    """What a run has come to: between any two steps all that the next ones depend on can be saved, and taken up again.
-
-    Arguments:
-        program: On its device.
-        dataset: Its data.
-        objective: What is optimised.
-        settings: The arguments of ``fit``.
-        processes: Who trains.
-
-    Attributes:
-        epochs: How many are done.
-        at: How many steps of the next one are done.
-    """
+    """A run: between any two steps all that the next ones depend on can be saved, and taken up again."""
 
     def __init__(
         self, program: Any, dataset: Dataset, objective: pyro.infer.ELBO, settings: Settings, processes: Processes
     ) -> None:
         self.program, self.objective, self.settings, self.processes = program, objective, settings, processes
-        self.named = dataset.config["data"] != "tensor"
         self.ours = objective if isinstance(objective, Objective) else None  # beta, and the ELBO beside the loss
-        missing = any(split.incomplete for split in dataset.splits.values())
-        self.complete = (None if missing else hook(program, "complete")) or nullcontext  # what is to be around a step
-        self.model = Missing()(program.model) if missing else program.model
+        self.model, self.guide = program.model, program.guide
+        self.complete: Any = hook(program, "complete") or nullcontext  # a context around steps
+        if any(split.incomplete for split in dataset.splits.values()):
+            self.model, self.complete = Missing()(program.model), nullcontext
         self.device, self.dtype = point_of(program).device, point_of(program).dtype
         self.train = dataset.train.to(self.device)
         self.size = min(settings.batch_size, len(self.train))
@@ -71,15 +57,14 @@ class Training:
         self.scales = Scales(program, self.model)
         with self.complete():
             times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
-        check_batches(program, dataset, self.size)
-        self.guide: Any = program.guide
+        _check_batches(program, dataset, self.size)
         if not self.scales.shown:
             self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
-        self.optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
+        optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
         self.svi = CompiledSVI(
             self.model,
             self.guide,
-            self.optim,
+            optim,
             objective,
             compile=settings.compile,
             precision=settings.precision,
@@ -88,37 +73,30 @@ class Training:
         )
         self.validation = Validation(self.model, program, dataset.valid, settings.seed, processes, self.scales)
         self.watch = Watch(program, spread(dataset.valid if len(dataset.valid) else dataset.train))
-        self.epochs, self.at, self.beta = 0, 0, 1.0
+        self.epochs, self.at, self.beta = 0, 0, 1.0  # epochs done, steps of the next one done
         # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
         self.losses, self.plain = torch.zeros(2, self.batches, device=self.device, dtype=self.dtype)
         self.skipped: list[int] = []  # steps of this epoch
-        self.dawn = generators(self.device)  # as they were when the epoch began
+        self.dawn = generators(self.device)  # where the epoch began
         self._recorded: set[int] = set()
         self.watch.outside(times, self.scales.outside, len(self.train))
 
     def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
-        """Train for an epoch, or what is left of it, and validate; return the numbers of all processes together.
-
-        Arguments:
-            seen: Called after each step with how many images it took; the state may be saved then.
-            pause: Called between batches of validation; may raise, and validation is then to be done again.
-
-        Returns:
-            Nats per datum; with ``on_nan="skip"`` also how many steps were skipped.
-        """
+        """Train for the rest of an epoch, with a call of ``seen`` for the images of each step, and validate."""
         self.program.train()
-        self._record()
-        for step, rows in enumerate(self._order().split(self.size)):
-            if step < self.at:
-                continue
+        if self.settings.compile != "off":
+            for size in (self.size, self.odd if self.epochs >= OFTEN else 0):
+                if size and size not in self._recorded:
+                    self._rehearse(size)
+        batches = self._order().split(self.size)
+        for step in range(self.at, self.batches):
             self.beta = self.ours.beta_now if self.ours else 1.0
-            self.losses[step], self.plain[step] = self.processes.both(*self._step(rows))
+            self.losses[step], self.plain[step] = self.processes.both(*self._step(batches[step]))
             self.at += 1
             if step % LOOK == 0 or self.at == self.batches:
                 self.look(max(0, step - LOOK))
-            seen(len(rows))
-        last = {self.batches - 1: self.odd or self.size}
-        counted = len(self.train) - sum(last.get(step, self.size) for step in self.skipped)
+            seen(len(batches[step]))
+        counted = len(self.train) - sum(len(batches[step]) for step in self.skipped)
         validated = self.validation(pause, self.epochs >= OFTEN and self.svi.mode != "off")
         numbers = {"train": math.fsum(self.losses.tolist()) / counted} | validated
         if self.ours:
@@ -134,48 +112,45 @@ class Training:
             "vae": dict(self.program.state_dict()),
             "event_shape": checkpoint.event_shape(self.program),
             "svi": self.svi.state_dict(),
-            "epochs": self.epochs,
-            "at": self.at,
             "losses": self.losses[: self.at],
             "plain": self.plain[: self.at],
-            "skipped": self.skipped,
-            "beta": self.beta,
             "generators": generators(self.device),
-            "dawn": self.dawn,
-        }
+        } | {name: getattr(self, name) for name in STATE}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up a state, of a run with the same settings.
-
-        Raises:
-            ValueError: If it is of another program or another optimizer.
-        """
+        """Take up a state, of a run of the same program and with the same settings."""
         checkpoint.restore(self.program, state["vae"])
-        for name in ("epochs", "at", "skipped", "beta", "dawn"):
+        for name in STATE:
             setattr(self, name, state[name])
         self.losses[: self.at], self.plain[: self.at] = state["losses"], state["plain"]
         if state["svi"]:
             self.program.train()
             with self.complete():
-                self.svi.load_state_dict(state["svi"], self._record() or self._tried(self.size))
+                self.svi.load_state_dict(state["svi"], self._rehearse(self.size))
         if self.ours:
             self.ours.start(self.steps, self.epochs * self.batches + self.at)
         set_generators(state["generators"], self.device)
 
-    def _record(self) -> list[Tensor]:
-        """Have a step recorded before one is taken, so that none depends on how many there were; return parameters."""
-        found: list[Tensor] = []
-        for size in (self.size, self.odd if self.epochs >= OFTEN else 0):
-            if size and size not in self._recorded and self.settings.compile != "off":
-                self._recorded.add(size)
-                found = self._tried(size, record=True)
-        return found
-
-    def _tried(self, size: int, record: bool = False) -> list[Tensor]:
-        return rehearse(self.svi, self.program, self._first(size), self.processes.noise(size, OF_Z), record)
+    def _rehearse(self, size: int) -> list[Tensor]:
+        """Have a step recorded, and take none, so that none depends on how many there were; return its parameters."""
+        self._recorded.add(size)
+        batch, handler = self._first(size), self.processes.noise(size, OF_Z)
+        buffers = [buffer.clone() for buffer in self.program.buffers()]
+        with unmoved(self.device):
+            try:
+                _, parameters = self.svi.gradients(batch, handler=handler, record=True)
+            except ValueError as error:
+                if not out_of_range(error):
+                    raise
+                with pyro.validation_enabled(False):  # which step that is will be said when it is taken
+                    _, parameters = self.svi.gradients(batch, handler=handler, record=True)
+        put_back(self.program.buffers(), buffers)
+        for parameter in parameters:
+            parameter.grad = None
+        return parameters
 
     def _order(self) -> Tensor:
-        """The epoch's order of images: of an epoch that is begun, drawn again from where the generators were."""
+        """The epoch's order of images; once it has begun, drawn again from where the generators were."""
         now = generators(self.device)
         self.dawn = self.dawn if self.at else now
         set_generators(self.dawn, self.device)
@@ -186,41 +161,36 @@ class Training:
 
     def _step(self, rows: Tensor) -> tuple[Any, Any]:
         """Take one step of SVI; return the loss, and minus the ELBO at beta = 1, both 0 where it was skipped."""
-        batch = self._read(rows)
-        drawn = torch_state(self.device) if self.guards else None
-        kept = [buffer.clone() for buffer in self.program.buffers()] if self.guards else []
+        batch = read(self.train, rows, self.processes, self.dtype)
+        drawn = random_state(self.device) if self.guards else None
+        buffers = [buffer.clone() for buffer in self.program.buffers()] if self.guards else []
         wrong, loss, parameters = "", math.nan, list[Tensor]()
         try:
             loss, parameters = self.svi.gradients(batch, handler=self.processes.noise(len(rows), OF_Z))
             self.processes.sum_gradients(parameters, self.scales.weight(batch, len(rows)))
         except ValueError as error:
-            if not (broken := BROKEN.search(str(error))):
+            if not (wrong := out_of_range(error)):
                 raise
-            wrong = f"expected {broken[1]} of a {broken[2]} to satisfy {broken[3]}"
         if self.guards and not wrong:
             self.watch.parameters(parameters)
             words = not_finite(loss, parameters)
             if self.processes.any(bool(words), self.device):
                 wrong = words or "expected a finite loss in every process"
         self.svi.apply(parameters, finite=not wrong)
-        if isinstance(self.optim, PyroLRScheduler):
-            self.optim.step()
+        if isinstance(self.svi.optim, PyroLRScheduler):
+            self.svi.optim.step()
         if not wrong:
             return loss / self.scales(batch), self.ours.plain / self.scales(batch) if self.ours else 0.0
         trouble = self._trouble(self.at, rows, wrong, batch, drawn)
-        put_back(self.program, kept)
+        put_back(self.program.buffers(), buffers)
         if not self.skips or len(self.skipped) == self.batches - 1:
             raise trouble
-        self.watch.skipped(str(trouble))
+        self.watch.say(f"A batch was left out: {trouble} How many are, of each epoch, is in metrics.csv.")
         self.skipped.append(self.at)
         return 0.0, 0.0
 
     def look(self, first: int = 0) -> None:
-        """Look at the losses of this epoch, and at the parameters; nothing on a CPU, where each step was looked at.
-
-        Raises:
-            NotFinite: If one is not finite.
-        """
+        """Raise if a loss of this epoch or a parameter is not finite; not on a CPU, where each step was looked at."""
         if self.device.type == "cpu" or not self.at:
             return
         finite = [math.isfinite(loss) for loss in self.losses[first : self.at].tolist()]
@@ -228,23 +198,31 @@ class Training:
         if not all(finite):
             step = first + finite.index(False)
             rows = self._order().split(self.size)[step]
-            raise self._trouble(step, rows, "expected a finite loss", self._read(rows), None)
+            batch = read(self.train, rows, self.processes, self.dtype)
+            raise self._trouble(step, rows, "expected a finite loss", batch, None)
 
     def _first(self, size: int) -> tuple[Tensor, ...]:
         """Read a batch to look at, without a draw that moves others."""
-        with seeded(self.settings.seed, self.settings.device):
-            return self._read(torch.arange(size, device=self.device))
-
-    def _read(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return read(self.train, rows, self.processes, self.dtype)
+        with seeded(self.settings.seed, self.device):
+            return read(self.train, torch.arange(size, device=self.device), self.processes, self.dtype)
 
     def _trouble(self, step: int, rows: Tensor, wrong: str, batch: tuple, drawn: list[Tensor] | None) -> NotFinite:
         """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
-        now = torch_state(self.device)
-        set_torch(drawn or now, self.device)
+        now = random_state(self.device)
+        set_random_state(drawn or now, self.device)
         with self.processes.noise(len(rows), OF_Z) or nullcontext():
             fault = find_fault(self.model, self.guide, self.objective, batch, self.processes.mine(rows))
-        set_torch(now, self.device)
-        record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault._asdict()
-        words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault.words}"
+        set_random_state(now, self.device)
+        record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault
+        words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault['words']}"
         return NotFinite(words, record)
+
+
+def _check_batches(program: Any, dataset: Dataset, size: int) -> None:
+    """Refuse batches and rows held out for an autoguide with parameters for each row, which needs all at once."""
+    if (rows := own_rows(program)) and (size < len(dataset.train) or len(dataset.valid)):
+        raise ValueError(
+            "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
+            f"batch_size = {rows}, {len(dataset.train)} rows and {len(dataset.valid)} held out. Use "
+            "data.from_columns(..., valid=0), and a new guide."
+        )

@@ -12,24 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-__all__ = ["OPTIMIZERS", "Choice", "Muon", "matrices_of", "recipe"]
+__all__ = ["Choice", "Muon", "matrices_of", "recipe"]
 
 Choice = Literal["adam", "muon"]
-OPTIMIZERS = ("adam", "muon")
 # Of the polynomials of ``orthogonal``.
 COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
 
 def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Module) -> PyroOptim:
-    """Return an optimizer at a rate that is ``constant``, a ``cosine`` that falls, or a ``one-cycle`` of so many steps.
-
-    Arguments:
-        name: ``adam`` or ``muon``.
-        lr: The rate; with ``one-cycle`` the largest.
-        schedule: How the rate goes.
-        steps: Of the whole run.
-        program: What is trained.
-    """
+    """Return an optimizer at a ``constant`` rate, a ``cosine`` that falls, or a ``one-cycle``, of so many steps."""
     make: Callable[..., Any] = Adam if name == "adam" else partial(Muon, matrices=matrices_of(program))
     arguments = {"optimizer": make, "optim_args": {"lr": lr}}
     if schedule == "cosine":
@@ -52,21 +43,14 @@ class Muon(torch.optim.Optimizer):
         \theta_t = \theta_{t-1} - 0.2 \, \gamma_t \sqrt{\max(m, n)} \; U V^\top
         \quad \text{where } (1 - \mu) G_t + \mu B_t = U S V^\top
 
-    for a matrix of shape (m, n). A step is as long in every direction of a matrix as in every other, however long the
-    gradient is there, so directions that few images ask for are learned as fast as those that all do. The factor
-    makes an update as large as one of Adam's, so that one learning rate :math:`\gamma` serves both. What
-    :math:`U V^\top` costs (:func:`orthogonal`) does not depend on the size of a batch.
+    for a matrix of shape (m, n), one of ``matrices``. A step is as long in every direction of a matrix as in every
+    other, however long the gradient is there. The factor makes an update as large as one of Adam's, so that one
+    learning rate :math:`\gamma` serves both.
 
     References:
         Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024).
 
         Muon is Scalable for LLM Training (Liu et al., 2025), for the factor.
-
-    Arguments:
-        params: Parameters, or groups of them, of real numbers.
-        matrices: Which of them are stepped by Muon, each of two dimensions.
-        lr: The learning rate.
-        momentum: :math:`\mu`.
     """
 
     def __init__(self, params: Any, matrices: list[Tensor], lr: float = 1e-3, momentum: float = 0.95) -> None:
@@ -83,19 +67,19 @@ class Muon(torch.optim.Optimizer):
         self._rest()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self) -> None:  # type: ignore[override]
         """Step the parameters along their ``grad``."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         if rest := self._rest():
             rest.step()
         for group in self.param_groups:
             for matrix in group["params"] if group["muon"] else ():
-                if (gradient := matrix.grad) is not None:
-                    self._turn(matrix, gradient, group["lr"], group["momentum"])
-        return loss
+                if matrix.grad is not None:
+                    state = self.state[matrix]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(matrix)
+                    mean = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
+                    update = orthogonal(matrix.grad.lerp(mean, group["momentum"]))
+                    matrix.add_(update, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)
 
     def _rest(self) -> Adam | None:
         """Return the Adam of all else, with this one's groups and state, which ``load_state_dict`` replaces."""
@@ -106,32 +90,20 @@ class Muon(torch.optim.Optimizer):
             self._adam.param_groups, self._adam.state = groups, self.state
         return self._adam
 
-    def _turn(self, matrix: Tensor, gradient: Tensor, lr: float, momentum: float) -> None:
-        state = self.state[matrix]
-        if not state:
-            state["momentum"] = torch.zeros_like(matrix)
-        mean = state["momentum"].lerp_(gradient, 1 - momentum)
-        matrix.add_(orthogonal(gradient.lerp(mean, momentum)), alpha=-0.2 * lr * max(matrix.shape) ** 0.5)
-
 
 def orthogonal(matrix: Tensor) -> Tensor:
     r"""Return :math:`U V^\top` of a matrix :math:`U S V^\top`, nearly: each singular value becomes about 1.
 
-    The matrix X, divided by its Frobenius norm, is multiplied by polynomials of its Gram matrix,
+    The matrix X, divided by its Frobenius norm, is multiplied three times by polynomials of its Gram matrix,
 
     .. math:: X_{i+1} = (a_i I + b_i G_i + c_i G_i^2) X_i, \qquad G_i = X_i X_i^\top
 
-    three times. The coefficients bring all singular values between 0.01 and 1 as near to 1 as three such steps can,
-    0.73 to 1.27, each step the best for where the one before leaves them; a smaller one s becomes 78 s. The steps are
-    taken with the Gram matrix alone, whose side is the shorter of the two, and X is multiplied once, at the end; in X's
-    own precision, since half of it is many times as slow on a CPU without instructions for that.
+    which bring all singular values between 0.01 and 1 as near to 1 as three such steps can, 0.73 to 1.27; a smaller
+    one s becomes 78 s. Only Gram matrices, of the shorter side, are multiplied until the end, in X's own precision.
 
     References:
         The Polar Express: Optimal Matrix Sign Methods and their Application to the Muon Algorithm (Amsel, Persson,
         Musco and Gower, 2025).
-
-    Arguments:
-        matrix: Shape ``(m, n)``.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=torch.finfo(wide.dtype).tiny)
@@ -141,5 +113,5 @@ def orthogonal(matrix: Tensor) -> Tensor:
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal().add_(a)
         factors = factor if factors is None else factor @ factors
-    found = factors @ wide
-    return found if matrix.shape[0] <= matrix.shape[1] else found.T
+    result = factors @ wide
+    return result if matrix.shape[0] <= matrix.shape[1] else result.T

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,13 +16,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Processes", "is_first", "together"]
+__all__ = ["Processes", "Stopped", "is_first", "together"]
 
 FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_}
 LIKE = {torch.rand_like, torch.randn_like, torch.bernoulli}
+FACTORIES = {torch.rand, torch.randn}
 # z has shape (*, data, latent), and x (data, *event).
 OF_Z, OF_X = -2, 0
-FACTORIES = {torch.rand, torch.randn}
+LOOK = 50  # steps after which several processes on GPUs ask each other, since to do so they wait
+
+
+class Stopped(KeyboardInterrupt):
+    """Training stops on request, between two steps."""
 
 
 def is_first() -> bool:
@@ -34,11 +42,9 @@ def _launched() -> bool:
 @contextmanager
 def together(device: str) -> Iterator[Processes]:
     """Join the processes that ``torchrun`` started, over gloo on CPUs and NCCL on GPUs, for as long as this lasts."""
-    if dist.is_available() and dist.is_initialized():
-        yield Processes(dist.get_rank(), dist.get_world_size())
-        return
-    if not _launched():
-        yield Processes()
+    joined = dist.is_available() and dist.is_initialized()
+    if joined or not _launched():
+        yield Processes(dist.get_rank(), dist.get_world_size()) if joined else Processes()
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -51,26 +57,17 @@ def together(device: str) -> Iterator[Processes]:
 
 
 class Processes:
-    """The processes of one run: which one this is, which rows of a batch are its own, and what all of them sum.
+    """The processes of one run: which one this is, from 0, its rows of a batch, and sums over all of them.
 
     A run gives the same numbers, to rounding, however many processes share it: each has its own rows of every batch,
     the gradients are summed, and :meth:`noise` draws the same noise for the same datum.
-
-    Arguments:
-        rank: Which one this is, from 0.
-        world: How many there are.
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank = rank
-        self.world = world
+        self.rank, self.world = rank, world
 
     def check(self, sizes: Sequence[int]) -> None:
-        """Check that each process has a row of every batch.
-
-        Raises:
-            ValueError: If one has none.
-        """
+        """Refuse sizes of batches in which a process has no row."""
         if min(sizes) < self.world:
             raise ValueError(
                 f"Expected a row for each of {self.world} processes in every batch; got a batch of {min(sizes)}. "
@@ -79,16 +76,14 @@ class Processes:
 
     def mine(self, rows: Tensor) -> Tensor:
         """Return this process's part of the rows of a batch."""
-        if self.world == 1:
-            return rows
-        return rows[self._start(len(rows), self.rank) : self._start(len(rows), self.rank + 1)]
+        return rows if self.world == 1 else rows[self._part(len(rows))]
 
     def noise(self, total: int, dim: int) -> WholeBatch | None:
         """Return a context in which noise is this process's part of a batch of so many rows, along a dimension."""
         if self.world == 1:
             return None
-        start, end = (self._start(total, rank) for rank in (self.rank, self.rank + 1))
-        return WholeBatch(start, end - start, total, dim)
+        part = self._part(total)
+        return WholeBatch(part.start, part.stop - part.start, total, dim)
 
     def summed(self, tensor: Tensor) -> Tensor:
         """Return the sum over processes."""
@@ -101,8 +96,8 @@ class Processes:
         if self.world == 1:
             return one, other
         one = torch.as_tensor(one)
-        found = self.summed(torch.stack([one, torch.as_tensor(other).to(one)]))
-        return found[0], found[1]
+        first, second = self.summed(torch.stack([one, torch.as_tensor(other).to(one)]))
+        return first, second
 
     def total(self, numbers: Tensor) -> float:
         """Return the sum of numbers over processes, in float64."""
@@ -119,37 +114,55 @@ class Processes:
             dist.broadcast(tensor, 0)
         return tensor
 
-    def sum_gradients(self, parameters: Sequence[Tensor], weight: float) -> None:
-        """Sum the gradients of parameters, times a weight, over processes, all in one message.
+    @contextmanager
+    def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
+        """Take note of SIGINT and SIGTERM; yield a function that raises :class:`Stopped` in all processes after one.
 
-        They are there at once, from a graph, so that there is no backward pass that messages of
-        ``DistributedDataParallel`` could overlap with.
+        A second signal stops at once. In another thread than the main one, which gets no signals, nothing changes.
         """
+        asked, checks = False, 0
+
+        def note(number: int, frame: FrameType | None) -> None:
+            nonlocal asked
+            if asked:
+                raise KeyboardInterrupt
+            asked = True
+
+        def check() -> None:
+            nonlocal checks
+            checks += 1
+            waits = device.type == "cuda" and self.world > 1
+            if not (waits and checks % LOOK) and self.any(asked, device):
+                raise Stopped
+
+        signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, note) for number in signals}
+        try:
+            yield check
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def sum_gradients(self, parameters: Sequence[Tensor], weight: float) -> None:
+        """Sum the gradients of parameters, times a weight, over processes, all in one message."""
         if self.world == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = weight * torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        flat = self.summed(weight * torch.cat([gradient.flatten() for gradient in gradients]))
         parts = flat.split([gradient.numel() for gradient in gradients])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def _start(self, total: int, rank: int) -> int:
-        return total * rank // self.world
+    def _part(self, total: int) -> slice:
+        return slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
 
 
 class WholeBatch(TorchFunctionMode):
-    """Draws noise for the whole batch, and takes the rows of one process: as if there were only one.
+    """Draws noise for a whole batch along a dimension, and takes this process's rows: as if there were only one.
 
-    It reaches the noise that reparameterised draws start from (normal, uniform, exponential), Bernoulli draws, and
-    nothing else: a Gamma's draws and the masks of dropout come from generators that are seeded alike, so that they are
-    alike on all processes. No gradient is biased by that, but its variance is larger than that of one process.
-
-    Arguments:
-        start: The first row.
-        rows: How many.
-        total: Rows of the whole batch.
-        dim: Which dimension of the noise the rows are.
+    It reaches the noise that reparameterised draws start from (normal, uniform, exponential) and Bernoulli draws. All
+    else, as a Gamma's draws and the masks of dropout, is alike on all processes, from generators that are seeded alike:
+    that biases no gradient, but makes its variance larger.
     """
 
     def __init__(self, start: int, rows: int, total: int, dim: int) -> None:
@@ -157,7 +170,6 @@ class WholeBatch(TorchFunctionMode):
         self.key = start, rows, total, dim
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Do as the function does, for the whole batch."""
         kwargs = kwargs or {}
         if func in FACTORIES and args and isinstance(args[0], Sequence) and self._batched(args[0]):
             return self._mine(func(self._whole(args[0]), *args[1:], **kwargs))

@@ -1,31 +1,34 @@
-"""The arguments of ``fit`` that a run keeps, and what a run that goes on must keep of them."""
+"""The settings of ``fit``, its program and its data, and the sentences that refuse them before training begins."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any, Literal, get_args
 
+import torch
 import yaml
+from torch import Tensor, nn
 
 from pyro_vae.compiled.precision import Precision
-from pyro_vae.compiled.traced import Compile
-from pyro_vae.train.optimizers import OPTIMIZERS, Choice
+from pyro_vae.compiled.traced import Compile, check_choice
+from pyro_vae.data import Dataset, from_columns, from_tensor
+from pyro_vae.program import argument_names
+from pyro_vae.train.optimizers import Choice
 
-__all__ = ["Settings", "check_resumed"]
+__all__ = ["Logger", "Settings", "check_device", "check_program", "check_resumed", "check_support", "hook", "splits_of"]
 
-# What may be another when a run goes on; how many epochs, where nothing follows it.
+Logger = Literal["tensorboard"]
+# What may change when a run goes on; how many epochs, where nothing follows it.
 FREE = {"root", "data", "device", "on_nan", "logger", "epochs"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Arguments of ``fit``, which says what they mean, as ``config.yaml`` has them.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
+    """Arguments of ``fit``, which says what they mean, as ``config.yaml`` has them; none out of its range."""
 
     epochs: int
     batch_size: int
@@ -49,30 +52,31 @@ class Settings:
             raise ValueError(f"Expected a positive learning rate; got lr = {self.lr}.")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"Expected patience of at least 1 epoch, or None; got {self.patience}.")
-        for name, choices in (
-            ("optimizer", OPTIMIZERS),
-            ("on_nan", ("stop", "skip")),
-            ("lr_schedule", ("constant", "cosine", "one-cycle")),
-        ):
-            if (value := getattr(self, name)) not in choices:
-                words = f"{', '.join(choices[:-1])} or {choices[-1]}"
-                raise ValueError(f"Expected {name} to be {words}; got {value!r}.")
+        check_choice("optimizer", self.optimizer, get_args(Choice))
+        check_choice("on_nan", self.on_nan, ("stop", "skip"))
+        check_choice("lr_schedule", self.lr_schedule, ("constant", "cosine", "one-cycle"))
+        check_device(self.device)
+        if self.logger not in (None, "tensorboard"):
+            raise ValueError(f"Expected logger to be tensorboard, or None; got {self.logger!r}.")
+        if self.logger:
+            try:
+                import torch.utils.tensorboard  # noqa: F401
+            except ImportError as error:
+                raise ValueError(
+                    "Expected tensorboard to be installed for --logger tensorboard: pip install "
+                    "'pyro_vae[tensorboard]'."
+                ) from error
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that a run goes on with the settings it began with.
-
-    Raises:
-        ValueError: If one is another, or the run is to be longer and something follows its length.
-    """
+    """Refuse other settings than a run began with, and a longer run where something follows its length."""
     now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as it comes back from a file
-    different = [name for name in now if name not in FREE and name in before and before[name] != now[name]]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"Expected the settings that the run began with; {name} was {before[name]!r} and is now {now[name]!r}. "
-            "Leave it as it was, or train anew."
-        )
+    for name, value in now.items():
+        if name not in FREE and name in before and before[name] != value:
+            raise ValueError(
+                f"Expected the settings that the run began with; {name} was {before[name]!r} and is now {value!r}. "
+                "Leave it as it was, or train anew."
+            )
     if (epochs := before.get("epochs", now["epochs"])) > now["epochs"]:
         raise ValueError(f"Expected {epochs} epochs or more, as the run began with; got {now['epochs']}.")
     if epochs != now["epochs"]:
@@ -83,3 +87,75 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"Expected {epochs} epochs, as the run began with, since {what} follows that; got {now['epochs']}."
             )
+
+
+def hook(program: Any, name: str) -> Callable[..., Any] | None:
+    """Return a program's method of a name, or None if it has none; something else of that name is none."""
+    method = getattr(program, name, None)
+    return method if inspect.ismethod(method) else None
+
+
+def check_program(program: Any) -> None:
+    """Refuse a program that is no module with two Pyro programs."""
+    absent = [f"no {name}" for name in ("model", "guide") if not callable(getattr(program, name, None))]
+    if absent := absent or ([] if isinstance(program, nn.Module) else ["no nn.Module under it"]):
+        raise ValueError(
+            f"Expected a program: an nn.Module with methods model and guide; {type(program).__name__} has {absent[0]}."
+        )
+
+
+def splits_of(program: Any, data: Any) -> Dataset:
+    """Return a Dataset, a tensor, or a program's arguments in a tuple or by name, as three splits of all arguments."""
+    check_program(program)
+    names, columns = argument_names(program), dict[str, Any]()
+    data = torch.as_tensor(data) if hasattr(data, "__array__") else data
+    if isinstance(data, Tensor):
+        # Bytes are images to a program that checks images, and numbers to any other.
+        data = from_tensor(data) if hook(program, "check_dataset") else from_columns({"x": data})
+    elif isinstance(data, Mapping):
+        columns = dict(data)
+    elif isinstance(data, tuple | list):
+        labels = [*names, *(f"argument {i + 1}" for i in range(len(names), len(data)))]
+        columns = dict(zip(labels, data, strict=False))
+    elif not isinstance(data, Dataset):
+        raise ValueError(f"Expected a Dataset, a tensor, or tensors by name; got {type(data).__name__}.")
+    names = names or dict.fromkeys(columns, True)
+    first, *rest = names or ["x"]
+    if first in columns:
+        data = from_columns({name: columns[name] for name in (*names, *columns) if name in columns})
+    known = data.train.columns if isinstance(data, Dataset) else {}
+    served = [*takewhile(known.__contains__, rest)]
+    lacks = any(names[name] and name not in served for name in rest)
+    if lacks or not isinstance(data, Dataset) or (columns and {*columns} != {first, *served}):
+        got = ", ".join(columns or [first, *known])
+        raise ValueError(f"Expected data by the names of the model's arguments, {', '.join(names)}; got {got}.")
+    data = replace(data, **{name: getattr(data, name).with_columns(served) for name in ("train", "valid", "test")})
+    _check_differ(data)
+    return data
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use, as where there is no GPU."""
+    try:
+        torch.zeros(1, device=device).item()  # which 'meta' has not
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"Expected a device that torch can use, as 'cpu'; got device = {device!r}.") from error
+
+
+def _check_differ(dataset: Dataset) -> None:
+    """Refuse images that are all the same; those with missing pixels may differ in these."""
+    train = dataset.train
+    if len(train) < 2 or train.mask is not None or train.extra:
+        return
+    first = train.pixels[:1]
+    if all(bool((train.pixels[i : i + 32] == first).all()) for i in range(0, len(train), 32)):
+        raise ValueError(
+            f"Expected images that differ; all {len(train):,} for training in {dataset.config['data']!r} are the same. "
+            "Look at how they were written, or at binarize."
+        )
+
+
+def check_support(program: Any, dataset: Dataset, strict: bool = False) -> None:
+    """Refuse an x that a program cannot see, where it says what it can see: :meth:`pyro_vae.VAE.check_dataset`."""
+    if check := hook(program, "check_dataset"):
+        check(dataset, strict)

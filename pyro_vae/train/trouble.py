@@ -1,29 +1,36 @@
-"""Where a loss or a gradient that is not finite comes from: which site, which of its parameters, which images."""
+"""What goes wrong, in words: where a number that is not finite comes from, and what goes wrong without one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pyro
 import pyro.infer
 import torch
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.objectives import Objective
 
-__all__ = ["Fault", "NotFinite", "find_fault", "not_finite"]
+__all__ = ["NotFinite", "Watch", "find_fault", "not_finite", "out_of_range"]
 
 ADVICE = "Try a smaller lr, --clip_norm, or data scaled to [0, 1]; --on_nan skip leaves such batches out."
+# Pyro's words for a parameter of a distribution that is out of its range.
+BROKEN = re.compile(r"parameter (\w+) .*? of distribution (\w+).*? the constraint (\S+?),")
 TINY = 1e-4
 SHOWN = 10
+NOTHING = 0.001  # nats of KL below which codes say nothing
+EPOCHS = 5
+LEVEL = 1 / 256  # of the range of x: a scale below it is of single grey levels
 
 
 class NotFinite(ValueError):
-    """Training met a loss or a gradient that is not finite, and stopped: on a CPU, before it was taken in.
+    """Training met a loss or a gradient that is not finite, and stopped: on a CPU, before the step.
 
     Attributes:
         record: ``epoch`` and ``step``, from 1; ``rows``, the batch's of ``dataset.train``; ``at_fault``, those of them
@@ -35,17 +42,8 @@ class NotFinite(ValueError):
         self.record = record
 
 
-class Fault(NamedTuple):
-    """What is known of a step that gave no finite number: in words, as data, and which of its rows are at fault."""
-
-    words: str
-    site: str
-    sites: dict[str, dict[str, str]]
-    at_fault: list[int]
-
-
 def not_finite(loss: Any, parameters: Sequence[Tensor]) -> str:
-    """Say what is wrong with a step whose loss or gradient is not finite; nothing if they are."""
+    """Say whether a step's loss or its gradient is not finite; nothing if both are."""
     gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
     if math.isfinite(sum(gradients, torch.as_tensor(loss)).item()):
         return ""
@@ -53,18 +51,16 @@ def not_finite(loss: Any, parameters: Sequence[Tensor]) -> str:
     return f"expected {got if math.isfinite(loss) else f'a finite loss; got {float(loss)}'}"
 
 
+def out_of_range(error: ValueError) -> str:
+    """Say which parameter of a distribution is out of its range, if that is Pyro's error."""
+    match = BROKEN.search(str(error))
+    return f"expected {match[1]} of a {match[2]} to satisfy {match[3]}" if match else ""
+
+
 def find_fault(
     model: Callable[..., Any], guide: Callable[..., Any], objective: pyro.infer.ELBO, batch: tuple, rows: Tensor
-) -> Fault:
-    """Run model and guide once more, from the random state that the step began with, and look for what is not finite.
-
-    Arguments:
-        model: The model.
-        guide: The guide.
-        objective: What was optimised, whose draws these are.
-        batch: The arguments of both.
-        rows: Which rows of the training images it is.
-    """
+) -> dict[str, Any]:
+    """Run model and guide again on a batch of rows, from generators as before the step; find what is not finite."""
     with pyro.validation_enabled(False), torch.enable_grad():
         if isinstance(objective, Objective):
             traces = objective.traces(model, guide, *batch)
@@ -72,16 +68,20 @@ def find_fault(
             traces = [get_importance_trace("flat", 1, model, guide, batch, {})]
         sites = {key: _numbers(site) for pair in traces for key, site in _sites(pair)}
         described = {key: {name: _range(value) for name, value in numbers.items()} for key, numbers in sites.items()}
+        fault = {"words": f"Each site is finite by itself. {ADVICE}", "site": "", "sites": described, "at_fault": []}
         for key, numbers in sites.items():
             if any(not value.isfinite().all() for value in numbers.values()):
-                at_fault = _wrong_rows(numbers["log-density"], rows)
-                return Fault(_words(key, described[key], numbers, at_fault, len(rows)), key, described, at_fault)
+                finite, at_fault = numbers["log-density"].isfinite(), list[int]()
+                if finite.dim() and finite.shape[-1] == len(rows):
+                    at_fault = rows[~finite.reshape(-1, len(rows)).all(0)].tolist()
+                words = _words(key, described[key], numbers.get("scale"), at_fault, len(rows))
+                return fault | {"words": words, "site": key, "at_fault": at_fault}
         for pair in traces:
             for key, site in _sites(pair):
                 if names := _wrong_gradients(pair, site["log_prob"]):
                     words = f"The gradient of {key}'s log-density is not finite in {', '.join(names[:3])}. {ADVICE}"
-                    return Fault(words, key, described, [])
-    return Fault(f"Each site is finite by itself. {ADVICE}", "", described, [])
+                    return fault | {"words": words, "site": key}
+    return fault
 
 
 def _sites(pair: tuple[Trace, Trace]) -> Iterator[tuple[str, Any]]:
@@ -94,14 +94,14 @@ def _sites(pair: tuple[Trace, Trace]) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(site: Any) -> dict[str, Tensor]:
-    """What a site is made of: the parameters of its distribution, the value, the log-density."""
+    """A site's numbers: the parameters of its distribution, the value, the log-density."""
     law = site["fn"]
     while hasattr(law, "base_dist"):
         law = law.base_dist
-    found = {name: getattr(law, name, None) for name in law.arg_constraints}
-    if {"probs", "logits"} <= found.keys():
-        del found["probs"]
-    numbers = {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
+    parameters = {name: getattr(law, name, None) for name in law.arg_constraints}
+    if {"probs", "logits"} <= parameters.keys():
+        del parameters["probs"]
+    numbers = {name: value.detach() for name, value in parameters.items() if isinstance(value, Tensor)}
     return numbers | {"value": site["value"].detach(), "log-density": site["log_prob"].detach()}
 
 
@@ -113,33 +113,94 @@ def _range(value: Tensor) -> str:
     return " and ".join(word for word in (count, within) if word)
 
 
-def _wrong_rows(log_density: Tensor, rows: Tensor) -> list[int]:
-    if not log_density.dim() or log_density.shape[-1] != len(rows):
-        return []
-    wrong = ~log_density.isfinite()
-    return rows[wrong.flatten(0, -2).any(0) if wrong.dim() > 1 else wrong].tolist()
-
-
-def _words(key: str, described: dict[str, str], numbers: dict[str, Tensor], at_fault: Sequence[int], size: int) -> str:
-    parameters = ", ".join(f"{name} {text}" for name, text in described.items())
-    which = ""
+def _words(key: str, described: dict[str, str], scale: Tensor | None, at_fault: Sequence[int], size: int) -> str:
+    words = f"At {key}: {', '.join(f'{name} {text}' for name, text in described.items())}"
     if at_fault:
         shown = ", ".join(map(str, at_fault[:SHOWN])) + (", ..." if len(at_fault) > SHOWN else "")
-        which = f"; for {len(at_fault)} of the batch's {size} images, of dataset.train rows {shown}"
-    scale = numbers.get("scale")
-    runs = scale is not None and key.startswith("p(") and bool((scale < TINY).any())
-    advice = "Its scale runs to zero: fix it, as --likelihood.scale 0.1. " if runs else ""
-    return f"At {key}: {parameters}{which}. {advice}{ADVICE}"
+        words += f"; for {len(at_fault)} of the batch's {size} images, of dataset.train rows {shown}"
+    if scale is not None and key.startswith("p(") and (scale < TINY).any():
+        words += ". Its scale runs to zero: fix it, as --likelihood.scale 0.1"
+    return f"{words}. {ADVICE}"
 
 
 def _wrong_gradients(pair: tuple[Trace, Trace], log_density: Tensor) -> list[str]:
     """Names of the parameters in which a log-density's gradient is not finite."""
     if not log_density.requires_grad:
         return []
-    met: dict[str, Any] = {name: site for trace in pair for name, site in trace.nodes.items()}
-    params = {name: site["value"] for name, site in met.items() if site["type"] == "param"}
-    trained = {name.rpartition("$$$")[2]: value.unconstrained() for name, value in params.items()}
-    trained = {name: value for name, value in trained.items() if value.requires_grad}
-    found = torch.autograd.grad(log_density.sum(), [*trained.values()], retain_graph=True, allow_unused=True)
-    pairs = zip(trained, found, strict=True)
+    sites: list[tuple[str, Any]] = [item for trace in pair for item in trace.nodes.items()]
+    params = {name: site["value"].unconstrained() for name, site in sites if site["type"] == "param"}
+    trained = {name.rpartition("$$$")[2]: value for name, value in params.items() if value.requires_grad}
+    gradients = torch.autograd.grad(log_density.sum(), [*trained.values()], retain_graph=True, allow_unused=True)
+    pairs = zip(trained, gradients, strict=True)
     return [name for name, gradient in pairs if gradient is not None and not gradient.isfinite().all()]
+
+
+class Watch:
+    """Warns once of each: nothing is trained, the KL stays at zero, the likelihood's scale runs to zero."""
+
+    def __init__(self, program: nn.Module, spread: float) -> None:
+        self.program, self.spread = program, spread or 1.0  # the range of x
+        self._said: set[str] = set()
+        self._looked = False
+        self._first_scale = math.nan
+
+    def parameters(self, trained: Sequence[Tensor]) -> None:
+        """Look, once, at which parameters a step has met."""
+        if self._looked:
+            return
+        self._looked = True
+        known, own = {*map(id, trained)}, dict(self.program.named_parameters())
+        left_out = [name for name, value in own.items() if value.requires_grad and id(value) not in known]
+        if not known:
+            self.say(
+                "Expected parameters that Pyro knows of; the model and the guide show none that may be trained, so "
+                "nothing is. Call module or pyro.param in them, and leave requires_grad on."
+            )
+        elif left_out:
+            self.say(
+                f"Expected a model and a guide that show Pyro all parameters; {len(left_out)} of the program's, as "
+                f"{left_out[0]!r}, are in neither, and are not trained. Call module in the program, or freeze them."
+            )
+        mine = {*map(id, own.values())}
+        others = [name for name, value in pyro.get_param_store().named_parameters() if id(value) not in mine]
+        if others:
+            self.say(
+                f"Expected all parameters in the program, whose weights are what is saved; Pyro's store has "
+                f"{others[0]!r} too. Make it an nn.Parameter of the program or of a part of it, or keep it yourself."
+            )
+
+    def outside(self, times: float, sites: Sequence[str], total: int) -> None:
+        """Look at the latents outside the data's plate, whose prior a step counts so many times too much."""
+        if sites and times > 1.001:
+            self.say(
+                f"The latent site {sites[0]!r} is outside the plate of the data, which is not scaled to them: its "
+                f"prior counts in each minibatch, {times:.3g} times too much. Write pyro.plate('data', {total}, "
+                "subsample_size=len(x)) in model and guide, or subsample=rows."
+            )
+
+    def epoch(self, history: Mapping[str, Sequence[float]], scale: float) -> None:
+        """Look at the history up to an epoch, and at the least scale of p(x | z), nan if there is none."""
+        if "valid" not in history:
+            return
+        last = history["valid_kl"][-EPOCHS:]
+        if len(last) == EPOCHS and all(kl < NOTHING for kl in last):
+            self.say(
+                f"The KL has stayed at zero for {EPOCHS} epochs ({last[-1]:.2g} nats): the codes say nothing of the "
+                "images. Try --objective.beta Linear, --objective.free_bits 0.1, a smaller beta or decoder."
+            )
+        if not math.isfinite(history["valid"][-1]):
+            self.say(f"Expected a finite ELBO of the validation images; it is {-history['valid'][-1]}.")
+        if math.isnan(self._first_scale):
+            self._first_scale = scale
+        elif scale < min(LEVEL * self.spread, self._first_scale):
+            self.say(
+                f"The likelihood's scale runs to zero ({scale:.2g}, where x spans {self.spread:.3g}): its density "
+                "grows without bound, and the ELBO with it. Fix it, as --likelihood.scale 0.1, use --dequantize true, "
+                "or a mass of grey levels, as DiscretizedLogistic."
+            )
+
+    def say(self, words: str) -> None:
+        """Warn in these words, once."""
+        if words[:30] not in self._said:
+            self._said.add(words[:30])
+            warnings.warn(words, stacklevel=2)

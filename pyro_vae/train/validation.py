@@ -1,97 +1,75 @@
-"""The ELBO of the validation images, in its two terms."""
+"""The ELBO of the validation images, in its two terms, and by which factor a loss is more than that of its data."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.compiled import Outputs, Traced, how_many_fit
+from pyro_vae.conditional import module
 from pyro_vae.data import Split
 from pyro_vae.objectives import ELBO
 from pyro_vae.program import point_of
-from pyro_vae.train.checks import hook
+from pyro_vae.seeds import at_test
+from pyro_vae.traces.particles import probe
+from pyro_vae.traces.sites import latent, mean_scale, observed, plates
 from pyro_vae.train.generators import seeded
 from pyro_vae.train.processes import OF_X, OF_Z, Processes
+from pyro_vae.train.settings import hook
 
-__all__ = ["Validation", "read", "spread"]
+__all__ = ["Scales", "Validation", "read", "showing", "spread"]
 
 AT_ONCE = 1024
 FEW = 16
 
 
 class Validation:
-    """Minus the ELBO at beta = 1 of the validation data, with the same draws at every call.
+    """Minus the ELBO at beta = 1 of the validation data, with the same draws at every call."""
 
-    Arguments:
-        model: The model, of what is observed where some is missing.
-        program: On its device.
-        split: The validation data.
-        seed: Seed of the draws.
-        processes: Who trains.
-        scale: Says by which factor the loss of a batch is more than that of its data.
-
-    Attributes:
-        smallest_scale: The least scale of p(x | z) for some of the data, or nan where it has none.
-    """
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        program: Any,
-        split: Split,
-        seed: int,
-        processes: Processes,
-        scale: Callable[[tuple], float],
-    ) -> None:
+    def __init__(self, model: Any, program: Any, split: Split, seed: int, processes: Processes, scale: Scales) -> None:
         self.model, self.program, self.seed, self.processes = model, program, seed, processes
-        self.scale, self.point = scale, point_of(program)
-        self.device, self.split = self.point.device, split.to(self.point.device)
+        self.scale, self.device, self.dtype = scale, point_of(program).device, point_of(program).dtype
+        self.split = split.to(self.device)
         if len(split):
             processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
-        self.smallest_scale = math.nan
+        self.smallest_scale = math.nan  # of p(x | z) for some of the data, if it has any
         self._elbo = ELBO(beta=0.0)  # whose loss is the one term, and which has the other beside it
         self._at_once = 0
         self._graph = Traced(self._two_terms, "graph")
         self._recorded: set[int] = set()
 
     def __call__(self, pause: Callable[[], Any] = lambda: None, as_graph: bool = False) -> dict[str, float]:
-        """Return minus the ELBO and its two terms, nats per datum, of all processes together; nothing of no data.
-
-        In evaluation mode, where the program is left, and with the first process's buffers, as running values differ.
-
-        Arguments:
-            pause: Called before each batch; may raise.
-            as_graph: Whether to run as a graph.
-        """
+        """Return minus the ELBO and its two terms, nats per datum, if there are data; ``pause`` before each batch."""
         self.program.eval()
         for buffer in self.program.buffers():
             self.processes.same(buffer)
         if not len(self.split):
             return {}
         if not self._at_once:
-            with seeded(self.seed, str(self.device)):
+            with seeded(self.seed, self.device):
                 self._at_once = self._room()
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
-        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.point.dtype)
-        with torch.no_grad(), seeded(self.seed, str(self.device)):
+        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
+        with torch.no_grad(), seeded(self.seed, self.device):
             for i, rows in enumerate(batches):
                 pause()
                 noise = self.processes.noise(len(rows), OF_Z)
-                batch = read(self.split, rows, self.processes, self.point.dtype)
+                batch = read(self.split, rows, self.processes, self.dtype)
                 if as_graph and len(rows) not in self._recorded:
                     self._recorded.add(len(rows))
-                    with seeded(self.seed, str(self.device)):
+                    with seeded(self.seed, self.device):
                         self._graph.record((noise, *batch), {})
                 (one, both), _ = self._graph((noise, *batch), {}) if as_graph else self._two_terms(noise, *batch)
                 distortion[i], whole[i] = one / self.scale(batch), both / self.scale(batch)
             if smallest_scale := hook(self.program, "smallest_scale"):
-                few = torch.arange(min(FEW, self._at_once, len(self.split)), device=self.device)
-                self.smallest_scale = smallest_scale(*read(self.split, few, Processes(), self.point.dtype))
+                self.smallest_scale = smallest_scale(*self._few(min(FEW, self._at_once)))
         reconstruction, total = (self.processes.total(each) / len(self.split) for each in (distortion, whole))
         return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
 
@@ -100,10 +78,13 @@ class Validation:
         with noise or nullcontext():
             return Outputs(list(self._elbo.terms(self.model, self.program.guide, *batch)), None)
 
+    def _few(self, num: int) -> tuple[Tensor, ...]:
+        rows = torch.arange(min(num, len(self.split)), device=self.device)
+        return read(self.split, rows, Processes(), self.dtype)
+
     def _room(self) -> int:
         """How many images fit in memory at once, with a row for each process in the last batch too."""
-        few = torch.arange(min(4, len(self.split)), device=self.device)
-        batch = read(self.split, few, Processes(), self.point.dtype)
+        batch = self._few(4)
 
         def run(n: int) -> Any:
             return self._two_terms(None, *(column[: 2 * n] for column in batch))
@@ -126,3 +107,49 @@ def spread(split: Split) -> float:
     x = split[slice(0, AT_ONCE)]
     x = x[x.isfinite()]
     return (x.max().double() - x.min().double()).item() if len(x) else 0.0
+
+
+class Scales:
+    """By which factor a batch's loss is more than that of its data, for each number of rows, which it may follow."""
+
+    def __init__(self, program: Any, model: Callable[..., Any]) -> None:
+        self.program, self.model = program, model
+        self.outside: list[str] = []  # latent sites outside the plate of a batch's rows
+        self.shown = True  # whether the program shows Pyro parameters
+        self._known: dict[int, float] = {}
+
+    def __call__(self, batch: tuple[Tensor, ...]) -> float:
+        """Return the scale of a batch."""
+        rows = len(batch[0])
+        if rows not in self._known:
+            self._known[rows] = self._look(batch, rows)
+        return self._known[rows]
+
+    def weight(self, part: tuple[Tensor, ...], whole: int) -> float:
+        """Return what the gradient of a part counts in that of a batch of so many rows: a scale may follow the part."""
+        if len(part[0]) == whole or self(part) == self(tuple(torch.cat([column, column]) for column in part)):
+            return 1.0
+        return len(part[0]) / whole
+
+    def _look(self, batch: tuple[Tensor, ...], rows: int) -> float:
+        device = point_of(self.program).device
+        with seeded(0, device), at_test(self.program, device), pyro.validation_enabled(False):
+            _, (trace, guide_trace) = probe(self.model, self.program.guide, batch, {})
+        self.shown = bool(guide_trace.param_nodes or trace.param_nodes)
+        sites = [*observed(trace).values()]
+        inside = [site for site in sites if any(frame.size == rows for frame in plates(site))]
+        if inside:
+            drawn = latent(trace).items()
+            self.outside = [name for name, site in drawn if all(frame.size != rows for frame in plates(site))]
+        return mean_scale((inside or sites)[0]) if sites else 1.0
+
+
+def showing(program: nn.Module, part: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a model or guide that shows Pyro the parameters of the module it belongs to, as it does not by itself."""
+
+    @functools.wraps(part, updated=())
+    def run(*args: Tensor) -> Any:
+        module("program", program)
+        return part(*args)
+
+    return run

@@ -1,0 +1,75 @@
+"""A device: which one, where its random generators are, and how much of something fits in its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pyro_vae.seeds import forked
+
+__all__ = ["device_of", "how_many_fit", "put_back", "random_state", "set_random_state"]
+
+BUDGET = 2**30
+
+
+def device_of(*arguments: Any) -> torch.device:
+    """Return the device of the tensors among arguments, a GPU before the CPU; the CPU where there are none."""
+    devices = [leaf.device for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    return max(devices, key=lambda device: device.type != "cpu", default=torch.device("cpu"))
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Return where torch's generators are, of the CPU and of a GPU."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def set_random_state(state: list[Tensor], device: torch.device) -> None:
+    """Put torch's generators where they were; that of a GPU stays where the state is of a CPU alone."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda" and len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def put_back(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Give tensors the numbers that they had."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.detach().copy_(value)
+
+
+@torch.no_grad()
+def how_many_fit(run: Callable[[int], Any], most: int, device: torch.device | str = "cpu", budget: int = BUDGET) -> int:
+    """Return the largest n for which ``run(n)`` stays within a budget of bytes, from what n = 1 and n = 2 take.
+
+    Counted is all that the operations write, though some of it is freed, and that grows with n, linearly. The answer is
+    at most ``most``. Torch's random state, on ``device``, stays.
+
+    Example:
+        >>> how_many_fit(lambda n: torch.randn(n, 256).exp(), most=1000, budget=2**20)  # 2 x 256 x 4 bytes each
+        512
+    """
+
+    def bytes_written(n: int) -> int:
+        with _Written() as written:
+            run(n)
+        return written.bytes
+
+    with forked(torch.device(device)):
+        one, two = bytes_written(1), bytes_written(2)
+    return max(1, min(most, budget // (two - one))) if two > one else most
+
+
+class _Written(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations make; views of others are none."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if all(returned.alias_info is None for returned in func._schema.returns):
+            self.bytes += sum(leaf.numel() * leaf.itemsize for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
