@@ -8,8 +8,6 @@ E[w] = p(x): the logarithm of a mean over chains is below log p(x) on average, a
 the moves must not look at the run that counts, so a pilot run finds the step sizes, one for each datum and temperature.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any, NamedTuple
 

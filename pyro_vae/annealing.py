@@ -4,8 +4,6 @@ References:
     MCMC Using Hamiltonian Dynamics (Neal, 2011).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

@@ -5,8 +5,6 @@ graph can be recorded of; its conditional transforms ask for a z of each x, wher
 has a copy of the components for each datum.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any

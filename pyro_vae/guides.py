@@ -3,8 +3,6 @@ r"""Guide families q(z | x): families over ``(latent,)``, whose ``event`` is the
 See :class:`pyro_vae.conditional.Family` for how to write one.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any, Literal

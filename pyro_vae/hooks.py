@@ -1,7 +1,5 @@
 """What training asks of a VAE beside its two programs. Other programs may have methods of these names, or none."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

@@ -10,8 +10,6 @@ References:
     Handling Incomplete Heterogeneous Data using VAEs (Nazabal, Olmos, Ghahramani and Valera, 2020).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ A prior of your own may have two more methods: ``VAE.build`` calls ``attach(enco
 ``start_at(x)`` with the training images before it trains an untrained VAE.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

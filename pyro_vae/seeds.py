@@ -1,7 +1,5 @@
 """Evaluation changes no state: torch's random state, Pyro's param store, and the mode of a program's layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -20,8 +20,6 @@ from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
 from pyro_vae.vae import VAE
 
-__all__ = ["Row", "compare", "short"]
-
 # Settings on which no number depends.
 UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")
 

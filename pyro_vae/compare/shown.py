@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 from pyro_vae import evaluate, plots
 from pyro_vae.compare.rows import Row, short
 
-__all__ = ["figure", "table"]
-
 
 def table(rows: Sequence[Row]) -> str:
     """Write the rows of :func:`compare` as a table, one group after the other; settings of all of them come first.

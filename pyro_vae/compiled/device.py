@@ -1,7 +1,5 @@
 """A device: which one, where its random generators are, and how much of something fits in its memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,8 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae.seeds import forked
-
-__all__ = ["device_of", "how_many_fit", "put_back", "random_state", "set_random_state"]
 
 BUDGET = 2**30
 

@@ -1,7 +1,5 @@
 """A function of tensors, recorded as a graph of tensor operations."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil
@@ -16,8 +14,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.compiled.simplifying import fold, narrow, prune, writes
-
-__all__ = ["Graph", "can_compile"]
 
 CALL = 4000
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_convolution")

@@ -1,7 +1,5 @@
 """One torch optimizer for all parameters, where Pyro makes one for each."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -11,8 +9,6 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.optim.optim import _load_state_dict
 from torch import Tensor
-
-__all__ = ["Optimizer"]
 
 
 class Optimizer:

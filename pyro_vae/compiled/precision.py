@@ -1,7 +1,5 @@
 """How float32 matrix products are computed: the fast way, where it is as accurate."""
 
-from __future__ import annotations
-
 import timeit
 import warnings
 from collections.abc import Iterator
@@ -11,8 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-
-__all__ = ["Precision", "autocast", "fast_products", "products_are_faster", "warn_if_slower"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 # Relative errors of a float32 product are some 1e-7, of a bfloat16 one 3e-3.

@@ -1,7 +1,5 @@
 """What a recorded graph need not do: the same number again, what nothing depends on, what never changes."""
 
-from __future__ import annotations
-
 import operator
 from typing import Any
 
@@ -9,8 +7,6 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten
-
-__all__ = ["fold", "narrow", "prune", "writes"]
 
 # What returns its argument, where no gradient is asked for.
 SAME = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)

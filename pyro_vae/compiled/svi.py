@@ -1,7 +1,5 @@
 r"""Stochastic variational inference, with the step as a graph."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +20,6 @@ from pyro_vae.compiled.precision import Precision, autocast, fast_products
 from pyro_vae.compiled.traced import Compile, Outputs, Traced, check_choice
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.objectives.base import Program, Terms
-
-__all__ = ["CompiledSVI"]
 
 
 class CompiledSVI(SVI):

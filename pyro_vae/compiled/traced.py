@@ -1,7 +1,5 @@
 """A function that becomes a graph where it is called again and again on tensors of one shape."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +13,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.compiled.device import device_of, put_back, random_state, set_random_state
 from pyro_vae.compiled.graph import Graph, can_compile
-
-__all__ = ["SELDOM", "Compile", "Outputs", "Traced", "check_choice"]
 
 Compile = Literal["auto", "off", "graph", "inductor"]
 CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)

@@ -10,8 +10,6 @@ from torch.distributions import constraints
 
 from pyro_vae.data.on_disk import OnDisk
 
-__all__ = ["Dataset", "Split"]
-
 Noise = Literal["bernoulli", "uniform"]
 WAYS = {"static": "statically", "dynamic": "dynamically", "threshold": "at one half"}
 EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1

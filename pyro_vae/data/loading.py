@@ -12,8 +12,6 @@ from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.on_disk import OnDisk, Survey, arrays_of, survey, to_tensor
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
-__all__ = ["from_columns", "from_tensor", "load"]
-
 Binarize = Literal["none", "static", "dynamic", "threshold"]
 SEED = 20140416
 MOST = 10_000  # images held out of a source that has no test split

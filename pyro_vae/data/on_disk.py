@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["File", "OnDisk", "Survey", "arrays_of", "channels_first", "survey", "to_tensor"]
-
 AT_ONCE = 2**20  # bytes of the file
 LARGE = 2**28  # bytes from which a .npy file stays on disk
 LONG = 2**30  # bytes from which a pass shows its progress

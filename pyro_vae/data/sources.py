@@ -18,8 +18,6 @@ from pyro_vae.data.dataset import Split
 from pyro_vae.data.on_disk import File, OnDisk, Survey, arrays_of, channels_first, survey, to_tensor
 from pyro_vae.data.supports import levels as grid
 
-__all__ = ["NAMES", "Source", "digits", "file", "folder", "images_of", "support_of", "torchvision_images"]
-
 # The name of each data set's class in torchvision.datasets, and the arguments of its two splits.
 NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mnist": ("MNIST", {"train": True}, {"train": False}),

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["ADVICE", "Levels", "kind_of", "levels", "of_element", "open_unit_interval"]
-
 ROUNDING = 0.01  # of a level: 255 * (p / 255) in float32 is off by 1e-5
 
 

@@ -1,7 +1,5 @@
 r"""What codes know of the data: dimension by dimension, all together, and the classes among them."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any, NamedTuple

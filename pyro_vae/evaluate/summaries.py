@@ -1,7 +1,5 @@
 """The ELBO's two terms and -log p(x): of each datum, of each site and dimension, and in the mean over a split."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

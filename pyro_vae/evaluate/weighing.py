@@ -1,7 +1,5 @@
 """Programs at data, and the log-weights of their guides' draws: a chunk at a time, by a graph where there are many."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator

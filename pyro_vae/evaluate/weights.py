@@ -1,7 +1,5 @@
 r"""Functions of log-weights, per datum: bounds on log p(x), how many draws count, and whether to trust them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import TypeVar

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from pyro_vae.conditional import Family
 from pyro_vae.likelihoods.gamma import Counts, Overdispersed
 
-__all__ = ["NegativeBinomial", "Poisson"]
-
 RARE = 1e-3  # the least mean that training starts at
 
 

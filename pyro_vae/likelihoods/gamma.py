@@ -18,8 +18,6 @@ from torch.distributions import constraints
 
 from pyro_vae.data.supports import open_unit_interval
 
-__all__ = ["Counts", "OpenBeta", "Overdispersed", "Tails"]
-
 LARGE = 10.0  # from here on Stirling's series has float32's precision
 NEAR = 0.1  # of a relative distance, below which the terms of a deviance cancel
 

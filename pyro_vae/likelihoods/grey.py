@@ -14,8 +14,6 @@ from pyro_vae.conditional import Family
 from pyro_vae.data.supports import levels as grid
 from pyro_vae.likelihoods.real import START, at_least, solve
 
-__all__ = ["Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
-
 LOWEST = -7.0  # the least log scale, as in PixelCNN++
 
 

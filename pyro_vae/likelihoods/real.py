@@ -13,8 +13,6 @@ from torch.nn import functional
 from pyro_vae.conditional import Family
 from pyro_vae.likelihoods.gamma import Tails
 
-__all__ = ["START", "Gaussian", "Laplace", "StudentT", "at_least", "solve"]
-
 Scale = float | Literal["learned"]
 GaussianScale = float | Literal["learned", "per-pixel", "optimal"]
 START = 0.1  # of x in [0, 1]

@@ -14,8 +14,6 @@ from pyro_vae.conditional import Family
 from pyro_vae.likelihoods.gamma import OpenBeta
 from pyro_vae.likelihoods.real import at_least, solve
 
-__all__ = ["Bernoulli", "Beta", "ContinuousBernoulli"]
-
 MOST = math.log(1e4)  # the greatest log concentration
 
 

@@ -7,8 +7,6 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "GatedMLP", "Network", "activation_named", "dense"]
-
 Sizes = Sequence[int]
 
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from pyro_vae.networks.dense import MLP, Network, Sizes, activation_named, dense
 
-__all__ = ["Auto", "Conv", "ResNet"]
-
 LARGE = 1024  # numbers in the largest image that gets dense layers
 
 

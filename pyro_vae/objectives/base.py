@@ -1,7 +1,5 @@
 r"""What all objectives share: traces of a Pyro model and guide in, a loss with its gradient out."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -19,8 +17,6 @@ from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
 from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, probe
 from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, say_loss_terms
-
-__all__ = ["Objective", "Terms"]
 
 Program = Callable[..., Any]
 

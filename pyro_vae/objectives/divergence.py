@@ -1,7 +1,5 @@
 r"""Divergences of latent sites: in closed form where that is exact, else sampled, and said to be."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -14,17 +12,6 @@ from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_vae.traces.enumeration import Expectation
 from pyro_vae.traces.sites import Site, density_sites, enumerated, family, is_delta, latent, observed, same, samples
-
-__all__ = [
-    "Divergence",
-    "Report",
-    "SiteKL",
-    "closed_form_kl",
-    "divergences",
-    "kl_per_dim",
-    "reconstruction_terms",
-    "total",
-]
 
 
 class SiteKL(NamedTuple):

@@ -1,7 +1,5 @@
 r"""The evidence lower bound."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
@@ -16,8 +14,6 @@ from pyro_vae.objectives.gradients import check_reparameterized, drop_scores
 from pyro_vae.objectives.penalties import Penalty
 from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.sites import density_sites, enumerated, samples
-
-__all__ = ["ELBO"]
 
 
 class ELBO(Objective):

@@ -4,8 +4,6 @@ The gradient of :math:`\log q_\phi(z)` at a reparameterised draw :math:`z_\phi(\
 plus the score, :math:`\partial_\phi \log q_\phi(z)` at fixed z, whose mean is zero. All works on traces, of any guide.
 """
 
-from __future__ import annotations
-
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -15,8 +13,6 @@ from torch import Tensor
 
 from pyro_vae.objectives.base import Program
 from pyro_vae.traces.sites import Site, enumerated, family, is_delta, latent
-
-__all__ = ["check_reparameterized", "drop_scores", "weigh_paths"]
 
 
 def check_reparameterized(guide_trace: Trace, who: str) -> None:

@@ -1,7 +1,5 @@
 r"""Importance weighted bounds, per datum: IWAE, Rényi, and reweighted wake-sleep."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 
@@ -16,8 +14,6 @@ from pyro_vae.objectives.base import Objective, Program, Terms
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores, weigh_paths
 from pyro_vae.traces.sites import Site, enumerated, latent, samples
 from pyro_vae.traces.weights import chosen_by_weight, log_weights, power_mean
-
-__all__ = ["IWAE", "ReweightedWakeSleep", "Renyi"]
 
 Gradient = Literal["pathwise", "stl", "dreg"]
 

@@ -1,7 +1,5 @@
 r"""Penalties on the aggregate posterior, the mixture of q(z | x) over a minibatch."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 
@@ -11,8 +9,6 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.traces.sites import Site, latent, plates
-
-__all__ = ["MMD", "Penalty", "TotalCorrelation"]
 
 
 class Penalty(ABC):

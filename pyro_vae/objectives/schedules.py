@@ -1,11 +1,7 @@
 r"""Schedules of beta: a warm-up that ends at 1, so that what is optimised in the end is the ELBO."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
-
-__all__ = ["Cosine", "Cyclical", "Linear", "Schedule"]
 
 
 class Schedule(ABC):

@@ -17,8 +17,6 @@ from pyro_vae.data.on_disk import arrays_of
 from pyro_vae.program import argument_names
 from pyro_vae.train import check_program
 
-__all__ = ["ROOMS", "columns_of", "expected", "is_of_parts", "kind_of", "known", "make", "part_in_full", "program"]
-
 # Where the classes of each option live, and what they are of.
 ROOMS: dict[str, tuple[ModuleType, type]] = {
     "program": (vae, nn.Module),
@@ -88,13 +86,17 @@ def expected(option: str) -> str:
 class Made(Protocol):
     """A class all of whose arguments are options."""
 
-    def __call__(self) -> nn.Module: ...
+    def __call__(self) -> nn.Module:
+        """Make it."""
+        ...
 
 
 class Given(Protocol):
     """A class with arguments that are not options: the data's shape, and what :meth:`VAE.build` makes."""
 
-    def __call__(self, *, event_shape: Any, prior: Any, decoder: Any, encoder: Any) -> nn.Module: ...
+    def __call__(self, *, event_shape: Any, prior: Any, decoder: Any, encoder: Any) -> nn.Module:
+        """Make it."""
+        ...
 
 
 def program(program: Made | Given) -> None:

@@ -17,8 +17,6 @@ from torch.utils._pytree import tree_leaves
 from pyro_vae import VAE, checkpoint, data, fit
 from pyro_vae.options.classes import ROOMS, expected, is_of_parts, kind_of, known, part_in_full, program
 
-__all__ = ["check_config", "in_full", "parse", "parser", "sentence"]
-
 PARTS = ("latent", "prior", "likelihood", "guide", "network")  # of VAE.build
 TRUST = "Modules of your own whose classes a run's --config or --resume may name, as my_parts; spaces between."
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}

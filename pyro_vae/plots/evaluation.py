@@ -9,8 +9,6 @@ from torch import Tensor
 
 from pyro_vae.plots.style import BLUE, GREEN, GREY, ORANGE, RED, numbers, styled
 
-__all__ = ["bounds", "calibration", "dimensions", "gaps", "weights"]
-
 GOOD, POOR, BIN = 0.5, 0.7, 0.05  # k-hat
 BAND = 0.99  # of the counts, within the grey band, if ranks are uniform
 

@@ -8,8 +8,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["interpolation", "manifold", "reconstructions", "samples", "traversal", "worst"]
-
 MISSING = (0.36, 0.48, 0.66)
 
 

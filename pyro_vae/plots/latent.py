@@ -11,8 +11,6 @@ from torch.nn.functional import pad
 
 from pyro_vae.plots.style import BLUE, ORANGE, numbers, styled
 
-__all__ = ["latent_space", "posteriors"]
-
 MOST = 2000  # points drawn
 SHARES = (0.5, 0.9, 0.99)  # of the mass, within contours
 

@@ -4,8 +4,6 @@ import numpy as np
 from matplotlib import rc_context
 from torch import Tensor
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "numbers", "styled"]
-
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#718096", "#c53030"
 # Decorates a function that draws.
 styled = rc_context(

@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 
 from pyro_vae.plots.style import BLUE, GREEN, ORANGE, styled
 
-__all__ = ["comparison", "curves"]
-
 CURVES = {
     "Loss": [
         ("train", "train, the objective", BLUE),

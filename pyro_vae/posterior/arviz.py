@@ -1,7 +1,5 @@
 r"""What a program says of some data, in ArviZ's own container, for its tables and its figures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 r"""Is the guide right on average? Under the model's own data it can be told, since there the true z is known."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """How values of sites become the variables of ArviZ's own container: their dimensions, coordinates and groups."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 r"""A guide of its own for each datum, and with it the two reasons why an ELBO falls short of log p(x)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 r"""The true posterior of chosen data under a trained decoder, by Pyro's NUTS."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field

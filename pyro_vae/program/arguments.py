@@ -1,7 +1,5 @@
 """A program's arguments: their names, and data as users give them."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from itertools import chain
@@ -12,8 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae.seeds import modules_of
-
-__all__ = ["argument_names", "arguments", "point_of"]
 
 
 def argument_names(program: Any) -> dict[str, bool]:

@@ -1,7 +1,5 @@
 """From a program and data, as users give them, to a posterior."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -9,8 +7,6 @@ import torch
 from pyro_vae.program.arguments import arguments
 from pyro_vae.program.posterior import Posterior
 from pyro_vae.program.structure import Draws
-
-__all__ = ["drawn_posterior", "posterior_of"]
 
 
 def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:

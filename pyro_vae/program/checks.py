@@ -1,7 +1,5 @@
 """What a program is run to find out: whether a row's density is its own, and which elements an observed site shows."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,8 +14,6 @@ from pyro_vae.program.arguments import argument_names
 from pyro_vae.program.structure import FEW, Draws
 from pyro_vae.traces.particles import close
 from pyro_vae.traces.sites import check_support
-
-__all__ = ["check_drawn", "check_rows", "check_supports", "sources"]
 
 AT_ONCE = 2**20  # elements of the data
 

@@ -20,8 +20,6 @@ from pyro_vae.program.structure import Draws, Structure, bijection, coordinates,
 from pyro_vae.traces.particles import Unseen
 from pyro_vae.traces.weights import Weights, log_weights
 
-__all__ = ["Posterior"]
-
 
 @dataclass(frozen=True, eq=False)
 class Posterior:

@@ -1,7 +1,5 @@
 """How a program is run: for particles, at draws, with the classes of discrete sites laid out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +18,6 @@ from pyro_vae.program.structure import Draws, Structure, bijection
 from pyro_vae.traces.enumeration import enumerate_pair, marking
 from pyro_vae.traces.sites import PARTICLES, latent, samples
 from pyro_vae.traces.weights import log_weights
-
-__all__ = ["Mapped", "Runner", "number_of"]
 
 Program = Callable[..., Any]
 

@@ -1,7 +1,5 @@
 """What a program is made of: its data's plate, its sites, and what is not fit for a density of each datum."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -20,8 +18,6 @@ from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
 from pyro_vae.traces.particles import OwnRows, probe
 from pyro_vae.traces.sites import is_fixed, latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
-
-__all__ = ["Draws", "Program", "Structure", "bijection", "coordinates", "own_rows", "structure"]
 
 Draws = dict[str, Tensor]  # site -> (K, B, *rest): draw, datum, one draw of one datum
 FEW = 3  # rows that a program is looked at on

@@ -17,8 +17,6 @@ from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.program import point_of, posterior_of
 from pyro_vae.seeds import at_test
 
-__all__ = ["COLUMNS", "figures", "mean_kl", "pair", "table", "write_table"]
-
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-__all__ = ["diagnosis"]
-
 Numbers = Mapping[str, float]
 
 

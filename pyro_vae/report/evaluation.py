@@ -21,8 +21,6 @@ from pyro_vae.report.closing import COLUMNS, write_table
 from pyro_vae.report.diagnosis import diagnosis
 from pyro_vae.seeds import at_test
 
-__all__ = ["Evaluation", "evaluation"]
-
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

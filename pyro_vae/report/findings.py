@@ -15,8 +15,6 @@ from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
 from pyro_vae.report.closing import mean_kl, pair
 
-__all__ = ["Finding", "bounds", "calibration", "codes", "gaps", "weights"]
-
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
 MOST_CODES = 2000  # images whose codes are compared with each other: the work grows with their square
 SIMULATED = 500  # data for calibration

@@ -9,8 +9,6 @@ joint. A mask on an enumerated site is not applied inside the sum, where its pro
 row whose label is seen would count once for each class.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,8 +22,6 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, latent, plates, samples
-
-__all__ = ["Expectation", "contracted", "enumerate_pair", "is_flat", "marked", "marking", "per_datum", "sum_out"]
 
 Program = Callable[..., Any]
 MOST = 64  # dimensions of a tensor

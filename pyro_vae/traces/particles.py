@@ -4,8 +4,6 @@ A program that indexes a draw from the left, as z[0], would take particle 0 for 
 program is run alone and in the plate, and its log-densities are compared.
 """
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,8 +22,6 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Site, check_support, latent, plates, samples
-
-__all__ = ["OneSubsample", "OwnRows", "Unseen", "close", "depth_of", "importance_traces", "probe"]
 
 ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run them one after another."
 

@@ -1,7 +1,5 @@
 """The sample sites of a trace."""
 
-from __future__ import annotations
-
 import warnings
 from functools import cache
 from typing import Any
@@ -15,24 +13,6 @@ from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.supports import of_element
-
-__all__ = [
-    "Site",
-    "check_support",
-    "density_sites",
-    "enumerated",
-    "family",
-    "is_delta",
-    "is_fixed",
-    "latent",
-    "loss_terms",
-    "mean_scale",
-    "observed",
-    "plates",
-    "same",
-    "samples",
-    "say_loss_terms",
-]
 
 Site = Any  # a node of a trace, one of Pyro's messages
 PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate

@@ -1,7 +1,5 @@
 r"""Importance weights of any Pyro program: one for each particle and datum, whatever its plates and scales."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,8 +11,6 @@ from torch import Tensor
 
 from pyro_vae.traces.enumeration import MOST, contracted, is_flat, per_datum, sum_out
 from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, plates, same, samples
-
-__all__ = ["Weights", "chosen_by_weight", "log_weights", "power_mean", "shared_plates"]
 
 
 class Weights(NamedTuple):

@@ -1,7 +1,5 @@
 """Training: Pyro's SVI over minibatches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,8 +20,6 @@ from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import Processes, together
 from pyro_vae.train.running import Run
 from pyro_vae.train.settings import Logger, Settings, check_resumed, check_support, hook, splits_of
-
-__all__ = ["fit"]
 
 
 def fit(

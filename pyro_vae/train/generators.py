@@ -1,7 +1,5 @@
 """The random generators that a run draws from: torch's, on each device, NumPy's and Python's."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +9,6 @@ import numpy as np
 import torch
 
 from pyro_vae.compiled.device import random_state, set_random_state
-
-__all__ = ["generators", "seeded", "set_generators", "unmoved"]
 
 
 def generators(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """An epoch: batches in a new order, a step of SVI for each, and the ELBO of the validation images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -25,8 +23,6 @@ from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, hook
 from pyro_vae.train.trouble import NotFinite, Watch, find_fault, not_finite, out_of_range
 from pyro_vae.train.validation import Scales, Validation, read, showing, spread
-
-__all__ = ["Training"]
 
 LOOK = 50  # steps after which the loss is looked at on a GPU, where it has to be waited for
 OFTEN = 40  # epochs after which what comes once in each, the last minibatch and validation, is worth a graph

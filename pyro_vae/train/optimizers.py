@@ -1,7 +1,5 @@
 """Pyro's recipe of the optimizer: Adam or Muon, at a learning rate that may change from step to step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -11,8 +9,6 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
-
-__all__ = ["Choice", "Muon", "matrices_of", "recipe"]
 
 Choice = Literal["adam", "muon"]
 # Of the polynomials of ``orthogonal``.

@@ -1,7 +1,5 @@
 """The run itself: epochs, a bar, checkpoints when they are due, the best one, and the history."""
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -21,8 +19,6 @@ from pyro_vae.train.generators import seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.processes import Stopped
 from pyro_vae.train.trouble import NotFinite
-
-__all__ = ["Run"]
 
 # Saving takes at most this part of the time, and is done at most so often.
 SHARE, SECONDS = 0.01, 1.0

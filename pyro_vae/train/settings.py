@@ -1,7 +1,5 @@
 """The settings of ``fit``, its program and its data, and the sentences that refuse them before training begins."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -18,8 +16,6 @@ from pyro_vae.compiled.traced import Compile, check_choice
 from pyro_vae.data import Dataset, from_columns, from_tensor
 from pyro_vae.program import argument_names
 from pyro_vae.train.optimizers import Choice
-
-__all__ = ["Logger", "Settings", "check_device", "check_program", "check_resumed", "check_support", "hook", "splits_of"]
 
 Logger = Literal["tensorboard"]
 # What may change when a run goes on; how many epochs, where nothing follows it.

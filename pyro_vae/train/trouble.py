@@ -1,7 +1,5 @@
 """What goes wrong, in words: where a number that is not finite comes from, and what goes wrong without one."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings
@@ -16,8 +14,6 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_vae.objectives import Objective
-
-__all__ = ["NotFinite", "Watch", "find_fault", "not_finite", "out_of_range"]
 
 ADVICE = "Try a smaller lr, --clip_norm, or data scaled to [0, 1]; --on_nan skip leaves such batches out."
 # Pyro's words for a parameter of a distribution that is out of its range.

@@ -24,8 +24,6 @@ from pyro_vae.train.generators import seeded
 from pyro_vae.train.processes import OF_X, OF_Z, Processes
 from pyro_vae.train.settings import hook
 
-__all__ = ["Scales", "Validation", "read", "showing", "spread"]
-
 AT_ONCE = 1024
 FEW = 16
 
