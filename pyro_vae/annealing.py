@@ -99,12 +99,10 @@ class Ladder:
     def __init__(self, posterior: Posterior, start: Start, leapfrog: int, moves: int | None = None) -> None:
         self.posterior, self.start, self.leapfrog = posterior, start, leapfrog
         of_guide, of_prior = drawn(posterior, "guide", SOME), drawn(posterior, "prior", SOME)
-        ends = [(u.mean(0), FAR * u.std(0)) for u in (of_guide, of_prior)]
-        self.low = torch.minimum(*(centre - reach for centre, reach in ends))
-        self.high = torch.maximum(*(centre + reach for centre, reach in ends))
-        scales = (of_prior if start == "prior" else of_guide, of_guide)
-        first, last = (u.std(0).clamp(min=1e-6) ** -2 for u in scales)
-        self.precision = first, last
+        ends = [(u.amin(0), u.amax(0), FAR * _scale(u)) for u in (of_guide, of_prior)]
+        self.low = torch.minimum(*(low - reach for low, _, reach in ends))
+        self.high = torch.maximum(*(high + reach for _, high, reach in ends))
+        self.precision = [_scale(u) ** -2 for u in (of_prior if start == "prior" else of_guide, of_guide)]
         self._graph = Traced(
             lambda u: Outputs(densities(posterior, start, u), None),
             calls=moves and moves * leapfrog,
@@ -141,7 +139,7 @@ class Ladder:
                 here, chance = self.move(here, plan.betas[t], step)
                 step = (step * (chance.mean(0) - TARGET).exp()).clamp(1e-4, 4.0)
                 steps.append(step)
-                spreads.append((here.joint - here.start).std(0, correction=0))
+                spreads.append(_scale(here.joint - here.start))
             spread = torch.stack(spreads[SETTLE:]).nan_to_num(0.0)
             lengths = plan.betas.double().diff(dim=0) * (spread[1:] + spread[:-1] + 1e-6)
             way = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(0)])
@@ -203,6 +201,12 @@ class Ladder:
 
     def _inside(self, u: Tensor) -> Tensor:
         return ((u > self.low) & (u < self.high)).all(-1)
+
+
+def _scale(u: Tensor) -> Tensor:
+    """Return the standard deviation of a normal of the same quartiles: a heavy tail may have none of its own."""
+    low, high = u.quantile(u.new_tensor([0.25, 0.75]), dim=0)
+    return ((high - low) / 1.349).clamp(min=1e-6)
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:

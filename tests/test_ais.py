@@ -389,6 +389,19 @@ def test_a_prior_over_positive_codes_comes_to_log_p(start, float64):
     torch.testing.assert_close(ais.ais(vae, x, 128, 50, start=start), exact, rtol=0, atol=0.05)
 
 
+@torch.no_grad()
+def test_moves_are_as_wide_as_the_middle_of_a_prior_without_a_variance(float64):
+    """128 Cauchy draws: an interquartile range within 1.35 and 3, 5 standard errors, where their deviation is tens."""
+    vae = VAE(Positive(dist.Cauchy(torch.zeros(1), 1.0)), Positive(None), Positive(None))
+    vae.decoder.forward = lambda z: dist.Normal(z, 0.5).to_event(1)
+    vae.encoder.forward = lambda x: dist.Normal(x, 1.0).to_event(1)
+    ladder = climbing(vae, torch.tensor([[1.0], [20.0]]), "prior")
+    scale = 1.349 * ladder.precision[0].rsqrt()
+    assert ((scale > 1.35) & (scale < 3)).all()
+    assert (ladder.low < -50).all()
+    assert (ladder.high > 70).all()
+
+
 X = torch.zeros(2, 6)
 
 
