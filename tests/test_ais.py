@@ -390,7 +390,7 @@ def test_a_prior_over_positive_codes_comes_to_log_p(start, float64):
 
 
 @torch.no_grad()
-def test_moves_are_as_wide_as_the_middle_of_a_prior_without_a_variance(float64):
+def test_moves_are_as_wide_as_the_middle_of_a_prior_without_a_variance(float64, param_store):
     """128 Cauchy draws: an interquartile range within 1.35 and 3, 5 standard errors, where their deviation is tens."""
     vae = VAE(Positive(dist.Cauchy(torch.zeros(1), 1.0)), Positive(None), Positive(None))
     vae.decoder.forward = lambda z: dist.Normal(z, 0.5).to_event(1)
