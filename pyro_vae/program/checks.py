@@ -20,11 +20,7 @@ AT_ONCE = 2**20  # elements of the data
 
 @torch.no_grad()
 def check_rows(posterior: Any) -> None:
-    """Check a program by weighing rows of the data among others and without these.
-
-    Raises:
-        ValueError: If the two weights differ, as where batch normalisation looks at all rows.
-    """
+    """Refuse a program whose density of a row differs among other rows and alone, as with batch normalisation."""
     outside = posterior.structure.outside
     given = {name: value if value.shape == outside[name][0] else value[0] for name, value in posterior.given.items()}
     few = replace(posterior[:FEW], given=given)  # of several draws one, which all runs have
@@ -65,10 +61,8 @@ def check_supports(posterior: Any) -> None:
 def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
     """Return for each observed site which argument it shows, and the places of its elements in a row of that.
 
-    Found by running the model with numbered elements: a site that shows element 7 as it is has the number 7.
-
-    Raises:
-        ValueError: If a site shows no elements of one argument, or changes them.
+    The model runs with numbered elements: a site that shows element 7 has the number 7. Refuse a site that shows no
+    elements of one argument, or changes them.
     """
     one, found = posterior[:1], {}
     names = [*argument_names(posterior.program)]
@@ -106,11 +100,7 @@ def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
 
 @torch.no_grad()
 def check_drawn(old: Any, new: Any, draws: Draws) -> None:
-    """Check that the program has the same densities of drawn values at the data they were drawn at, and at themselves.
-
-    Raises:
-        ValueError: If it has not, as where a latent site depends on an argument, and not on what is drawn in its place.
-    """
+    """Refuse a program whose densities of drawn values change with the argument that these stand in place of."""
     values = {name: draws[name] for name in (*old.structure.supports, *old.structure.observed)}
     with torch.random.fork_rng(devices=old._devices()), suppress(NotImplementedError):
         runs = [old.runner.trace(poutine.uncondition(old.program.model), 1, values) for _ in range(2)]

@@ -65,10 +65,8 @@ class Structure:
 def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None) -> Structure:
     """Return what a program is made of, from a run on a few of its data.
 
-    A program that runs on all of its data only, as one with a parameter for each datum, is run on these.
-
-    Raises:
-        ValueError: If a plate's rows are not those of the data, or a latent site is not to be had from the guide.
+    A program that runs on all of its data only, as one with a parameter for each datum, is run on these. Refuse plates
+    whose rows are not those of the data, and latent sites that the guide does not draw.
     """
     auto = check_own_rows(program, len(data[0]))
     few = tuple(column[:FEW] for column in data)
@@ -167,11 +165,7 @@ def own_rows(program: Any) -> int | None:
 
 
 def check_own_rows(program: Any, number: int) -> bool:
-    """Check that an autoguide is given the rows that it was made for; return whether the program has one.
-
-    Raises:
-        ValueError: If it is given another number of rows.
-    """
+    """Refuse another number of rows than an autoguide was made for; return whether the program has one."""
     rows = own_rows(program)
     if rows not in (None, number):
         raise ValueError(

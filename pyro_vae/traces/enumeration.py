@@ -30,13 +30,7 @@ MOST = 64  # dimensions of a tensor
 def marked(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the latent sites to sum out: those marked for it, and discrete ones of the model that no guide draws.
 
-    Arguments:
-        model_trace: Replayed, so that its sites have the guide's marks.
-        guide_trace: Of the same run.
-        marks: Sites that the model marks.
-
-    Raises:
-        ValueError: If a site is marked for enumeration one class after another.
+    Replayed sites of the model have the guide's marks; ``marks`` are those that the model marks itself.
     """
     names = []
     for trace in (guide_trace, model_trace):
@@ -99,13 +93,8 @@ def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
 def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> Tensor:
     """Return the log-weight of each datum by variable elimination, where classes are in plates or in Markov chains.
 
-    References:
-        Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
-
-    Arguments:
-        model_trace: With log-probabilities.
-        guide_trace: The same; empty, for the model's joint alone.
-        shared: The plates to keep.
+    The traces have log-probabilities, that of the guide is empty for the model's joint alone, and the ``shared`` plates
+    are kept. Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
     """
     model_trace.pack_tensors()
     symbols: dict[str, str] = model_trace.plate_to_symbol
@@ -151,17 +140,9 @@ class Expectation:
 
     Where nothing is enumerated a term is its own mean.
 
-    Arguments:
-        model_trace: With log-probabilities.
-        guide_trace: The same.
-        nesting: Of the plates, that of the particles too.
-
-    Attributes:
-        alone: Dimensions of the classes that the model alone has.
-        members: Sites of the model that depend on these classes.
-
-    Raises:
-        ValueError: If classes are in a plate inside a datum, in a Markov chain, or beside draws without a gradient.
+    Refuse classes in a plate inside a datum, in a Markov chain, or beside draws without a gradient. The traces have
+    log-probabilities, and ``nesting`` counts the plate of the particles too. ``alone`` are the dimensions of classes
+    that the model alone has, and ``members`` its sites that depend on these.
     """
 
     def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int) -> None:

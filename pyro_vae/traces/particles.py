@@ -49,13 +49,7 @@ class OwnRows(Messenger):
     would be of these, in silence, while the program goes on to observe ``x[rows]``. A subsampled plate that was made
     outside the program shows no rows at all.
 
-    It also reads which sites a model marks for enumeration, since a replayed site has the marks of the guide.
-
-    Attributes:
-        marks: The names of these sites.
-
-    Raises:
-        ValueError: If rows differ, or cannot be seen; where validation is on.
+    It also reads into ``marks`` which sites a model marks for enumeration: a replayed site has the guide's marks.
     """
 
     def __init__(self) -> None:
@@ -147,10 +141,8 @@ def probe(
 ) -> tuple[int, tuple[Trace, Trace]]:
     """Return how deep the plates of a program nest, and traces of model and guide; check it for several particles.
 
-    A program that draws noise of its own, as dropout, differs from itself too, and passes.
-
-    Raises:
-        ValueError: If a particle has another log-density in a plate than alone, or the program does not run in one.
+    Refuse one that has another log-density for a particle in a plate than alone, or does not run in a plate. A program
+    that draws noise of its own, as dropout, differs from itself too, and passes.
     """
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     model = Unseen()(model)

@@ -38,8 +38,7 @@ def loss_terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
     """Return the sites of the guide that are no part of log q(z | x): terms of the loss alone.
 
     These are observed sites and factors of the guide, and draws that the model does not have, unless they are marked
-    ``infer={"is_auxiliary": True}``. A draw that is left out so makes the guide a mixture of proposals, and each
-    weight is as unbiased for p(x) as before.
+    ``infer={"is_auxiliary": True}``. Without such a draw the guide is a mixture, whose weights are unbiased for p(x).
     """
     drawn = latent(model_trace)
     return {
@@ -117,12 +116,9 @@ def is_fixed(support: Constraint) -> bool:
 
 
 def check_support(model_trace: Trace) -> None:
-    """Check that what is observed, and not masked, is in the support of its distribution.
+    """Refuse what is observed, not masked, and outside the support of its distribution, if that depends on no draw.
 
     Pyro's validation checks this too, where it is on: libraries turn it off for a whole process.
-
-    Raises:
-        ValueError: If a value is not, and the support depends on no draw.
     """
     for name, site in observed(model_trace).items():
         law, value, mask = site["fn"].support, site["value"], site["mask"]

@@ -43,12 +43,8 @@ def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weigh
     A datum is one element of the plates that all sites are in; further plates, inside it, are summed over. The scale
     that all sites share is kept apart. Sites of the guide that are terms of the loss alone are left out.
 
-    Arguments:
-        traces: Model and guide with log-probabilities, all particles in a plate, or a pair for each.
-        scaled: Whether the scale of the data is asked for.
-
-    Raises:
-        ValueError: If the sites share no plate, or have different scales where one is asked for.
+    The traces have log-probabilities, all particles in a plate, or a pair for each. Refuse sites that share no plate,
+    and different scales where the scale is asked for.
     """
     pairs = [(samples(model), density_sites(model, guide)) for model, guide in traces]
     sites = [site for pair in pairs for part in pair for site in part.values()]
@@ -129,11 +125,7 @@ def chosen_by_weight(log_w: Tensor, number: int) -> Tensor:
 
 
 def shared_plates(sites: list[Site]) -> frozenset:
-    """Return the vectorized plates that all sites are in, without that of the particles.
-
-    Raises:
-        ValueError: If there are plates, and none that all are in.
-    """
+    """Return the vectorized plates that all sites are in, without that of the particles; refuse plates that differ."""
     shared = frozenset.intersection(*(frozenset(f for f in plates(site) if f.vectorized) for site in sites))
     names = [frame.name for site in sites for frame in plates(site)]
     if names and not shared:
