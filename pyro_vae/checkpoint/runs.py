@@ -29,18 +29,8 @@ PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "s
 # On these, and on packages, the last bits of a number depend.
 BITS = ("python", "threads", "processor", "instructions", "gpus")
 # What training and evaluation write. In this order --overwrite takes it away: without the first it is no run.
-WRITTEN = (
-    "config.yaml",
-    "checkpoint/*.safetensors",
-    "model.safetensors",
-    "metrics.csv",
-    "seconds.csv",
-    "environment.json",
-    "diverged.json",
-    "evaluation.*",
-    "figures/*.png",
-    "tensorboard/events.out.tfevents.*",
-)
+WRITTEN = ["config.yaml", "checkpoint/*.safetensors", "model.safetensors", "metrics.csv", "seconds.csv"]
+WRITTEN += ["environment.json", "diverged.json", "evaluation.*", "figures/*.png", "tensorboard/events.out.tfevents.*"]
 
 
 def begin(run: Path, config: dict[str, Any]) -> None:

@@ -79,17 +79,14 @@ def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: 
 
 
 def _arrays(found: Any) -> tuple[Tensor, Tensor]:
-    if type(found).__name__ == "Omniglot":
-        pairs = [(_ink(image), label) for image, label in tqdm(found, desc="omniglot", unit=" images", leave=False)]
-        pixels, labels = zip(*pairs, strict=True)
-        return torch.stack(pixels), torch.tensor(labels)
+    if type(found).__name__ == "Omniglot":  # drawings, at 28x28 and white on black, as in Burda et al. (2016)
+        drawings, labels = [], []
+        for image, label in tqdm(found, desc="omniglot", unit=" images", leave=False):
+            drawings.append(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
+            labels.append(label)
+        return 255 - torch.from_numpy(np.stack(drawings)), torch.tensor(labels)
     labels = found.labels if hasattr(found, "labels") and not hasattr(found, "targets") else found.targets
     return torch.as_tensor(found.data), torch.as_tensor(labels)
-
-
-def _ink(image: Image.Image) -> Tensor:
-    """A drawing at 28x28, ink on paper turned to white on black, as in Burda et al. (2016)."""
-    return 255 - torch.from_numpy(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
 
 
 def file(path: Path) -> Source:

@@ -59,10 +59,8 @@ def check_config(given: Sequence[str]) -> None:
         if any((file.parent / name).exists() for name in ("environment.json", "model.safetensors", "checkpoint")):
             config = checkpoint.config_of(file.parent, file.name)
             parts = [value for key, value in config.items() if str(key).split(".")[0] in ROOMS]
-            paths = [
-                word for word in tree_leaves(parts) if isinstance(word, str) and "." in word
-            ]  # or perhaps no paths
-            checkpoint.check_trust([{"class_path": path} for path in paths], " ".join(found["--trust"]).split())
+            words = (word for word in tree_leaves(parts) if isinstance(word, str) and "." in word)  # perhaps paths
+            checkpoint.check_trust([{"class_path": word} for word in words], " ".join(found["--trust"]).split())
 
 
 def in_full(given: Sequence[str]) -> list[str]:

@@ -12,20 +12,5 @@ from pyro_vae.plots.images import interpolation, manifold, reconstructions, samp
 from pyro_vae.plots.latent import latent_space, posteriors
 from pyro_vae.plots.training import comparison, curves
 
-__all__ = [
-    "bounds",
-    "calibration",
-    "comparison",
-    "curves",
-    "dimensions",
-    "gaps",
-    "interpolation",
-    "latent_space",
-    "manifold",
-    "posteriors",
-    "reconstructions",
-    "samples",
-    "traversal",
-    "weights",
-    "worst",
-]
+__all__ = ["bounds", "calibration", "comparison", "curves", "dimensions", "gaps", "interpolation", "latent_space"]
+__all__ += ["manifold", "posteriors", "reconstructions", "samples", "traversal", "weights", "worst"]

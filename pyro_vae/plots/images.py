@@ -64,10 +64,7 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
     """
     num = min(num, len(x))
     order = k.argsort(descending=True)
-    kinds = {
-        "Largest k-hat: the guide is worst": order[:num],
-        "Smallest: the guide is best": order.flip(0)[:num],
-    }
+    kinds = {"Largest k-hat: the guide is worst": order[:num], "Smallest: the guide is best": order.flip(0)[:num]}
     figure = Figure(figsize=(max(5.0, 0.75 * num), 4.6), layout="constrained")
     for page, (title, chosen) in zip(figure.subfigures(2, 1, squeeze=False)[:, 0], kinds.items(), strict=True):
         page.suptitle(f"{title}. Reconstructions below", fontsize=10)
