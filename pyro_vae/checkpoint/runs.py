@@ -83,10 +83,9 @@ def save_weights(run: Path, program: nn.Module) -> None:
 
 def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
     """Write ``metrics.csv``, and beside it ``seconds.csv``, which no seed decides: one line an epoch."""
-    for name, columns in (
-        ("metrics.csv", {key: values for key, values in history.items() if key != "seconds"}),
-        ("seconds.csv", {key: values for key, values in history.items() if key == "seconds"}),
-    ):
+    seconds = {key: values for key, values in history.items() if key == "seconds"}
+    numbers = {key: values for key, values in history.items() if key != "seconds"}
+    for name, columns in (("metrics.csv", numbers), ("seconds.csv", seconds)):
         if columns:
             text = io.StringIO(newline="")
             writer = csv.writer(text)

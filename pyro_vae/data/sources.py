@@ -98,7 +98,10 @@ def file(path: Path) -> Source:
     for array in (x, *(arrays[name] for name in ("labels", "mask") if name in arrays)):
         if array.dtype.kind not in "buif":
             raise ValueError(f"Expected numbers in {str(path)!r}; got {array.dtype}.")
-    images = OnDisk.of(File(x)) if isinstance(x, np.memmap) and x.ndim else to_tensor(x)
+    if isinstance(x, np.memmap) and x.ndim:
+        images: Tensor | OnDisk = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0]).dtype)
+    else:
+        images = to_tensor(x)
     labels, mask = (to_tensor(arrays[name]) if name in arrays else None for name in ("labels", "mask"))
     rest = {name: array for name, array in arrays.items() if array is not x and name not in ("labels", "mask")}
     columns = {n: to_tensor(a) for n, a in rest.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}

@@ -38,11 +38,8 @@ def traversal(
 ) -> Figure:
     """Draw one row for each latent dimension, for x of shape ``(latent, steps, *event)``.
 
-    Arguments:
-        x: The images.
-        span: The dimension goes from ``-span`` to ``span``, left to right.
-        order: Which dimensions to draw, first to last; None: all.
-        nats: Divergence of each dimension, to write beside its row.
+    The dimension goes from ``-span`` to ``span``, left to right. ``order`` says which dimensions to draw, first to
+    last, all if None; ``nats``, the divergence of each, is written beside its row.
     """
     order = range(len(x)) if order is None else order
     figure = _mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
