@@ -191,9 +191,7 @@ def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None,
             draws = rows.simulate(1)
             drawn = {name: draws[name][0] for name in rows.structure.observed}
     (x, *others) = drawn.values()
-    kinds = [".npz"] if others else [".npy"]
-    if not others and x.dim() in (3, 4):
-        kinds = [".png", ".npy"]
+    kinds = [".npz"] if others else [".png", ".npy"] if x.dim() in (3, 4) else [".npy"]
     path = Path(output) if output else checkpoint.inside(run, f"figures/generated{kinds[0]}")
     if path.suffix not in kinds:
         raise ValueError(f"Expected output to end in {' or '.join(kinds)}; got {str(path)!r}.")

@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-__all__ = ["clone", "hold", "inside", "pack", "replacing", "short", "tensors_of", "unpack", "write"]
+__all__ = ["hold", "inside", "pack", "replacing", "short", "tensors_of", "unpack", "write"]
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -115,11 +114,6 @@ def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(short(error)) from error
-
-
-def clone(nest: Any) -> Any:
-    """Return a nest with copies of its tensors, which stay as they are while training goes on."""
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), nest)
 
 
 def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

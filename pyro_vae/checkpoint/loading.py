@@ -105,7 +105,6 @@ def _build(
             "all its arguments. Make it as before: load(run, program=mine), or to train on, fit(mine, ..., resume=run)."
         )
     make: Any = partial(VAE) if named is None else construct(named, trust)
-    arguments = make.keywords
     if of_parts:
         parts = {part: construct(config[part], trust) for part in PARTS}
         sizes = [config["latent"], *(event_shape if isinstance(event_shape, list) else [None])]
@@ -116,7 +115,7 @@ def _build(
         try:
             program = make()
             if not of_parts:
-                program.made_with = arguments
+                program.made_with = make.keywords
             return program
         except (TypeError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
             raise ValueError(f"Expected parts that make a VAE; the run's do not ({short(error)}).") from error

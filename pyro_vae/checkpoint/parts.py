@@ -24,13 +24,7 @@ LARGEST, BRACKETS = 2**20, 1000  # bytes of a configuration, and what takes a pa
 
 
 def describe(part: Any) -> Any:
-    """Return a part as plain data: a class, a partial of one, or an instance, as its import path and its arguments.
-
-    Example:
-        >>> from pyro_vae import networks
-        >>> describe(functools.partial(networks.MLP, hidden=(200, 200)))
-        {'class_path': 'pyro_vae.networks.MLP', 'init_args': {'hidden': [200, 200]}}
-    """
+    """Return a part as plain data: a class, a partial of one, or an instance, as its import path and its arguments."""
     if isinstance(part, str | int | float | bool | None):
         return part
     if isinstance(part, list | tuple):
@@ -137,13 +131,7 @@ def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
 
 
 def arguments(function: Callable[..., Any], config: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the arguments of a function that a configuration gives, each of the kind that it is annotated with.
-
-    Example:
-        >>> def bake(minutes: int, at: float = 200.0) -> None: ...
-        >>> arguments(bake, {"minutes": 20, "color": "brown"})
-        {'minutes': 20}
-    """
+    """Return the arguments of a function that a configuration gives, each of the kind that it is annotated with."""
     hints = get_type_hints(function)
     names = [name for name in inspect.signature(function).parameters if name in config and name not in skip]
     for name in names:

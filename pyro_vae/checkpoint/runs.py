@@ -29,18 +29,8 @@ PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "s
 # On these, and on packages, the last bits of a number depend.
 BITS = ("python", "threads", "processor", "instructions", "gpus")
 # What training and evaluation write. In this order --overwrite takes it away: without the first it is no run.
-WRITTEN = (
-    "config.yaml",
-    "checkpoint/*.safetensors",
-    "model.safetensors",
-    "metrics.csv",
-    "seconds.csv",
-    "environment.json",
-    "diverged.json",
-    "evaluation.*",
-    "figures/*.png",
-    "tensorboard/events.out.tfevents.*",
-)
+WRITTEN = ["config.yaml", "checkpoint/*.safetensors", "model.safetensors", "metrics.csv", "seconds.csv"]
+WRITTEN += ["environment.json", "diverged.json", "evaluation.*", "figures/*.png", "tensorboard/events.out.tfevents.*"]
 
 
 def begin(run: Path, config: dict[str, Any]) -> None:
@@ -93,10 +83,9 @@ def save_weights(run: Path, program: nn.Module) -> None:
 
 def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
     """Write ``metrics.csv``, and beside it ``seconds.csv``, which no seed decides: one line an epoch."""
-    for name, columns in (
-        ("metrics.csv", {key: values for key, values in history.items() if key != "seconds"}),
-        ("seconds.csv", {key: values for key, values in history.items() if key == "seconds"}),
-    ):
+    seconds = {key: values for key, values in history.items() if key == "seconds"}
+    numbers = {key: values for key, values in history.items() if key != "seconds"}
+    for name, columns in (("metrics.csv", numbers), ("seconds.csv", seconds)):
         if columns:
             text = io.StringIO(newline="")
             writer = csv.writer(text)

@@ -104,17 +104,8 @@ def from_tensor(
 ) -> Dataset:
     """Make a data set of a tensor: a tenth held out for validation, a tenth for test, as in :func:`load`.
 
-    Arguments:
-        x: Shape ``(N, *event)``: bytes (256 grey levels), booleans, or floats, which are x as they are.
-        labels: Shape ``(N,)``, or None.
-        binarize: As in :func:`load`.
-        dequantize: As in :func:`load`.
-        valid: As in :func:`load`.
-        counts: As in :func:`load`.
-        mask: As in :func:`load`.
-
-    Raises:
-        ValueError: As :func:`load`.
+    x, of shape ``(N, *event)``, is bytes (256 grey levels), booleans, or floats, which are x as they are; labels are of
+    shape ``(N,)``. All else, ``Raises`` too, is as in :func:`load`.
 
     Example:
         >>> [len(split) for split in from_tensor(torch.rand(100, 5)).splits.values()]

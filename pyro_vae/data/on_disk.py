@@ -126,11 +126,6 @@ class OnDisk:
     cut: float | None = None  # pixels are 1 above it and 0 elsewhere
     device: torch.device | str = "cpu"
 
-    @classmethod
-    def of(cls, file: File) -> Self:
-        """All rows of a file, as they are."""
-        return cls(file, torch.arange(file.shape[0]), to_tensor(np.empty(0, file.layout.base)).dtype)
-
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -79,17 +79,14 @@ def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: 
 
 
 def _arrays(found: Any) -> tuple[Tensor, Tensor]:
-    if type(found).__name__ == "Omniglot":
-        pairs = [(_ink(image), label) for image, label in tqdm(found, desc="omniglot", unit=" images", leave=False)]
-        pixels, labels = zip(*pairs, strict=True)
-        return torch.stack(pixels), torch.tensor(labels)
+    if type(found).__name__ == "Omniglot":  # drawings, at 28x28 and white on black, as in Burda et al. (2016)
+        drawings, labels = [], []
+        for image, label in tqdm(found, desc="omniglot", unit=" images", leave=False):
+            drawings.append(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
+            labels.append(label)
+        return 255 - torch.from_numpy(np.stack(drawings)), torch.tensor(labels)
     labels = found.labels if hasattr(found, "labels") and not hasattr(found, "targets") else found.targets
     return torch.as_tensor(found.data), torch.as_tensor(labels)
-
-
-def _ink(image: Image.Image) -> Tensor:
-    """A drawing at 28x28, ink on paper turned to white on black, as in Burda et al. (2016)."""
-    return 255 - torch.from_numpy(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
 
 
 def file(path: Path) -> Source:
@@ -101,7 +98,10 @@ def file(path: Path) -> Source:
     for array in (x, *(arrays[name] for name in ("labels", "mask") if name in arrays)):
         if array.dtype.kind not in "buif":
             raise ValueError(f"Expected numbers in {str(path)!r}; got {array.dtype}.")
-    images = OnDisk.of(File(x)) if isinstance(x, np.memmap) and x.ndim else to_tensor(x)
+    if isinstance(x, np.memmap) and x.ndim:
+        images: Tensor | OnDisk = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0]).dtype)
+    else:
+        images = to_tensor(x)
     labels, mask = (to_tensor(arrays[name]) if name in arrays else None for name in ("labels", "mask"))
     rest = {name: array for name, array in arrays.items() if array is not x and name not in ("labels", "mask")}
     columns = {n: to_tensor(a) for n, a in rest.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}

@@ -88,7 +88,6 @@ class Made(Protocol):
 
     def __call__(self) -> nn.Module:
         """Make it."""
-        ...
 
 
 class Given(Protocol):
@@ -96,7 +95,6 @@ class Given(Protocol):
 
     def __call__(self, *, event_shape: Any, prior: Any, decoder: Any, encoder: Any) -> nn.Module:
         """Make it."""
-        ...
 
 
 def program(program: Made | Given) -> None:

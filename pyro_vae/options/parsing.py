@@ -59,10 +59,8 @@ def check_config(given: Sequence[str]) -> None:
         if any((file.parent / name).exists() for name in ("environment.json", "model.safetensors", "checkpoint")):
             config = checkpoint.config_of(file.parent, file.name)
             parts = [value for key, value in config.items() if str(key).split(".")[0] in ROOMS]
-            paths = [
-                word for word in tree_leaves(parts) if isinstance(word, str) and "." in word
-            ]  # or perhaps no paths
-            checkpoint.check_trust([{"class_path": path} for path in paths], " ".join(found["--trust"]).split())
+            words = (word for word in tree_leaves(parts) if isinstance(word, str) and "." in word)  # perhaps paths
+            checkpoint.check_trust([{"class_path": word} for word in words], " ".join(found["--trust"]).split())
 
 
 def in_full(given: Sequence[str]) -> list[str]:
@@ -169,13 +167,12 @@ def _place(error: BaseException) -> str:
     lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         lines.append((error.filename, error.lineno))
-    here, others = Path.cwd(), (Path(__file__).parent.parent, Path(sysconfig.get_path("stdlib")))
+    here, installed = Path.cwd(), {"site-packages", "dist-packages"}
+    others = (Path(__file__).parent.parent, Path(sysconfig.get_path("stdlib")))
     for name, line in reversed(lines):
         file = Path(name)
-        installed = {"site-packages", "dist-packages"}.intersection(file.parts) or any(
-            file.is_relative_to(other) for other in others
-        )
-        if file.is_relative_to(here) and not installed:
+        elsewhere = installed.intersection(file.parts) or any(map(file.is_relative_to, others))
+        if file.is_relative_to(here) and not elsewhere:
             return f"{file.relative_to(here)}, line {line}"
     return ""
 

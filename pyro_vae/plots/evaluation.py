@@ -21,15 +21,10 @@ def bounds(
     others: Mapping[str, tuple[float, float]] | None = None,
     title: str = "-log p(x) by importance sampling",
 ) -> Figure:
-    """Draw an estimate of -log p(x) against the number of particles, in nats per datum.
+    """Draw an estimate of -log p(x), mean and standard error over the images, against the particles, in nats per datum.
 
-    Arguments:
-        particles: How many.
-        means: Over the images.
-        errors: Standard errors over the images.
-        others: By name, how far other estimates on the same images lie from the last of the means: mean and standard
-            error of the paired difference.
-        title: Above the figure.
+    ``others`` says by name how far other estimates on the same images lie from the last of the means: mean and standard
+    error of the paired difference.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -76,11 +71,9 @@ def dimensions(
 ) -> Figure:
     """Draw the use of each latent dimension, most used first: KL in nats, and activity with its threshold.
 
-    Arguments:
-        activity: Var_x(E_q[z_i | x]), of shape ``(latent,)``.
-        kl: KL(q(z_i | x) || p(z_i)), mean over x, of the same shape; None where it is not known by dimension.
-        threshold: Of the activity, above which a dimension is used.
-        names: Of the dimensions; z0, z1 and so on, if not given.
+    ``activity`` is Var_x(E_q[z_i | x]), of shape ``(latent,)``, of a dimension that is used above the threshold. ``kl``
+    is KL(q(z_i | x) || p(z_i)), mean over x, of the same shape; None where it is not known by dimension. Without
+    ``names`` the dimensions are z0, z1 and so on.
     """
     names = names or [f"z{i}" for i in range(len(activity))]
     order = (activity if kl is None else kl).argsort(descending=True).tolist()
@@ -122,16 +115,11 @@ def gaps(approximation: Tensor, amortisation: Tensor) -> Figure:
 def calibration(
     counts: Tensor, names: Sequence[str], levels: Tensor, coverage: Tensor, num: int, p_values: Tensor, most: int = 7
 ) -> Figure:
-    """Draw histograms of ranks, the least uniform first, and how much central intervals hold.
+    """Draw histograms of ranks, the least uniform first, at most ``most``, and how much central intervals hold.
 
-    Arguments:
-        counts: Of each bin of ranks, of shape ``(bins, quantities)``.
-        names: Of the quantities.
-        levels: Of the intervals, of shape ``(levels,)``.
-        coverage: What they hold, of shape ``(levels, latent)``.
-        num: How many data.
-        p_values: Of each quantity, that its ranks are uniform.
-        most: How many histograms.
+    Of ``num`` data these are the ``counts`` of each bin of ranks, of shape ``(bins, quantities)``; ``p_values`` of each
+    quantity, that its ranks are uniform; and ``coverage``, what intervals of some ``levels``, of shape ``(levels,)``,
+    hold, of shape ``(levels, latent)``.
     """
     from scipy.stats import binom  # takes a second to import
 

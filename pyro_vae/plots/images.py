@@ -38,11 +38,8 @@ def traversal(
 ) -> Figure:
     """Draw one row for each latent dimension, for x of shape ``(latent, steps, *event)``.
 
-    Arguments:
-        x: The images.
-        span: The dimension goes from ``-span`` to ``span``, left to right.
-        order: Which dimensions to draw, first to last; None: all.
-        nats: Divergence of each dimension, to write beside its row.
+    The dimension goes from ``-span`` to ``span``, left to right. ``order`` says which dimensions to draw, first to
+    last, all if None; ``nats``, the divergence of each, is written beside its row.
     """
     order = range(len(x)) if order is None else order
     figure = _mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
@@ -64,10 +61,7 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
     """
     num = min(num, len(x))
     order = k.argsort(descending=True)
-    kinds = {
-        "Largest k-hat: the guide is worst": order[:num],
-        "Smallest: the guide is best": order.flip(0)[:num],
-    }
+    kinds = {"Largest k-hat: the guide is worst": order[:num], "Smallest: the guide is best": order.flip(0)[:num]}
     figure = Figure(figsize=(max(5.0, 0.75 * num), 4.6), layout="constrained")
     for page, (title, chosen) in zip(figure.subfigures(2, 1, squeeze=False)[:, 0], kinds.items(), strict=True):
         page.suptitle(f"{title}. Reconstructions below", fontsize=10)

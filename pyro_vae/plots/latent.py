@@ -45,14 +45,10 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
 def posteriors(
     guide: Tensor, posterior: Tensor, dims: Sequence[int], exact: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Figure:
-    """Draw both of one datum: on the diagonal densities of each dimension, below it pairs of dimensions.
+    """Draw both of one datum: on the diagonal densities of each dimension, of ``dims``, below it pairs of dimensions.
 
-    Arguments:
-        guide: Draws, of shape ``(K, latent)``.
-        posterior: Draws, of shape ``(K, latent)``.
-        dims: Which dimensions.
-        exact: Where z is of 2 dimensions, axes ``(steps,)`` of both and the density ``(steps, steps)``, z0 by z1: its
-            contours are drawn, around 50%, 90% and 99% of the mass.
+    Draws are of shape ``(K, latent)``. ``exact`` has, where z is of 2 dimensions, axes ``(steps,)`` of both and the
+    density ``(steps, steps)``, z0 by z1: its contours are drawn, around 50%, 90% and 99% of the mass.
     """
     ours, theirs = numbers(guide), numbers(posterior)
     both = np.concatenate([ours, theirs])

@@ -50,11 +50,9 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
     """Draw runs side by side, a row of panels for each group of those that may be ranked together.
 
     Left -log p(x), best above; in the middle the ELBO's two terms, with lines of one ELBO; right -ELBO of the
-    validation images against seconds of training.
-
-    Arguments:
-        groups: A title and runs by name, each with ``nll``, a mean and its standard error; ``reconstruction`` and
-            ``kl``, numbers; ``seconds`` since the start and ``valid``, one number an epoch, or none.
+    validation images against seconds of training. A group is a title and runs by name, each with ``nll``, a mean and
+    its standard error; ``reconstruction`` and ``kl``, numbers; ``seconds`` since the start and ``valid``, one number an
+    epoch, or none.
     """
     heights = [1.6 + max(1.4, 0.28 * len(runs)) for _, runs in groups]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")

@@ -25,16 +25,8 @@ def table(
 ) -> str:
     """Write the ELBO, its two terms and -log p(x) of each split as a table, with what the numbers are.
 
-    Arguments:
-        program: A VAE, or any program.
-        dataset: Its data.
-        num_particles: Draws per datum for -log p(x).
-        images: How many images of each split, the first ones.
-        seed: Seed of the draws; torch's own state is left alone.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Nats per datum, mean and standard error over the images, from :func:`pyro_vae.evaluate.summary`.
+    Nats per datum, mean and standard error over the images, as of :func:`pyro_vae.evaluate.summary`. Arguments are
+    those of :func:`evaluation`.
     """
     device = point_of(program).device
     values = {
@@ -76,12 +68,10 @@ def pair(values: tuple[float, float]) -> str:
 def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[float], float] | None, str]:
     """Return a function from nats to bits/dim, where that has a meaning; and a note on it."""
     bits = partial(evaluate.bits_per_dim, dimensions=prod(dataset.event_shape))
-    if dataset.missing:
+    if dataset.missing or (support.is_discrete and not isinstance(support, Levels)):
         return None, ""
     if isinstance(support, Levels):
         return bits, f"\nbits/dim of -log p(x), of a mass of {support.number} levels: an optimal code's length."
-    if support.is_discrete:
-        return None, ""
     if dataset.config["dequantize"]:
         number = dataset.train.levels
         note = f"\nbits/dim of -log p(x), of a density of dequantised x, plus log2 of {number} levels."
@@ -114,23 +104,16 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
         if len(dataset.event_shape) in (2, 3) and hasattr(program, "traverse") and len(train.data) == 1:
             (x,) = evaluate.rows_of(program, dataset.test, slice(0, 1000))
             counts = dataset.support is constraints.nonnegative_integer
-            drawn |= _pictures(program, x, white=max(x.max().item(), 1.0) if counts else 1.0)
+            white = max(x.max().item(), 1.0) if counts else 1.0
+            drawn["reconstructions"] = plots.reconstructions(x[:16] / white, program.reconstruct(x[:16]) / white)
+            drawn["samples"] = plots.samples(program.generate(100) / white)
+            drawn["interpolation"] = plots.interpolation(program.interpolate(x[:8], x.roll(-8, 0)[:8]) / white)
+            kl = mean_kl(program, x)
+            nats, order = (None, None) if kl is None else (kl.tolist(), kl.argsort(descending=True)[:20].tolist())
+            drawn["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
+            if program.prior().event_shape == (2,):
+                drawn["manifold"] = plots.manifold(program.manifold() / white)
     return drawn
-
-
-def _pictures(vae: Any, x: Tensor, white: float) -> dict[str, Figure]:
-    pictures = {
-        "reconstructions": plots.reconstructions(x[:16] / white, vae.reconstruct(x[:16]) / white),
-        "samples": plots.samples(vae.generate(100) / white),
-        "interpolation": plots.interpolation(vae.interpolate(x[:8], x.roll(-8, 0)[:8]) / white),
-    }
-    kl = mean_kl(vae, x)
-    nats = None if kl is None else kl.tolist()
-    order = None if kl is None else kl.argsort(descending=True)[:20].tolist()
-    pictures["traversal"] = plots.traversal(vae.traverse(x[0]) / white, order=order, nats=nats)
-    if vae.prior().event_shape == (2,):
-        pictures["manifold"] = plots.manifold(vae.manifold() / white)
-    return pictures
 
 
 def mean_kl(program: Any, data: Any) -> Tensor | None:

@@ -37,12 +37,8 @@ def bounds(
     """Ask how large log p(x) is, by more and more particles and by AIS; return the latter too, of the chosen images."""
     particles = [k for k in PARTICLES if k < len(log_w)] + [len(log_w)]
     pairs = [mean_and_error(bound) for bound in -evaluate.iwae_curve(log_w, particles)]
-    found = Finding(
-        [
-            "particles  " + "".join(f"{k:>16,}" for k in particles),
-            "-log p(x) ≤" + "".join(f"{pair(each):>16}" for each in pairs),
-        ]
-    )
+    found = Finding(["particles  " + "".join(f"{k:>16,}" for k in particles)])
+    found.lines.append("-log p(x) ≤" + "".join(f"{pair(each):>16}" for each in pairs))
     log_p, others = None, {}
     if chosen:
         x = whole[:chosen]
@@ -52,10 +48,8 @@ def bounds(
         except ValueError as error:  # data that cannot be drawn, or a guide whose density is not known
             found.lines.append(f"No AIS or BDMC: {error}")
         else:
-            mean, deviation = others[f"AIS, {len(x)} images"] = mean_and_error(
-                evaluate.iwae(log_w[:, : len(x)]) - log_p
-            )
-            apart = upper - lower
+            below, apart = evaluate.iwae(log_w[:, : len(x)]) - log_p, upper - lower
+            mean, deviation = others[f"AIS, {len(x)} images"] = mean_and_error(below)
             found.numbers |= {"AIS - IS": -mean, "AIS - IS, error": deviation}
             found.numbers |= {"AIS": -log_p.mean().item(), "BDMC gap": apart.mean().item()}
             found.images["-log p(x) by AIS"] = -log_p
@@ -144,10 +138,10 @@ def codes(whole: Posterior) -> Finding:
     if len(sites) > 1:
         found.lines.append("KL by site, nats: " + ", ".join(f"{n} {kl.mean():.2f}" for n, kl in sites.items()) + ".")
     kl = mean_kl(whole.program, whole)
-    if kl is not None and len(kl) != latent:
-        kl = None
-    if kl is not None:
+    if kl is not None and len(kl) == latent:
         found.lines.append(f"KL by dimension, nats: {_list(kl, names)}.")
+    else:
+        kl = None
     found.lines.append(f"Activity: {_list(activity, names)}.")
     if not whole.structure.hidden:
         few = whole[:MOST_CODES]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint
@@ -179,7 +180,9 @@ class Run:
             self.history.setdefault(name, []).append(number)
         self._began = now
         if (self.folder or self.patience) and self.best is not None and self.best == len(self.history["valid"]) - 1:
-            self._best, self._best_is_new = checkpoint.clone(self.training.state()), True
+            # Copies, which stay as they are while training goes on.
+            self._best = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), self.training.state())
+            self._best_is_new = True
         self.training.watch.epoch(self.history, self.training.validation.smallest_scale)
 
     def _interrupted(self, between_steps: bool) -> str:
