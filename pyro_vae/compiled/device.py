@@ -1,4 +1,4 @@
-"""A device: which one, where its random generators are, and how much of something fits in its memory."""
+"""A device: which one, and how much of something fits in its memory."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,18 +17,6 @@ def device_of(*arguments: Any) -> torch.device:
     """Return the device of the tensors among arguments, a GPU before the CPU; the CPU where there are none."""
     devices = [leaf.device for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     return max(devices, key=lambda device: device.type != "cpu", default=torch.device("cpu"))
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Return where torch's generators are, of the CPU and of a GPU."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-
-
-def set_random_state(state: list[Tensor], device: torch.device) -> None:
-    """Put torch's generators where they were; that of a GPU stays where the state is of a CPU alone."""
-    torch.set_rng_state(state[0])
-    if device.type == "cuda" and len(state) > 1:
-        torch.cuda.set_rng_state(state[1], device)
 
 
 def put_back(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:

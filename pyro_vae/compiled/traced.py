@@ -11,8 +11,9 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_vae.compiled.device import device_of, put_back, random_state, set_random_state
+from pyro_vae.compiled.device import device_of, put_back
 from pyro_vae.compiled.graph import Graph, can_compile
+from pyro_vae.seeds import random_state, set_random_state
 
 Compile = Literal["auto", "off", "graph", "inductor"]
 CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pyro_vae import checkpoint
 from pyro_vae.compiled import CompiledSVI
-from pyro_vae.compiled.device import put_back, random_state, set_random_state
+from pyro_vae.compiled.device import put_back
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
 from pyro_vae.program import own_rows, point_of
-from pyro_vae.train.generators import generators, seeded, set_generators, unmoved
+from pyro_vae.seeds import generators, random_state, seeded, set_generators, set_random_state, unmoved
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, hook

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint
 from pyro_vae.data import Dataset
-from pyro_vae.train.generators import seeded
+from pyro_vae.seeds import seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.processes import Stopped
 from pyro_vae.train.trouble import NotFinite

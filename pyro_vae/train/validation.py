@@ -17,10 +17,9 @@ from pyro_vae.conditional import module
 from pyro_vae.data import Split
 from pyro_vae.objectives import ELBO
 from pyro_vae.program import point_of
-from pyro_vae.seeds import at_test
+from pyro_vae.seeds import at_test, seeded
 from pyro_vae.traces.particles import probe
 from pyro_vae.traces.sites import latent, mean_scale, observed, plates
-from pyro_vae.train.generators import seeded
 from pyro_vae.train.processes import OF_X, OF_Z, Processes
 from pyro_vae.train.settings import hook
 
