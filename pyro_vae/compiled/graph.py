@@ -22,13 +22,9 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backwar
 class Graph:
     """A function as the tensor operations of one run of it, without all else that it did, as Pyro's handlers do.
 
-    The graph holds the very tensors that the function closes over, parameters and buffers, and the next call sees their
-    new numbers. Each call draws afresh, from torch's generators and in the function's order.
-
-    Arguments:
-        function: From tensors to a sequence of tensors, or None in places. Torch raises where it looks at a number.
-        tensors: What to run it on: the graph is for these shapes, strides, dtypes and devices. ``outputs`` come of it.
-        frozen: Whether what it closes over never changes: what follows from that alone is computed once.
+    It is for tensors of these shapes, strides, dtypes and devices, and holds the very tensors that the function closes
+    over, whose new numbers the next call sees; if they are ``frozen``, what follows from them alone is computed once.
+    Each call draws afresh, from torch's generators in the function's order. Torch raises where it looks at a number.
     """
 
     def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor], frozen: bool = False) -> None:

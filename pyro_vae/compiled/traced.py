@@ -56,15 +56,12 @@ class Traced:
 
     Arguments:
         function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
-        compile: ``graph``; ``inductor``, compiled by TorchInductor at once, for the first shape; ``auto``, compiled
-            where it has run for long enough to pay for it; ``off``, the function itself.
-        calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
-        key: Says what else tells one graph from another.
-        state: From the object kept, says what a graph must find unchanged, or else is recorded anew.
+        compile: ``graph``; ``inductor``, compiled at once, for the first shape; ``auto``, compiled where it has run, or
+            is to run for so many ``calls``, that it pays; ``off``, the function itself.
+        key: Says what else tells one graph from another; ``state``, from the object kept, what must stay as it is.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
         recorded: Which call is recorded, of the first shape; of others it is the 50th.
-        frozen: Whether tensors that it closes over never change, nor handlers around it its numbers: what follows
-            from these tensors alone is then computed once.
+        frozen: Whether tensors that it closes over never change, nor handlers around it its numbers (:class:`Graph`).
     """
 
     def __init__(
@@ -226,12 +223,6 @@ class Traced:
     def _say(self, words: str, stacklevel: int) -> None:
         if not self.quiet:
             warnings.warn(words, stacklevel=stacklevel)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of its choices."""
-    if value not in choices:
-        raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

@@ -11,7 +11,8 @@ from torch.distributions import constraints
 from torch.nn import functional
 
 from pyro_vae.conditional import Family
-from pyro_vae.likelihoods.gamma import OpenBeta
+from pyro_vae.data.supports import open_unit_interval
+from pyro_vae.likelihoods.counts import deviance, remainder
 from pyro_vae.likelihoods.real import at_least, solve
 
 MOST = math.log(1e4)  # the greatest log concentration
@@ -102,6 +103,23 @@ class Beta(Family):
         log_c = -at_least(-MOST, -log_concentration)
         ones, zeros = functional.logsigmoid(logits) + log_c, functional.logsigmoid(-logits) + log_c
         return OpenBeta(ones.exp(), zeros.exp())
+
+
+class OpenBeta(dist.Beta):
+    """Pyro's Beta law, whatever its concentration; its support is without the ends, where it is infinite or 0."""
+
+    support = open_unit_interval  # type: ignore[assignment]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density."""
+        if self._validate_args:
+            self._validate_sample(value)
+        ones, zeros = self.concentration1, self.concentration0
+        total = ones + zeros
+        log_p = remainder(total) - (ones * zeros / (2 * math.pi * total)).log() / -2
+        for part, x in ((ones, value), (zeros, 1 - value)):
+            log_p = log_p - deviance(part, total * x, (part / total - x) / x) - remainder(part) - x.log()
+        return log_p
 
 
 class Coins(dist.Bernoulli):

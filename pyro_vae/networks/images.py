@@ -160,12 +160,9 @@ def _layers(
         widths = [colours, *channels]
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *at_size(after)]
-        units = widths[-1] * prod(sizes[-1])
-        layers += dense(units, hidden, activation)
-        return nn.Sequential(*layers, nn.Linear([units, *hidden][-1], prod(out_shape), bias=False))
-    latent, widths = prod(in_shape), [*channels[::-1], out_shape[0] * colours]
-    layers += dense(latent, hidden, activation)
-    layers.append(nn.Linear([latent, *hidden][-1], widths[0] * prod(sizes[-1])))
+        return nn.Sequential(*layers, *dense(widths[-1] * prod(sizes[-1]), hidden, prod(out_shape), activation))
+    widths = [*channels[::-1], out_shape[0] * colours]
+    layers += dense(prod(in_shape), hidden, widths[0] * prod(sizes[-1]), activation, bias=True)
     layers.append(nn.Unflatten(1, (widths[0], *sizes[-1])))
     for i, (before, after) in enumerate(pairwise(widths), start=1):
         conv = nn.Conv2d(before, after, 3, padding=1, bias=i < len(channels))

@@ -3,7 +3,7 @@ r"""What all objectives share: traces of a Pyro model and guide in, a loss with 
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyro.infer
@@ -19,6 +19,12 @@ from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, i
 from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, say_loss_terms
 
 Program = Callable[..., Any]
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
 
 class Terms(NamedTuple):

@@ -57,16 +57,8 @@ class Training:
         if not self.scales.shown:
             self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
         optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
-        self.svi = CompiledSVI(
-            self.model,
-            self.guide,
-            optim,
-            objective,
-            compile=settings.compile,
-            precision=settings.precision,
-            clip_norm=settings.clip_norm,
-            steps=self.steps,
-        )
+        ways: Any = {name: getattr(settings, name) for name in ("compile", "precision", "clip_norm")}
+        self.svi = CompiledSVI(self.model, self.guide, optim, objective, steps=self.steps, **ways)
         self.validation = Validation(self.model, program, dataset.valid, settings.seed, processes, self.scales)
         self.watch = Watch(program, spread(dataset.valid if len(dataset.valid) else dataset.train))
         self.epochs, self.at, self.beta = 0, 0, 1.0  # epochs done, steps of the next one done

@@ -165,7 +165,7 @@ class WholeBatch(TorchFunctionMode):
 
     def __init__(self, start: int, rows: int, total: int, dim: int) -> None:
         super().__init__()
-        self.key = start, rows, total, dim
+        self.key = self.start, self.rows, self.total, self.dim = start, rows, total, dim
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -181,15 +181,12 @@ class WholeBatch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _batched(self, shape: Sequence[int]) -> bool:
-        _, rows, _, dim = self.key
-        return -len(shape) <= dim < len(shape) and shape[dim] == rows
+        return -len(shape) <= self.dim < len(shape) and shape[self.dim] == self.rows
 
     def _whole(self, shape: Sequence[int]) -> list[int]:
-        _, _, total, dim = self.key
         sizes = list(shape)
-        sizes[dim] = total
+        sizes[self.dim] = self.total
         return sizes
 
     def _mine(self, whole: Tensor) -> Tensor:
-        start, rows, _, dim = self.key
-        return whole.narrow(dim, start, rows)
+        return whole.narrow(self.dim, self.start, self.rows)
