@@ -14,9 +14,8 @@ from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vae.compiled.device import device_of
+from pyro_vae.compiled.device import Precision, autocast, device_of, fast_products
 from pyro_vae.compiled.optimizer import Optimizer
-from pyro_vae.compiled.precision import Precision, autocast, fast_products
 from pyro_vae.compiled.traced import Compile, Outputs, Traced
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.objectives.base import Program, Terms, check_choice

@@ -48,11 +48,10 @@ class _Entry:
 class Traced:
     """A function of tensors, run as a graph of its tensor operations.
 
-    The first call is the function's own, with all of Pyro's validation; the second is recorded (:class:`Graph`); the
-    third is run both ways from the same random state, and the graph is taken only if the two agree. From then on the
-    function is not called. Where it cannot be recorded, or another result comes out, as where it draws with NumPy or
-    counts its calls, a warning says so once and the function goes on in plain Pyro. Another shape of the arguments,
-    another number among them, or an object of another ``key`` is another graph, recorded where it comes often.
+    The first call is the function's own; the second is recorded (:class:`Graph`); the third is run both ways from the
+    same random state, and the graph is taken only if the two agree. Where it cannot be recorded, or they differ, a
+    warning says so once and the function goes on in plain Pyro. Another shape of the arguments, another number among
+    them, or an object of another ``key`` is another graph, recorded where it comes often.
 
     Arguments:
         function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.

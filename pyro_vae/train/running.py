@@ -122,11 +122,8 @@ class Run:
         last, previous, best = (
             checkpoint.inside(self.folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
         )
-        packed = checkpoint.pack(
-            self.training.state()
-            | {"history": self.history, "data": self._mean, "images": self._images}
-            | {"seconds": time.perf_counter() - self._began}
-        )
+        ours = {"history": self.history, "data": self._mean, "images": self._images}
+        packed = checkpoint.pack(self.training.state() | ours | {"seconds": time.perf_counter() - self._began})
         if self._best_is_new:
             checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False

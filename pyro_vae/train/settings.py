@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pyro_vae.compiled.precision import Precision
+from pyro_vae.compiled.device import Precision
 from pyro_vae.compiled.traced import Compile
 from pyro_vae.data import Dataset, from_columns, from_tensor
 from pyro_vae.objectives.base import check_choice
