@@ -173,9 +173,8 @@ def _stays(node: fx.Node) -> bool:
 def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
     """Compute once what closed-over tensors decide, or comes twice, unless the graph writes; return such tensors."""
     calls = [node for node in graph.nodes if node.op == "call_function"]
-    if any(
-        writes(one) for node in calls if node.target is not operator.getitem for one in node.target._schema.arguments
-    ):
+    schemas = [node.target._schema for node in calls if node.target is not operator.getitem]
+    if any(writes(argument) for schema in schemas for argument in schema.arguments):
         return state
     places = [node for node in graph.nodes if node.op == "placeholder"]
     known: dict[fx.Node, Any] = dict(zip(places[len(places) - len(state) :], state, strict=True))

@@ -100,14 +100,12 @@ def _data(schedule: Any) -> dict[str, Any]:
     return {name: value for name, value in schedule.state_dict().items() if not callable(value)}
 
 
-def _check(state: dict[str, Any], now: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+def _check(state: dict[str, Any], now: dict[str, Any], trained: Sequence[Tensor]) -> None:
     was, is_now = ([(set(group), group["params"]) for group in each["param_groups"]] for each in (state, now))
     if was != is_now:
-        raise ValueError(
-            f"Expected the state of an optimizer of {len(parameters)} parameters as this one; got another's."
-        )
+        raise ValueError(f"Expected the state of an optimizer of {len(trained)} parameters as this one; got another's.")
     for index, moments in state["state"].items():
-        shape = parameters[index].shape
+        shape = trained[index].shape
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape not in (torch.Size(), shape):
                 raise ValueError(

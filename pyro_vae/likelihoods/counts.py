@@ -31,9 +31,8 @@ def remainder(z: Tensor) -> Tensor:
     low, inverse = z.clamp(max=LARGE), z.clamp(min=LARGE).reciprocal()
     square = inverse**2
     series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
-    return torch.where(
-        z < LARGE, (low + 1).lgamma() - (low + 0.5) * low.log() + low - math.log(2 * math.pi) / 2, series
-    )
+    direct = (low + 1).lgamma() - (low + 0.5) * low.log() + low - math.log(2 * math.pi) / 2
+    return torch.where(z < LARGE, direct, series)
 
 
 def deviance(x: Tensor, mean: Tensor, relative: Tensor) -> Tensor:

@@ -96,9 +96,8 @@ class ELBO(Objective):
         traces = self._traces(model, guide, args, kwargs)
         for model_trace, guide_trace in traces:
             expect = self.expectation(model_trace, guide_trace)
-            if (expect.alone or expect.log_q is not None) and (
-                self.gradient == "stl" or self.free_bits or self.penalty is not None
-            ):
+            summed = expect.alone or expect.log_q is not None
+            if summed and (self.gradient == "stl" or self.free_bits or self.penalty is not None):
                 raise ValueError("Expected no 'stl' gradient, free bits or penalty where classes are summed out.")
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")

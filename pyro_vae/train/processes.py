@@ -114,10 +114,7 @@ class Processes:
 
     @contextmanager
     def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
-        """Take note of SIGINT and SIGTERM; yield a function that raises :class:`Stopped` in all processes after one.
-
-        A second signal stops at once. In another thread than the main one, which gets no signals, nothing changes.
-        """
+        """Take note of SIGINT and SIGTERM; yield what raises Stopped in every process after one; a second stops at once."""
         asked, checks = False, 0
 
         def note(number: int, frame: FrameType | None) -> None:
