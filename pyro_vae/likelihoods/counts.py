@@ -136,8 +136,8 @@ class Overdispersed(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Overdispersed":
         """Return it in a larger batch."""
-        parts = (part.expand(batch_shape) for part in (self.log_mean, self.log_dispersion))
-        return Overdispersed(*parts, validate_args=self._validate_args)
+        log_mean, log_dispersion = self.log_mean.expand(batch_shape), self.log_dispersion.expand(batch_shape)
+        return Overdispersed(log_mean, log_dispersion, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Return the log mass, by :math:`s = x / r` and :math:`w = m / r`, as a Poisson law's where r is large."""

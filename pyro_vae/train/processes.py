@@ -114,7 +114,7 @@ class Processes:
 
     @contextmanager
     def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
-        """Take note of SIGINT and SIGTERM; yield what raises Stopped in every process after one; a second stops at once."""
+        """Take note of SIGINT and SIGTERM; yield what raises Stopped in all processes then; a second stops at once."""
         asked, checks = False, 0
 
         def note(number: int, frame: FrameType | None) -> None:
