@@ -59,10 +59,8 @@ class ResNet(Network):
         Identity Mappings in Deep Residual Networks (He, Zhang, Ren and Sun, 2016).
 
     Arguments:
-        channels: Channels after each halving.
         blocks: Residual blocks after each halving.
-        hidden: Units of the dense layer between the image and the vector, or of each where there are several.
-        activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
+        channels, hidden, activation: As of :class:`Conv`.
 
     Raises:
         ValueError: As :class:`Conv`, or if ``blocks`` is negative.

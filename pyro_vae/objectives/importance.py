@@ -35,10 +35,7 @@ class Renyi(Objective):
 
     Arguments:
         alpha: The order.
-        num_particles: K, draws per datum.
-        gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``, as in :class:`IWAE`.
-        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
-        resample: As of :class:`IWAE`.
+        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`.
 
     Raises:
         ValueError: As :class:`IWAE`.

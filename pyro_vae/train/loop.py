@@ -17,7 +17,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
 from pyro_vae.program import own_rows, point_of
-from pyro_vae.seeds import generators, random_state, seeded, set_generators, set_random_state, unmoved
+from pyro_vae.seeds import forked, generators, random_state, seeded, set_generators, set_random_state, unmoved
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, hook
@@ -196,11 +196,9 @@ class Training:
 
     def _trouble(self, step: int, rows: Tensor, wrong: str, batch: tuple, drawn: list[Tensor] | None) -> NotFinite:
         """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
-        now = random_state(self.device)
-        set_random_state(drawn or now, self.device)
-        with self.processes.noise(len(rows), OF_Z) or nullcontext():
+        with forked(self.device), self.processes.noise(len(rows), OF_Z) or nullcontext():
+            set_random_state(drawn or random_state(self.device), self.device)
             fault = find_fault(self.model, self.guide, self.objective, batch, self.processes.mine(rows))
-        set_random_state(now, self.device)
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault
         words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault['words']}"
         return NotFinite(words, record)
