@@ -69,11 +69,6 @@ class _Written(TorchDispatchMode):
         return result
 
 
-def autocast(precision: Precision, device: torch.device) -> Any:
-    """Return a context in which products are of bfloat16 numbers, if that is the precision; parameters stay."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
 def fast_products(precision: Precision) -> AbstractContextManager[None]:
     """Return a context in which oneDNN computes float32 products, where :func:`products_are_faster`."""
     return _by_onednn() if precision == "auto" and products_are_faster() else nullcontext()

@@ -14,7 +14,7 @@ from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vae.compiled.device import Precision, autocast, device_of, fast_products
+from pyro_vae.compiled.device import Precision, device_of, fast_products
 from pyro_vae.compiled.optimizer import Optimizer
 from pyro_vae.compiled.traced import Compile, Outputs, Traced
 from pyro_vae.objectives import ELBO, Objective
@@ -176,7 +176,9 @@ class CompiledSVI(SVI):
 
     @contextmanager
     def _around(self, handler: AbstractContextManager | None, args: tuple, kwargs: dict) -> Iterator[None]:
-        with handler or nullcontext(), autocast(self.precision, device_of(args, kwargs)):
+        kind = device_of(args, kwargs).type
+        products: Any = torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        with handler or nullcontext(), products:
             yield
 
     def _modes(self) -> tuple:

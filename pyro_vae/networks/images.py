@@ -90,9 +90,8 @@ class Auto(Network):
     Convolutions where one side is an image of more than 1,024 numbers, as one in colour of 32x32; else dense layers.
 
     Arguments:
-        hidden: Units of each dense layer.
+        hidden, activation: As of :class:`MLP`.
         channels: Channels after each halving, where there are convolutions.
-        activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
 
     Raises:
         ValueError: If a layer has no units, or the activation is unknown.

@@ -178,8 +178,7 @@ class ReweightedWakeSleep(Objective):
         Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow (Le et al., 2019).
 
     Arguments:
-        num_particles: K, draws per datum.
-        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+        num_particles, vectorize_particles: As of :class:`IWAE`.
 
     Raises:
         ValueError: If an argument is out of range; or a site is outside the data's plate, or scaled unlike the others.
