@@ -152,10 +152,16 @@ class Exponentials(TorchDistribution):
         return Exponentials(self.logits.expand(batch_shape), self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density, with the normaliser in a form that is exact for small and large logits."""
+        r"""Return the log density, with :math:`\log \frac{\sinh h}{h}`, h half the logit, by its series near 0."""
         if self._validate_args:
             self._validate_sample(value)
-        return self.logits * (value - 0.5) - _log_sinhc(self.logits / 2)
+        half = self.logits / 2
+        small = half.abs() < 0.1
+        h = torch.where(small, 1.0, half.abs())
+        square = torch.where(small, half, 0.0) ** 2
+        near = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square * (1 / 37800 - square / 467775))))
+        far = h + torch.log1p(-torch.exp(-2 * h)) - torch.log(2 * h)
+        return self.logits * (value - 0.5) - torch.where(small, near, far)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw by the inverse of the distribution function, from the end that is likelier."""
@@ -173,12 +179,3 @@ class Exponentials(TorchDistribution):
         h = torch.where(small, 1.0, half)
         near = half * (1 / 3 - half**2 * (1 / 45 - half**2 * (2 / 945 - half**2 / 4725)))
         return 0.5 + 0.5 * torch.where(small, near, 1 / h.tanh() - 1 / h)
-
-
-def _log_sinhc(half: Tensor) -> Tensor:
-    r"""Return :math:`\log \frac{\sinh h}{h}`, by its series near 0."""
-    small = half.abs() < 0.1
-    h = torch.where(small, 1.0, half.abs())
-    square = torch.where(small, half, 0.0) ** 2
-    near = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square * (1 / 37800 - square / 467775))))
-    return torch.where(small, near, h + torch.log1p(-torch.exp(-2 * h)) - torch.log(2 * h))

@@ -83,9 +83,8 @@ class ELBO(Objective):
             raise ValueError(
                 "Expected gradient='pathwise' with free bits, whose floor has no score to drop; got 'stl'."
             )
-        sampled = "kl='sampled' was asked for" if kl == "sampled" else ""
-        if gradient == "stl" and not sampled:
-            sampled = "gradient='stl' needs draws"
+        sampled = "gradient='stl' needs draws" if gradient == "stl" else ""
+        sampled = "kl='sampled' was asked for" if kl == "sampled" else sampled
         super().__init__(num_particles, vectorize_particles, sampled, beta)
         self.kl, self.free_bits, self.gradient, self.penalty = kl, free_bits, gradient, penalty
 

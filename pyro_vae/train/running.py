@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint
@@ -36,7 +35,9 @@ class Run:
         self.history: dict[str, list[float]] = {}
         self._began = time.perf_counter()  # of the epoch
         self._named = dataset.config["data"] != "tensor"
-        self._images, self._mean = [len(dataset.train), len(dataset.valid)], _mean(dataset)
+        self._images = [len(dataset.train), len(dataset.valid)]
+        means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
+        self._mean = torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean  # of all columns
         self._best: dict[str, Any] = {}
         self._best_is_new = False
         self._due = time.monotonic() + SECONDS
@@ -206,9 +207,3 @@ def _shown(numbers: dict[str, float]) -> str:
     beta = f" at beta {numbers['beta']:.3g}" if numbers.get("beta", 1.0) != 1 else ""
     valid = f", valid ELBO {-numbers['valid']:.2f}" if "valid" in numbers else ""
     return f"nats: train loss {numbers['train']:.2f}{beta}{valid}"
-
-
-def _mean(dataset: Dataset) -> Tensor:
-    """The mean of the training data, of all columns if there are several."""
-    means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
-    return torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean
