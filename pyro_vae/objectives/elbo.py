@@ -80,9 +80,7 @@ class ELBO(Objective):
         if not 0 <= free_bits < float("inf"):
             raise ValueError(f"Expected finite free_bits of at least 0; got {free_bits}.")
         if free_bits and gradient == "stl":
-            raise ValueError(
-                "Expected gradient='pathwise' with free bits, whose floor has no score to drop; got 'stl'."
-            )
+            raise ValueError("Expected gradient='pathwise' with free bits, which have no score to drop; got 'stl'.")
         sampled = "gradient='stl' needs draws" if gradient == "stl" else ""
         sampled = "kl='sampled' was asked for" if kl == "sampled" else sampled
         super().__init__(num_particles, vectorize_particles, sampled, beta)
