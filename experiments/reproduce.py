@@ -44,7 +44,7 @@ from published import FEW, append, draw, read
 from pyro_vae import VAE, ais, evaluate, fit
 from pyro_vae.checkpoint import describe
 from pyro_vae.compare.rows import short
-from pyro_vae.compiled.precision import Precision
+from pyro_vae.compiled.device import Precision
 from pyro_vae.data import Dataset, Split, load
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import Objective

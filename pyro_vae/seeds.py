@@ -1,14 +1,66 @@
-"""Evaluation changes no state: torch's random state, Pyro's param store, and the mode of a program's layers."""
+"""What a call puts back: the state of random generators, Pyro's param store, and the mode of a program's layers."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["at_test", "forked", "modules_of", "own_store"]
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Return where torch's generators are, of the CPU and of a GPU."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def set_random_state(state: list[Tensor], device: torch.device) -> None:
+    """Put torch's generators where they were; that of a GPU stays where the state is of a CPU alone."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda" and len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def generators(device: torch.device) -> dict[str, Any]:
+    """Return where all generators are, torch's, NumPy's and Python's: tensors and numbers."""
+    _, words, position, has_gauss, gauss = np.random.get_state()
+    version, python, next_gauss = random.getstate()
+    return {
+        "torch": random_state(device),
+        "numpy": [torch.from_numpy(np.asarray(words, dtype=np.int64)), position, has_gauss, gauss],
+        "python": [version, torch.tensor(python), next_gauss],
+    }
+
+
+def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put all generators back to a state from :func:`generators`."""
+    words, *rest = state["numpy"]
+    np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *rest))
+    version, python, next_gauss = state["python"]
+    random.setstate((version, tuple(python.tolist()), next_gauss))
+    set_random_state(state["torch"], device)
+
+
+@contextmanager
+def unmoved(device: torch.device) -> Iterator[None]:
+    """Put all generators back afterwards."""
+    before = generators(device)
+    try:
+        yield
+    finally:
+        set_generators(before, device)
+
+
+@contextmanager
+def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
+    """Seed all generators, torch's of the CPU and of a device, for as long as the context lasts."""
+    with unmoved(torch.device(device)):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoLowRankMultivaria
 from pyro.optim import SGD, Adam, AdamW, ClippedAdam, ExponentialLR, PyroOptim
 
 from pyro_vae import VAE, likelihoods
-from pyro_vae.compiled import CompiledSVI, fast_products, graph, precision, traced
+from pyro_vae.compiled import CompiledSVI, device, fast_products, graph, traced
 from pyro_vae.objectives import ELBO, IWAE, MMD, Linear, Renyi, ReweightedWakeSleep
 
 pytestmark = pytest.mark.usefixtures("float64", "param_store")
@@ -474,22 +474,22 @@ class TestWhenItCompiles:
 
 
 class TestPrecision:
-    @pytest.mark.skipif(precision.SWITCH is None, reason="torch has no switch")
+    @pytest.mark.skipif(device.SWITCH is None, reason="torch has no switch")
     def test_the_switch_is_put_back(self):
-        before = precision.SWITCH.fp32_precision
+        before = device.SWITCH.fp32_precision
         with fast_products("auto"):
-            assert (precision.SWITCH.fp32_precision == "bf16") == precision.products_are_faster()
+            assert (device.SWITCH.fp32_precision == "bf16") == device.products_are_faster()
         with pytest.raises(KeyError), fast_products("auto"):
             raise KeyError
-        assert precision.SWITCH.fp32_precision == before
+        assert device.SWITCH.fp32_precision == before
 
     def test_what_is_tried_is_of_float32_whatever_the_default(self, monkeypatch):
         seen = []
-        monkeypatch.setattr(precision, "_seconds", lambda a, b, tries=1: seen.append((a.dtype, b.dtype)) or 1.0)
+        monkeypatch.setattr(device, "_seconds", lambda a, b, tries=1: seen.append((a.dtype, b.dtype)) or 1.0)
         assert torch.get_default_dtype() == torch.float64
-        assert not precision.products_are_faster.__wrapped__()
+        assert not device.products_are_faster.__wrapped__()
         assert {dtype for pair in seen for dtype in pair} <= {torch.float32}
-        assert len(seen) == (2 if precision.SWITCH is not None else 0)
+        assert len(seen) == (2 if device.SWITCH is not None else 0)
 
     def test_auto_is_as_accurate_as_float32(self):
         a, b = torch.randn(64, 784, dtype=torch.float32), torch.randn(784, 400, dtype=torch.float32)
@@ -510,14 +510,14 @@ class TestPrecision:
 
     @pytest.mark.parametrize(("times", "said"), [(30.0, True), (1.0, False), (0.5, False)])
     def test_a_cpu_that_is_slow_in_bfloat16_is_named(self, times, said, monkeypatch):
-        monkeypatch.setattr(precision, "_seconds", lambda a, b, tries=1: times if a.dtype == torch.bfloat16 else 1.0)
-        precision._times_as_long.cache_clear()
+        monkeypatch.setattr(device, "_seconds", lambda a, b, tries=1: times if a.dtype == torch.bfloat16 else 1.0)
+        device._times_as_long.cache_clear()
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             for how in ("auto", "float32", "bfloat16"):
-                precision.warn_if_slower(how, torch.device("cpu"))
-            precision.warn_if_slower("bfloat16", torch.device("cuda"))
-        precision._times_as_long.cache_clear()
+                device.warn_if_slower(how, torch.device("cpu"))
+            device.warn_if_slower("bfloat16", torch.device("cuda"))
+        device._times_as_long.cache_clear()
         sentence = "Products of bfloat16 numbers take 30 times as long as float32's on this CPU: use precision = 'auto'"
         assert [str(one.message).startswith(sentence) for one in found] == [True] * said
 

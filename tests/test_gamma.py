@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pyro_vae import likelihoods
-from pyro_vae.likelihoods.gamma import Counts, OpenBeta, Overdispersed, Tails
+from pyro_vae.likelihoods.counts import Counts, Overdispersed
+from pyro_vae.likelihoods.real import Tails
+from pyro_vae.likelihoods.unit import OpenBeta
 
 SIZES = [1e-3, 0.3, 5.0, 9.9, 10.1, 300.0, 1e4, 1e6]
 

@@ -21,8 +21,7 @@ class Optimizer:
     def __init__(self, optim: PyroOptim, clip_norm: float | None = None) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"Expected a positive clip_norm, or None for no clipping; got {clip_norm}.")
-        self.optim = optim
-        self.clip_norm = clip_norm
+        self.optim, self.clip_norm = optim, clip_norm
         self._torch: torch.optim.Optimizer | None = None
         self._schedule: Any = None
         self._clips: list[tuple[Tensor, Callable[[Tensor], None]]] = []
@@ -67,30 +66,26 @@ class Optimizer:
 
     def _add(self, new: list[Tensor]) -> None:
         self._known.update(new)
-        groups: list[dict[str, Any]] = []
+        groups: list[tuple[list[Tensor], dict[str, Any]]] = []  # of the same arguments
         for parameter in new:
             arguments = self.optim._get_optim_args(parameter)
-            same = next((group for group in groups if group["arguments"] == arguments), None)
-            if same is None:
-                groups.append({"arguments": arguments, "params": [parameter]})
+            if same := next((group for group, known in groups if known == arguments), None):
+                same.append(parameter)
             else:
-                same["params"].append(parameter)
+                groups.append(([parameter], arguments))
             clip: Any = cast(Any, self.optim)._get_grad_clip(parameter)
             if clip:
                 self._clips.append((parameter, clip))
-        flat = [{"params": group["params"], **group["arguments"]} for group in groups]
+        flat = [{"params": group, **arguments} for group, arguments in groups]
         if self._torch is not None:
-            for group in flat:
-                self._torch.add_param_group(group)
+            for each in flat:
+                self._torch.add_param_group(each)
             return
         constructor: Any = self.optim.pt_optim_constructor
-        defaults = dict(groups[0]["arguments"])
+        defaults = dict(groups[0][1])
         chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in flat for name in group}
-        if (
-            "fused" in inspect.signature(constructor).parameters
-            and not chosen
-            and all(map(torch.is_floating_point, new))
-        ):
+        floats = all(map(torch.is_floating_point, new))
+        if floats and not chosen and "fused" in inspect.signature(constructor).parameters:
             defaults["fused"] = True
         self._torch = constructor(flat, **defaults)
         if isinstance(self.optim, PyroLRScheduler):
@@ -105,14 +100,12 @@ def _data(schedule: Any) -> dict[str, Any]:
     return {name: value for name, value in schedule.state_dict().items() if not callable(value)}
 
 
-def _check(state: dict[str, Any], now: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+def _check(state: dict[str, Any], now: dict[str, Any], trained: Sequence[Tensor]) -> None:
     was, is_now = ([(set(group), group["params"]) for group in each["param_groups"]] for each in (state, now))
     if was != is_now:
-        raise ValueError(
-            f"Expected the state of an optimizer of {len(parameters)} parameters as this one; got another's."
-        )
+        raise ValueError(f"Expected the state of an optimizer of {len(trained)} parameters as this one; got another's.")
     for index, moments in state["state"].items():
-        shape = parameters[index].shape
+        shape = trained[index].shape
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape not in (torch.Size(), shape):
                 raise ValueError(

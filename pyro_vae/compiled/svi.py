@@ -14,12 +14,11 @@ from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vae.compiled.device import device_of
+from pyro_vae.compiled.device import Precision, device_of, fast_products
 from pyro_vae.compiled.optimizer import Optimizer
-from pyro_vae.compiled.precision import Precision, autocast, fast_products
-from pyro_vae.compiled.traced import Compile, Outputs, Traced, check_choice
+from pyro_vae.compiled.traced import Compile, Outputs, Traced
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.objectives.base import Program, Terms
+from pyro_vae.objectives.base import Program, Terms, check_choice
 
 
 class CompiledSVI(SVI):
@@ -39,9 +38,7 @@ class CompiledSVI(SVI):
         loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, in whose place
             the ELBO of this package is recorded; an ELBO of your own with a ``differentiable_loss`` that looks at no
             number; or a function of model, guide and arguments. Other losses of Pyro's run in plain Pyro.
-        loss_and_grads: As in ``SVI``.
-        num_samples: As in ``SVI``.
-        num_steps: As in ``SVI``.
+        loss_and_grads, num_samples, num_steps: As in ``SVI``.
         compile: ``auto``, the graph, compiled by TorchInductor in a run long enough to pay for it; ``off``, plain
             Pyro; ``graph``; ``inductor``.
         precision: ``auto``, float32 products in the fastest way that is as accurate as torch's default; ``float32``,
@@ -179,7 +176,9 @@ class CompiledSVI(SVI):
 
     @contextmanager
     def _around(self, handler: AbstractContextManager | None, args: tuple, kwargs: dict) -> Iterator[None]:
-        with handler or nullcontext(), autocast(self.precision, device_of(args, kwargs)):
+        kind = device_of(args, kwargs).type
+        products: Any = torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        with handler or nullcontext(), products:
             yield
 
     def _modes(self) -> tuple:

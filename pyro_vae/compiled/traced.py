@@ -11,8 +11,9 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_vae.compiled.device import device_of, put_back, random_state, set_random_state
+from pyro_vae.compiled.device import device_of, put_back
 from pyro_vae.compiled.graph import Graph, can_compile
+from pyro_vae.seeds import random_state, set_random_state
 
 Compile = Literal["auto", "off", "graph", "inductor"]
 CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
@@ -47,23 +48,19 @@ class _Entry:
 class Traced:
     """A function of tensors, run as a graph of its tensor operations.
 
-    The first call is the function's own, with all of Pyro's validation; the second is recorded (:class:`Graph`); the
-    third is run both ways from the same random state, and the graph is taken only if the two agree. From then on the
-    function is not called. Where it cannot be recorded, or another result comes out, as where it draws with NumPy or
-    counts its calls, a warning says so once and the function goes on in plain Pyro. Another shape of the arguments,
-    another number among them, or an object of another ``key`` is another graph, recorded where it comes often.
+    The first call is the function's own; the second is recorded (:class:`Graph`); the third is run both ways from the
+    same random state, and the graph is taken only if the two agree. Where it cannot be recorded, or they differ, a
+    warning says so once and the function goes on in plain Pyro. Another shape of the arguments, another number among
+    them, or an object of another ``key`` is another graph, recorded where it comes often.
 
     Arguments:
         function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
-        compile: ``graph``; ``inductor``, compiled by TorchInductor at once, for the first shape; ``auto``, compiled
-            where it has run for long enough to pay for it; ``off``, the function itself.
-        calls: How many calls are expected, if known: then ``auto`` compiles at once where that pays.
-        key: Says what else tells one graph from another.
-        state: From the object kept, says what a graph must find unchanged, or else is recorded anew.
+        compile: ``graph``; ``inductor``, compiled at once, for the first shape; ``auto``, compiled where it has run, or
+            is to run for so many ``calls``, that it pays; ``off``, the function itself.
+        key: Says what else tells one graph from another; ``state``, from the object kept, what must stay as it is.
         quiet: Whether to go on without a graph, or without a compiler, and not say so.
         recorded: Which call is recorded, of the first shape; of others it is the 50th.
-        frozen: Whether tensors that it closes over never change, nor handlers around it its numbers: what follows
-            from these tensors alone is then computed once.
+        frozen: Whether tensors that it closes over never change, nor handlers around it its numbers (:class:`Graph`).
     """
 
     def __init__(
@@ -225,12 +222,6 @@ class Traced:
     def _say(self, words: str, stacklevel: int) -> None:
         if not self.quiet:
             warnings.warn(words, stacklevel=stacklevel)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of its choices."""
-    if value not in choices:
-        raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

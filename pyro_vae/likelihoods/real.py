@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_vae.conditional import Family
-from pyro_vae.likelihoods.gamma import Tails
+from pyro_vae.likelihoods.counts import remainder
 
 Scale = float | Literal["learned"]
 GaussianScale = float | Literal["learned", "per-pixel", "optimal"]
@@ -141,6 +141,18 @@ class StudentT(Located):
     def law(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return Student's t around ``loc``, of shape ``(*, *event)``."""
         return Tails(self.df, loc, self.log_scale.exp())
+
+
+class Tails(dist.StudentT):
+    """Pyro's Student's t law, whatever its degrees of freedom."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density."""
+        if self._validate_args:
+            self._validate_sample(value)
+        half, y = self.df / 2, (value - self.loc) / self.scale
+        ratio = half * (1 / self.df).log1p() - 1 / 2 + remainder(half + 0.5) - remainder(half)
+        return ratio - math.log(2 * math.pi) / 2 - self.scale.log() - (half + 0.5) * (y**2 / self.df).log1p()
 
 
 class Optimal(nn.Module):

@@ -28,8 +28,7 @@ class Network(nn.Module):
 
     def __init__(self, in_shape: Sizes, out_shape: Sizes, layers: nn.Module) -> None:
         super().__init__()
-        self.in_shape = tuple(in_shape)
-        self.out_shape = tuple(out_shape)
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.layers = layers
         self.bias = nn.Parameter(torch.zeros(self.out_shape))
 
@@ -67,9 +66,7 @@ class MLP(Network):
     """
 
     def __init__(self, in_shape: Sizes, out_shape: Sizes, hidden: Sizes = (400,), activation: str = "ReLU") -> None:
-        layers = dense(prod(in_shape), hidden, activation)
-        out = nn.Linear([prod(in_shape), *hidden][-1], prod(out_shape), bias=False)
-        super().__init__(in_shape, out_shape, nn.Sequential(*layers, out))
+        super().__init__(in_shape, out_shape, dense(prod(in_shape), hidden, prod(out_shape), activation))
 
 
 class GatedMLP(Network):
@@ -115,21 +112,20 @@ class Gated(nn.Module):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.value = nn.Linear(before, after)
-        self.gate = nn.Linear(before, after)
+        self.value, self.gate = nn.Linear(before, after), nn.Linear(before, after)
 
     def forward(self, a: Tensor) -> Tensor:
         """Map ``(N, before)`` to ``(N, after)``."""
         return self.value(a) * self.gate(a).sigmoid()
 
 
-def dense(units: int, hidden: Sizes, activation: str) -> list[nn.Module]:
-    """Return a flattening, then hidden layers with an activation after each."""
+def dense(units: int, hidden: Sizes, out: int, activation: str, bias: bool = False) -> nn.Sequential:
+    """Return a flattening, hidden layers with an activation after each, and the last layer."""
     check_hidden(hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise([units, *hidden]):
         layers += [nn.Linear(before, after), activation_named(activation)]
-    return layers
+    return nn.Sequential(*layers, nn.Linear([units, *hidden][-1], out, bias))
 
 
 def check_hidden(hidden: Sizes) -> None:

@@ -59,10 +59,8 @@ class ResNet(Network):
         Identity Mappings in Deep Residual Networks (He, Zhang, Ren and Sun, 2016).
 
     Arguments:
-        channels: Channels after each halving.
         blocks: Residual blocks after each halving.
-        hidden: Units of the dense layer between the image and the vector, or of each where there are several.
-        activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
+        channels, hidden, activation: As of :class:`Conv`.
 
     Raises:
         ValueError: As :class:`Conv`, or if ``blocks`` is negative.
@@ -92,9 +90,8 @@ class Auto(Network):
     Convolutions where one side is an image of more than 1,024 numbers, as one in colour of 32x32; else dense layers.
 
     Arguments:
-        hidden: Units of each dense layer.
+        hidden, activation: As of :class:`MLP`.
         channels: Channels after each halving, where there are convolutions.
-        activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
 
     Raises:
         ValueError: If a layer has no units, or the activation is unknown.
@@ -160,12 +157,9 @@ def _layers(
         widths = [colours, *channels]
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *at_size(after)]
-        units = widths[-1] * prod(sizes[-1])
-        layers += dense(units, hidden, activation)
-        return nn.Sequential(*layers, nn.Linear([units, *hidden][-1], prod(out_shape), bias=False))
-    latent, widths = prod(in_shape), [*channels[::-1], out_shape[0] * colours]
-    layers += dense(latent, hidden, activation)
-    layers.append(nn.Linear([latent, *hidden][-1], widths[0] * prod(sizes[-1])))
+        return nn.Sequential(*layers, *dense(widths[-1] * prod(sizes[-1]), hidden, prod(out_shape), activation))
+    widths = [*channels[::-1], out_shape[0] * colours]
+    layers += dense(prod(in_shape), hidden, widths[0] * prod(sizes[-1]), activation, bias=True)
     layers.append(nn.Unflatten(1, (widths[0], *sizes[-1])))
     for i, (before, after) in enumerate(pairwise(widths), start=1):
         conv = nn.Conv2d(before, after, 3, padding=1, bias=i < len(channels))

@@ -3,7 +3,7 @@ r"""What all objectives share: traces of a Pyro model and guide in, a loss with 
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyro.infer
@@ -19,17 +19,20 @@ from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, i
 from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, say_loss_terms
 
 Program = Callable[..., Any]
+Traces = list[tuple[Trace, Trace]]
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
 
 class Terms(NamedTuple):
-    """Two scalars of one run of model and guide, in nats, summed over the data.
+    """Two scalars of one run of model and guide, in nats, summed over the data."""
 
-    ``loss`` is optimised, its gradient the estimator's; ``plain``, without a gradient, is minus the ELBO at beta = 1
-    from the same draws.
-    """
-
-    loss: Tensor
-    plain: Tensor
+    loss: Tensor  # is optimised, its gradient the estimator's
+    plain: Tensor  # is minus the ELBO at beta = 1 from the same draws, without a gradient
 
 
 class Objective(pyro.infer.ELBO, ABC):
@@ -80,10 +83,7 @@ class Objective(pyro.infer.ELBO, ABC):
         return self._beta.item()
 
     def start(self, steps: int, done: int = 0) -> None:
-        """Begin a run of so many steps, as ``fit`` does: a scheduled beta starts anew, or after those that are done.
-
-        A schedule that would not have reached 1 by then is refused.
-        """
+        """Begin a run of so many steps, or go on after those done; refuse a schedule that would not have reached 1."""
         self._step, self._steps = done, steps
         if isinstance(self.beta, Schedule):
             self.beta.check(steps)
@@ -134,10 +134,7 @@ class Objective(pyro.infer.ELBO, ABC):
 
     @torch.no_grad()
     def split(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[float, Report]:
-        """Return the two terms of the ELBO at beta = 1: E[log p(x | z)], and the divergence of each latent site.
-
-        Both are in nats, summed over the data; the ELBO is the first minus the divergences.
-        """
+        """Return the ELBO's two terms at beta = 1, in nats summed over data: E[log p(x | z)], and :meth:`report`."""
         reconstruction, report = 0.0, Report()
         for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             expect = self.expectation(model_trace, guide_trace)
@@ -154,19 +151,17 @@ class Objective(pyro.infer.ELBO, ABC):
         """Return the mean over classes that the two enumerate, if any."""
         return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MOST))
 
-    def extra(self, traces: list[tuple[Trace, Trace]]) -> Tensor:
+    def extra(self, traces: Traces) -> Tensor:
         """Return the gradient of the guide's terms of the loss, whose value is zero: no bound has them in it."""
         terms = total(site["log_prob_sum"] for pair in traces for site in loss_terms(*pair).values())
         terms = terms / self.num_particles
         return terms - terms.detach()
 
-    def traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[tuple[Trace, Trace]]:
+    def traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Traces:
         """Return the traces of model and guide that the loss is made of, all particles in one or one for each."""
         return self._traces(model, guide, args, kwargs)
 
-    def _traces(
-        self, model: Program, guide: Program, args: tuple, kwargs: dict, gradients: bool = True
-    ) -> list[tuple[Trace, Trace]]:
+    def _traces(self, model: Program, guide: Program, args: tuple, kwargs: dict, gradients: bool = True) -> Traces:
         """Trace the two; without ``gradients`` the model's networks run for their numbers alone."""
         batched = self.vectorize_particles and self.num_particles > 1
         if batched and self._seen != (model, guide):
@@ -175,7 +170,7 @@ class Objective(pyro.infer.ELBO, ABC):
             self._seen = (model, guide)
         self._classes, nesting = self._marks.get((model, guide), ((), 0))
         run = model if gradients else torch.no_grad()(model)
-        traces: list[tuple[Trace, Trace]]
+        traces: Traces
         with OneSubsample() as self._subsample:
             while True:
                 if not batched:

@@ -37,17 +37,11 @@ class Report(dict[str, SiteKL]):
 
 
 class Divergence(NamedTuple):
-    """The divergence of one latent site.
+    """The divergence of one latent site."""
 
-    Attributes:
-        each: Nats of each element of its batch, scaled and masked.
-        reason: Why it is not exact; empty where it is.
-        means: Terms that add up to it, for each element of the plates: means over classes that are enumerated.
-    """
-
-    each: Tensor
-    reason: str
-    means: tuple[Tensor, ...]
+    each: Tensor  # nats of each element of its batch, scaled and masked
+    reason: str  # why it is not exact; empty where it is
+    means: tuple[Tensor, ...]  # terms that add up to it, for each element of the plates: means over classes
 
     @property
     def nats(self) -> Tensor:
@@ -84,11 +78,7 @@ def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
 def divergences(
     model_trace: Trace, guide_trace: Trace, expect: Expectation, sampled: str = ""
 ) -> dict[str, Divergence]:
-    """Return the divergence of each latent site of the guide.
-
-    A site's closed form is used where it is exact: the model and the guide scale and mask the site alike, and the
-    guide draws before it all that the model's site may depend on. ``sampled`` says why to sample every site, if so.
-    """
+    """Return each latent site's divergence, in closed form where that is exact; ``sampled`` says why none is, if so."""
     guide, model = density_sites(model_trace, guide_trace), samples(model_trace)
     drawn, order = [*guide], [name for name in model if name in guide]
     summed = [name for name in latent(model_trace) if name in expect.members]

@@ -8,7 +8,7 @@ from pyro.infer.util import MultiFrameTensor, get_plate_stacks
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.objectives.base import Objective, Program, Terms
+from pyro_vae.objectives.base import Objective, Program, Terms, check_choice
 from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_per_dim, reconstruction_terms, total
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores
 from pyro_vae.objectives.penalties import Penalty
@@ -73,26 +73,18 @@ class ELBO(Objective):
         vectorize_particles: bool = True,
         penalty: Penalty | None = None,
     ) -> None:
-        if kl not in ("auto", "analytic", "sampled"):
-            raise ValueError(f"Expected kl to be auto, analytic or sampled; got {kl!r}.")
-        if gradient not in ("pathwise", "stl"):
-            raise ValueError(f"Expected gradient to be pathwise or stl; got {gradient!r}.")
+        check_choice("kl", kl, ("auto", "analytic", "sampled"))
+        check_choice("gradient", gradient, ("pathwise", "stl"))
         if gradient == "stl" and kl == "analytic":
             raise ValueError("Expected kl='sampled' or 'auto' with gradient='stl', which drops the score of draws.")
         if not 0 <= free_bits < float("inf"):
             raise ValueError(f"Expected finite free_bits of at least 0; got {free_bits}.")
         if free_bits and gradient == "stl":
-            raise ValueError(
-                "Expected gradient='pathwise' with free bits, whose floor has no score to drop; got 'stl'."
-            )
-        sampled = "kl='sampled' was asked for" if kl == "sampled" else ""
-        if gradient == "stl" and not sampled:
-            sampled = "gradient='stl' needs draws"
+            raise ValueError("Expected gradient='pathwise' with free bits, which have no score to drop; got 'stl'.")
+        sampled = "gradient='stl' needs draws" if gradient == "stl" else ""
+        sampled = "kl='sampled' was asked for" if kl == "sampled" else sampled
         super().__init__(num_particles, vectorize_particles, sampled, beta)
-        self.kl = kl
-        self.free_bits = free_bits
-        self.gradient = gradient
-        self.penalty = penalty
+        self.kl, self.free_bits, self.gradient, self.penalty = kl, free_bits, gradient, penalty
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return the loss, with beta, free bits and the penalty, and minus the ELBO without them."""
@@ -101,9 +93,8 @@ class ELBO(Objective):
         traces = self._traces(model, guide, args, kwargs)
         for model_trace, guide_trace in traces:
             expect = self.expectation(model_trace, guide_trace)
-            if (expect.alone or expect.log_q is not None) and (
-                self.gradient == "stl" or self.free_bits or self.penalty is not None
-            ):
+            summed = expect.alone or expect.log_q is not None
+            if summed and (self.gradient == "stl" or self.free_bits or self.penalty is not None):
                 raise ValueError("Expected no 'stl' gradient, free bits or penalty where classes are summed out.")
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")

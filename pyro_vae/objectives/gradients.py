@@ -32,9 +32,7 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
     .. math:: \log q_\phi(z) - \log q_\phi(\bar{z}) + \overline{\log q_\phi(\bar{z})}
 
     where a bar stops the gradient. Where a site is drawn given another, the guide is run again at the stopped draws,
-    so that the path from the one to the other stays.
-
-    A guide whose log q is known at its own draws only is refused, and one that differs when run again, as with dropout.
+    so that the path from the one to the other stays; refuse one that then differs, or is known at its own draws only.
     """
     if not torch.is_grad_enabled():
         return

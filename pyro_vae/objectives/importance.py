@@ -1,7 +1,7 @@
 r"""Importance weighted bounds, per datum: IWAE, Rényi, and reweighted wake-sleep."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pyro import poutine
@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.objectives.base import Objective, Program, Terms
+from pyro_vae.objectives.base import Objective, Program, Terms, check_choice
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores, weigh_paths
 from pyro_vae.traces.sites import Site, enumerated, latent, samples
 from pyro_vae.traces.weights import chosen_by_weight, log_weights, power_mean
@@ -35,10 +35,7 @@ class Renyi(Objective):
 
     Arguments:
         alpha: The order.
-        num_particles: K, draws per datum.
-        gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``, as in :class:`IWAE`.
-        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
-        resample: As of :class:`IWAE`.
+        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`.
 
     Raises:
         ValueError: As :class:`IWAE`.
@@ -60,17 +57,14 @@ class Renyi(Objective):
     ) -> None:
         if not math.isfinite(alpha):
             raise ValueError(f"Expected a finite alpha; got {alpha}.")
-        if gradient not in ("pathwise", "stl", "dreg"):
-            raise ValueError(f"Expected gradient to be pathwise, stl or dreg; got {gradient!r}.")
+        check_choice("gradient", gradient, get_args(Gradient))
         super().__init__(num_particles, vectorize_particles, "importance weights need draws")
         if resample is not None and not (1 <= resample < num_particles and vectorize_particles):
             raise ValueError(
                 f"Expected resample of 1 to num_particles - 1, of particles in a plate; got resample = {resample}, "
                 f"num_particles = {num_particles}, vectorize_particles = {vectorize_particles}. Use None for all."
             )
-        self.alpha = alpha
-        self.gradient = gradient
-        self.resample = resample
+        self.alpha, self.gradient, self.resample = alpha, gradient, resample
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return minus the bound, and minus the ELBO from the same weights."""
@@ -184,8 +178,7 @@ class ReweightedWakeSleep(Objective):
         Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow (Le et al., 2019).
 
     Arguments:
-        num_particles: K, draws per datum.
-        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+        num_particles, vectorize_particles: As of :class:`IWAE`.
 
     Raises:
         ValueError: If an argument is out of range; or a site is outside the data's plate, or scaled unlike the others.

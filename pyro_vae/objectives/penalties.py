@@ -30,12 +30,7 @@ class Penalty(ABC):
 
     @abstractmethod
     def value(self, q: Site, p: Site) -> Tensor:
-        """Return the value of each particle: of shape ``(K,)``, or ``()`` where there is no plate of particles.
-
-        Arguments:
-            q: A site of the guide's trace, with draws of shape ``(*K, B, *event)``.
-            p: The same site of the model's trace.
-        """
+        """Return the value, ``(*K,)``, at a site of the guide, of draws ``(*K, B, *event)``, and of the model."""
 
     def __call__(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return the term, summed over data and particles; refuse a site with a mask, or a scale for each datum."""

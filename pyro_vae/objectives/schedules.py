@@ -27,8 +27,7 @@ class Schedule(ABC):
             )
         if not 0 <= start <= 1:
             raise ValueError(f"Expected a start of beta between 0 and 1; got {start}.")
-        self.warmup = warmup
-        self.start = start
+        self.warmup, self.start = warmup, start
 
     @abstractmethod
     def rise(self, u: float) -> float:
@@ -115,8 +114,7 @@ class Cyclical(Schedule):
         super().__init__(warmup, start)
         if cycles < 1 or not 0 < ramp <= 1:
             raise ValueError(f"Expected at least 1 cycle, and a ramp above 0 and at most 1; got {cycles} and {ramp}.")
-        self.cycles = cycles
-        self.ramp = ramp
+        self.cycles, self.ramp = cycles, ramp
 
     def rise(self, u: float) -> float:
         """Return where the ramp of its cycle is at u."""

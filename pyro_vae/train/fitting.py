@@ -14,7 +14,7 @@ from pyro_vae import checkpoint
 from pyro_vae.compiled import fast_products, warn_if_slower
 from pyro_vae.data import Dataset
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.train.generators import seeded
+from pyro_vae.seeds import seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import Processes, together

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pyro_vae import checkpoint
 from pyro_vae.compiled import CompiledSVI
-from pyro_vae.compiled.device import put_back, random_state, set_random_state
+from pyro_vae.compiled.device import put_back
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
 from pyro_vae.program import own_rows, point_of
-from pyro_vae.train.generators import generators, seeded, set_generators, unmoved
+from pyro_vae.seeds import forked, generators, random_state, seeded, set_generators, set_random_state, unmoved
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, hook
@@ -57,16 +57,8 @@ class Training:
         if not self.scales.shown:
             self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
         optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
-        self.svi = CompiledSVI(
-            self.model,
-            self.guide,
-            optim,
-            objective,
-            compile=settings.compile,
-            precision=settings.precision,
-            clip_norm=settings.clip_norm,
-            steps=self.steps,
-        )
+        ways: Any = {name: getattr(settings, name) for name in ("compile", "precision", "clip_norm")}
+        self.svi = CompiledSVI(self.model, self.guide, optim, objective, steps=self.steps, **ways)
         self.validation = Validation(self.model, program, dataset.valid, settings.seed, processes, self.scales)
         self.watch = Watch(program, spread(dataset.valid if len(dataset.valid) else dataset.train))
         self.epochs, self.at, self.beta = 0, 0, 1.0  # epochs done, steps of the next one done
@@ -204,11 +196,9 @@ class Training:
 
     def _trouble(self, step: int, rows: Tensor, wrong: str, batch: tuple, drawn: list[Tensor] | None) -> NotFinite:
         """Say which step, which site and which images; ``drawn`` is where the generators were before the step."""
-        now = random_state(self.device)
-        set_random_state(drawn or now, self.device)
-        with self.processes.noise(len(rows), OF_Z) or nullcontext():
+        with forked(self.device), self.processes.noise(len(rows), OF_Z) or nullcontext():
+            set_random_state(drawn or random_state(self.device), self.device)
             fault = find_fault(self.model, self.guide, self.objective, batch, self.processes.mine(rows))
-        set_random_state(now, self.device)
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault
         words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault['words']}"
         return NotFinite(words, record)

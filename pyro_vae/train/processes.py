@@ -114,10 +114,7 @@ class Processes:
 
     @contextmanager
     def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
-        """Take note of SIGINT and SIGTERM; yield a function that raises :class:`Stopped` in all processes after one.
-
-        A second signal stops at once. In another thread than the main one, which gets no signals, nothing changes.
-        """
+        """Take note of SIGINT and SIGTERM; yield what raises Stopped in all processes then; a second stops at once."""
         asked, checks = False, 0
 
         def note(number: int, frame: FrameType | None) -> None:
@@ -165,7 +162,7 @@ class WholeBatch(TorchFunctionMode):
 
     def __init__(self, start: int, rows: int, total: int, dim: int) -> None:
         super().__init__()
-        self.key = start, rows, total, dim
+        self.key = self.start, self.rows, self.total, self.dim = start, rows, total, dim
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -181,15 +178,12 @@ class WholeBatch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _batched(self, shape: Sequence[int]) -> bool:
-        _, rows, _, dim = self.key
-        return -len(shape) <= dim < len(shape) and shape[dim] == rows
+        return -len(shape) <= self.dim < len(shape) and shape[self.dim] == self.rows
 
     def _whole(self, shape: Sequence[int]) -> list[int]:
-        _, _, total, dim = self.key
         sizes = list(shape)
-        sizes[dim] = total
+        sizes[self.dim] = self.total
         return sizes
 
     def _mine(self, whole: Tensor) -> Tensor:
-        start, rows, _, dim = self.key
-        return whole.narrow(dim, start, rows)
+        return whole.narrow(self.dim, self.start, self.rows)

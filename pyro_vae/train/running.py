@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint
 from pyro_vae.data import Dataset
-from pyro_vae.train.generators import seeded
+from pyro_vae.seeds import seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.processes import Stopped
 from pyro_vae.train.trouble import NotFinite
@@ -37,7 +37,9 @@ class Run:
         self.history: dict[str, list[float]] = {}
         self._began = time.perf_counter()  # of the epoch
         self._named = dataset.config["data"] != "tensor"
-        self._images, self._mean = [len(dataset.train), len(dataset.valid)], _mean(dataset)
+        self._images = [len(dataset.train), len(dataset.valid)]
+        means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
+        self._mean = torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean  # of all columns
         self._best: dict[str, Any] = {}
         self._best_is_new = False
         self._due = time.monotonic() + SECONDS
@@ -123,11 +125,8 @@ class Run:
         last, previous, best = (
             checkpoint.inside(self.folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
         )
-        packed = checkpoint.pack(
-            self.training.state()
-            | {"history": self.history, "data": self._mean, "images": self._images}
-            | {"seconds": time.perf_counter() - self._began}
-        )
+        ours = {"history": self.history, "data": self._mean, "images": self._images}
+        packed = checkpoint.pack(self.training.state() | ours | {"seconds": time.perf_counter() - self._began})
         if self._best_is_new:
             checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False
@@ -212,9 +211,3 @@ def _shown(numbers: dict[str, float]) -> str:
     beta = f" at beta {numbers['beta']:.3g}" if numbers.get("beta", 1.0) != 1 else ""
     valid = f", valid ELBO {-numbers['valid']:.2f}" if "valid" in numbers else ""
     return f"nats: train loss {numbers['train']:.2f}{beta}{valid}"
-
-
-def _mean(dataset: Dataset) -> Tensor:
-    """The mean of the training data, of all columns if there are several."""
-    means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
-    return torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean

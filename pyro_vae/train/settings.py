@@ -11,9 +11,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pyro_vae.compiled.precision import Precision
-from pyro_vae.compiled.traced import Compile, check_choice
+from pyro_vae.compiled.device import Precision
+from pyro_vae.compiled.traced import Compile
 from pyro_vae.data import Dataset, from_columns, from_tensor
+from pyro_vae.objectives.base import check_choice
 from pyro_vae.program import argument_names
 from pyro_vae.train.optimizers import Choice
 

@@ -17,10 +17,9 @@ from pyro_vae.conditional import module
 from pyro_vae.data import Split
 from pyro_vae.objectives import ELBO
 from pyro_vae.program import point_of
-from pyro_vae.seeds import at_test
+from pyro_vae.seeds import at_test, seeded
 from pyro_vae.traces.particles import probe
 from pyro_vae.traces.sites import latent, mean_scale, observed, plates
-from pyro_vae.train.generators import seeded
 from pyro_vae.train.processes import OF_X, OF_Z, Processes
 from pyro_vae.train.settings import hook
 
@@ -39,7 +38,6 @@ class Validation:
             processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
         self.smallest_scale = math.nan  # of p(x | z) for some of the data, if it has any
         self._elbo = ELBO(beta=0.0)  # whose loss is the one term, and which has the other beside it
-        self._at_once = 0
         self._graph = Traced(self._two_terms, "graph")
         self._recorded: set[int] = set()
 
@@ -50,9 +48,6 @@ class Validation:
             self.processes.same(buffer)
         if not len(self.split):
             return {}
-        if not self._at_once:
-            with seeded(self.seed, self.device):
-                self._at_once = self._room()
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
         distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         with torch.no_grad(), seeded(self.seed, self.device):
@@ -80,14 +75,16 @@ class Validation:
         rows = torch.arange(min(num, len(self.split)), device=self.device)
         return read(self.split, rows, Processes(), self.dtype)
 
-    def _room(self) -> int:
+    @functools.cached_property
+    def _at_once(self) -> int:
         """How many images fit in memory at once, with a row for each process in the last batch too."""
-        batch = self._few(4)
+        with seeded(self.seed, self.device):
+            batch = self._few(4)
 
-        def run(n: int) -> Any:
-            return self._two_terms(None, *(column[: 2 * n] for column in batch))
+            def run(n: int) -> Any:
+                return self._two_terms(None, *(column[: 2 * n] for column in batch))
 
-        size = 2 * how_many_fit(run, AT_ONCE // 2, self.device)
+            size = 2 * how_many_fit(run, AT_ONCE // 2, self.device)
         while 0 < len(self.split) % size < self.processes.world:
             size -= 1
         return size
@@ -119,17 +116,8 @@ class Scales:
     def __call__(self, batch: tuple[Tensor, ...]) -> float:
         """Return the scale of a batch."""
         rows = len(batch[0])
-        if rows not in self._known:
-            self._known[rows] = self._look(batch, rows)
-        return self._known[rows]
-
-    def weight(self, part: tuple[Tensor, ...], whole: int) -> float:
-        """Return what the gradient of a part counts in that of a batch of so many rows: a scale may follow the part."""
-        if len(part[0]) == whole or self(part) == self(tuple(torch.cat([column, column]) for column in part)):
-            return 1.0
-        return len(part[0]) / whole
-
-    def _look(self, batch: tuple[Tensor, ...], rows: int) -> float:
+        if rows in self._known:
+            return self._known[rows]
         device = point_of(self.program).device
         with seeded(0, device), at_test(self.program, device), pyro.validation_enabled(False):
             _, (trace, guide_trace) = probe(self.model, self.program.guide, batch, {})
@@ -139,7 +127,14 @@ class Scales:
         if inside:
             drawn = latent(trace).items()
             self.outside = [name for name, site in drawn if all(frame.size != rows for frame in plates(site))]
-        return mean_scale((inside or sites)[0]) if sites else 1.0
+        self._known[rows] = mean_scale((inside or sites)[0]) if sites else 1.0
+        return self._known[rows]
+
+    def weight(self, part: tuple[Tensor, ...], whole: int) -> float:
+        """Return what the gradient of a part counts in that of a batch of so many rows: a scale may follow the part."""
+        if len(part[0]) == whole or self(part) == self(tuple(torch.cat([column, column]) for column in part)):
+            return 1.0
+        return len(part[0]) / whole
 
 
 def showing(program: nn.Module, part: Callable[..., Any]) -> Callable[..., Any]:
