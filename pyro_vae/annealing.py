@@ -57,11 +57,7 @@ class Plan(NamedTuple):
 
 
 def drawn(posterior: Posterior, start: Start, num: int) -> Tensor:
-    """Return unconstrained draws of the guide or of the prior, of shape ``(num, B, D)``.
-
-    Raises:
-        ValueError: If several draws are given of what is outside the data's plate: chains move under one density.
-    """
+    """Return draws ``(num, B, D)`` of guide or prior, unconstrained; refuse several of what is outside the plate."""
     outside = posterior.structure.outside
     if several := [name for name, value in posterior.given.items() if value.shape != outside[name][0]]:
         raise ValueError(

@@ -84,20 +84,14 @@ def sbc(
     in random order, and so are all of an element that a mask hides. It is of data that the model draws: on real ones,
     see ``evaluate.pareto_k``.
 
+    S is ``draws``; ``num`` data are drawn, 1000 if not given, with the covariates and shapes of ``data``, whose rows
+    are taken in turn. A program with a method ``blank``, as a VAE, needs none: then a number in their place is ``num``.
+
     References:
         Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts, Betancourt, Simpson, Vehtari
         and Gelman, 2018).
         Simulation-Based Calibration Checking for Bayesian Computation: The Choice of Test Quantities Shapes
         Sensitivity (Modrak et al., 2023), for log p(x, z).
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Data whose covariates and shapes the drawn ones have; a program with a method ``blank``, as a VAE, needs
-            none. A number is ``num``.
-        draws: S, of the guide for each.
-        seed: Seed of the draws.
-        progress: Whether to show a progress bar.
-        num: How many data to draw, 1000 if not given; rows of ``data`` are taken in turn.
 
     Raises:
         ValueError: If there are fewer than 20 data, or no draws.
