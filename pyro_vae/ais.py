@@ -50,9 +50,8 @@ def ais(
     C is ``chains`` for each datum, with so many ``temperatures``, each a move of so many ``leapfrog`` steps. The bound
     rises to log p(x) with the temperatures, where importance sampling needs exponentially many draws. From the guide
     it takes fewer of them; from the prior it owes the guide nothing. Chains move in real coordinates of the continuous
-    sites, classes are summed out; without a continuous site the answer is exact.
-
-    ``program``, ``data``, ``seed`` and ``progress`` are as in :mod:`pyro_vae.evaluate`.
+    sites, classes are summed out; without a continuous site the answer is exact. Other arguments are as in
+    :mod:`pyro_vae.evaluate`.
 
     References:
         Annealed Importance Sampling (Neal, 2001).
@@ -168,7 +167,7 @@ def _run(
         for rows, end in zip(parts, ends, strict=True):
             ladder = Ladder(rows, start, leapfrog, moves=ROUNDS * (SETTLE + PILOT) + temperatures)
             plan = ladder.plan(chains, temperatures, ROUNDS, bar.update)
-            log_w, rate = ladder.climb(chains, plan, bar.update)
+            log_w, rate = ladder.climb(drawn(rows, start, chains), plan, bar.update)
             accepted.append(rate)
             done.append([log_w] if end is None else [log_w, ladder.descend(end, plan, bar.update)])
     found = [torch.cat(columns, dim=1) for columns in zip(*done, strict=True)]

@@ -1,7 +1,4 @@
-r"""Guide families q(z | x): families over ``(latent,)``, whose ``event`` is the number of latent dimensions.
-
-See :class:`pyro_vae.conditional.Family` for how to write one.
-"""
+"""Guide families q(z | x), whose event is the number of latent dimensions: see :class:`pyro_vae.conditional.Family`."""
 
 import math
 from functools import partial

@@ -1,7 +1,4 @@
-r"""Models with exact answers, to test guides and estimators against.
-
-The linear-Gaussian VAE is probabilistic PCA: all of its quantities are known in closed form.
-"""
+"""Models with exact answers, to test guides and estimators against: the linear-Gaussian VAE, probabilistic PCA."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ __all__ = ["LinearGaussian"]
 
 
 class LinearGaussian(nn.Module):
-    r"""The linear-Gaussian latent variable model.
+    r"""The linear-Gaussian latent variable model, all of whose quantities are known in closed form.
 
     .. math:: z \sim \mathcal{N}(0, I_k), \qquad x \mid z \sim \mathcal{N}(W z + b, s^2 I_d)
 

@@ -77,12 +77,10 @@ def log_weights(
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
     z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
-    model alone has, are summed out exactly. Given values, or draws, of latent sites outside the data's plate, as
-    ``given``, all is given these, or predictive.
-
-    Memory is bounded but for the answer; where that alone is too large, as of 5,000 draws for each of a million images,
-    :func:`nll` adds up as it goes. As many rows are run at once as fit, or ``at_once``: the draws depend on it, what
-    they estimate does not.
+    model alone has, are summed out exactly. Where values, or draws, of latent sites outside the data's plate are
+    ``given``, all is given these, or predictive. As many rows are run at once as fit, or ``at_once``: the draws depend
+    on it, what they estimate does not. Memory is bounded but for the answer; where that alone is too large, as of 5,000
+    draws for each of a million images, :func:`nll` adds up as it goes.
 
     Raises:
         ValueError: If there are no particles or no images, or ``at_once`` is not positive.

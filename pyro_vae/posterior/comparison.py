@@ -43,13 +43,10 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Draws of the guide and of NUTS, for the same data. Printed, it is a table, a line for each datum.
+    """Draws of NUTS, ``chains``, and of the guide, ``z`` of shape ``(draws, B, latent)``, for the same data.
 
-    Attributes:
-        chains: What NUTS drew.
-        z: Draws of the guide, of shape ``(draws, B, latent)``.
-        pareto_k: Of the guide's importance weights, of shape ``(B,)``.
-        exact: The density on a grid, where z is of 2 dimensions; else None.
+    ``pareto_k``, ``(B,)``, is of the guide's weights; ``exact`` is the density on a grid, where z is of 2 dimensions.
+    Printed, it is a table, a line for each datum.
     """
 
     chains: Chains

@@ -1,7 +1,6 @@
 r"""A guide of its own for each datum, and with it the two reasons why an ELBO falls short of log p(x)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -98,34 +97,32 @@ def refine(
             raise ValueError(f"Expected a positive {name}; got {number}.")
     if len(x) == 0:
         raise ValueError("Expected at least 1 image; got none.")
-    climb = partial(_climb, vae, encoder, num_particles, lr)
+
+    def climb(x: Tensor, steps: int, update: Callable[[], Any]) -> Tensor:
+        with torch.no_grad():
+            phi = encoder.propose(x).clone().requires_grad_()
+        optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        tail = steps - steps // 2
+        average = torch.zeros_like(phi)
+        with torch.enable_grad():
+            for step in range(steps):
+                z = encoder.family(phi).rsample((num_particles,))
+                q = encoder.family(phi.detach())
+                log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - q.log_prob(z)
+                (phi.grad,) = torch.autograd.grad(-log_w.mean(0).sum(), phi)
+                optimizer.step()
+                schedule.step()
+                average += phi.detach() / tail if step >= steps - tail else 0
+                update()
+        return average
+
     with at_test(vae, x.device, seed):
         fit = how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device)
         parts = x.split(fit)
         with tqdm(total=len(parts) * steps, desc="refine", leave=False, disable=not progress) as bar:
             phi = torch.cat([climb(rows, steps, bar.update) for rows in parts])
     return VAE(vae.prior, vae.decoder, Conditional(Table(phi, x), encoder.family))
-
-
-def _climb(
-    vae: VAE, encoder: Conditional, num_particles: int, lr: float, x: Tensor, steps: int, update: Callable[[], Any]
-) -> Tensor:
-    with torch.no_grad():
-        phi = encoder.propose(x).clone().requires_grad_()
-    optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    tail = steps - steps // 2
-    average = torch.zeros_like(phi)
-    with torch.enable_grad():
-        for step in range(steps):
-            z = encoder.family(phi).rsample((num_particles,))
-            log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - encoder.family(phi.detach()).log_prob(z)
-            (phi.grad,) = torch.autograd.grad(-log_w.mean(0).sum(), phi)
-            optimizer.step()
-            schedule.step()
-            average += phi.detach() / tail if step >= steps - tail else 0
-            update()
-    return average
 
 
 def gaps(

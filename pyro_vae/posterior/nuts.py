@@ -22,11 +22,9 @@ AGREE = 1.05  # R-hat above which chains are said to disagree
 
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """Draws of p(z | x) by Markov chains.
+    """Draws of p(z | x) by Markov chains: by site in ``draws``, each of shape ``(chains, draws, B, *rest)``.
 
-    Attributes:
-        z: Values of all continuous sites, one after another: ``(chains, draws, B, latent)``.
-        draws: The same by site, each ``(chains, draws, B, *rest)``.
+    In ``z`` all continuous sites follow each other, ``(chains, draws, B, latent)``.
     """
 
     z: Tensor
