@@ -62,7 +62,7 @@ def log_prob(law: Any, x: Tensor, missing: bool | None = None) -> Tensor:
 
     .. math:: \log p(x_o) = \sum_{i \in o} \log p(x_i)
 
-    x is of shape ``(*, *event)``, NaN where it is missing; whether any is, is looked up unless ``missing`` says it.
+    x is of shape ``(*, *event)``, NaN where it is missing. ``missing`` is whether any is; None: look.
 
     Raises:
         ValueError: As :func:`observed`, if any are missing.
