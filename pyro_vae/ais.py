@@ -47,23 +47,15 @@ def ais(
 
     .. math:: \log \frac{1}{C} \sum_c w_c \le \log p(x) \text{ on average,} \qquad \mathbb{E}[w_c] = p(x)
 
-    It rises to log p(x) with the temperatures, where importance sampling needs exponentially many draws. From the guide
-    it takes fewer of them; from the prior it owes the guide nothing.
+    C is ``chains`` for each datum, with so many ``temperatures``, each a move of so many ``leapfrog`` steps. The bound
+    rises to log p(x) with the temperatures, where importance sampling needs exponentially many draws. From the guide
+    it takes fewer of them; from the prior it owes the guide nothing. Chains move in real coordinates of the continuous
+    sites, classes are summed out; without a continuous site the answer is exact. Other arguments are as in
+    :mod:`pyro_vae.evaluate`.
 
     References:
         Annealed Importance Sampling (Neal, 2001).
         On the Quantitative Analysis of Decoder-Based Generative Models (Wu, Burda, Salakhutdinov and Grosse, 2017).
-
-    Arguments:
-        program: A VAE, or any program; chains move in real coordinates of its continuous sites, classes are summed out.
-            One with no continuous site has an exact answer.
-        data: Its data: x, a tuple of arguments or a dict by name.
-        chains: C, for each datum.
-        temperatures: T, how many steps from the start to the posterior.
-        leapfrog: Steps of each move.
-        start: Where chains start, ``guide`` or ``prior``.
-        seed: Seed of the draws; None: torch's state.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If a number is not positive, there are no data, or chains start at a guide whose density is not
@@ -175,7 +167,7 @@ def _run(
         for rows, end in zip(parts, ends, strict=True):
             ladder = Ladder(rows, start, leapfrog, moves=ROUNDS * (SETTLE + PILOT) + temperatures)
             plan = ladder.plan(chains, temperatures, ROUNDS, bar.update)
-            log_w, rate = ladder.climb(chains, plan, bar.update)
+            log_w, rate = ladder.climb(drawn(rows, start, chains), plan, bar.update)
             accepted.append(rate)
             done.append([log_w] if end is None else [log_w, ladder.descend(end, plan, bar.update)])
     found = [torch.cat(columns, dim=1) for columns in zip(*done, strict=True)]

@@ -57,11 +57,7 @@ class Plan(NamedTuple):
 
 
 def drawn(posterior: Posterior, start: Start, num: int) -> Tensor:
-    """Return unconstrained draws of the guide or of the prior, of shape ``(num, B, D)``.
-
-    Raises:
-        ValueError: If several draws are given of what is outside the data's plate: chains move under one density.
-    """
+    """Return draws ``(num, B, D)`` of guide or prior, unconstrained; refuse several of what is outside the plate."""
     outside = posterior.structure.outside
     if several := [name for name, value in posterior.given.items() if value.shape != outside[name][0]]:
         raise ValueError(
@@ -115,10 +111,6 @@ class Ladder:
         with fast_products("auto"):
             return Point(u, *self._graph((u,), {}).tensors)
 
-    def begin(self, chains: int) -> Point:
-        """Return draws of the start, ``chains`` for each datum."""
-        return self.at(drawn(self.posterior, self.start, chains))
-
     def plan(self, chains: int, number: int, rounds: int, update: Callable[[int], Any]) -> Plan:
         r"""Return temperatures and step sizes for each datum, found by pilot runs.
 
@@ -134,7 +126,7 @@ class Ladder:
         betas = even.unsqueeze(1).expand(-1, len(self.posterior))
         plan = Plan(betas, torch.full_like(betas, 0.5))
         for i in range(rounds):
-            here, step, steps, spreads = self.begin(chains), plan.steps[0], [], []
+            here, step, steps, spreads = self.at(drawn(self.posterior, self.start, chains)), plan.steps[0], [], []
             for t in [0] * SETTLE + [*range(PILOT)]:
                 here, chance = self.move(here, plan.betas[t], step)
                 step = (step * (chance.mean(0) - TARGET).exp()).clamp(1e-4, 4.0)
@@ -150,9 +142,9 @@ class Ladder:
             update(PILOT)
         return plan
 
-    def climb(self, chains: int, plan: Plan, update: Callable[[], Any]) -> tuple[Tensor, float]:
-        """Return log-weights ``(C, B)`` of chains from the start to the posterior, and the share of moves accepted."""
-        here, last = self.begin(chains), len(plan.betas) - 1
+    def climb(self, u: Tensor, plan: Plan, update: Callable[[], Any]) -> tuple[Tensor, float]:
+        """Return log-weights ``(C, B)`` of chains from draws of the start to the posterior, and the share accepted."""
+        here, last = self.at(u), len(plan.betas) - 1
         log_w, chances = torch.zeros_like(here.joint), [torch.ones_like(here.joint)]
         for t in range(1, last + 1):
             log_w += (plan.betas[t] - plan.betas[t - 1]) * (here.joint - here.start)

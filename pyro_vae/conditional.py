@@ -35,10 +35,7 @@ class Family(nn.Module, ABC):
     A family may also have :attr:`link`, the link function of generalised linear models, from the mean of the event to
     the first parameter (McCullagh and Nelder, Generalized Linear Models, 1989): with it training starts where the
     decoder's mean is the data's. And :attr:`features`, from the event and its mean to what an encoder sees of it, where
-    numbers have no bound.
-
-    Arguments:
-        event: Shape of the event, or its size where it is a vector.
+    numbers have no bound. ``event`` is the shape of the event, or its size where it is a vector.
 
     Raises:
         ValueError: If a dimension of the event is not positive.
@@ -81,11 +78,9 @@ class Family(nn.Module, ABC):
 class Conditional(nn.Module):
     r"""A conditional distribution :math:`p(a \mid b)`: a network proposes, a family disposes.
 
-    Arguments:
-        network: Maps ``(*, *b)`` to ``(*, params, *event)``.
-        family: Maps ``(*, params, *event)`` to a distribution over the event.
-        fill: What the network sees in place of missing elements of b, which are NaN; of the shape of b. None: NaN.
-        features: What the network sees of b, a function of it and of ``fill``; None: b itself.
+    The network maps ``(*, *b)`` to ``(*, params, *event)``, and the family that to a distribution over the event. In
+    place of missing elements of b, NaN, the network sees those of ``fill``, of the shape of b, if it is given; in place
+    of b it sees ``features``, a function of b and of ``fill``, if there are any.
 
     Raises:
         ValueError: If there are features and no ``fill``.
@@ -122,11 +117,7 @@ class Conditional(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:
-        """Start an untrained network where the distribution's mean is ``mean``, of the event's shape.
-
-        The first parameter's bias becomes ``family.link(mean)``, if there is a link, and a bias of the output's shape
-        that is zero as yet.
-        """
+        """Start where the distribution's mean is ``mean``, if there is a link and a bias of the output as yet zero."""
         bias, shape = getattr(self.network, "bias", None), (self.family.params, *self.family.event)
         if self.family.link and bias is not None and bias.shape == shape and not bias.any():
             bias[0] = self.family.link(mean.to(bias))

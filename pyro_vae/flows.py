@@ -65,14 +65,11 @@ class Autoregressive(_OfLastCall):
 
     .. math:: y_d = e^{s_d(x_{<d})} x_d + m_d(x_{<d}), \qquad \log |\det \partial y / \partial x| = \sum_d s_d
 
-    One pass from x to y; from y to x a pass for each dimension.
+    One pass from x to y; from y to x a pass for each dimension. ``net`` is a ``pyro.nn.AutoRegressiveNN`` whose
+    permutation is the identity, from x, ``(*, latent)``, to m and s of the same shape. s is kept within [-5, 5].
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
-
-    Arguments:
-        net: From x, ``(*, latent)``, to m and s, of the same shape, each element of those before it: a
-            ``pyro.nn.AutoRegressiveNN`` whose permutation is the identity. s is kept within [-5, 5].
     """
 
     def __init__(self, net: Callable[[Tensor], Any]) -> None:
@@ -100,16 +97,12 @@ class Autoregressive(_OfLastCall):
 class SplineCoupling(_OfLastCall):
     r"""Bends the second half of the dimensions by monotone splines, given the first half.
 
-    Each is a rational quadratic spline on [-bound, bound], with a slope of 1 at both ends, and the identity outside.
+    Each is a rational quadratic spline of so many ``bins`` on [-bound, bound], with a slope of 1 at both ends, and the
+    identity outside. ``net`` is from the first half, ``(*, latent // 2)``, to ``3 * bins - 1`` numbers for each of the
+    others: widths and heights of the bins, and slopes between them. Zeros give the identity.
 
     References:
         Neural Spline Flows (Durkan et al., 2019).
-
-    Arguments:
-        net: From the first half, ``(*, latent // 2)``, to ``3 * bins - 1`` numbers for each of the others: widths and
-            heights of the bins, and slopes between them. Zeros give the identity.
-        bins: Bins of a spline.
-        bound: Where the identity begins.
     """
 
     def __init__(self, net: Callable[[Tensor], Tensor], bins: int = 8, bound: float = 5.0) -> None:

@@ -1,7 +1,4 @@
-r"""Guide families q(z | x): families over ``(latent,)``, whose ``event`` is the number of latent dimensions.
-
-See :class:`pyro_vae.conditional.Family` for how to write one.
-"""
+"""Guide families q(z | x), whose event is the number of latent dimensions: see :class:`pyro_vae.conditional.Family`."""
 
 import math
 from functools import partial
@@ -77,12 +74,11 @@ class LowRankNormal(Family):
     .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), F(x) F(x)^\top + \mathrm{diag}\, \sigma^2(x)), \qquad
         F \in \mathbb{R}^{D \times r}
 
+    For each dimension the network gives ``2 + r`` numbers, where r is the ``rank``.
+
     References:
         Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed and Wierstra,
             2014), section 4.3, for rank 1 (there of the precision).
-
-    Arguments:
-        rank: r. The network gives ``2 + r`` numbers for each dimension.
 
     Raises:
         ValueError: If the rank is not positive.
@@ -108,19 +104,14 @@ class Flow(Family):
 
     .. math:: z = T_x(\mu + \sigma \epsilon), \quad \log q(z) = \log \mathcal{N}(\epsilon; 0, I) - \log |dz / d\epsilon|
 
-    The network gives :math:`\mu`, :math:`\log \sigma`, and ``context`` numbers a dimension that all transforms see.
+    The network gives :math:`\mu`, :math:`\log \sigma`, and ``context`` numbers a dimension that all transforms see. T
+    has so many ``layers``, each of a network with one ``hidden`` layer, the dimensions reversed between them.
     ``coupling`` shifts and scales half of the dimensions given the others; ``autoregressive``, the IAF, each given
     those before: its density is fast at its own draws alone, so not for VampPrior.
 
     References:
         Variational Inference with Normalizing Flows (Rezende and Mohamed, 2015).
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
-
-    Arguments:
-        transform: ``coupling`` or ``autoregressive``.
-        layers: Number of transforms, with the dimensions reversed between them.
-        hidden: Units of the hidden layer of the network in a transform.
-        context: Numbers for each dimension that transforms see of x.
 
     Raises:
         ValueError: If the transform is unknown, there are no layers, or there is one dimension alone.

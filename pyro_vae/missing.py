@@ -30,11 +30,7 @@ def observed(law: Any, x: Tensor) -> tuple[TorchDistribution, Tensor]:
 
     In place of a missing element stands the least observed one of the whole tensor, which is in the support of a law
     that treats all elements alike, or 0 for a mass and 0.5 for a density if none is observed. Nothing here looks at a
-    number, so that a step of SVI can be recorded as a graph.
-
-    Arguments:
-        law: Of independent elements with ``to_event`` around it, of event shape ``event``. It masks itself.
-        x: Shape ``(*, *event)``, NaN where it is missing.
+    number, so that a step of SVI can be recorded as a graph. The law masks itself; x is of shape ``(*, *event)``.
 
     Raises:
         ValueError: If the elements of the law are not independent, so that leaving some out is no marginal of it.
@@ -66,10 +62,7 @@ def log_prob(law: Any, x: Tensor, missing: bool | None = None) -> Tensor:
 
     .. math:: \log p(x_o) = \sum_{i \in o} \log p(x_i)
 
-    Arguments:
-        law: Over the event; of independent elements, if any are missing.
-        x: Shape ``(*, *event)``, NaN where it is missing.
-        missing: Whether any are; None: look.
+    x is of shape ``(*, *event)``, NaN where it is missing. ``missing`` is whether any is; None: look.
 
     Raises:
         ValueError: As :func:`observed`, if any are missing.
@@ -115,15 +108,12 @@ def impute(p: Any, encoder: Program, decoder: Program, x: Tensor, num: int, num_
         raise ValueError(f"Expected at least 1 draw and 1 particle; got num = {num}, num_particles = {num_particles}.")
     parts = []
     for rows in x.split(max(1, AT_ONCE // num_particles)):
-        q, size = encoder(rows), max(1, AT_ONCE // (num_particles * len(rows)))
-        draws = [_draw(p, q, decoder, rows, min(size, num - i), num_particles) for i in range(0, num, size)]
+        q, size, draws = encoder(rows), max(1, AT_ONCE // (num_particles * len(rows))), []
+        for i in range(0, num, size):
+            z = q.sample((num_particles, min(size, num - i)))
+            log_w = p.log_prob(z) - q.log_prob(z) + log_prob(decoder(z), rows)
+            chosen = Categorical(logits=log_w.movedim(0, -1)).sample()
+            z = z.gather(0, chosen[None, ..., None].expand(1, *z.shape[1:])).squeeze(0)
+            draws.append(torch.where(rows.isnan(), decoder(z).sample(), rows))
         parts.append(torch.cat(draws))
     return torch.cat(parts, dim=1)
-
-
-def _draw(p: Any, q: Any, decoder: Program, x: Tensor, num: int, num_particles: int) -> Tensor:
-    z = q.sample((num_particles, num))
-    log_w = p.log_prob(z) - q.log_prob(z) + log_prob(decoder(z), x)
-    chosen = Categorical(logits=log_w.movedim(0, -1)).sample()
-    z = z.gather(0, chosen[None, ..., None].expand(1, *z.shape[1:])).squeeze(0)
-    return torch.where(x.isnan(), decoder(z).sample(), x)

@@ -1,7 +1,4 @@
-r"""Models with exact answers, to test guides and estimators against.
-
-The linear-Gaussian VAE is probabilistic PCA: all of its quantities are known in closed form.
-"""
+"""Models with exact answers, to test guides and estimators against: the linear-Gaussian VAE, probabilistic PCA."""
 
 from __future__ import annotations
 
@@ -23,21 +20,17 @@ __all__ = ["LinearGaussian"]
 
 
 class LinearGaussian(nn.Module):
-    r"""The linear-Gaussian latent variable model.
+    r"""The linear-Gaussian latent variable model, all of whose quantities are known in closed form.
 
     .. math:: z \sim \mathcal{N}(0, I_k), \qquad x \mid z \sim \mathcal{N}(W z + b, s^2 I_d)
 
     With :math:`M = W^\top W + s^2 I` the posterior is :math:`\mathcal{N}(M^{-1} W^\top (x - b), s^2 M^{-1})`, and
-    x is Gaussian with mean b and covariance :math:`C = W W^\top + s^2 I`.
+    x is Gaussian with mean b and covariance :math:`C = W W^\top + s^2 I`. W is ``weight``, of shape ``(d, k)``, b is
+    ``bias``, of shape ``(d,)``, each trained where it is an ``nn.Parameter``; s is ``scale``.
 
     References:
         Probabilistic Principal Component Analysis (Tipping and Bishop, 1999).
         Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse (Lucas et al., 2019).
-
-    Arguments:
-        weight: W, of shape ``(d, k)``; trained where it is an ``nn.Parameter``.
-        bias: b, of shape ``(d,)``; the same.
-        scale: s, the standard deviation of x given z.
 
     Raises:
         ValueError: If the shapes do not fit, or the scale is not positive.
@@ -105,17 +98,14 @@ class LinearGaussian(nn.Module):
         return dist.Normal((x - self.bias) @ gain.T, precision.diagonal().rsqrt()).to_event(1)
 
     def elbo(self, x: Tensor, guide: Literal["exact", "mean-field"] | Distribution = "mean-field") -> Tensor:
-        r"""Return the exact ELBO of a guide in nats, of shape ``(B,)``.
+        r"""Return the exact ELBO of a guide, of shape ``(B,)``, in nats, at x of shape ``(B, d)``.
 
         .. math:: -\frac{d}{2} \log 2 \pi s^2 - \frac{\mathrm{tr}(W \Sigma W^\top) + \|W m + b - x\|^2}{2 s^2}
             - \mathrm{KL}(\mathcal{N}(m, \Sigma) \,\|\, \mathcal{N}(0, I))
 
         The exact guide's is log p(x). The best diagonal one's is less by
-        :math:`\frac{1}{2} [\sum_i \log M_{ii} - \log |M|]`, for every x.
-
-        Arguments:
-            x: Shape ``(B, d)``.
-            guide: One of the two; or q(z | x), any Gaussian with batch shape ``(B,)`` and event shape ``(k,)``.
+        :math:`\frac{1}{2} [\sum_i \log M_{ii} - \log |M|]`, for every x. A guide may also be any Gaussian q(z | x) with
+        batch shape ``(B,)`` and event shape ``(k,)``.
         """
         if guide == "exact":
             return self.log_evidence(x)

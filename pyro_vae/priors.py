@@ -48,13 +48,10 @@ class GaussianMixture(nn.Module):
 
     .. math:: p(z) = \sum_{k=1}^K \pi_k \, \mathcal{N}(z; \mu_k, \mathrm{diag}\, \sigma_k^2)
 
-    The means start as draws from a standard normal, the scales at 1, the weights alike.
+    The means of the K ``components`` start as draws from a standard normal, the scales at 1, the weights alike.
 
     References:
         Approximate Inference for Deep Latent Gaussian Mixtures (Nalisnick, Hertel and Smyth, 2016).
-
-    Arguments:
-        components: K.
 
     Raises:
         ValueError: If there are no components.
@@ -80,14 +77,11 @@ class VampPrior(nn.Module):
 
     .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q(z \mid u_k)
 
-    ``VAE.build`` hands it the encoder, whose weights it shares and trains, and ``fit`` starts the pseudo-inputs at
-    training images (else they start as uniform noise).
+    ``VAE.build`` hands it the encoder, whose weights it shares and trains, and ``fit`` starts the pseudo-inputs, K
+    ``components``, at training images (else they start as uniform noise).
 
     References:
         VAE with a VampPrior (Tomczak and Welling, 2018).
-
-    Arguments:
-        components: K, the number of pseudo-inputs.
 
     Raises:
         ValueError: If there are no components, or the prior is asked for before it has an encoder.
@@ -129,18 +123,14 @@ class Flow(nn.Module):
 
     T goes from z to noise, in ``layers`` steps with the dimensions reversed between them. Each step shifts and scales
     (``affine``) or bends by monotone splines (``spline``) half of the dimensions given the others, or shifts and scales
-    each given those before it (``autoregressive``, whose draws take a step a dimension). One z far from all codes may
-    have a gradient of 10,000 times the usual: for long runs give ``fit`` a ``clip_norm``.
+    each given those before it (``autoregressive``, whose draws take a step a dimension), by a network whose layers have
+    so many ``hidden`` units. One z far from all codes may have a gradient of 10,000 times the usual: for long runs give
+    ``fit`` a ``clip_norm``.
 
     References:
         Density Estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017), for affine coupling.
         Neural Spline Flows (Durkan et al., 2019), for spline coupling.
         Masked Autoregressive Flow for Density Estimation (Papamakarios, Pavlakou and Murray, 2017).
-
-    Arguments:
-        transform: ``affine``, ``spline`` or ``autoregressive``.
-        layers: Number of steps.
-        hidden: Units of each hidden layer of the network in a step.
 
     Raises:
         ValueError: If the transform is unknown, there are no layers, or there is one dimension alone.

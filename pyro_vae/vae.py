@@ -27,15 +27,12 @@ class VAE(Hooks):
 
     .. math:: p(x, z) = p(z) \, p(x \mid z), \qquad q(z \mid x) \approx p(z \mid x)
 
-    Most users call :meth:`build`. Any three modules whose ``forward`` returns a distribution will do.
+    Most users call :meth:`build`. Any three modules whose ``forward`` returns a distribution will do: ``prior()`` is
+    p(z), with event shape ``(latent,)``, ``decoder(z)`` is p(x | z), for z of shape ``(*, latent)``, and ``encoder(x)``
+    is q(z | x), for x of shape ``(*, *event)``.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
-
-    Arguments:
-        prior: ``prior()`` is p(z), with event shape ``(latent,)``.
-        decoder: ``decoder(z)`` is p(x | z), for z of shape ``(*, latent)``.
-        encoder: ``encoder(x)`` is q(z | x), for x of shape ``(*, *event)``.
     """
 
     def __init__(self, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
@@ -70,13 +67,9 @@ class VAE(Hooks):
     ) -> VAE:
         """Build a VAE from a class for each part, or a partial, as ``partial(networks.MLP, hidden=(200, 200))``.
 
-        Arguments:
-            event_shape: Shape of one x, as ``(1, 28, 28)``.
-            latent: Number of latent dimensions.
-            prior: Class of p(z), called with ``latent``.
-            likelihood: Class of p(x | z), a family called with ``event_shape``.
-            guide: Class of q(z | x), a family called with ``latent``.
-            network: Class of the encoder's and the decoder's network, called with the shapes of input and output.
+        Prior and guide, a family, are called with the number of ``latent`` dimensions; the likelihood, a family, with
+        ``event_shape``, that of one x, as ``(1, 28, 28)``; the network with the shapes of its input and output, for the
+        encoder and for the decoder.
 
         Raises:
             ValueError: If ``latent`` is not positive, or the parts do not fit together.
@@ -128,15 +121,11 @@ class VAE(Hooks):
 
         For each draw, z is one of ``num_particles`` draws of the guide, with probability in proportion to its weight
         :math:`p(z) \, p(x_o \mid z) / q(z \mid x)`, and :math:`x_m` is drawn from the likelihood given z. Their mean is
-        an imputation of least squared error, their quantiles are its intervals.
+        an imputation of least squared error, their quantiles are its intervals. From x of shape ``(B, *event)``, NaN
+        where it is missing, to ``(num, B, *event)``.
 
         References:
             MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
-
-        Arguments:
-            x: Shape ``(B, *event)``, NaN where it is missing.
-            num: Draws for each x: the result has shape ``(num, B, *event)``.
-            num_particles: Draws of z for each of them.
 
         Raises:
             ValueError: If there are no draws or no particles, or the likelihood's elements are not independent.
@@ -152,10 +141,7 @@ class VAE(Hooks):
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, steps: int = 10) -> Tensor:
-        """Return mean images on the straight line in latent space between images, ends included.
-
-        From ``start`` and ``end`` of shape ``(B, *event)`` to shape ``(B, steps, *event)``.
-        """
+        """Return mean images ``(B, steps, *event)`` on latent lines between images ``(B, *event)``, ends included."""
         a, b = (mean(self.encoder(x)).unsqueeze(1) for x in (start, end))
         return mean(self.decoder(a.lerp(b, torch.linspace(0, 1, steps).to(a).unsqueeze(-1))))
 

@@ -14,7 +14,7 @@ from test_priors import EVENT, GUIDES, PRIORS, built
 from torch import nn
 
 from pyro_vae import VAE, ais, evaluate, networks
-from pyro_vae.annealing import Ladder, densities
+from pyro_vae.annealing import Ladder, densities, drawn
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.program import Posterior
 
@@ -83,7 +83,7 @@ class TestEvidence:
         with torch.no_grad():
             plan = ladder.plan(4, 1, 1, lambda number: None)
             with torch.random.fork_rng():
-                log_w, _ = ladder.climb(4, plan, lambda: None)
+                log_w, _ = ladder.climb(drawn(ladder.posterior, start, 4), plan, lambda: None)
             z = law.sample((4,))
             expected = vae.prior().log_prob(z) + vae.decoder(z).log_prob(x) - law.log_prob(z)
         torch.testing.assert_close(log_w, expected, rtol=0, atol=1e-10)

@@ -3,6 +3,9 @@ r"""Evaluation: per-datum log-weights, and what is read off them.
 All is per datum, in nats, but :func:`bits_per_dim`. :func:`elbo`, :func:`iwae`, :func:`iwae_curve`, :func:`ess` and
 :func:`pareto_k` are functions of :func:`log_weights`. Where elements of x are missing, as NaN, all is of
 :math:`\log p(x_o)`, of the observed ones. No function changes a program, or the state of a random generator.
+
+``program`` is a VAE or any program; ``data`` are its data: x, a tuple of arguments or a dict by name. ``seed`` is that
+of the draws, None being torch's state; ``progress`` is whether to show a progress bar.
 """
 
 from pyro_vae.evaluate.codes import (

@@ -24,17 +24,12 @@ def activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
 
     .. math:: \mathrm{Var}_x \big( \mathbb{E}_{q(z \mid x)}[z_i] \big)
 
-    The variance is over the data, and the dimensions of several sites follow each other. Where the guide has no mean in
-    closed form, as a flow or a site that is drawn given another, it is the covariance of two averages of independent
-    draws, whose noise cancels: a dimension that knows nothing may come out a little below 0.
+    The variance is over the data, some hundred or more, and the dimensions of several sites follow each other. Where
+    the guide has no mean in closed form, as a flow or a site that is drawn given another, it is the covariance of two
+    averages of independent draws, whose noise cancels: a dimension that knows nothing may come out a little below 0.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Its data, of some hundred images or more: x, a tuple of arguments or a dict by name.
-        seed: Seed of the draws; None: torch's state.
 
     Raises:
         ValueError: If there are fewer than 2 data.
@@ -61,8 +56,7 @@ def activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
 def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | None = None) -> int:
     r"""Return how many latent dimensions are used: those whose :func:`activity` is above a threshold.
 
-    The threshold, in the units of z squared, is that of the paper, for a prior of unit scale; activities tend to be
-    near 0 or near 1, so that it seldom matters. Else as :func:`activity`.
+    That, in the units of z squared, is the paper's, for a prior of unit scale; activities tend to be near 0 or near 1.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -111,16 +105,11 @@ def aggregate(program: Any, data: Any, num_particles: int = 1, seed: int | None 
 
     The first is how much z tells of which image it is the code of. It is at most :math:`\log N`: where it comes near,
     there are too few images to measure it. The second, of the aggregate posterior from the prior, is what a prior that
-    follows the codes could save. Both are means over draws of every image's code.
+    follows the codes could save. Both are means over ``num_particles`` draws of every image's code. The work grows with
+    the square of N; a thousand are seldom too few.
 
     References:
         ELBO Surgery: Yet Another Way to Carve up the Variational Evidence Lower Bound (Hoffman and Johnson, 2016).
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Its data; the work grows with the square of N. A thousand are seldom too few.
-        num_particles: Draws per image.
-        seed: Seed of the draws; None: torch's state.
 
     Raises:
         ValueError: If there are fewer than 2 images, or no particles.
@@ -168,14 +157,8 @@ def posterior(program: Any, data: Any, site: str, num_particles: int = 100, seed
     .. math:: p(y \mid x) \propto \frac{1}{K} \sum_k \frac{p(x, y, z_{ky})}{q(z_{ky} \mid x, y)}
 
     Exact where nothing is latent beside it, or the guide is the posterior given y; else by self-normalised importance
-    sampling of z, for every class. A label that is seen has all of the probability.
-
-    Arguments:
-        program: A program with the site, which it or the guide marks ``infer={"enumerate": "parallel"}``.
-        data: Its data: x, a tuple of arguments or a dict by name.
-        site: Its name; of a site with ``obs_mask``, the one that was written.
-        num_particles: K, draws of all else per datum and class.
-        seed: Seed of the draws; None: torch's state.
+    sampling of z, K ``num_particles`` for every class. A label that is seen has all of the probability. Model or guide
+    marks the site ``infer={"enumerate": "parallel"}``; of one with ``obs_mask`` give the name that was written.
 
     Raises:
         ValueError: If there is no such site, or it is not discrete, or in a Markov chain or a plate inside a datum.

@@ -26,14 +26,8 @@ def split(program: Any, data: Any, num_particles: int = 1, seed: int | None = No
 
     .. math:: \mathrm{ELBO} = \mathbb{E}_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
-    The first is a mean over ``num_particles`` draws; the second is in closed form where there is one, else a mean
-    over the same draws. Memory is bounded.
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Its data: x, a tuple of arguments or a dict by name.
-        num_particles: Draws per datum.
-        seed: Seed of the draws; None: torch's state.
+    The first is a mean over ``num_particles`` draws per datum; the second is in closed form where there is one, else a
+    mean over the same draws. Memory is bounded.
 
     Raises:
         ValueError: If there are no particles or no data, or classes are in a Markov chain or a plate inside a datum.
@@ -147,17 +141,10 @@ class Summary(NamedTuple):
 def per_image(
     program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
 ) -> Values:
-    """Evaluate a program on each image of a split: what :func:`summary` is the mean of.
+    """Evaluate a program on each of the first ``images`` of a split, on its device: :func:`summary` is the mean of it.
 
-    Two programs are compared image by image, with the same seed: the difference varies less than each of the two does.
-
-    Arguments:
-        program: A VAE, or any program, on the device of the split.
-        data: The split.
-        num_particles: Draws per datum for -log p(x). The ELBO's reconstruction takes 10.
-        images: How many images, the first ones of the split.
-        seed: Seed of the draws.
-        progress: Whether to show a progress bar.
+    -log p(x) takes ``num_particles`` draws per datum, the ELBO's reconstruction 10. Two programs are compared image by
+    image, with the same seed: the difference varies less than each of the two does.
 
     Raises:
         ValueError: If there are no particles or no images.

@@ -77,17 +77,10 @@ def log_weights(
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
     z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
-    model alone has, are summed out exactly. Memory is bounded but for the answer; where that alone is too large, as of
-    5,000 draws for each of a million images, :func:`nll` adds up as it goes.
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Its data: x, a tuple of arguments or a dict by name.
-        num_particles: K, draws per datum.
-        at_once: Rows run at once; None: as many as fit. The draws depend on it, what they estimate does not.
-        progress: Whether to show a progress bar.
-        seed: Seed of the draws; None: torch's state.
-        given: Values, or draws, of latent sites outside the data's plate: then all is given these, or predictive.
+    model alone has, are summed out exactly. Where values, or draws, of latent sites outside the data's plate are
+    ``given``, all is given these, or predictive. As many rows are run at once as fit, or ``at_once``: the draws depend
+    on it, what they estimate does not. Memory is bounded but for the answer; where that alone is too large, as of 5,000
+    draws for each of a million images, :func:`nll` adds up as it goes.
 
     Raises:
         ValueError: If there are no particles or no images, or ``at_once`` is not positive.

@@ -43,11 +43,8 @@ def iwae_curve(log_w: Tensor, particles: Sequence[int]) -> Tensor:
 
     .. math:: \mathcal{L}_k = \frac{1}{\lfloor K / k \rfloor} \sum_g \log \frac{1}{k} \sum_{i \in g} w_i
 
-    over disjoint groups g of k of the K weights: unbiased for the bound with k particles.
-
-    Arguments:
-        log_w: Log-weights, of shape ``(K, B)``.
-        particles: How many, P numbers from 1 to K; the answer is of shape ``(P, B)``.
+    over disjoint groups g of k of the K weights: unbiased for the bound with k particles. From log-weights ``(K, B)``,
+    for P numbers of particles, to ``(P, B)``.
 
     Raises:
         ValueError: If a number is not from 1 to K.
@@ -84,16 +81,12 @@ def bits_per_dim(nats: Number, dimensions: int, levels: int | None = None) -> Nu
     .. math:: \frac{-\log p(x)}{D \ln 2} \text{ of a mass}, \qquad
         \frac{-\log p(x)}{D \ln 2} + \log_2 L \text{ of a density of } x = (p + u) / L
 
-    The first is how long an optimal code of x is. The second is on average at least as many bits as those of the mass
-    that the density gives to each level, so the two compare. A density of x that is not dequantised has no bits.
+    D is ``dimensions``, how many elements x has; L is ``levels``, None if the nats, a number or a tensor of any shape,
+    are of a mass. The first is how long an optimal code of x is. The second is on average at least as many bits as
+    those of the mass that the density gives to each level, so the two compare. Other densities have no bits.
 
     References:
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016).
-
-    Arguments:
-        nats: :math:`-\log p(x)`, or a bound on it, in nats: a number, or a tensor of any shape.
-        dimensions: D, how many elements x has.
-        levels: L, if the nats are of a density of dequantised x; None if they are of a mass.
 
     Raises:
         ValueError: If there are no dimensions, or fewer than 2 levels.
@@ -123,15 +116,12 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     The fit is to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights, by Zhang and Stephens, drawn to 0.5
     by a prior worth ten draws. k is 0 where weights are constant up to rounding, and infinite where all but a
-    few are too small to be represented beside the largest.
+    few are too small to be represented beside the largest. K should be a few hundred or more.
 
     References:
         Pareto Smoothed Importance Sampling (Vehtari, Simpson, Gelman, Yao and Gabry, 2024).
         Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
         A New and Efficient Estimation Method for the Generalized Pareto Distribution (Zhang and Stephens, 2009).
-
-    Arguments:
-        log_w: Log-weights, from :func:`pyro_vae.evaluate.log_weights`; K of a few hundred or more.
 
     Raises:
         ValueError: If it is not ``(K, B)`` with K of at least 25, or some of it is NaN or infinite.

@@ -1,4 +1,7 @@
-"""Questions to a posterior: in ArviZ, beside NUTS, beside one guide for each datum; and whether it is calibrated."""
+"""Questions to a posterior: in ArviZ, beside NUTS, beside one guide for each datum; and whether it is calibrated.
+
+``program``, ``data``, ``seed`` and ``progress`` are as in :mod:`pyro_vae.evaluate`.
+"""
 
 from pyro_vae.posterior.arviz import to_arviz
 from pyro_vae.posterior.calibration import Calibration, sbc

@@ -62,6 +62,10 @@ def to_arviz(
     replacement, in proportion to their weights. As ``num_particles`` grows they become draws of p(z | x), unless
     ``pareto_k`` is above 0.7.
 
+    There are ``draws`` of what is latent and ``predictive_draws`` of what is observed, in float32 and at most as many,
+    for each datum and of the prior. All are held at once: a few hundred data are many. ``index`` are names of the data,
+    ``latent_names`` of the elements of the only latent site, or by site, all different; None: numbers from 0.
+
     ``az.loo`` is here a harmonic mean over draws that have seen x, whose variance may be infinite; its k is of
     1 / p(x | z). :func:`pyro_vae.evaluate.nll` estimates log p(x) well.
 
@@ -69,17 +73,6 @@ def to_arviz(
         Using the SIR Algorithm to Simulate Posterior Distributions (Rubin, 1988).
         ArviZ: A Unified Library for Exploratory Analysis of Bayesian Models in Python (Kumar et al., 2019).
         Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Its data. All draws are held at once: a few hundred data are many.
-        draws: Draws of what is latent, for each datum and of the prior.
-        resample: Whether to resample the posterior's draws in proportion to their importance weights.
-        num_particles: Where they are, draws of the guide for each one that is kept.
-        predictive_draws: Draws of what is observed, in float32, for each datum and of the prior; at most ``draws``.
-        index: Names of the data, all different; None: numbers from 0.
-        latent_names: Names of the elements of the only latent site, all different, or by site; None: numbers.
-        seed: Seed of the draws.
 
     Raises:
         ValueError: If data are not the program's, there are no particles or fewer than 25 draws, log-weights are not

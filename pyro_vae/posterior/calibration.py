@@ -19,12 +19,10 @@ TIED = 1e-5  # relative difference of log-densities that are the same but for ro
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Ranks of the true z among draws of the guide.
+    """Ranks of the true z among so many ``draws`` of the guide for each datum.
 
-    Attributes:
-        ranks: From 0 to ``draws``, of shape ``(num, latent + 1)``; the last column is of log p(x, z).
-        draws: Of the guide, for each datum.
-        names: What the columns are of, as ``z[3]``.
+    ``ranks`` are from 0 to ``draws``, of shape ``(num, latent + 1)``, the last column of log p(x, z); ``names`` are
+    what columns are of, as ``z[3]``.
     """
 
     ranks: Tensor
@@ -81,23 +79,15 @@ def sbc(
     x and returns the prior passes in each dimension; the ranks of log p(x, z), in the last column, find it out.
 
     Ranks are of each real coordinate of the continuous sites and of each element of the discrete ones; equal draws are
-    in random order, and so are all of an element that a mask hides. It is of data that the model draws: on real ones,
-    see ``evaluate.pareto_k``.
+    in random order, and so are all of an element that a mask hides. S is ``draws``; ``num`` data are drawn, 1000 if not
+    given, with the covariates and shapes of ``data``, whose rows are taken in turn. A program with a method ``blank``,
+    as a VAE, needs none, and a number in their place is ``num``. On real data see ``evaluate.pareto_k``.
 
     References:
         Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts, Betancourt, Simpson, Vehtari
         and Gelman, 2018).
         Simulation-Based Calibration Checking for Bayesian Computation: The Choice of Test Quantities Shapes
         Sensitivity (Modrak et al., 2023), for log p(x, z).
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Data whose covariates and shapes the drawn ones have; a program with a method ``blank``, as a VAE, needs
-            none. A number is ``num``.
-        draws: S, of the guide for each.
-        seed: Seed of the draws.
-        progress: Whether to show a progress bar.
-        num: How many data to draw, 1000 if not given; rows of ``data`` are taken in turn.
 
     Raises:
         ValueError: If there are fewer than 20 data, or no draws.

@@ -43,13 +43,10 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Draws of the guide and of NUTS, for the same data. Printed, it is a table, a line for each datum.
+    """Draws of NUTS, ``chains``, and of the guide, ``z`` of shape ``(draws, B, latent)``, for the same data.
 
-    Attributes:
-        chains: What NUTS drew.
-        z: Draws of the guide, of shape ``(draws, B, latent)``.
-        pareto_k: Of the guide's importance weights, of shape ``(B,)``.
-        exact: The density on a grid, where z is of 2 dimensions; else None.
+    ``pareto_k``, ``(B,)``, is of the guide's weights; ``exact`` is the density on a grid, where z is of 2 dimensions.
+    Printed, it is a table, a line for each datum.
     """
 
     chains: Chains
@@ -170,13 +167,8 @@ def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
     .. math:: p(z \mid x) = \frac{p(z) \, p(x \mid z)}{p(x)}, \qquad p(x) = \int p(z) \, p(x \mid z) \, dz
 
     The first grid is over 7 standard deviations of the prior, widened until the density at its edges is 18 nats below
-    the peak; finer ones cover what is above that.
-
-    Arguments:
-        program: A program of 2 latent dimensions; classes beside them are summed out.
-        data: Its data: x, a tuple of arguments or a dict by name.
-        steps: Points of each axis.
-        seed: Seed of draws of the prior, which say where to begin.
+    the peak; finer ones cover what is above that. Each axis has so many ``steps``, draws of the prior say where to
+    begin, and classes beside the 2 dimensions are summed out.
 
     Raises:
         ValueError: If z is not of all real numbers in 2 dimensions, steps are below 20, or there are no edges.

@@ -1,7 +1,6 @@
 r"""A guide of its own for each datum, and with it the two reasons why an ELBO falls short of log p(x)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,25 +66,18 @@ def refine(
     r"""Fit a guide of its own, of the same family, to each of some data: :math:`q^* = \arg\max_q \mathcal{L}[q](x)`.
 
     The answer is a VAE with the same prior and decoder, and a guide for these data alone, as for
-    ``evaluate.nll(refined, x)``. It starts where the encoder is. Adam, its rate falling along a cosine, climbs the ELBO
-    by the gradient that sticks the landing, noiseless near the posterior; the guide is the mean over the second half of
-    its steps.
+    ``evaluate.nll(refined, x)``; x is of shape ``(B, *event)``, NaN where it is missing. It starts where the encoder
+    is. Adam, its rate falling along a cosine from ``lr``, in the units of the family's parameters, climbs the ELBO of
+    ``num_particles`` draws by the gradient that sticks the landing, noiseless near the posterior; the guide is the mean
+    over the second half of its steps.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
         Sticking the Landing (Roeder, Wu and Duvenaud, 2017).
 
-    Arguments:
-        vae: A VAE whose encoder is a :class:`pyro_vae.conditional.Conditional`, as those of ``VAE.build``.
-        x: Shape ``(B, *event)``, NaN where it is missing.
-        steps: Of Adam.
-        num_particles: Draws per datum and step.
-        lr: Adam's rate at the start, in the units of the family's parameters.
-        seed: Seed of the draws; None: torch's state.
-        progress: Whether to show a progress bar.
-
     Raises:
-        ValueError: If the encoder is none whose parameters are known, or a number is not positive.
+        ValueError: If the encoder is no :class:`pyro_vae.conditional.Conditional`, as those of ``VAE.build`` are, or a
+            number is not positive.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -105,34 +97,32 @@ def refine(
             raise ValueError(f"Expected a positive {name}; got {number}.")
     if len(x) == 0:
         raise ValueError("Expected at least 1 image; got none.")
-    climb = partial(_climb, vae, encoder, num_particles, lr)
+
+    def climb(x: Tensor, steps: int, update: Callable[[], Any]) -> Tensor:
+        with torch.no_grad():
+            phi = encoder.propose(x).clone().requires_grad_()
+        optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        tail = steps - steps // 2
+        average = torch.zeros_like(phi)
+        with torch.enable_grad():
+            for step in range(steps):
+                z = encoder.family(phi).rsample((num_particles,))
+                q = encoder.family(phi.detach())
+                log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - q.log_prob(z)
+                (phi.grad,) = torch.autograd.grad(-log_w.mean(0).sum(), phi)
+                optimizer.step()
+                schedule.step()
+                average += phi.detach() / tail if step >= steps - tail else 0
+                update()
+        return average
+
     with at_test(vae, x.device, seed):
         fit = how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device)
         parts = x.split(fit)
         with tqdm(total=len(parts) * steps, desc="refine", leave=False, disable=not progress) as bar:
             phi = torch.cat([climb(rows, steps, bar.update) for rows in parts])
     return VAE(vae.prior, vae.decoder, Conditional(Table(phi, x), encoder.family))
-
-
-def _climb(
-    vae: VAE, encoder: Conditional, num_particles: int, lr: float, x: Tensor, steps: int, update: Callable[[], Any]
-) -> Tensor:
-    with torch.no_grad():
-        phi = encoder.propose(x).clone().requires_grad_()
-    optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    tail = steps - steps // 2
-    average = torch.zeros_like(phi)
-    with torch.enable_grad():
-        for step in range(steps):
-            z = encoder.family(phi).rsample((num_particles,))
-            log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - encoder.family(phi.detach()).log_prob(z)
-            (phi.grad,) = torch.autograd.grad(-log_w.mean(0).sum(), phi)
-            optimizer.step()
-            schedule.step()
-            average += phi.detach() / tail if step >= steps - tail else 0
-            update()
-    return average
 
 
 def gaps(
@@ -151,21 +141,12 @@ def gaps(
         + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortisation}}
 
     :math:`q^*` is from :func:`refine`: where that has not converged the second is too small and the first too large.
-    log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, and annealed
-    importance sampling from it (:func:`pyro_vae.ais.ais`).
+    log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, of as many draws
+    as each ELBO, and ``log_p``, ``(B,)``; without it annealed importance sampling (:func:`pyro_vae.ais.ais`) from
+    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
-
-    Arguments:
-        vae: A VAE whose encoder is a :class:`pyro_vae.conditional.Conditional`.
-        x: Shape ``(B, *event)``, NaN where it is missing.
-        log_p: A lower bound on log p(x), of shape ``(B,)``, in place of the second.
-        num_particles: Draws per datum for each ELBO and for importance sampling.
-        steps: Of :func:`refine`.
-        temperatures: Of annealed importance sampling, 16 chains; 0 for none.
-        seed: Seed of the draws; None: torch's state.
-        progress: Whether to show progress bars.
 
     Raises:
         ValueError: As :func:`refine` and :func:`pyro_vae.ais.ais`.

@@ -22,11 +22,9 @@ AGREE = 1.05  # R-hat above which chains are said to disagree
 
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """Draws of p(z | x) by Markov chains.
+    """Draws of p(z | x) by Markov chains: by site in ``draws``, each of shape ``(chains, draws, B, *rest)``.
 
-    Attributes:
-        z: Values of all continuous sites, one after another: ``(chains, draws, B, latent)``.
-        draws: The same by site, each ``(chains, draws, B, *rest)``.
+    In ``z`` all continuous sites follow each other, ``(chains, draws, B, latent)``.
     """
 
     z: Tensor
@@ -82,23 +80,14 @@ def nuts(
 
     .. math:: p(z \mid x) \propto p(z) \, p(x \mid z)
 
-    The guide has no part in it, unless chains start there. All data are one Markov chain together, each chain with a
-    step size and a mass matrix of its own; data do not depend on each other. Chains move in real coordinates of the
-    continuous sites; classes are summed out.
+    Each chain takes ``warmup`` steps, in which its step size and mass matrix are adapted, then ``draws``; a warning
+    says where chains disagree. They start at draws of the ``prior``, so that those which do not find each other show,
+    or of the ``guide``, which else has no part in it. All data are one Markov chain together, and do not depend on each
+    other: a digit takes seconds, a hundred some minutes. Chains move in real coordinates of the continuous sites;
+    classes are summed out.
 
     References:
         The No-U-Turn Sampler (Hoffman and Gelman, 2014).
-
-    Arguments:
-        program: A VAE, or any program.
-        data: Its data, a few: a digit takes seconds, a hundred some minutes.
-        draws: Of each chain, after the warm-up.
-        warmup: Steps in which step size and mass matrix are adapted.
-        chains: How many. A warning says where they disagree.
-        start: Where they start: at draws of the ``prior``, so that chains which do not find each other show; or of the
-            ``guide``.
-        seed: Seed of the draws.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If a number is too small (4 draws are the fewest that R-hat is told of), or no site is continuous.
