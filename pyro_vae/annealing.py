@@ -98,7 +98,7 @@ class Ladder:
         ends = [(u.amin(0), u.amax(0), FAR * _scale(u)) for u in (of_guide, of_prior)]
         self.low = torch.minimum(*(low - reach for low, _, reach in ends))
         self.high = torch.maximum(*(high + reach for _, high, reach in ends))
-        self.precision = [_scale(u) ** -2 for u in (of_prior if start == "prior" else of_guide, of_guide)]
+        self.precision = _scale(of_prior if start == "prior" else of_guide) ** -2, _scale(of_guide) ** -2
         self._graph = Traced(
             lambda u: Outputs(densities(posterior, start, u), None),
             calls=moves and moves * leapfrog,

@@ -140,7 +140,7 @@ class LinearGaussian(nn.Module):
         else:
             family, rest = FullNormal(len(gain)), torch.linalg.cholesky(precision.inverse())
             rest = rest + (rest.diagonal().log() - rest.diagonal()).diag()
-        return VAE(prior, decoder, Conditional(_Affine(gain, -gain @ self.bias, rest), family))
+        return VAE(prior, decoder, Conditional(_Affine(gain, -gain @ self.bias, rest), family, fill=self.bias.clone()))
 
     def _posterior(self) -> tuple[Tensor, Tensor]:
         """Return M^-1 W^T, of shape (k, d), and the posterior's precision M / s^2."""

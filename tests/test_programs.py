@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import exact
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,7 +13,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_vae import data, evaluate, fit, load, report
+from pyro_vae import VAE, data, evaluate, fit, likelihoods, load, report
 from pyro_vae.compiled import CompiledSVI
 from pyro_vae.objectives import ELBO, IWAE, ReweightedWakeSleep
 from pyro_vae.program import Posterior, argument_names, posterior_of
@@ -374,3 +375,39 @@ def test_masks_written_twice_are_one(float64):
     assert report.nats == pytest.approx(kl)
     other = program(lambda: ~keep, 0.5)
     assert ELBO().report(model, other, x)["z"].kind == "sampled"
+
+
+@pytest.mark.parametrize("likelihood", ["Bernoulli", "Poisson", "Beta"])
+@pytest.mark.parametrize("row", [0, 40])
+def test_supports_are_checked_where_validation_is_off(likelihood, row):
+    """Whichever row is outside, among more than the few that a program is looked at on."""
+    vae, x = VAE.build((4,), 2, likelihood=getattr(likelihoods, likelihood)), torch.full((50, 4), 1.0)
+    x = 0.5 * x if likelihood == "Beta" else x
+    with pyro.validation_enabled(False):
+        assert evaluate.nll(vae, x, 3).isfinite().all()
+        x[row, 1] = 1.5 if likelihood == "Beta" else 0.5
+        with pytest.raises(ValueError, match=r"'x' in the support of .*; got values in \[0.5, 1"):
+            evaluate.nll(vae, x, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float64, torch.bool, np.int16])
+def test_x_of_any_real_dtype_is_that_of_the_program(dtype):
+    vae, x = VAE.build((4,), 2, likelihood=likelihoods.Bernoulli), (torch.rand(5, 4) < 0.5).float()
+    right = evaluate.log_weights(vae, x, 7, seed=0)
+    other = x.numpy().astype(dtype) if dtype is np.int16 else x.to(dtype)
+    assert torch.equal(evaluate.log_weights(vae, other, 7, seed=0), right)
+    assert torch.equal(evaluate.nll(vae, other, 7, seed=0), -evaluate.iwae(right))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(4), r"x of shape \(B, 4\) with B of at least 1; got \(4,\)"),
+        (torch.zeros(0, 4), "at least 1 image; got none"),
+        (torch.zeros(3, 4) * 1j, r"real arguments .*; got \(3, 4\) of torch.complex64"),
+        ({"y": torch.zeros(3, 4)}, "from the first on: x; got y"),
+    ],
+)
+def test_other_data_get_a_sentence(data, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.nll(VAE.build((4,), 2), data, 3)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
@@ -68,7 +69,7 @@ class Graph:
         """Have TorchInductor compile it: kernels fused, the same draws, results equal to rounding."""
         from torch import _inductor
 
-        with torch.no_grad():
+        with torch.no_grad(), pyro.validation_enabled():  # which torch's compiler turns off, and is put back after
             self._run = _inductor.compile(self._module, [*tensors, *self.state], options={"fallback_random": True})
 
     @property

@@ -89,7 +89,8 @@ class Traced:
         key = (spec, self.key(), *map(self._describe, leaves))
         entry = self._entries.get(key)
         if entry is None or not self._holds(entry):
-            result = self.function(*args, **kwargs)
+            with pyro.validation_enabled():  # which libraries turn off for a whole process
+                result = self.function(*args, **kwargs)
             self._remember(key, result.kept)
             return result
         entry.calls += 1
