@@ -79,7 +79,7 @@ class VAE(Hooks):
             >>> vae.encoder(torch.zeros(5, 1, 8, 8)).event_shape, vae.decoder(torch.zeros(5, 2)).event_shape
             (torch.Size([2]), torch.Size([1, 8, 8]))
         """
-        event_shape = tuple(event_shape)
+        event_shape = tuple(map(int, event_shape))
         if latent < 1:
             raise ValueError(f"Expected at least 1 latent dimension; got latent = {latent}.")
         p_z = _build("prior", prior, latent)

@@ -1,10 +1,13 @@
 import csv
 import json
+import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from pyro_vae import VAE, checkpoint, data, fit, likelihoods, load, networks, priors
 from pyro_vae.objectives import ELBO
@@ -113,6 +116,39 @@ def test_a_class_of_ones_own_is_imported_only_if_trusted(tmp_path):
         load(tmp_path / "run")
     vae, _ = load(tmp_path / "run", trust=[Mine.__module__])
     assert isinstance(vae.prior, Mine)
+
+
+def test_numbers_of_numpy_are_those_of_python(tmp_path):
+    dataset, run = data.from_tensor(torch.rand(60, 6)), tmp_path / "run"
+    parts = dict(
+        likelihood=partial(likelihoods.Gaussian, scale=np.float32(0.5)),
+        network=partial(networks.MLP, hidden=[np.int64(9)]),
+    )
+    objective, lr = ELBO(beta=np.float64(2)), np.logspace(-4, -3, 2)[1]
+    vae = VAE.build(np.array([6]), np.int64(2), **parts)
+    fit(vae, dataset, objective, epochs=np.int64(1), lr=lr, seed=np.uint8(3), run_dir=run, progress=False)
+    loaded, config = load(run)
+    assert all(map(torch.equal, loaded.parameters(), vae.parameters()))
+    assert (config["epochs"], config["lr"], config["seed"], config["latent"]) == (1, 1e-3, 3, 2)
+    assert config["objective"]["init_args"]["beta"] == 2.0
+    assert config["network"]["init_args"]["hidden"] == [9]
+
+
+class Tied(networks.Network):
+    """One layer, used twice."""
+
+    def __init__(self, in_shape, out_shape):
+        one, size = nn.Linear(16, 16), math.prod(out_shape)
+        ends = nn.Linear(math.prod(in_shape), 16), nn.Linear(16, size)
+        super().__init__(in_shape, out_shape, nn.Sequential(nn.Flatten(), ends[0], one, nn.ReLU(), one, ends[1]))
+
+
+def test_a_layer_used_twice_is_saved_and_stays_one(tmp_path):
+    vae = VAE.build((6,), latent=2, network=Tied)
+    fit(vae, data.from_tensor(torch.rand(60, 6)), epochs=1, run_dir=tmp_path / "run", progress=False)
+    loaded, _ = load(tmp_path / "run", trust=[Tied.__module__])
+    assert all(map(torch.equal, loaded.state_dict().values(), vae.state_dict().values()))
+    assert len([*loaded.parameters()]) == len([*vae.parameters()])
 
 
 def test_a_lambda_cannot_be_written_down(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pyro
@@ -332,6 +333,16 @@ class TestWhatAGraphDependsOn:
         for _ in range(5):
             svi.step(IMAGES)
         assert all(not now.equal(then) for now, then in zip(vae.parameters(), before, strict=True))
+
+    def test_a_buffer_that_is_replaced(self):
+        vae = VAE.build((4,), latent=2, likelihood=partial(likelihoods.Gaussian, scale=1.0))
+        svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 0.0}), ELBO(), compile="graph")
+        steps = [svi.step(IMAGES) for _ in range(5)]
+        vae.decoder.family.log_scale = torch.tensor(0.1).log()
+        with torch.random.fork_rng():
+            first, again = svi.step(IMAGES), [svi.step(IMAGES) for _ in range(4)]
+        assert svi.mode == "graph"
+        assert min(first, *again) > 2 * max(steps)
 
     def test_buffers_are_written_as_often(self):
         """Batch normalisation: the recording and the comparison must not count twice."""

@@ -23,7 +23,7 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae import VAE, checkpoint, data, fit
+from pyro_vae import VAE, CompiledSVI, checkpoint, data, fit
 from pyro_vae.objectives import ELBO, IWAE, MMD, Linear, Renyi, ReweightedWakeSleep, TotalCorrelation
 from pyro_vae.oracle import LinearGaussian
 
@@ -94,6 +94,26 @@ class TestReport:
         found = ELBO().report(*without_closed_form(), X)["z"]
         assert found.kind == "sampled"
         assert found.reason == "none is known from Normal to StudentT"
+
+    @pytest.mark.parametrize("particles", [1, 3])
+    def test_a_closed_form_that_is_infinite_is_sampled(self, particles):
+        """Torch's from a ContinuousBernoulli to a Uniform; each step of a graph too."""
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Uniform(torch.zeros(3), torch.ones(3)).to_event(1))
+                pyro.sample("x", dist.Normal(z, 0.3).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.ContinuousBernoulli(pyro.param("a", torch.tensor(0.8)) * x + 0.1).to_event(1))
+
+        x = torch.rand(10, 3)
+        report = ELBO(particles).report(model, guide, x)["z"]
+        assert (report.kind, report.reason) == ("sampled", "its closed form is infinite")
+        svi = CompiledSVI(model, guide, Adam({"lr": 1e-3}), ELBO(particles), compile="graph")
+        assert all(math.isfinite(svi.step(x)) for _ in range(5))
+        assert svi.mode == "graph"
 
     def test_has_a_line_for_each_site(self):
         found = ELBO().report(*hierarchical(), X)
@@ -427,3 +447,15 @@ def test_the_report_is_a_table():
 def test_bad_input_gets_a_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_beta_set_after_construction_is_that_of_the_next_step():
+    model, guide = local()
+    objective = ELBO()
+    objective.beta = 3.0
+    state = torch.get_rng_state()
+    loss = objective.loss(model, guide, X)
+    torch.set_rng_state(state)
+    assert loss == ELBO(beta=3.0).loss(model, guide, X)
+    with pytest.raises(ValueError, match="finite beta of at least 0, or a schedule; got -1"):
+        objective.beta = -1

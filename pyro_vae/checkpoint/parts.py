@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pyro.infer
 import yaml
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ LARGEST, BRACKETS = 2**20, 1000  # bytes of a configuration, and what takes a pa
 
 def describe(part: Any) -> Any:
     """Return a part as plain data: a class, a partial of one, or an instance, as its import path and its arguments."""
-    if isinstance(part, str | int | float | bool | None):
-        return part
+    if isinstance(part, str | int | float | bool | np.generic | None):
+        return part.item() if isinstance(part, np.generic) else part
     if isinstance(part, list | tuple):
         return [describe(item) for item in part]
     if isinstance(part, functools.partial):

@@ -77,7 +77,8 @@ def _clear(run: Path) -> None:
 
 def save_weights(run: Path, program: nn.Module) -> None:
     """Write ``model.safetensors``: the parameters, with the shape of x that a VAE was built for in its metadata."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in program.state_dict().items()}
+    state = program.state_dict().items()  # cloned, since a layer used twice is one tensor of two names
+    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state}
     write(inside(run, "model.safetensors"), save(tensors, metadata={"event_shape": json.dumps(event_shape(program))}))
 
 

@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.compiled.device import Precision, device_of, fast_products
 from pyro_vae.compiled.optimizer import Optimizer
@@ -83,6 +83,9 @@ class CompiledSVI(SVI):
         self._objective = loss if isinstance(loss, Objective) else None
         self._terms = None if loss_and_grads else _terms(loss)
         self._optimizer = Optimizer(optim, clip_norm)
+        parts = [getattr(part, "__self__", part) for part in (model, guide)]
+        layers = [layer for part in parts if isinstance(part, nn.Module) for layer in part.modules()]
+        self._buffers = [layer._buffers for layer in layers if layer._buffers]
         self._gradients = Traced(self._loss_and_gradients, compile, steps, self._modes, _in_store)
         self._value = Traced(self._loss_and_gradients, compile, None, self._modes, _in_store)
         if self._terms is None and compile != "off":
@@ -182,8 +185,9 @@ class CompiledSVI(SVI):
             yield
 
     def _modes(self) -> tuple:
-        """Whether the modules that model and guide are, or are methods of, are in training mode."""
-        return tuple(getattr(getattr(part, "__self__", part), "training", None) for part in (self.model, self.guide))
+        """Whether the modules that model and guide are, or are methods of, are in training mode; their buffers."""
+        modes = (getattr(getattr(part, "__self__", part), "training", None) for part in (self.model, self.guide))
+        return *modes, *(id(buffer) for buffers in self._buffers for buffer in buffers.values())
 
 
 def _terms(loss: Any) -> Callable[..., Terms] | None:

@@ -9,16 +9,5 @@ from pyro_vae.likelihoods.grey import Categorical, DiscretizedLogistic, Discreti
 from pyro_vae.likelihoods.real import Gaussian, Laplace, StudentT
 from pyro_vae.likelihoods.unit import Bernoulli, Beta, ContinuousBernoulli
 
-__all__ = [
-    "Bernoulli",
-    "Beta",
-    "Categorical",
-    "ContinuousBernoulli",
-    "DiscretizedLogistic",
-    "DiscretizedLogisticMixture",
-    "Gaussian",
-    "Laplace",
-    "NegativeBinomial",
-    "Poisson",
-    "StudentT",
-]
+__all__ = ["Bernoulli", "Beta", "Categorical", "ContinuousBernoulli", "DiscretizedLogistic"]
+__all__ += ["DiscretizedLogisticMixture", "Gaussian", "Laplace", "NegativeBinomial", "Poisson", "StudentT"]

@@ -11,20 +11,5 @@ from pyro_vae.objectives.importance import IWAE, Renyi, ReweightedWakeSleep
 from pyro_vae.objectives.penalties import MMD, Penalty, TotalCorrelation
 from pyro_vae.objectives.schedules import Cosine, Cyclical, Linear, Schedule
 
-__all__ = [
-    "ELBO",
-    "IWAE",
-    "MMD",
-    "Cosine",
-    "Cyclical",
-    "Linear",
-    "Objective",
-    "Penalty",
-    "Renyi",
-    "Report",
-    "ReweightedWakeSleep",
-    "Schedule",
-    "SiteKL",
-    "TotalCorrelation",
-    "closed_form_kl",
-]
+__all__ = ["ELBO", "IWAE", "MMD", "Cosine", "Cyclical", "Linear", "Objective", "Penalty", "Renyi", "Report"]
+__all__ += ["ReweightedWakeSleep", "Schedule", "SiteKL", "TotalCorrelation", "closed_form_kl"]

@@ -57,17 +57,14 @@ class Objective(pyro.infer.ELBO, ABC):
     ) -> None:
         if num_particles < 1:
             raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
-        if not isinstance(beta, Schedule) and not 0 <= beta < float("inf"):
-            raise ValueError(f"Expected a finite beta of at least 0, or a schedule; got {beta}.")
         # Pyro guesses no depth of plates by itself: it would say so at every new program, and draw in between.
         super().__init__(num_particles, max_plate_nesting=sys.maxsize, vectorize_particles=vectorize_particles)
         self.sampled = sampled
         self.plain = torch.tensor(float("nan"))
-        self.beta = beta
         self._step = 0
         self._steps: int | None = None
-        # A tensor that is written in place, so that a step traced once reads it anew.
-        self._beta = torch.tensor(float(beta.start if isinstance(beta, Schedule) else beta))
+        self._beta = torch.tensor(0.0)  # written in place, so that the graph of a step reads each new number
+        self.beta = beta
         self._seen: tuple[Program, Program] | None = None
         self._marks: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}
         self._classes: tuple[str, ...] = ()  # sites that are summed out, of the program that runs
@@ -76,6 +73,18 @@ class Objective(pyro.infer.ELBO, ABC):
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the guide and the model; return the loss, and minus the ELBO at beta = 1."""
+
+    @property
+    def beta(self) -> float | Schedule:
+        """The weight of the divergence, or its schedule."""
+        return self._weight
+
+    @beta.setter
+    def beta(self, beta: float | Schedule) -> None:
+        if not isinstance(beta, Schedule) and not 0 <= beta < float("inf"):
+            raise ValueError(f"Expected a finite beta of at least 0, or a schedule; got {beta}.")
+        self._weight = beta
+        self._beta.fill_(beta.start if isinstance(beta, Schedule) else beta)
 
     @property
     def beta_now(self) -> float:

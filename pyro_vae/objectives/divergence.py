@@ -9,7 +9,9 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions.constraints import real
 
+from pyro_vae.data.supports import of_element
 from pyro_vae.traces.enumeration import Expectation
 from pyro_vae.traces.sites import Site, density_sites, enumerated, family, is_delta, latent, observed, same, samples
 
@@ -126,7 +128,13 @@ def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:
     if is_delta(q):  # of which Pyro's closed form leaves out the density, as of an autoguide's change of variables
         return q["unscaled_log_prob"] - p["unscaled_log_prob"]
     kl = closed_form_kl(q["fn"], p["fn"])
-    return f"none is known from {family(q)} to {family(p)}" if kl is None else kl
+    if kl is None:
+        return f"none is known from {family(q)} to {family(p)}"
+    if of_element(p["fn"].support) is real:
+        return kl
+    if is_validation_enabled() and kl.isinf().any():  # as torch's from a ContinuousBernoulli to a Uniform
+        return "its closed form is infinite"
+    return torch.where(kl.isinf(), q["unscaled_log_prob"] - p["unscaled_log_prob"], kl)
 
 
 def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None:

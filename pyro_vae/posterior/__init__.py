@@ -9,18 +9,5 @@ from pyro_vae.posterior.comparison import Comparison, Grid, Moments, compare, gr
 from pyro_vae.posterior.local import Gaps, gaps, refine
 from pyro_vae.posterior.nuts import Chains, nuts
 
-__all__ = [
-    "Calibration",
-    "Chains",
-    "Comparison",
-    "Gaps",
-    "Grid",
-    "Moments",
-    "compare",
-    "gaps",
-    "grid",
-    "nuts",
-    "refine",
-    "sbc",
-    "to_arviz",
-]
+__all__ = ["Calibration", "Chains", "Comparison", "Gaps", "Grid", "Moments", "compare", "gaps", "grid", "nuts"]
+__all__ += ["refine", "sbc", "to_arviz"]

@@ -5,17 +5,5 @@ from pyro_vae.program.asking import drawn_posterior, posterior_of
 from pyro_vae.program.posterior import Posterior
 from pyro_vae.program.structure import Draws, Program, Structure, coordinates, own_rows, structure
 
-__all__ = [
-    "Draws",
-    "Posterior",
-    "Program",
-    "Structure",
-    "argument_names",
-    "arguments",
-    "coordinates",
-    "drawn_posterior",
-    "own_rows",
-    "point_of",
-    "posterior_of",
-    "structure",
-]
+__all__ = ["Draws", "Posterior", "Program", "Structure", "argument_names", "arguments", "coordinates"]
+__all__ += ["drawn_posterior", "own_rows", "point_of", "posterior_of", "structure"]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ def fit(
         >>> history["train"][1] < history["train"][0]
         True
     """
-    arguments = locals()
+    arguments = {name: value.item() if isinstance(value, np.generic) else value for name, value in locals().items()}
     settings = Settings(**{name: arguments[name] for name in Settings.__dataclass_fields__})
     if logger and not (resume or run_dir):
         raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
@@ -126,7 +127,8 @@ def fit(
     dataset = splits_of(program, data)
     if patience and not len(dataset.valid):
         raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
-    with together(device) as processes, seeded(seed, device), pyro.get_param_store().scope(), fast_products(precision):
+    store, seed = pyro.get_param_store().scope(), settings.seed
+    with together(device) as processes, seeded(seed, device), store, fast_products(precision):
         program.to(device)
         check_support(program, dataset)
         training = Training(program, dataset, objective, settings, processes)
