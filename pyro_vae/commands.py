@@ -127,7 +127,9 @@ def _data(config: dict[str, Any], run: str) -> data.Dataset:
         raise ValueError(
             f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table, or fit's resume."
         )
-    return data.load(**checkpoint.arguments(data.load, config))
+    dataset = data.load(**checkpoint.arguments(data.load, config))
+    checkpoint.check_data(run, dataset.digests)
+    return dataset
 
 
 def _evaluate(

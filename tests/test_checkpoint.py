@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -116,6 +117,24 @@ def test_a_class_of_ones_own_is_imported_only_if_trusted(tmp_path):
         load(tmp_path / "run")
     vae, _ = load(tmp_path / "run", trust=[Mine.__module__])
     assert isinstance(vae.prior, Mine)
+
+
+def test_other_data_of_the_same_mean_are_not_the_runs(tmp_path):
+    run, dataset = tmp_path / "run", data.from_tensor(torch.rand(60, 6), labels=torch.arange(60) % 3)
+    fit(VAE.build((6,), 2), dataset, epochs=1, run_dir=run, progress=False)
+    known = json.loads((run / "environment.json").read_text())["data"]
+    assert [*known] == ["train", "valid", "test"]
+    assert known == dataset.digests
+    checkpoint.check_data(run, dataset.digests)
+    turned = dataset.train.part(torch.arange(48).flip(0))
+    for part in (replace(turned, labels=dataset.train.labels), replace(dataset.train, labels=turned.labels)):
+        changed = replace(dataset, train=part)
+        with pytest.raises(ValueError, match="its train data have changed since"):
+            checkpoint.check_data(run, changed.digests)
+        with pytest.raises(ValueError, match="its train data have changed since"):
+            fit(VAE.build((6,), 2), changed, epochs=2, resume=run, progress=False)
+    (run / "environment.json").write_text("{}")  # as of a run of before
+    checkpoint.check_data(run, changed.digests)
 
 
 def test_numbers_of_numpy_are_those_of_python(tmp_path):

@@ -30,7 +30,7 @@ def make(folder, likelihood=likelihoods.Gaussian, latent=2, trained=False, histo
     described = {name: checkpoint.describe(vae.parts[name]) for name in PARTS}
     config = data.load("digits", **data_options).config | described | options
     with checkpoint.hold_new(folder):
-        checkpoint.begin(folder, config)
+        checkpoint.begin(folder, config, {})
     checkpoint.save_weights(folder, vae)
     if history:
         checkpoint.save_metrics(folder, history)

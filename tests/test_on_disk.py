@@ -91,6 +91,7 @@ def test_the_same_numbers_as_in_memory(kind, option, tmp_path, monkeypatch, on_d
     assert torch.equal(found.valid[:], loaded.valid[:])
     assert torch.equal(found.test[:], loaded.test[:])
     assert [len(split) for split in found.splits.values()] == [len(split) for split in loaded.splits.values()]
+    assert found.digests == loaded.digests
 
 
 @pytest.mark.parametrize("options", [{}, {"binarize": "dynamic"}], ids=["grey", "dynamic"])
@@ -114,6 +115,10 @@ def test_the_command_trains_and_evaluates(tmp_path, capsys, monkeypatch, on_disk
     evaluate = "evaluate run --num_particles 25 --chosen 2 --temperatures 300"
     assert main(train.split()) == main(evaluate.split()) == 0
     assert capsys.readouterr().out.count("\ntrain ") == 2
+    np.save("x.npy", ARRAYS["bytes"][::-1])
+    for command in (evaluate, "compare run run", "train --resume run --epochs 2"):
+        assert main(command.split()) == 2
+        assert "Expected the data that 'run' was trained on" in capsys.readouterr().err
 
 
 def test_batches_are_read_onto_the_device(tmp_path, device, on_disk):

@@ -23,8 +23,10 @@ from torch import nn
 from pyro_vae.checkpoint.files import hold, inside, short, unpack, write
 from pyro_vae.checkpoint.parts import event_shape
 
-__all__ = ["begin", "begin_again", "hold_new", "load_metrics", "load_state", "save_metrics", "save_weights"]
+__all__ = ["begin", "begin_again", "check_data", "hold_new", "load_metrics", "load_state", "save_metrics"]
+__all__ += ["save_weights"]
 
+Digests = dict[str, dict[str, str]]  # of each split and column
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
 # On these, and on packages, the last bits of a number depend.
 BITS = ("python", "threads", "processor", "instructions", "gpus")
@@ -33,10 +35,30 @@ WRITTEN = ["config.yaml", "checkpoint/*.safetensors", "model.safetensors", "metr
 WRITTEN += ["environment.json", "diverged.json", "evaluation.*", "figures/*.png", "tensorboard/events.out.tfevents.*"]
 
 
-def begin(run: Path, config: dict[str, Any]) -> None:
+def begin(run: Path, config: dict[str, Any], digests: Digests) -> None:
     """Write ``environment.json`` and then ``config.yaml``, which makes a directory a run."""
-    write(inside(run, "environment.json"), json.dumps(environment(config.get("seed")), indent=2) + "\n")
+    about = environment(config.get("seed")) | {"data": digests}
+    write(inside(run, "environment.json"), json.dumps(about, indent=2) + "\n")
     write(inside(run, "config.yaml"), yaml.safe_dump(config, sort_keys=False))
+
+
+def check_data(run: str | Path, digests: Digests) -> None:
+    """Refuse other data than a run was trained on, by the digests in its ``environment.json``, if it has these."""
+    try:
+        known = json.loads(inside(Path(run), "environment.json").read_text())["data"]
+        pairs = [(split, name, digest) for split, columns in known.items() for name, digest in columns.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # a run of before, or one that was tampered with, whose data nobody knows
+    changed = []
+    for split, name, digest in pairs:  # x is always there; other columns are those that the program takes
+        now = digests.get(split, {}).get(name, None if name == "x" else digest)
+        if now != digest and split not in changed:
+            changed.append(split)
+    if changed:
+        raise ValueError(
+            f"Expected the data that {str(run)!r} was trained on; its {', '.join(changed)} data have changed since. "
+            "Restore them, or train anew."
+        )
 
 
 @contextmanager

@@ -116,6 +116,7 @@ def compare(
             if str(options) not in datasets:
                 datasets[str(options)] = data.load(**options)
             dataset = datasets[str(options)]
+            checkpoint.check_data(run, dataset.digests)
             shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
             if shape != dataset.event_shape:
                 raise ValueError(

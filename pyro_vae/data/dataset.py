@@ -1,5 +1,7 @@
 r"""A data set: three splits of images, kept as they came and read as x when they are asked for."""
 
+import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.data.on_disk import OnDisk
+from pyro_vae.data.on_disk import AT_ONCE, OnDisk
 
 Noise = Literal["bernoulli", "uniform"]
 WAYS = {"static": "statically", "dynamic": "dynamically", "threshold": "at one half"}
@@ -72,6 +74,12 @@ class Split:
     def columns(self) -> dict[str, Tensor]:
         """What may be columns beside x; the labels are ``y`` and ``labels``, where no other is called so."""
         return ({} if self.labels is None else {"y": self.labels, "labels": self.labels}) | self.extra
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """A digest of its pixels, mask and each column, by which a run knows the data that it was trained on."""
+        parts = {"x": self.pixels, "mask": self.mask} | self.columns
+        return {name: _digest(column) for name, column in parts.items() if column is not None and len(column)}
 
     def with_columns(self, names: Iterable[str]) -> Self:
         """Return the split with these columns beside x, in this order."""
@@ -139,6 +147,15 @@ class Split:
         return 1 if self.counts or not self.levels or self.pixels.dtype.is_floating_point else self.levels - 1
 
 
+def _digest(column: Tensor | OnDisk) -> str:
+    seen = hashlib.blake2b(str((*column.shape, column.dtype)).encode(), digest_size=16)
+    rows = max(1, AT_ONCE // math.prod(column.shape[1:]))
+    for start in range(0, len(column), rows):
+        part = column[start : start + rows].cpu().contiguous()
+        seen.update(part.reshape(-1).view(torch.uint8).numpy())
+    return seen.hexdigest()
+
+
 def _rows(pixels: Tensor | OnDisk, index: Tensor | slice) -> Tensor:
     """``pixels[index]``, which is ten times as slow for the rows of a batch."""
     if isinstance(pixels, Tensor) and isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
@@ -179,6 +196,11 @@ class Dataset:
         """The splits by name; valid where it has images."""
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: split for name, split in splits.items() if len(split)}
+
+    @property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """The digests of each split: :attr:`Split.digests`."""
+        return {name: split.digests for name, split in self.splits.items()}
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -142,6 +142,7 @@ def fit(
             run = Run(training, folder, dataset)
             if resume:
                 check_resumed(checkpoint.config_of(Path(resume)), config)
+                checkpoint.check_data(resume, dataset.digests)
                 run.restore(Path(resume))
                 if folder:
                     checkpoint.begin_again(folder, config)
@@ -152,7 +153,7 @@ def fit(
                     processes.same(tensor)  # all start from the same numbers
                 if folder:
                     run.save()
-                    checkpoint.begin(folder, config)
+                    checkpoint.begin(folder, config, dataset.digests)
             return run.train(progress, on_epoch)
 
 
