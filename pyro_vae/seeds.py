@@ -1,6 +1,7 @@
 """What a call puts back: the state of random generators, Pyro's param store, and the mode of a program's layers."""
 
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+
+BUSY = threading.RLock()
 
 
 def random_state(device: torch.device) -> list[Tensor]:
@@ -41,6 +44,20 @@ def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
     version, python, next_gauss = state["python"]
     random.setstate((version, tuple(python.tolist()), next_gauss))
     set_random_state(state["torch"], device)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Refuse to begin while another thread has begun: all threads share generators, Pyro's handlers and its store."""
+    if not BUSY.acquire(blocking=False):
+        raise RuntimeError(
+            "Expected one thread at a time, since torch's generators and Pyro's handlers are shared; another thread "
+            "trains or evaluates. Wait for it, or use a process for each."
+        )
+    try:
+        yield
+    finally:
+        BUSY.release()
 
 
 @contextmanager
@@ -127,7 +144,7 @@ def at_test(program: Any, device: torch.device, seed: int | None = None) -> Iter
         True
     """
     modes = [(layer, layer.training) for layer in modules_of(program)]
-    with forked(device, seed), own_store():
+    with alone(), forked(device, seed), own_store():
         try:
             for layer, _ in modes:
                 layer.training = False

@@ -2,6 +2,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -351,3 +352,34 @@ class TestOnEpoch:
         assert [training for training, _ in seen] == [False, False]
         assert (seen[0][1] != seen[1][1]).any()
         assert (seen[1][1] == vae.decoder.network.bias).all()
+
+
+def test_a_second_thread_gets_a_sentence_and_the_first_its_numbers():
+    """Refused at once, whichever call it is, while the first trains; that has the losses that it has alone."""
+    losses, refusals = [], []
+
+    def train(ask):
+        vae = VAE.build((1, 8, 8), latent=2, network=partial(MLP, hidden=(8,)))
+        losses.append(fit(vae, digits, epochs=1, batch_size=300, progress=False, on_epoch=ask)["train"])
+
+    def ask(history):
+        vae = VAE.build((1, 8, 8), latent=2)
+        for call in (lambda: evaluate.nll(vae, digits.test[:2], 3), lambda: fit(vae, digits, epochs=1)):
+            try:
+                call()
+            except RuntimeError as error:
+                refusals.append(str(error))
+
+    def beside(history):
+        thread = threading.Thread(target=ask, args=(history,))
+        thread.start()
+        thread.join()
+
+    with torch.random.fork_rng():
+        state, digits = torch.get_rng_state(), data.load("digits")
+        for callback in (beside, None):
+            torch.set_rng_state(state)
+            train(callback)
+    assert losses[0] == losses[1]
+    assert len(refusals) == 2
+    assert all(refusal.startswith("Expected one thread at a time") for refusal in refusals)

@@ -15,7 +15,7 @@ from pyro_vae import checkpoint
 from pyro_vae.compiled import fast_products, warn_if_slower
 from pyro_vae.data import Dataset
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.seeds import seeded
+from pyro_vae.seeds import alone, seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import Processes, together
@@ -128,7 +128,7 @@ def fit(
     if patience and not len(dataset.valid):
         raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
     store, seed = pyro.get_param_store().scope(), settings.seed
-    with together(device) as processes, seeded(seed, device), store, fast_products(precision):
+    with alone(), together(device) as processes, seeded(seed, device), store, fast_products(precision):
         program.to(device)
         check_support(program, dataset)
         training = Training(program, dataset, objective, settings, processes)
