@@ -6,8 +6,8 @@ A prior is ``prior()``, a decoder ``decoder(z)``, an encoder ``encoder(x)``. The
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
@@ -48,7 +48,7 @@ class Family(nn.Module, ABC):
 
     def __init__(self, event: int | Sequence[int]) -> None:
         super().__init__()
-        self.event = (event,) if isinstance(event, Integral) else tuple(event)
+        self.event = (int(event),) if isinstance(event, int | np.integer) else tuple(event)
         if not self.event or any(size < 1 for size in self.event):
             raise ValueError(f"Expected an event of at least one element; got shape {self.event}.")
 

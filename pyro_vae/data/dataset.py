@@ -152,7 +152,7 @@ def _digest(column: Tensor | OnDisk) -> str:
     rows = max(1, AT_ONCE // math.prod(column.shape[1:]))
     for start in range(0, len(column), rows):
         part = column[start : start + rows].cpu().contiguous()
-        seen.update(part.reshape(-1).view(torch.uint8).numpy())
+        seen.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()
 
 
