@@ -196,7 +196,7 @@ class Ladder:
 
 
 def _scale(u: Tensor) -> Tensor:
-    """Return the standard deviation of a normal of the same quartiles: a heavy tail may have none of its own."""
+    """Return the standard deviation of a normal of the same quartiles: a law of heavy tails may have none."""
     low, high = u.quantile(u.new_tensor([0.25, 0.75]), dim=0)
     return ((high - low) / 1.349).clamp(min=1e-6)
 

@@ -99,7 +99,7 @@ def unpack(path: Path) -> Any:
     try:
         plain = metadata["nest"]
         if _digest(plain, tensors) != metadata["sha256"]:
-            raise ValueError("it is not as it was written")
+            raise ValueError("its content does not match its digest")
         return _nest(json.loads(plain), tensors)
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error

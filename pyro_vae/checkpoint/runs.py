@@ -57,7 +57,7 @@ def check_data(run: str | Path, digests: Digests) -> None:
     if changed:
         raise ValueError(
             f"Expected the data that {str(run)!r} was trained on; its {', '.join(changed)} data have changed since. "
-            "Restore them, or train anew."
+            "Restore the data, or train a new run."
         )
 
 

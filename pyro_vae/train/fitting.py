@@ -118,7 +118,8 @@ def fit(
         >>> history["train"][1] < history["train"][0]
         True
     """
-    arguments = {name: value.item() if isinstance(value, np.generic) else value for name, value in locals().items()}
+    arguments = locals()
+    arguments = {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
     settings = Settings(**{name: arguments[name] for name in Settings.__dataclass_fields__})
     if logger and not (resume or run_dir):
         raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
