@@ -20,19 +20,20 @@ if TYPE_CHECKING:
         plots,
         posterior,
         priors,
+        programs,
         report,
     )
     from pyro_vae.checkpoint import load
     from pyro_vae.compiled import CompiledSVI
     from pyro_vae.program import Posterior
+    from pyro_vae.programs import VAE
     from pyro_vae.train.fitting import fit
-    from pyro_vae.vae import VAE
 
 __all__ = ["CompiledSVI", "Posterior", "VAE", "fit", "load"]
 __all__ += ["ais", "compare", "compiled", "conditional", "data", "evaluate", "guides", "likelihoods", "missing"]
-__all__ += ["networks", "objectives", "oracle", "plots", "posterior", "priors", "report"]
+__all__ += ["networks", "objectives", "oracle", "plots", "posterior", "priors", "programs", "report"]
 
-_HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "vae", "fit": "train", "load": "checkpoint"}
+_HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "programs", "fit": "train", "load": "checkpoint"}
 
 if not TYPE_CHECKING:  # mypy would take __getattr__ to have every name, the misspelt ones too
 

@@ -79,8 +79,8 @@ class Family(nn.Module, ABC):
 class Conditional(nn.Module):
     r"""A conditional distribution :math:`p(a \mid b)`: a network proposes, a family disposes.
 
-    The network maps ``(*, *b)`` to ``(*, params, *event)``, and the family that to a distribution over the event. In
-    place of missing elements of b, NaN, the network sees those of ``fill``, of the shape of b, if it is given; in place
+    The network maps ``(*, *b)`` to ``(*, params, *event)``, and the family that to a distribution over the event. A
+    network of several inputs, as :class:`pyro_vae.networks.Joint`, gives :math:`p(a \mid b, c, \dots)`. In place of missing elements of b, NaN, the network sees those of ``fill``, of the shape of b, if it is given; in place
     of b it sees ``features``, a function of b and of ``fill``, if there are any.
 
     Raises:
@@ -105,16 +105,16 @@ class Conditional(nn.Module):
             raise ValueError("Expected fill, a mean of b, for features of b; got none. Use zeros where it is unknown.")
         self.register_buffer("fill", fill)
 
-    def forward(self, b: Tensor) -> TorchDistribution:
-        """Return the distribution given ``b``."""
-        return self.family(self.propose(b))
+    def forward(self, b: Tensor, *others: Tensor) -> TorchDistribution:
+        """Return the distribution given ``b``, and what else the network takes."""
+        return self.family(self.propose(b, *others))
 
-    def propose(self, b: Tensor) -> Tensor:
+    def propose(self, b: Tensor, *others: Tensor) -> Tensor:
         """Return its parameters, of shape ``(*, params, *event)``."""
         if self.fill is not None:
             b = torch.where(b.isnan(), self.fill, b) if self.looks else b
             b = self.features(b, self.fill) if self.features else b
-        return self.network(b)
+        return self.network(b, *others)
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> None:

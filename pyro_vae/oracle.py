@@ -14,7 +14,7 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 from pyro_vae.conditional import Conditional, Family
 from pyro_vae.guides import DiagonalNormal, FullNormal
 from pyro_vae.priors import StandardNormal
-from pyro_vae.vae import VAE
+from pyro_vae.programs import VAE
 
 __all__ = ["LinearGaussian"]
 

@@ -12,8 +12,8 @@ ROOT = Path(pyro_vae.__file__).parent
 ROOMS = [
     {"networks", "data", "plots", "seeds"},
     {"conditional", "flows", "missing"},
-    {"priors", "likelihoods", "guides", "hooks"},
-    {"vae", "traces"},
+    {"priors", "likelihoods", "guides"},
+    {"programs", "traces"},
     {"program"},
     {"objectives"},
     {"compiled", "checkpoint"},
@@ -86,7 +86,7 @@ ANY_PROGRAM = [
     file
     for file in FILES
     if FLOOR["traces"] <= FLOOR.get(room_of(file), -1) <= HIGHEST
-    and room_of(file) not in ("vae", "hooks", "oracle")
+    and room_of(file) not in ("programs", "oracle")
     and file.relative_to(ROOT).as_posix() != "posterior/local.py"
 ]
 
@@ -98,4 +98,4 @@ def test_from_traces_to_posterior_a_program_has_no_parts(file):
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & PARTS
     assert not read, f"{file.name} reads {read}: ask a Posterior"
     imported = {name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in [node.module]}
-    assert "pyro_vae.vae" not in imported or room_of(file) == "checkpoint"  # which builds one of its parts
+    assert "pyro_vae.programs" not in imported or room_of(file) == "checkpoint"  # which builds one of its parts

@@ -42,14 +42,14 @@ import pyro_vae.plots
 assert pyro_vae.train.fit is pyro_vae.fit
 assert pyro_vae.checkpoint.load is pyro_vae.load
 from pyro_vae import *
-assert VAE is pyro_vae.vae.VAE
+assert VAE is pyro_vae.programs.VAE
 assert plots is pyro_vae.plots
 """
     assert "matplotlib" in imported(code)
 
 
 def test_every_name_is_found_and_listed():
-    assert {*pyro_vae.__all__, "vae", "train", "checkpoint", "__name__"} <= set(dir(pyro_vae))
+    assert {*pyro_vae.__all__, "programs", "train", "checkpoint", "__name__"} <= set(dir(pyro_vae))
     for name in pyro_vae.__all__:
         assert getattr(pyro_vae, name).__name__.rpartition(".")[2] == name
 

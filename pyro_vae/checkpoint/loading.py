@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_vae.checkpoint.files import inside, short, tensors_of, unpack
 from pyro_vae.checkpoint.parts import config_of, construct
 from pyro_vae.checkpoint.runs import load_state
-from pyro_vae.vae import VAE
+from pyro_vae.programs import VAE
 
 __all__ = ["load", "restore"]
 

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from pyro_vae.checkpoint.files import inside, short
-from pyro_vae.vae import VAE
+from pyro_vae.programs import VAE
 
 __all__ = ["describe", "describe_program", "event_shape", "parts_of"]
 __all__ += ["arguments", "check_trust", "config_of", "construct", "construct_objective"]

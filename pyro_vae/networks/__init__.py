@@ -4,7 +4,7 @@ A network maps ``(*, *in_shape)`` to ``(*, *out_shape)``, where ``*`` is any num
 Pyro's plates. A decoder's ``out_shape`` is ``(params, *event)``, an encoder's is ``(params, latent)``.
 """
 
-from pyro_vae.networks.dense import MLP, GatedMLP, Network
+from pyro_vae.networks.dense import MLP, GatedMLP, Joint, Network
 from pyro_vae.networks.images import Auto, Conv, ResNet
 
-__all__ = ["MLP", "Auto", "Conv", "GatedMLP", "Network", "ResNet"]
+__all__ = ["MLP", "Auto", "Conv", "GatedMLP", "Joint", "Network", "ResNet"]

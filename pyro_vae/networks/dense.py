@@ -1,6 +1,6 @@
 """What every network has, and networks of dense layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 
@@ -117,6 +117,53 @@ class Gated(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """Map ``(N, before)`` to ``(N, after)``."""
         return self.value(a) * self.gate(a).sigmoid()
+
+
+class Joint(nn.Module):
+    """A network of several inputs: the first of any shape, and vectors beside it.
+
+    Where the network is of convolutions, the vectors are further channels of the image, the same at every pixel; else
+    the first input is flattened, and they are further elements of it. Batch dimensions broadcast.
+
+    Arguments:
+        network: A class or a partial of one, called with the shapes of one input and one output.
+        in_shapes: The shape of each input.
+        out_shape: Shape of one output.
+
+    Example:
+        >>> net = Joint(MLP, [(1, 8, 8), (10,)], (2, 20))
+        >>> net(torch.zeros(5, 1, 8, 8), torch.zeros(3, 5, 10)).shape
+        torch.Size([3, 5, 2, 20])
+    """
+
+    def __init__(self, network: Callable[[Sizes, Sizes], nn.Module], in_shapes: Sequence[Sizes], out_shape: Sizes):
+        super().__init__()
+        self.in_shape, *rest = map(tuple, in_shapes)
+        width = sum(map(prod, rest))
+        self.convolves = len(self.in_shape) == 3 and any(
+            isinstance(layer, nn.Conv2d) for layer in network(self.in_shape, out_shape).modules()
+        )
+        joined = (self.in_shape[0] + width, *self.in_shape[1:]) if self.convolves else (prod(self.in_shape) + width,)
+        self.network = network(joined, out_shape)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias of the output, where the network has one."""
+        return getattr(self.network, "bias", None)
+
+    def forward(self, a: Tensor, *beside: Tensor) -> Tensor:
+        """Map ``(*, *in_shape)`` and vectors ``(*, size)`` to ``(*, *out_shape)``."""
+        event = len(self.in_shape)
+        if a.shape[a.dim() - event :] != self.in_shape:
+            raise ValueError(f"Expected an input that ends in {self.in_shape}; got {tuple(a.shape)}.")
+        batch = torch.broadcast_shapes(a.shape[: a.dim() - event], *(vector.shape[:-1] for vector in beside))
+        a = a.expand(*batch, *self.in_shape)
+        if self.convolves:
+            image = self.in_shape[1:]
+            parts = [a, *(v.reshape(*v.shape, 1, 1).expand(*batch, v.shape[-1], *image) for v in beside)]
+            return self.network(torch.cat(parts, -3))
+        parts = [a.reshape(*batch, -1), *(vector.expand(*batch, -1) for vector in beside)]
+        return self.network(torch.cat(parts, -1))
 
 
 def dense(units: int, hidden: Sizes, out: int, activation: str, bias: bool = False) -> nn.Sequential:

@@ -9,6 +9,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.objectives.base import Program
@@ -56,23 +57,42 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
         site["log_prob"] = scale_and_mask(site["unscaled_log_prob"], site["scale"], site["mask"])
 
 
-def weigh_paths(guide_trace: Trace, factor: Tensor) -> None:
-    """Multiply the gradient that comes back through each draw of a guide by a factor of its own.
+class Apart(Messenger):
+    """Gives a model each draw of the guide as a tensor of its own, so that gradients to it come from the model alone."""
 
-    The factor broadcasts with the batch shape of each site, from the right; no site may be drawn given another.
+    def _pyro_sample(self, msg: Site) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].requires_grad:
+            msg["value"] = msg["value"].view_as(msg["value"])
+
+
+def weigh_paths(model_trace: Trace, guide_trace: Trace, factor: Tensor, again: bool = False) -> bool:
+    r"""Multiply the gradient that comes back through each draw of a guide by a factor of its own.
+
+    Return whether one site is drawn given another. Then a gradient goes through several draws and is multiplied once:
+    here where it comes from the model, run in :class:`Apart`, or to be run ``again`` at the guide trace's draws; what
+    comes from log q is the caller's. So
+
+    .. math:: \sum_k f_k \hat{w}_k \sum_l \frac{d \log w_k}{d z_{kl}} \frac{\partial z_{kl}}{\partial \phi}
+
+    with the whole derivative by each site, through those drawn given it, and the partial one at fixed sites before it.
+    The factor broadcasts with the batch shape of each site, from the right.
+
+    References:
+        Generalized Doubly Reparameterized Gradient Estimators (Bauer and Mnih, 2021).
     """
     sites = {name: site for name, site in latent(guide_trace).items() if not is_delta(site)}
-    if pair := _dependent(sites, _scores(sites)):
-        raise ValueError(
-            f"Expected a guide with one stochastic layer, for gradient='dreg'; {pair[1]!r} is drawn given "
-            f"{pair[0]!r}, and its gradient would be wrong. Use gradient='pathwise'."
-        )
-    for site in sites.values():
-        if site["value"].requires_grad:
-            event_dim = site["fn"].event_dim
-            rank = site["value"].dim() - event_dim  # the factor's others, to the left, are of size 1: plates without z
-            own = factor.reshape(factor.shape[max(0, factor.dim() - rank) :] + (1,) * event_dim)
-            site["value"].register_hook(own.mul)
+    layered = _dependent(sites, _scores(sites))
+    for name, site in sites.items():
+        value = site["value"]
+        if not value.requires_grad:
+            continue
+        if layered:
+            value = site["value"] = value.view_as(value) if again else model_trace.nodes[name]["value"]
+        event_dim = site["fn"].event_dim
+        rank = value.dim() - event_dim  # the factor's others, to the left, are of size 1: plates without z
+        own = factor.reshape(factor.shape[max(0, factor.dim() - rank) :] + (1,) * event_dim)
+        value.register_hook(own.mul)
+    return layered
 
 
 def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
@@ -90,17 +110,16 @@ def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
     return scores
 
 
-def _dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> tuple[str, str] | None:
-    """Return a stochastic site that another is drawn given, and that other, if there are such."""
-    earlier: dict[str, Tensor] = {}
+def _dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> bool:
+    """Return whether a stochastic site is drawn given another."""
+    earlier: list[Tensor] = []
     for name, site in sites.items():
         outcome = [t for t in (site["value"], scores[name]) if t.requires_grad] if name in scores else []
         if outcome and earlier:
             sums = [t.sum() for t in outcome]
-            gradients = torch.autograd.grad(sums, [*earlier.values()], retain_graph=True, allow_unused=True)
-            for other, gradient in zip(earlier, gradients, strict=True):
-                if gradient is not None:
-                    return other, name
+            gradients = torch.autograd.grad(sums, earlier, retain_graph=True, allow_unused=True)
+            if any(gradient is not None for gradient in gradients):
+                return True
         if site["value"].requires_grad:
-            earlier[name] = site["value"]
-    return None
+            earlier.append(site["value"])
+    return False

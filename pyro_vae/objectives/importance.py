@@ -1,6 +1,7 @@
 r"""Importance weighted bounds, per datum: IWAE, Rényi, and reweighted wake-sleep."""
 
 import math
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.objectives.base import Objective, Program, Terms, check_choice
-from pyro_vae.objectives.gradients import check_reparameterized, drop_scores, weigh_paths
+from pyro_vae.objectives.gradients import Apart, check_reparameterized, drop_scores, weigh_paths
 from pyro_vae.traces.sites import Site, enumerated, latent, samples
 from pyro_vae.traces.weights import chosen_by_weight, log_weights, power_mean
 
@@ -69,7 +70,8 @@ class Renyi(Objective):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return minus the bound, and minus the ELBO from the same weights."""
         resample = self.resample if torch.is_grad_enabled() else None
-        traces = self._traces(model, guide, args, kwargs, gradients=resample is None)
+        with Apart() if self.gradient == "dreg" else nullcontext():
+            traces = self._traces(model, guide, args, kwargs, gradients=resample is None)
         for model_trace, guide_trace in traces:
             check_reparameterized(guide_trace, type(self).__name__)
             if enumerated(samples(model_trace)) and (self.gradient != "pathwise" or resample is not None):
@@ -81,8 +83,10 @@ class Renyi(Objective):
         tempered = (1 - self.alpha) * log_w.detach()
         if self.gradient == "dreg":
             factor = self.alpha + (1 - self.alpha) * tempered.softmax(0)
-            for i, (_, guide_trace) in enumerate(traces):
-                weigh_paths(guide_trace, factor if len(traces) < self.num_particles else factor[i])
+            factors = [factor] if len(traces) < self.num_particles else factor
+            layered = [weigh_paths(*pair, own, resample is not None) for pair, own in zip(traces, factors, strict=True)]
+            if any(layered) and weights.log_q.requires_grad:
+                weights.log_q.register_hook(factor.mul)
         bound = power_mean(log_w, self.alpha)
         if resample is not None:
             chosen = chosen_by_weight(tempered, resample)
@@ -119,7 +123,7 @@ class IWAE(Renyi):
     guide's is the same for ``pathwise``, with a signal-to-noise ratio that falls as :math:`K^{-1/2}`; without the score
     of q for ``stl``, which is biased for K > 1; and for ``dreg``
     :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, with a signal-to-noise
-    ratio that grows as :math:`K^{1/2}`.
+    ratio that grows as :math:`K^{1/2}`; of a guide of several layers the generalised form.
 
     With ``resample`` = m all K are weighed, and the gradient goes through m of them, drawn by their weights: the
     model's networks run forward for K and back for m. The gradient has the same mean with a little more noise, the loss
@@ -130,6 +134,7 @@ class IWAE(Renyi):
         Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
             Duvenaud, 2017).
         Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019).
+        Generalized Doubly Reparameterized Gradient Estimators (Bauer and Mnih, 2021).
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018).
 
     Arguments:
@@ -140,7 +145,7 @@ class IWAE(Renyi):
 
     Raises:
         ValueError: If an argument is out of range; a site is outside the data's plate, or scaled unlike the others; a
-            latent site has no ``rsample``; or ``dreg`` meets a guide that draws one latent given another.
+            latent site has no ``rsample``.
 
     Example:
         >>> from pyro_vae import VAE

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pyro.infer
 from torch import nn
 
-from pyro_vae import VAE, guides, likelihoods, networks, objectives, priors, vae
+from pyro_vae import VAE, guides, likelihoods, networks, objectives, priors, programs
 from pyro_vae.conditional import Family
 from pyro_vae.data.on_disk import arrays_of
 from pyro_vae.program import argument_names
@@ -19,7 +19,7 @@ from pyro_vae.train import check_program
 
 # Where the classes of each option live, and what they are of.
 ROOMS: dict[str, tuple[ModuleType, type]] = {
-    "program": (vae, nn.Module),
+    "program": (programs, nn.Module),
     "prior": (priors, nn.Module),
     "likelihood": (likelihoods, Family),
     "guide": (guides, Family),

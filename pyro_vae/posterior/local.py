@@ -12,7 +12,7 @@ from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import Conditional
 from pyro_vae.missing import log_prob
 from pyro_vae.seeds import at_test
-from pyro_vae.vae import VAE
+from pyro_vae.programs import VAE
 
 
 class Gaps(NamedTuple):

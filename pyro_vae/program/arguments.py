@@ -31,8 +31,8 @@ def point_of(program: Any) -> Tensor:
 def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
     """Return the data as the arguments of a program: floats in its dtype, on its device.
 
-    Whole numbers and booleans stay as they are, for they may be labels, lengths or masks; but those of a program that
-    has a method ``check_data``, as a VAE's x, become floats too.
+    Whole numbers and booleans stay as they are, for they may be labels, lengths or masks; but x, the first argument of
+    a program that has a method ``check_data``, as a VAE, becomes floats too.
 
     Arguments:
         program: A program.
@@ -63,7 +63,8 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
     if len(sizes) != 1 or any(column.is_complex() for column in tensors):
         shapes = ", ".join(f"{tuple(column.shape)} of {column.dtype}" for column in tensors)
         raise ValueError(f"Expected real arguments with as many rows each; got {shapes}.")
-    point, whole = point_of(program), not hasattr(program, "check_data")
+    point, floats = point_of(program), hasattr(program, "check_data")  # x, its first argument
     return tuple(
-        column.to(point.device) if whole and not column.is_floating_point() else column.to(point) for column in tensors
+        column.to(point) if column.is_floating_point() or (floats and not i) else column.to(point.device)
+        for i, column in enumerate(tensors)
     )

@@ -2,24 +2,22 @@ r"""The program: a model, a guide, and what one does with them."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from pyro_vae.conditional import Conditional, Family, mean, module, stddev
+from pyro_vae.conditional import Family, mean, module, stddev
 from pyro_vae.guides import DiagonalNormal
-from pyro_vae.hooks import Hooks
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.missing import impute
 from pyro_vae.networks import Auto, Network
 from pyro_vae.priors import StandardNormal
-
-__all__ = ["VAE"]
+from pyro_vae.programs.building import attach, build_part, conditional, family_of, shape_of
+from pyro_vae.programs.hooks import Draw, Hooks
 
 
 class VAE(Hooks):
@@ -79,40 +77,31 @@ class VAE(Hooks):
             >>> vae.encoder(torch.zeros(5, 1, 8, 8)).event_shape, vae.decoder(torch.zeros(5, 2)).event_shape
             (torch.Size([2]), torch.Size([1, 8, 8]))
         """
-        event_shape = tuple(map(int, event_shape))
-        if latent < 1:
-            raise ValueError(f"Expected at least 1 latent dimension; got latent = {latent}.")
-        p_z = _build("prior", prior, latent)
-        p_x = _build("likelihood", likelihood, event_shape)
-        q_z = _build("guide", guide, latent)
-        _check_family("likelihood", p_x)
-        _check_family("guide", q_z)
-        decoder = Conditional(_build("network", network, (latent,), (p_x.params, *p_x.event)), p_x)
-        net = _build("network", network, event_shape, (q_z.params, *q_z.event))
-        encoder = Conditional(net, q_z, fill=torch.zeros(event_shape), features=p_x.features)
-        if attach := getattr(p_z, "attach", None):
-            attach(encoder, event_shape)
-        _check_prior(p_z, latent)
+        event_shape = shape_of(event_shape, latent=latent)
+        p_z = build_part("prior", prior, latent)
+        p_x = family_of("likelihood", likelihood, event_shape)
+        q_z = family_of("guide", guide, latent)
+        decoder = conditional(network, p_x, (latent,))
+        encoder = conditional(network, q_z, event_shape, fill=torch.zeros(event_shape), features=p_x.features)
+        attach(p_z, latent, encoder, event_shape)
         vae = cls(prior=p_z, decoder=decoder, encoder=encoder)
         vae.parts = dict(
             event_shape=event_shape, latent=latent, prior=prior, likelihood=likelihood, guide=guide, network=network
         )
         return vae
 
+    def at_prior(self, num: int) -> TorchDistribution:
+        """Return p(x | z) at ``num`` draws of z from the prior."""
+        return self.decoder(self.prior().sample((num,)))
+
+    def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
+        """Return p(x | z) at a draw of z from the guide, or at its mean."""
+        return self.decoder(draw(self.encoder(x)))
+
     @torch.no_grad()
     def blank(self, num: int) -> Tensor:
         """Return ``num`` draws of x, of shape ``(num, *event)``."""
-        return self.decoder(self.prior().sample((num,))).sample()
-
-    @torch.no_grad()
-    def generate(self, num: int = 64) -> Tensor:
-        """Return the mean image E[x | z] for ``num`` draws of z from the prior, of shape ``(num, *event)``."""
-        return mean(self.decoder(self.prior().sample((num,))))
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the mean image at the guide's mean for each x, of x's shape."""
-        return mean(self.decoder(mean(self.encoder(x))))
+        return self.at_prior(num).sample()
 
     def impute(self, x: Tensor, num: int = 100, num_particles: int = 100) -> Tensor:
         r"""Draw what is missing of x, its NaN, given what is observed.
@@ -171,42 +160,3 @@ class VAE(Hooks):
         up, right = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
         grid = torch.stack([right, up], dim=-1)
         return mean(self.decoder(mean(self.prior()) + grid * stddev(self.prior())))
-
-
-def _build(name: str, part: Callable[..., Any], *shapes: Any) -> Any:
-    try:
-        return part(*shapes)
-    except TypeError as error:
-        call = f"{name}({', '.join(map(str, shapes))})"
-        raise ValueError(f"Expected a {name} that can be made by {call}; got: {error}.") from error
-
-
-def _check_prior(prior: nn.Module, latent: int) -> None:
-    """Refuse a prior that returns no distribution over ``(latent,)``."""
-    name = type(prior).__name__
-    try:
-        law = prior()
-    except TypeError as error:
-        raise ValueError(f"Expected a prior whose forward() takes no arguments; {name}'s raised: {error}.") from error
-    if not isinstance(law, Distribution):
-        raise ValueError(f"Expected a prior whose forward() returns a distribution; {name}'s returned {type(law)}.")
-    if law.event_shape != (latent,):
-        raise ValueError(
-            f"Expected a prior over event shape {(latent,)}; got {tuple(law.event_shape)}. "
-            "Add .to_event(1) to the distribution it returns."
-        )
-
-
-def _check_family(part: str, family: Family) -> None:
-    """Refuse a likelihood or a guide that is no family, or whose law does not take as many parameters as it says."""
-    name = type(family).__name__
-    if not isinstance(family, Family):
-        raise ValueError(f"Expected the {part} to be a subclass of conditional.Family; got {name}.")
-    if not isinstance(getattr(family, "params", None), int):
-        raise ValueError(f"Expected params, how many parameters an element has, as 'params = 1'; {name} has none.")
-    try:
-        inspect.signature(family.law).bind(*range(family.params))
-    except TypeError as error:
-        raise ValueError(
-            f"Expected {name}.law() to take {family.params} parameters, as its params says; {error}."
-        ) from error

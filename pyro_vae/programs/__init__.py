@@ -1,0 +1,8 @@
+"""Programs: each is a module with two Pyro programs, ``model`` and ``guide``, made of parts that swap by name."""
+
+from pyro_vae.programs.conditional import ConditionalVAE
+from pyro_vae.programs.hierarchical import HierarchicalVAE
+from pyro_vae.programs.semi_supervised import SemiSupervisedVAE
+from pyro_vae.programs.vae import VAE
+
+__all__ = ["VAE", "ConditionalVAE", "HierarchicalVAE", "SemiSupervisedVAE"]

@@ -1,0 +1,142 @@
+"""A VAE given a label or covariates."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Family, mean, module
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.likelihoods import Gaussian
+from pyro_vae.networks import Auto
+from pyro_vae.priors import StandardNormal
+from pyro_vae.programs.building import attach, build_part, check_labels, conditional, family_of, one_hot, shape_of
+from pyro_vae.programs.hooks import Built, Draw
+
+
+class ConditionalVAE(Built):
+    r"""A VAE of x given y: a label, or a vector of covariates.
+
+    .. math:: p(x, z \mid y) = p(z \mid y) \, p(x \mid z, y), \qquad q(z \mid x, y) \approx p(z \mid x, y)
+
+    Every number of it is of :math:`\log p(x \mid y)`, in nats. Labels are whole numbers from 0 to ``given - 1``, of
+    shape ``(B,)``, and enter as vectors of which one element is 1; covariates are of shape ``(B, given)``. Among its
+    parts are ``prior(y)``, ``decoder(z, y)`` and ``encoder(x, y)``, y a vector.
+
+    References:
+        Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014).
+        Learning Structured Output Representation using Deep Conditional Generative Models (Sohn, Lee and Yan, 2015).
+
+    Arguments:
+        event_shape: Shape of one x, as ``(1, 28, 28)``.
+        latent: Dimensions of z.
+        given: Classes of the label, or covariates.
+        prior: ``learned``, a Gaussian whose mean and scales are a network of y; or a class, as of
+            :meth:`pyro_vae.VAE.build`: then z does not depend on y.
+        likelihood, guide, network: Classes, as of :meth:`pyro_vae.VAE.build`.
+
+    Raises:
+        ValueError: If a size is not positive, or the parts do not fit together.
+
+    Example:
+        >>> vae = ConditionalVAE.build((64,), latent=2, given=10)
+        >>> vae.generate(3, given=torch.tensor([0, 1, 9])).shape
+        torch.Size([3, 64])
+    """
+
+    inputs = 2
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent: int = 20,
+        given: int = 10,
+        prior: Literal["learned"] | Callable[[int], nn.Module] = "learned",
+        likelihood: Callable[[Sequence[int]], Family] = Gaussian,
+        guide: Callable[[int], Family] = DiagonalNormal,
+        network: Callable[[Sequence[int], Sequence[int]], nn.Module] = Auto,
+    ) -> None:
+        super().__init__()
+        event_shape = shape_of(event_shape, latent=latent, given=given)
+        p_x = family_of("likelihood", likelihood, event_shape)
+        q_z = family_of("guide", guide, latent)
+        self.given = given
+        self.decoder = conditional(network, p_x, (latent,), (given,))
+        self.encoder = conditional(
+            network, q_z, event_shape, (given,), fill=torch.zeros(event_shape), features=p_x.features
+        )
+        self.prior: nn.Module
+        if prior == "learned":
+            self.prior = conditional(network, DiagonalNormal(latent), (given,))
+        elif callable(prior):
+            self.prior = _Same(build_part("prior", prior, latent))
+            attach(self.prior.law, latent, self.encoder, event_shape)
+        else:
+            raise ValueError(f"Expected prior to be 'learned', or a class for p(z); got {prior!r}.")
+
+    def model(self, x: Tensor, y: Tensor) -> Tensor:
+        """Draw z given y, then see x, of shape ``(B, *event)``, under the likelihood given both."""
+        module("vae", self)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample("z", self.prior(self.vector(y)))
+            return pyro.sample("x", self.decoder(z, self.vector(y)), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> Tensor:
+        """Draw z from the encoder, given x and y."""
+        module("vae", self)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            return pyro.sample("z", self.encoder(x, self.vector(y)))
+
+    def vector(self, y: Tensor) -> Tensor:
+        """Return labels, whole numbers ``(B,)``, or covariates, ``(B, given)``, as vectors ``(B, given)``."""
+        if y.dim() == 1 and not y.is_floating_point():
+            return one_hot(y, self.given, self.reference)
+        return y.to(self.reference).reshape(len(y), -1)
+
+    def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
+        """Return p(x | z, y) at draws of z given each y; at ``num`` draws given zeros, where there is none."""
+        y = self.reference.new_zeros(num, self.given) if given is None else self.vector(given)
+        law = self.prior(y)
+        return self.decoder(law.sample(y.shape[: 1 - len(law.batch_shape)]), y)
+
+    def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
+        """Return p(x | z, y) at a draw of z from the guide, or at its mean."""
+        y = self.vector(*given)
+        return self.decoder(draw(self.encoder(x, y)), y)
+
+    @torch.no_grad()
+    def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
+        """Return ``num`` mean images E[x | z, y], of shape ``(num, *event)``, z drawn from the prior given y.
+
+        ``given`` is one label for all, or one y for each image, taken in turn; None: each label in turn.
+        """
+        y = torch.arange(self.given) if given is None else torch.as_tensor(given)
+        y = y.reshape(1) if y.dim() == 0 else y
+        self.check_given(y)
+        return mean(self.at_prior(num, y[torch.arange(num) % len(y)].to(self.reference.device)))
+
+    def check_given(self, *given: Tensor) -> None:
+        """Refuse labels that are no classes, and covariates of another number, or missing."""
+        (y,) = given
+        if y.dim() == 1 and not y.is_floating_point():
+            check_labels(y, self.given, "given")
+        elif self.vector(y).shape[1] != self.given or y.isnan().any():
+            missing = ", some of them missing" if y.isnan().any() else ""
+            raise ValueError(
+                f"Expected y to be labels, whole numbers of shape (B,), or covariates of shape (B, {self.given}), as "
+                f"given = {self.given} says; got numbers of shape {tuple(y.shape)}{missing}."
+            )
+
+
+class _Same(nn.Module):
+    """A prior p(z), the same for every y."""
+
+    def __init__(self, law: nn.Module) -> None:
+        super().__init__()
+        self.law = law
+
+    def forward(self, y: Tensor) -> TorchDistribution:
+        return self.law()

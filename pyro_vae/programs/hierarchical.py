@@ -1,0 +1,141 @@
+"""A VAE of several layers of latents."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Family, mean, module
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.likelihoods import Gaussian
+from pyro_vae.networks import Auto
+from pyro_vae.priors import StandardNormal
+from pyro_vae.programs.building import attach, build_part, conditional, family_of, shape_of
+from pyro_vae.programs.hooks import Built, Draw
+
+BOTTOM_UP, TOP_DOWN = "bottom-up", "top-down"
+
+
+class HierarchicalVAE(Built):
+    r"""A VAE of L layers of latents: z1 is next to x, zL on top.
+
+    .. math::
+        p(x, z_1, \dots, z_L) = p(z_L) \, p(x \mid z_1) \prod_{l < L} p(z_l \mid z_{l+1})
+
+    The guide ``bottom-up`` is :math:`q(z_1 \mid x) \prod_{l > 1} q(z_l \mid z_{l-1})`, as of stacked recognition
+    networks; ``top-down`` is :math:`q(z_L \mid x) \prod_{l < L} q(z_l \mid x, z_{l+1})`, in the model's own order.
+    The divergence of a layer has a closed form where the guide draws it after all that the model draws it from: of
+    ``top-down`` each layer's, of ``bottom-up`` none but the top's; ``objective.report`` says which.
+
+    References:
+        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for ``bottom-up``.
+        Ladder Variational Autoencoders (Sønderby et al., 2016).
+        VAE with a VampPrior (Tomczak and Welling, 2018), for ``top-down``.
+
+    Arguments:
+        event_shape: Shape of one x, as ``(1, 28, 28)``.
+        latents: Dimensions of z1, z2, and so on.
+        guide: ``bottom-up`` or ``top-down``.
+        prior: A class for p(zL); a VampPrior is the mixture of the guide's own q(zL | .) at pseudo-inputs, of what the
+            guide draws zL from.
+        likelihood, network: Classes, as of :meth:`pyro_vae.VAE.build`; the network is of x.
+        family: A class for q and p of each layer, of the layer's dimensions.
+        inner: A class for the networks between two layers; None: ``network``.
+
+    Raises:
+        ValueError: If a size is not positive, the guide is unknown, or the parts do not fit together.
+
+    Example:
+        >>> vae = HierarchicalVAE.build((64,), latents=(20, 5))
+        >>> vae.generate(3).shape
+        torch.Size([3, 64])
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latents: Sequence[int] = (100, 50),
+        guide: Literal["bottom-up", "top-down"] = "bottom-up",
+        prior: Callable[[int], nn.Module] = StandardNormal,
+        likelihood: Callable[[Sequence[int]], Family] = Gaussian,
+        family: Callable[[int], Family] = DiagonalNormal,
+        network: Callable[[Sequence[int], Sequence[int]], nn.Module] = Auto,
+        inner: Callable[[Sequence[int], Sequence[int]], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        names = [f"z{i + 1}" for i in range(len(latents))]
+        sizes = dict(zip(names, map(int, latents), strict=True))
+        event_shape, inner = shape_of(event_shape, **sizes), inner or network
+        if not sizes or guide not in (BOTTOM_UP, TOP_DOWN):
+            raise ValueError(
+                f"Expected guide to be {BOTTOM_UP} or {TOP_DOWN}, of at least one layer of latents; got {guide!r} and "
+                f"latents = {latents!r}."
+            )
+        p_x = family_of("likelihood", likelihood, event_shape)
+        image: dict[str, Any] = {"fill": torch.zeros(event_shape), "features": p_x.features}
+        self.decoder = conditional(network, p_x, (sizes["z1"],))
+        self.layers, self.encoders = nn.ModuleDict(), nn.ModuleDict()
+        for lower, upper in zip(names[-2::-1], names[:0:-1], strict=True):  # from the top
+            self.layers[lower] = conditional(inner, family_of("family", family, sizes[lower]), (sizes[upper],))
+        self.sees_x = guide == TOP_DOWN
+        seen: tuple[Sequence[int], ...] = (event_shape,)
+        for name in reversed(names) if self.sees_x else names:
+            q, of_x = family_of("family", family, sizes[name]), seen[0] is event_shape
+            self.encoders[name] = conditional(network if of_x else inner, q, *seen, **(image if of_x else {}))
+            seen = (event_shape, (sizes[name],)) if self.sees_x else ((sizes[name],),)
+        self.top = names[-1]
+        self.prior = build_part("prior", prior, sizes[self.top])
+        below = event_shape if self.sees_x or len(names) == 1 else (sizes[names[-2]],)
+        attach(self.prior, sizes[self.top], self.encoders[self.top], below)
+
+    def model(self, x: Tensor) -> Tensor:
+        """Draw zL from the prior, each layer given the one above, then see x, of shape ``(B, *event)``."""
+        module("vae", self)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            z = pyro.sample(self.top, self.prior())
+            for name, layer in self.layers.items():
+                z = pyro.sample(name, layer(z))
+            return pyro.sample("x", self.decoder(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Draw each layer given the one before; top-down, given x too."""
+        module("vae", self)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            seen = (x,)
+            for name, encoder in self.encoders.items():
+                z = pyro.sample(name, encoder(*seen))
+                seen = (x, z) if self.sees_x else (z,)
+
+    def at_prior(self, num: int) -> TorchDistribution:
+        """Return p(x | z1) at ``num`` draws of all layers."""
+        return self.below(self.prior().sample((num,)))
+
+    def below(self, z: Tensor, draw: Draw = lambda law: law.sample()) -> TorchDistribution:
+        """Return p(x | z1), z1 drawn down from zL, of shape ``(*, latent)``; or each layer at its mean."""
+        for layer in self.layers.values():
+            z = draw(layer(z))
+        return self.decoder(z)
+
+    def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
+        """Return p(x | z1) with draws of all layers from the guide, or each layer at its mean."""
+        return self.decoder(self.codes(x, draw)["z1"])
+
+    def codes(self, x: Tensor, draw: Draw = mean) -> dict[str, Tensor]:
+        """Return each layer at its mean under the guide, or at a draw, ``(B, latent)`` by name."""
+        seen, codes = (x,), {}
+        for name, encoder in self.encoders.items():
+            codes[name] = draw(encoder(*seen))
+            seen = (x, codes[name]) if self.sees_x else (codes[name],)
+        return codes
+
+    def seen_by_prior(self, x: Any) -> Any:
+        """Return what the guide draws zL from: training images, or the codes of a few of them."""
+        return x if self.sees_x or len(self.encoders) == 1 else self.codes(x[:2000])[[*self.encoders][-2]]
+
+    @torch.no_grad()
+    def blank(self, num: int) -> Tensor:
+        """Return ``num`` draws of x, of shape ``(num, *event)``."""
+        return self.at_prior(num).sample()

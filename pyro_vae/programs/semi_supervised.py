@@ -1,0 +1,147 @@
+"""A VAE with a class that is known of some data."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Family, mean, module
+from pyro_vae.guides import DiagonalNormal
+from pyro_vae.likelihoods import Gaussian
+from pyro_vae.networks import Auto
+from pyro_vae.priors import StandardNormal
+from pyro_vae.programs.building import attach, build_part, check_labels, conditional, family_of, one_hot, shape_of
+from pyro_vae.programs.hooks import Built, Draw
+
+
+class SemiSupervisedVAE(Built):
+    r"""A VAE with a class y, which some data show: model M2.
+
+    .. math:: p(x, y, z) = p(y) \, p(z) \, p(x \mid y, z), \qquad q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
+
+    with p(y) uniform. Where y is unknown, -1, all classes are summed out, none is drawn: the bound is of
+    :math:`\log p(x)`, of :math:`\log p(x, y)` where it is known. Without y all are unknown. For each label that is
+    known the loss has a further term, ``weight`` times :math:`-\log q(y \mid x)`, which no density has in it.
+
+    References:
+        Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), model M2.
+
+    Arguments:
+        event_shape: Shape of one x, as ``(1, 28, 28)``.
+        latent: Dimensions of z.
+        classes: Number of classes.
+        weight: Of the classification term; the paper's is 0.1 times the data over the labels.
+        prior, likelihood, guide, network: Classes, as of :meth:`pyro_vae.VAE.build`.
+
+    Raises:
+        ValueError: If a size is not positive, the weight is negative, or the parts do not fit together.
+
+    Example:
+        >>> vae = SemiSupervisedVAE.build((64,), latent=2, classes=3)
+        >>> vae.classify(torch.rand(5, 64)).shape
+        torch.Size([5, 3])
+    """
+
+    inputs = 2
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent: int = 20,
+        classes: int = 10,
+        weight: float = 50.0,
+        prior: Callable[[int], nn.Module] = StandardNormal,
+        likelihood: Callable[[Sequence[int]], Family] = Gaussian,
+        guide: Callable[[int], Family] = DiagonalNormal,
+        network: Callable[[Sequence[int], Sequence[int]], nn.Module] = Auto,
+    ) -> None:
+        super().__init__()
+        event_shape = shape_of(event_shape, latent=latent, classes=classes)
+        if classes < 2 or not weight >= 0:
+            raise ValueError(
+                f"Expected at least 2 classes, and a weight of at least 0; got classes = {classes}, weight = {weight}."
+            )
+        self.classes, self.weight = classes, weight
+        p_x = family_of("likelihood", likelihood, event_shape)
+        image: dict[str, Any] = {"fill": torch.zeros(event_shape), "features": p_x.features}
+        self.decoder = conditional(network, p_x, (latent,), (classes,))
+        self.encoder = conditional(network, family_of("guide", guide, latent), event_shape, (classes,), **image)
+        self.classifier = conditional(network, _Label(classes), event_shape, **image)
+        self.prior = build_part("prior", prior, latent)
+        attach(self.prior, latent, self.encoder, event_shape)
+        self.logits = nn.Buffer(torch.zeros(classes), persistent=False)
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Draw y, where it is not seen, and z; then see x, of shape ``(B, *event)``, under the likelihood given both."""
+        module("vae", self)
+        y = self.known(x, y)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=y >= 0)
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decoder(z, self.vector(label)), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Sum over y, where it is not seen, and draw z given each; the classification term is of those seen."""
+        module("vae", self)
+        y, q = self.known(x, y), dist.Categorical(logits=self.classifier(x).logits)
+        with pyro.plate("data", x.shape[0], dim=-1):
+            with poutine.mask(mask=y < 0):
+                drawn = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
+            pyro.sample("z", self.encoder(x, self.vector(torch.where(y < 0, drawn, y))))
+            loss = -self.weight * torch.where(y < 0, 0.0, q.log_prob(y.clamp(min=0)))
+            pyro.factor("classification", loss, has_rsample=False)
+
+    def known(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Return the labels; -1 for all, where there are none."""
+        return torch.full(x.shape[:1], -1, device=x.device) if y is None else y
+
+    def vector(self, y: Tensor) -> Tensor:
+        """Return labels ``(*,)`` as vectors ``(*, classes)``."""
+        return one_hot(y, self.classes, self.reference)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """Return q(y | x) of each class, of shape ``(B, classes)``; p(y | x) is :func:`pyro_vae.evaluate.posterior`."""
+        return self.classifier(x).probs
+
+    def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
+        """Return p(x | y, z) at ``num`` draws of z, and of y where it is not given."""
+        y = dist.Categorical(logits=self.logits).sample((num,)) if given is None else given
+        return self.decoder(self.prior().sample((num,)), self.vector(y))
+
+    def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
+        """Return p(x | y, z) at a draw of z from the guide, or its mean, given y, or the class that q(y | x) has most."""
+        y, best = self.known(x, *given or [None]), self.classifier(x).logits.argmax(-1)
+        code = self.vector(torch.where(y < 0, best, y))
+        return self.decoder(draw(self.encoder(x, code)), code)
+
+    @torch.no_grad()
+    def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
+        """Return ``num`` mean images E[x | y, z], z drawn from the prior, of one class or of each in turn."""
+        y = torch.arange(self.classes) if given is None else torch.as_tensor(given).reshape(-1)
+        self.check_given(y)
+        return mean(self.at_prior(num, y[torch.arange(num) % len(y)].to(self.reference.device)))
+
+    def check_given(self, *given: Tensor) -> None:
+        """Refuse labels that are no classes."""
+        for y in given:
+            if y.dim() != 1 or y.is_floating_point():
+                raise ValueError(
+                    f"Expected labels y, whole numbers of shape (B,), -1 where there is none; got {y.dtype} of shape "
+                    f"{tuple(y.shape)}."
+                )
+            check_labels(y, self.classes, "classes", least=-1)
+
+
+class _Label(Family):
+    """Classes, as vectors of which one element is 1."""
+
+    params = 1
+
+    def law(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
+        return dist.OneHotCategorical(logits=logits)
