@@ -80,8 +80,9 @@ class Conditional(nn.Module):
     r"""A conditional distribution :math:`p(a \mid b)`: a network proposes, a family disposes.
 
     The network maps ``(*, *b)`` to ``(*, params, *event)``, and the family that to a distribution over the event. A
-    network of several inputs, as :class:`pyro_vae.networks.Joint`, gives :math:`p(a \mid b, c, \dots)`. In place of missing elements of b, NaN, the network sees those of ``fill``, of the shape of b, if it is given; in place
-    of b it sees ``features``, a function of b and of ``fill``, if there are any.
+    network of several inputs, as :class:`pyro_vae.networks.Joint`, gives :math:`p(a \mid b, c, \dots)`. In place of
+    missing elements of b, NaN, the network sees those of ``fill``, of the shape of b, if it is given; in place of b it
+    sees ``features``, a function of b and of ``fill``, if there are any.
 
     Raises:
         ValueError: If there are features and no ``fill``.

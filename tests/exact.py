@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from torch import nn
 
+from pyro_vae import oracle
+from pyro_vae.oracle.base import normals, times
 from pyro_vae.seeds import own_store
 
 ENUMERATED = {"enumerate": "parallel"}
@@ -23,11 +25,6 @@ def numbers(*shape, seed=0):
 
 def gaussian(mean, covariance):
     return dist.MultivariateNormal(mean, covariance)
-
-
-def times(weight, vector):
-    """W v, of any batches."""
-    return (weight @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 class Exact(nn.Module):
@@ -53,115 +50,61 @@ class Exact(nn.Module):
         return {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
-class TwoLayers(Exact):
-    """z2 ~ N(0, I), z1 | z2 ~ N(A z2 + a, T), x | z1 ~ N(W z1 + b, s^2 I); the guide ``bottom-up`` or ``top-down``."""
+class Known:
+    """An oracle, as the other programs here are."""
 
-    def __init__(self, guide="bottom-up", d=5, k1=3, k2=2):
-        super().__init__(
-            A=numbers(k1, k2, seed=1),
-            a=numbers(k1, seed=2),
-            log_t=-0.4 + 0.1 * numbers(k1, seed=3),
-            W=numbers(d, k1, seed=4) / math.sqrt(k1),
-            b=numbers(d, seed=5),
-            log_s=math.log(0.7),
-        )
-        if guide not in ("bottom-up", "top-down"):
-            raise ValueError(f"Expected guide to be bottom-up or top-down; got {guide!r}.")
-        self.order = guide
+    name = None
 
-    def model(self, x):
-        with self.rows(x):
-            z2 = pyro.sample("z2", dist.Normal(torch.zeros(self.A.shape[1]).to(x), 1.0).to_event(1))
-            z1 = pyro.sample("z1", dist.Normal(times(self.A, z2) + self.a, self.log_t.exp()).to_event(1))
-            return pyro.sample("x", dist.Normal(times(self.W, z1) + self.b, self.log_s.exp()).to_event(1), obs=x)
+    def rows(self, x):
+        pyro.module(self.name or type(self).__name__, self)
+        return pyro.plate("data", len(x))
 
-    def guide(self, x):
-        law1, law2, of_z1 = self.posterior()
-        with self.rows(x):
-            if self.order == "bottom-up":
-                z1 = pyro.sample("z1", law1(x))
-                pyro.sample("z2", law2(z1))
-            else:
-                gain = self.W.T / self.log_s.exp() ** 2
-                z2 = pyro.sample("z2", self.top(x))
-                mean = times((-2 * self.log_t).exp().diag() @ self.A, z2) + (-2 * self.log_t).exp() * self.a
-                pyro.sample("z1", gaussian(times(of_z1, mean + times(gain, x - self.b)), of_z1))
+    def evidence(self, *data):
+        return self.log_evidence(*data)
 
-    def moments(self):
-        """T, the covariance of z1, and that of x."""
-        t = (2 * self.log_t).exp().diag()
-        c1 = self.A @ self.A.T + t
-        return t, c1, self.W @ c1 @ self.W.T + (2 * self.log_s).exp() * torch.eye(len(self.b)).to(self.b)
 
-    def posterior(self):
-        """q(z1 | x), q(z2 | z1), and the covariance of z1 given x and z2."""
-        t, c1, c = self.moments()
-        gain = torch.linalg.solve(c, self.W @ c1).T
-        up = torch.linalg.solve(c1, self.A).T
-        eye = torch.eye(self.A.shape[1]).to(self.A)
-        of_z1 = (t.inverse() + self.W.T @ self.W / (2 * self.log_s).exp()).inverse()
-        return (
-            lambda x: gaussian(self.a + times(gain, x - times(self.W, self.a) - self.b), c1 - gain @ self.W @ c1),
-            lambda z1: gaussian(times(up, z1 - self.a), eye - up @ self.A),
-            of_z1,
-        )
+class TwoLayers(Known, oracle.Layers):
+    """The guide ``bottom-up`` or ``top-down``."""
 
-    def top(self, x):
-        """q(z2 | x)."""
-        gain = torch.linalg.solve(self.moments()[2], self.W @ self.A).T
-        eye = torch.eye(self.A.shape[1]).to(x)
-        return gaussian(times(gain, x - times(self.W, self.a) - self.b), eye - gain @ self.W @ self.A)
-
-    def evidence(self, x):
-        return gaussian(times(self.W, self.a) + self.b, self.moments()[2]).log_prob(x)
+    def __init__(self, guide="bottom-up"):
+        own = oracle.Layers.random(5, (3, 2))
+        super().__init__([own.weight, own.weight1], [own.bias, own.bias1], own.scales, guide)
 
     def means(self, x):
         """E[z | x] of each site."""
-        return {"z1": self.posterior()[0](x).mean, "z2": self.top(x).mean}
+        return {f"z{i}": self.posterior(x, i).mean for i in (1, 2)}
 
     def sample(self, num):
-        return (self.drawn(self.b.new_zeros(num, len(self.b)))["x"],)
+        return (super().sample(num),)
 
 
-class Covariate(Exact):
-    """z | y ~ N(U y + u, I), x | z, y ~ N(W z + V y + b, s^2 I): a conditional pPCA."""
+class Covariate(Known, oracle.Covariates):
+    """Three covariates of two latents."""
 
-    def __init__(self, d=5, k=2, c=3):
-        super().__init__(
-            U=numbers(k, c, seed=1),
-            u=numbers(k, seed=2),
-            W=numbers(d, k, seed=3),
-            V=numbers(d, c, seed=4),
-            b=numbers(d, seed=5),
-            log_s=math.log(0.8),
-        )
-
-    def model(self, x, y):
-        with self.rows(x):
-            z = pyro.sample("z", dist.Normal(times(self.U, y) + self.u, 1.0).to_event(1))
-            mean = times(self.W, z) + times(self.V, y) + self.b
-            return pyro.sample("x", dist.Normal(mean, self.log_s.exp()).to_event(1), obs=x)
-
-    def guide(self, x, y):
-        with self.rows(x):
-            return pyro.sample("z", self.posterior(x, y))
-
-    def posterior(self, x, y):
-        """p(z | x, y)."""
-        prior = times(self.U, y) + self.u
-        precision = torch.eye(len(self.u)).to(x) + self.W.T @ self.W / (2 * self.log_s).exp()
-        gain = torch.linalg.solve(precision, self.W.T) / (2 * self.log_s).exp()
-        off = x - times(self.W, prior) - times(self.V, y) - self.b
-        return gaussian(prior + times(gain, off), precision.inverse())
-
-    def evidence(self, x, y):
-        mean = times(self.W, times(self.U, y) + self.u) + times(self.V, y) + self.b
-        noise = (2 * self.log_s).exp() * torch.eye(len(self.b)).to(x)
-        return gaussian(mean, self.W @ self.W.T + noise).log_prob(x)
+    def __init__(self):
+        parameters = [nn.Parameter(value) for value in normals(1, (5, 2), (5,), (5, 3), (2, 3), (2,))]
+        super().__init__(*parameters, 0.8)
 
     def sample(self, num):
-        y = torch.randn(num, self.U.shape[1]).to(self.U)
-        return self.drawn(y.new_zeros(num, len(self.b)), y)["x"], y
+        y = torch.randn(num, 3).to(self.bias)
+        return super().sample(num, y), y
+
+
+class PartlyLabelled(Known, oracle.Classes):
+    """Labels y of some rows, -1 where there is none, in one plate; the evidence is log p(x, y) of these.
+
+    Pyro 1.9 drops ``infer`` where there is ``obs_mask``: the guide alone marks ``y_unobserved``.
+    """
+
+    def __init__(self):
+        super().__init__(*oracle.Classes.random(4, 2, classes=3).parameters(), 0.7)
+
+    def of_classes(self, x):
+        return self.log_joint(x)
+
+    def sample(self, num):
+        y = dist.Categorical(logits=self.logits).sample((num,))
+        return super().sample(num, y), torch.where(torch.arange(num) % 2 == 0, y, -1)
 
 
 class Classes(Exact):
@@ -207,34 +150,6 @@ class Classes(Exact):
 
     def sample(self, num):
         return (self.drawn(self.b.new_zeros(num, self.b.shape[1]))["x"],)
-
-
-class PartlyLabelled(Classes):
-    """The same with labels y of some rows, -1 where there is none, in one plate; the evidence is log p(x, y) of these.
-
-    Pyro 1.9 drops ``infer`` where there is ``obs_mask``: the guide alone marks ``y_unobserved``.
-    """
-
-    def model(self, x, y):
-        with self.rows(x):
-            law = dist.Categorical(logits=self.logits)
-            return self.given(x, pyro.sample("y", law, obs=y.clamp(min=0), obs_mask=y >= 0))
-
-    def guide(self, x, y):
-        with self.rows(x):
-            with poutine.mask(mask=y < 0):
-                law = dist.Categorical(logits=self.of_classes(x))
-                drawn = pyro.sample("y_unobserved", law, infer=ENUMERATED)
-            pyro.sample("z", self.posterior(x, torch.where(y < 0, drawn, y)))
-
-    def evidence(self, x, y):
-        log_p = self.of_classes(x)
-        return torch.where(y < 0, log_p.logsumexp(-1), log_p.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1))
-
-    def sample(self, num):
-        blank = self.b.new_zeros(num, self.b.shape[1])
-        draws = self.drawn(blank, torch.zeros(num, dtype=torch.long))
-        return draws["x"], torch.where(torch.arange(num) % 2 == 0, draws["y_observed"], -1)
 
 
 class Bits(Exact):

@@ -429,7 +429,13 @@ class TestMoments:
             assert dreg[name].var() < 0.5 * pathwise[name].var()
 
     @pytest.mark.parametrize(
-        "dreg", [IWAE(4, "dreg"), IWAE(2, "dreg", vectorize_particles=False), IWAE(4, "dreg", resample=2), Renyi(0.5, 4, "dreg")]
+        "dreg",
+        [
+            IWAE(4, "dreg"),
+            IWAE(2, "dreg", vectorize_particles=False),
+            IWAE(4, "dreg", resample=2),
+            Renyi(0.5, 4, "dreg"),
+        ],
     )
     def test_dreg_of_three_layers_has_the_pathwise_mean(self, dreg):
         """Of a bottom-up guide, z2 next to x; at 5 standard errors of 5 numbers 3e-6 of seeds would fail."""

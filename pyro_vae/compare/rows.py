@@ -16,9 +16,9 @@ from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import ELBO
 from pyro_vae.program import point_of, posterior_of
+from pyro_vae.programs import VAE
 from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
-from pyro_vae.programs import VAE
 
 # Settings on which no number depends.
 UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")

@@ -136,7 +136,9 @@ class Joint(nn.Module):
         torch.Size([3, 5, 2, 20])
     """
 
-    def __init__(self, network: Callable[[Sizes, Sizes], nn.Module], in_shapes: Sequence[Sizes], out_shape: Sizes):
+    def __init__(
+        self, network: Callable[[Sizes, Sizes], nn.Module], in_shapes: Sequence[Sizes], out_shape: Sizes
+    ) -> None:
         super().__init__()
         self.in_shape, *rest = map(tuple, in_shapes)
         width = sum(map(prod, rest))

@@ -58,7 +58,7 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
 
 
 class Apart(Messenger):
-    """Gives a model each draw of the guide as a tensor of its own, so that gradients to it come from the model alone."""
+    """Gives a model each draw of the guide as a tensor of its own, whose gradient comes from the model alone."""
 
     def _pyro_sample(self, msg: Site) -> None:
         if not msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].requires_grad:

@@ -11,8 +11,8 @@ from pyro_vae import ais, evaluate
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import Conditional
 from pyro_vae.missing import log_prob
-from pyro_vae.seeds import at_test
 from pyro_vae.programs import VAE
+from pyro_vae.seeds import at_test
 
 
 class Gaps(NamedTuple):

@@ -41,8 +41,8 @@ def attach(prior: nn.Module, latent: int, encoder: Conditional, seen: Sizes) -> 
     if take := getattr(prior, "attach", None):
         if isinstance(encoder.network, Joint):
             raise ValueError(
-                f"Expected a prior that needs no encoder, or one of a single input; got {type(prior).__name__}, and "
-                f"an encoder of several."
+                f"Expected a prior that needs no encoder, since the encoder here has several inputs; got "
+                f"{type(prior).__name__}."
             )
         take(encoder, seen)
     check_prior(prior, latent)
@@ -62,8 +62,8 @@ def check_labels(y: Tensor, classes: int, argument: str, least: int = 0) -> None
     if not least <= low <= high < classes:
         unknown = ", or -1 where there is none" if least < 0 else ""
         raise ValueError(
-            f"Expected labels y from 0 to {classes - 1}, {argument} = {classes}{unknown}; got {low} to {high}. Build the "
-            f"program with more of {argument}, or count the labels from 0."
+            f"Expected labels y from 0 to {classes - 1}, {argument} = {classes}{unknown}; got {low} to {high}. "
+            f"Build the program with more of {argument}, or count the labels from 0."
         )
 
 

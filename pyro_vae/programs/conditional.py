@@ -1,7 +1,7 @@
 """A VAE given a label or covariates."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import pyro
 import torch
@@ -12,7 +12,6 @@ from pyro_vae.conditional import Family, mean, module
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
-from pyro_vae.priors import StandardNormal
 from pyro_vae.programs.building import attach, build_part, check_labels, conditional, family_of, one_hot, shape_of
 from pyro_vae.programs.hooks import Built, Draw
 

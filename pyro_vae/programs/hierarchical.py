@@ -77,19 +77,21 @@ class HierarchicalVAE(Built):
         p_x = family_of("likelihood", likelihood, event_shape)
         image: dict[str, Any] = {"fill": torch.zeros(event_shape), "features": p_x.features}
         self.decoder = conditional(network, p_x, (sizes["z1"],))
-        self.layers, self.encoders = nn.ModuleDict(), nn.ModuleDict()
-        for lower, upper in zip(names[-2::-1], names[:0:-1], strict=True):  # from the top
-            self.layers[lower] = conditional(inner, family_of("family", family, sizes[lower]), (sizes[upper],))
+        pairs = zip(names[-2::-1], names[:0:-1], strict=True)  # from the top
+        self.layers = nn.ModuleDict(
+            {low: conditional(inner, family_of("family", family, sizes[low]), (sizes[high],)) for low, high in pairs}
+        )
         self.sees_x = guide == TOP_DOWN
         seen: tuple[Sequence[int], ...] = (event_shape,)
+        encoders = {}
         for name in reversed(names) if self.sees_x else names:
             q, of_x = family_of("family", family, sizes[name]), seen[0] is event_shape
-            self.encoders[name] = conditional(network if of_x else inner, q, *seen, **(image if of_x else {}))
+            encoders[name] = conditional(network if of_x else inner, q, *seen, **(image if of_x else {}))
             seen = (event_shape, (sizes[name],)) if self.sees_x else ((sizes[name],),)
-        self.top = names[-1]
+        self.encoders, self.top = nn.ModuleDict(encoders), names[-1]
         self.prior = build_part("prior", prior, sizes[self.top])
         below = event_shape if self.sees_x or len(names) == 1 else (sizes[names[-2]],)
-        attach(self.prior, sizes[self.top], self.encoders[self.top], below)
+        attach(self.prior, sizes[self.top], encoders[self.top], below)
 
     def model(self, x: Tensor) -> Tensor:
         """Draw zL from the prior, each layer given the one above, then see x, of shape ``(B, *event)``."""
@@ -104,7 +106,7 @@ class HierarchicalVAE(Built):
         """Draw each layer given the one before; top-down, given x too."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
-            seen = (x,)
+            seen: tuple[Tensor, ...] = (x,)
             for name, encoder in self.encoders.items():
                 z = pyro.sample(name, encoder(*seen))
                 seen = (x, z) if self.sees_x else (z,)
@@ -125,7 +127,8 @@ class HierarchicalVAE(Built):
 
     def codes(self, x: Tensor, draw: Draw = mean) -> dict[str, Tensor]:
         """Return each layer at its mean under the guide, or at a draw, ``(B, latent)`` by name."""
-        seen, codes = (x,), {}
+        seen: tuple[Tensor, ...] = (x,)
+        codes: dict[str, Tensor] = {}
         for name, encoder in self.encoders.items():
             codes[name] = draw(encoder(*seen))
             seen = (x, codes[name]) if self.sees_x else (codes[name],)

@@ -89,7 +89,7 @@ class Hooks(nn.Module, ABC):
         if not self._is_of_its_parts:
             return
         with torch.no_grad():
-            law = self.at_prior(1)
+            law: Any = self.at_prior(1)
             if law.event_shape != dataset.event_shape:
                 raise ValueError(
                     f"Expected data of shape (N, {', '.join(map(str, law.event_shape))}), as the VAE was built for; "

@@ -77,28 +77,29 @@ class SemiSupervisedVAE(Built):
         self.logits = nn.Buffer(torch.zeros(classes), persistent=False)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Draw y, where it is not seen, and z; then see x, of shape ``(B, *event)``, under the likelihood given both."""
+        """Draw y, where it is not seen, and z; then see x, of shape ``(B, *event)``."""
         module("vae", self)
-        y = self.known(x, y)
+        y, seen = self.known(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
-            label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=y >= 0)
+            label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=seen)
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decoder(z, self.vector(label)), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sum over y, where it is not seen, and draw z given each; the classification term is of those seen."""
         module("vae", self)
-        y, q = self.known(x, y), dist.Categorical(logits=self.classifier(x).logits)
+        (y, seen), q = self.known(x, y), dist.Categorical(logits=self.classifier(x).logits)
         with pyro.plate("data", x.shape[0], dim=-1):
-            with poutine.mask(mask=y < 0):
+            with poutine.mask(mask=~seen):
                 drawn = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
-            pyro.sample("z", self.encoder(x, self.vector(torch.where(y < 0, drawn, y))))
-            loss = -self.weight * torch.where(y < 0, 0.0, q.log_prob(y.clamp(min=0)))
+            pyro.sample("z", self.encoder(x, self.vector(torch.where(seen, y, drawn))))
+            loss = -self.weight * torch.where(seen, q.log_prob(y.clamp(min=0)), 0.0)
             pyro.factor("classification", loss, has_rsample=False)
 
-    def known(self, x: Tensor, y: Tensor | None) -> Tensor:
-        """Return the labels; -1 for all, where there are none."""
-        return torch.full(x.shape[:1], -1, device=x.device) if y is None else y
+    def known(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """Return the labels, and which are seen: none without y."""
+        y = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
+        return y, y >= 0
 
     def vector(self, y: Tensor) -> Tensor:
         """Return labels ``(*,)`` as vectors ``(*, classes)``."""
@@ -115,9 +116,9 @@ class SemiSupervisedVAE(Built):
         return self.decoder(self.prior().sample((num,)), self.vector(y))
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | y, z) at a draw of z from the guide, or its mean, given y, or the class that q(y | x) has most."""
-        y, best = self.known(x, *given or [None]), self.classifier(x).logits.argmax(-1)
-        code = self.vector(torch.where(y < 0, best, y))
+        """Return p(x | y, z) at a draw of z from the guide, or its mean; y is the likeliest where it is not given."""
+        y, seen = self.known(x, *given)
+        code = self.vector(torch.where(seen, y, self.classifier(x).logits.argmax(-1)))
         return self.decoder(draw(self.encoder(x, code)), code)
 
     @torch.no_grad()
