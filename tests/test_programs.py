@@ -333,7 +333,7 @@ class TestLossTerms:
 
         program = Factor()
         program.knob = nn.Parameter(torch.tensor(1.0))
-        sites.say_loss_terms.cache_clear()
+        sites._say.cache_clear()
         return program
 
     def test_are_in_no_bound(self, program):

@@ -192,7 +192,7 @@ class Objective(pyro.infer.ELBO, ABC):
                 self._classes, nesting = classes, max(map(depth_of, traces))
                 self._marks = {(model, guide): (classes, nesting)}
         for model_trace, guide_trace in traces:
-            say_loss_terms(*loss_terms(model_trace, guide_trace))
+            say_loss_terms(loss_terms(model_trace, guide_trace))
             for name in latent(model_trace):
                 if name not in guide_trace and (model_trace.nodes[name]["infer"] or {}).get("_enumerate_dim") is None:
                     raise ValueError(

@@ -87,7 +87,7 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
     rows = OwnRows()
     depth, (model_trace, guide_trace) = probe(rows(model), rows(program.guide), few, {})
     summed = marked(model_trace, guide_trace, rows.marks)
-    terms = tuple(loss_terms(model_trace, guide_trace))
+    terms = loss_terms(model_trace, guide_trace)
     drawn = latent(model_trace)
     for name in drawn:
         if name not in guide_trace and name not in summed:
@@ -95,7 +95,7 @@ def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool 
                 f"Expected a guide that draws every latent site; {name!r} is in the model alone. Draw it in the guide, "
                 "or observe it."
             )
-    say_loss_terms(*terms)
+    say_loss_terms(terms)
     frame = _data_plate(model_trace, len(few[0]))
     dim = frame.dim if frame else 0
     inside = {name: site for name, site in drawn.items() if frame is None or frame.name in _names(site)}

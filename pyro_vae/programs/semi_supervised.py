@@ -94,7 +94,7 @@ class SemiSupervisedVAE(Built):
                 drawn = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
             pyro.sample("z", self.encoder(x, self.vector(torch.where(seen, y, drawn))))
             loss = -self.weight * torch.where(seen, q.log_prob(y.clamp(min=0)), 0.0)
-            pyro.factor("classification", loss, has_rsample=False)
+            pyro.sample("classification", dist.Unit(loss), obs=loss.new_empty(*loss.shape, 0), infer={"is_loss": True})
 
     def known(self, x: Tensor, y: Tensor | None = None) -> Any:
         """Return the labels, and which are seen: none without y."""

@@ -54,15 +54,19 @@ def density_sites(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
     return {name: site for name, site in samples(guide_trace).items() if name not in terms}
 
 
+def say_loss_terms(terms: dict[str, Site]) -> None:
+    """Warn once that these sites of a guide are in no density, unless they are marked ``infer={"is_loss": True}``."""
+    _say(*(name for name, site in terms.items() if not (site["infer"] or {}).get("is_loss")))
+
+
 @cache
-def say_loss_terms(*names: str) -> None:
-    """Warn once that these sites of a guide are in no density."""
+def _say(*names: str) -> None:
     if not names:
         return
     warnings.warn(
         f"The guide's {', '.join(map(repr, names))} is not in the model: it is trained with, as a term of the loss, "
-        "and is left out of every density. Mark a draw infer={'is_auxiliary': True} if it is part of q(z | x).",
-        stacklevel=4,
+        "and is left out of every density. Mark a draw infer={'is_auxiliary': True} if it is part of q(z | x), {'is_loss': True} if it is not.",
+        stacklevel=5,
     )
 
 
