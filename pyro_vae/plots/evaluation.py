@@ -42,7 +42,7 @@ def bounds(
 
 
 @styled
-def weights(k: Tensor, ess: Tensor, num_particles: int) -> Figure:
+def weights(k: Tensor, ess: Tensor, num_particles: int, images: str = "images") -> Figure:
     """Draw histograms of k-hat and of the effective sample size, both of shape ``(B,)``."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -55,13 +55,13 @@ def weights(k: Tensor, ess: Tensor, num_particles: int) -> Figure:
         bar.set_facecolor(RED if middle > POOR else ORANGE if middle > GOOD else BLUE)
     for line, colour in ((GOOD, ORANGE), (POOR, RED)):
         left.axvline(line, color=colour, linewidth=1, linestyle="--")
-    share = (k > POOR).double().mean().item()
-    left.set(title=f"Pareto k-hat: {share:.1%} of {len(k):,} images above {POOR}")
-    left.set(xlabel="k-hat of an image's weights", ylabel="images")
+    share = 1 - (k <= POOR).double().mean().item()
+    left.set(title=f"Pareto k-hat: {share:.1%} of {len(k):,} {images} above {POOR}")
+    left.set(xlabel="k-hat of the weights of each", ylabel=images)
     size = numbers(ess).clip(1, num_particles)  # but for rounding
     right.hist(size, bins=np.geomspace(1, num_particles, 40).tolist(), color=BLUE)
     right.set(title=f"Effective sample size of {num_particles:,} draws: median {np.median(size):,.0f}")
-    right.set(xscale="log", xlabel="ESS of an image's weights")
+    right.set(xscale="log", xlabel="ESS of the weights of each")
     return figure
 
 
@@ -94,8 +94,8 @@ def dimensions(
 
 
 @styled
-def gaps(approximation: Tensor, amortisation: Tensor) -> Figure:
-    """Draw how far the ELBO is below log p(x), an image a bar, in two parts, both of shape ``(B,)``, in nats."""
+def gaps(approximation: Tensor, amortisation: Tensor, images: str = "images") -> Figure:
+    """Draw how far the ELBO is below log p(x), a datum a bar, in two parts, both of shape ``(B,)``, in nats."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     order = (approximation + amortisation).argsort(descending=True)
@@ -105,7 +105,7 @@ def gaps(approximation: Tensor, amortisation: Tensor) -> Figure:
         label = f"{name}, {height.mean():.2f} nats on average"
         axes.bar(range(len(order)), height, bottom=below, width=1, color=colour, label=label)
         below = below + height.clip(min=0)
-    axes.set(xlabel="images, in order", ylabel="log p(x) - ELBO, nats", xticks=[])
+    axes.set(xlabel=f"{images}, in order", ylabel="log p(x) - ELBO, nats", xticks=[])
     axes.set(title="What the guide's family cannot do, and what the encoder does not")
     axes.legend(fontsize=9)
     return figure
