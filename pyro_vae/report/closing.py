@@ -119,16 +119,17 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
 def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
     """Draw test rows beside rows that the model draws, where it can draw them, and beside their reconstructions."""
     whole = posterior_of(program, evaluate.rows_of(program, dataset.test, slice(0, 1000)))
-    x, names = whole.data[0].reshape(len(whole), -1), coordinates("x", whole.data[0].shape[1:])
-    drawn = {}
+    x, drawn = whole.data[0], {}
+    names = getattr(dataset, "names", ()) or coordinates("x", x.shape[1:])
+
+    def draw(other: Tensor, what: str, pairs: bool) -> Figure:
+        table, other = (rows.reshape(len(x), -1) for rows in (x, other))
+        return plots.columns(table, other, names, f"{len(x):,} test rows, and {what}", pairs)
+
     with suppress(ValueError):  # data that cannot be drawn
-        own = whole.at(whole.simulate(1)).data[0].reshape(x.shape)
-        drawn["marginals"] = plots.marginals(x, own, names, f"{len(x):,} test rows, and as many that the model draws")
+        drawn["marginals"] = draw(whole.at(whole.simulate(1)).data[0], "as many that the model draws", False)
     if hasattr(program, "reconstruct") and len(whole.data) == 1:
-        x_hat = program.reconstruct(whole.data[0]).reshape(x.shape)
-        drawn["reconstructions"] = plots.recovered(
-            x, x_hat, names, f"Reconstructions (up) of {len(x):,} test rows (across)"
-        )
+        drawn["reconstructions"] = draw(program.reconstruct(x), "their reconstructions (up)", True)
     return drawn
 
 

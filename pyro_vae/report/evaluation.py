@@ -120,10 +120,10 @@ def evaluation(
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
         log_w = evaluate.log_weights(program, whole, num_particles, progress=progress)
         test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, -evaluate.iwae(log_w))
-        model, log_p = findings.bounds(whole, log_w, chosen, temperatures, progress)
+        model = findings.bounds(whole, log_w, chosen, temperatures, progress)
         guide = [findings.weights(whole, log_w)]
         if chosen:
-            guide.append(findings.gaps(whole[:chosen], log_p, progress))
+            guide.append(findings.gaps(whole[:chosen], model.images.get("-log p(x) by AIS"), progress))
         guide.append(findings.calibration(whole, seed))
         answers = {
             "How good is the model?": [model],
@@ -142,8 +142,8 @@ def evaluation(
             found.figures.update(part.figures)
             columns |= part.images
     found.images.update({name: column.tolist() for name, column in columns.items()})
-    means = {name: mean_and_error(values[name].nll) for name in ("test", "train")}
-    found.numbers.update({f"{name} -log p(x)": mean for name, (mean, _) in means.items()})
-    found.numbers["test - train, error"] = math.hypot(means["test"][1], means["train"][1])
-    found.numbers.update({"images": min(len(values[name].nll) for name in means), "chosen": min(chosen, len(whole))})
+    (mean, error), (of_train, error_of_train) = (mean_and_error(values[name].nll) for name in ("test", "train"))
+    found.numbers.update({"test -log p(x)": mean, "train -log p(x)": of_train})
+    found.numbers["test - train, error"] = math.hypot(error, error_of_train)
+    found.numbers.update({"images": len(whole), "chosen": min(chosen, len(whole))})
     return found

@@ -32,15 +32,13 @@ class Finding:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-def bounds(
-    whole: Posterior, log_w: Tensor, chosen: int, temperatures: int, progress: bool
-) -> tuple[Finding, Tensor | None]:
-    """Ask how large log p(x) is, by more and more particles and by AIS; return the latter too, of the chosen images."""
+def bounds(whole: Posterior, log_w: Tensor, chosen: int, temperatures: int, progress: bool) -> Finding:
+    """Ask how large log p(x) is, by more and more particles and, of the chosen images, by AIS."""
     particles = [k for k in PARTICLES if k < len(log_w)] + [len(log_w)]
     pairs = [mean_and_error(bound) for bound in -evaluate.iwae_curve(log_w, particles)]
     rows = [["particles", *(f"{k:,}" for k in particles)], ["-log p(x) ≤", *map(pair, pairs)]]
     found, images = Finding(["\n".join(aligned(rows))]), name_of(whole)
-    log_p, others = None, {}
+    others = {}
     if chosen:
         x = whole[:chosen]
         try:
@@ -50,21 +48,20 @@ def bounds(
             found.lines.append(f"No AIS or BDMC: {error}")
         else:
             below, apart = evaluate.iwae(log_w[:, : len(x)]) - log_p, upper - lower
-            mean, deviation = others[f"AIS, {len(x)} {images}"] = mean_and_error(below)
-            found.numbers |= {"AIS - IS": -mean, "AIS - IS, error": deviation, "AIS": -log_p.mean().item()}
-            found.numbers |= with_error("BDMC gap", apart)
+            others[f"AIS, {len(x)} {images}"] = mean_and_error(below)
+            found.numbers |= with_errors(**{"AIS - IS": -below, "BDMC gap": apart}) | {"AIS": -log_p.mean().item()}
             found.images["-log p(x) by AIS"] = -log_p
             found.lines += [
                 f"AIS, {temperatures:,} temperatures, the first {len(x)} {images}: -log p(x) ≤ "
                 f"{pair(mean_and_error(-log_p))}; with {len(log_w):,} particles, on the same, "
-                f"{pair((-mean, deviation))} more.",
+                f"{pair(mean_and_error(-below))} more.",
                 f"BDMC, {len(x)} {images} that the model draws: {-upper.mean():.2f} ≤ -log p(x) ≤ {-lower.mean():.2f}; "
                 f"{apart.mean():.2f} apart, {apart.max():.2f} at most.",
             ]
     title = f"-log p(x) of {log_w.shape[1]:,} test {images}: ± standard error over them"
     means, errors = zip(*pairs, strict=True)
     found.figures["bounds"] = plots.bounds(particles, means, errors, others, title)
-    return found, log_p
+    return found
 
 
 def weights(whole: Posterior, log_w: Tensor) -> Finding:
@@ -96,21 +93,20 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
     return found
 
 
-def gaps(x: Posterior, log_p: Tensor | None, progress: bool) -> Finding:
-    """Ask how much the guide's family loses, and how much its encoder, given log p(x) if it is known."""
+def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Finding:
+    """Ask how much the guide's family loses, and how much its encoder, given -log p(x) if it is known."""
     if not isinstance(getattr(x.program, "encoder", None), Conditional) or len(x.data) > 1:
         return Finding(
             [f"No gaps: the encoder is no Conditional, whose guide could be refined for each {name_of(x)[:-1]}."]
         )
+    log_p = None if minus_log_p is None else -minus_log_p
     found = posterior.gaps(x.program, x.data[0], log_p, temperatures=0, progress=progress)
     parts = {"approximation": found.approximation, "amortisation": found.amortisation}
-    pairs = {name: mean_and_error(part) for name, part in parts.items()}
-    terms = " + ".join(f"{name} {pair(each)}" for name, each in pairs.items())
+    terms = " + ".join(f"{name} {pair(mean_and_error(part))}" for name, part in parts.items())
+    both = {"gap": found.log_p - found.elbo, "amortisation - approximation": found.amortisation - found.approximation}
     return Finding(
         [f"log p(x) - ELBO, the first {len(x)} {name_of(x)}: {terms} nats."],
-        {name: mean for name, (mean, _) in pairs.items()}
-        | with_error("gap", found.log_p - found.elbo)
-        | with_error("amortisation - approximation", found.amortisation - found.approximation),
+        with_errors(**parts, **both),
         parts,
         {"gaps": plots.gaps(**parts, images=name_of(x))},
     )
@@ -127,7 +123,7 @@ def calibration(whole: Posterior, seed: int) -> Finding:
         f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {covered.mean():.1%} of the true z; "
         f"of {len(p)} tests whether ranks are uniform the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
     )
-    numbers = with_error("coverage at 0.9", covered) | {"simulated": len(covered)}
+    numbers = with_errors(**{"coverage at 0.9": covered}) | {"simulated": len(covered)}
     return Finding([line], numbers, figures={"calibration": ranks.figure()})
 
 
@@ -156,7 +152,7 @@ def codes(whole: Posterior) -> Finding:
         parts = evaluate.aggregate_of_codes(whole.program, few)
         (information, divergence), most = (part.mean().item() for part in parts), math.log(len(few))
         found.numbers |= {"log N": most, "mutual information": information, "codes": len(few)}
-        found.numbers |= with_error("aggregate KL", parts[1])
+        found.numbers |= with_errors(**{"aggregate KL": parts[1]})
         found.lines.append(
             f"Of {len(few):,} codes: mutual information {information:.2f} nats (at most log N = {most:.2f}) + "
             f"KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}."
@@ -165,9 +161,10 @@ def codes(whole: Posterior) -> Finding:
     return found
 
 
-def with_error(name: str, values: Tensor) -> dict[str, float]:
-    """Return the mean of values and its standard error, as numbers by name."""
-    return dict(zip((name, f"{name}, error"), mean_and_error(values), strict=True))
+def with_errors(**values: Tensor) -> dict[str, float]:
+    """Return means, and standard errors beside them, by name."""
+    pairs = {name: mean_and_error(each) for name, each in values.items()}
+    return {f"{name}{end}": each[i] for name, each in pairs.items() for i, end in enumerate(("", ", error"))}
 
 
 def name_of(whole: Posterior) -> str:
