@@ -362,6 +362,22 @@ class TestCalibration:
         assert len(calibrated(torch.ones(4, 4), torch.ones(4), most=7).axes) == 8
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_what_is_not_finite_is_not_drawn(bad):
+    run = {"nll": (bad, math.nan), "reconstruction": bad, "kl": bad, "seconds": [1.0, 2.0], "valid": [bad, bad]}
+    for runs in ({"bad": run}, {"bad": run, "a": RUN}):
+        left, *_, right = plots.comparison([("masses", runs)]).axes
+        assert np.isfinite([*left.get_xlim(), *right.get_ylim()]).all()
+    assert plots.curves({"train": [2.0, bad, 1.0], "valid": [bad] * 3}).axes[0].lines[0].get_ydata()[2] == 1.0
+    assert np.isfinite(plots.bounds([1, 9], [2.0, bad], [0.1, math.nan], {"AIS": (bad, 1.0)}).axes[0].get_ylim()).all()
+    numbers = torch.tensor([0.3, bad])
+    for figure in (plots.gaps(numbers, numbers), plots.dimensions(numbers, numbers)):
+        assert np.isfinite(figure.axes[0].get_ylim()).all()
+    assert len(plots.weights(numbers, numbers, 100).axes[0].patches) < 100
+    z = torch.tensor([[0.0, 1.0, 2.0], [bad, 0.0, 0.0]])
+    assert bad == 1e30 or len(plots.latent_space(z, torch.arange(2)).axes[0].collections[0].get_offsets()) == 1
+
+
 class TestColumns:
     X, OTHER = torch.tensor([[0.0, 3.0], [1.0, 5.0], [1.0, 4.0], [0.0, math.nan]]), torch.zeros(4, 2)
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 from functools import cache, partial
 
 import pyro.distributions as dist
@@ -380,6 +381,16 @@ class TestEvaluationOfAnyVAE:
         found.save(tmp_path)
         for name in ("bounds", "calibration", "gaps"):
             found.figures[name].draw_without_rendering()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_evaluation_of_no_probability_says_so():
+    vae = VAE.build((1, 8, 8), latent=2, network=TINY)
+    [*vae.decoder.network.parameters()][-1].data.fill_(1e30)
+    found = evaluation(vae, images=5)
+    assert "No k-hat: Expected finite log-weights" in str(found)
+    assert any(re.match("Cannot tell whether the model overfits", line) for line in found.diagnosis)
+    assert found.table.splitlines()[3].split("  ")[-1] == "inf ± nan"
 
 
 @pytest.mark.filterwarnings("ignore:AIS")

@@ -57,10 +57,12 @@ def figure(rows: Sequence[Row]) -> Figure:
             for i, row in enumerate(group)
             if i < BEST or i >= len(group) - WORST
         }
-        left_out = f"; the best {BEST} and the worst {WORST} of {len(group):,} runs" if len(runs) < len(group) else ""
-        shown.append((next(_heading(group[0], group[0])) + left_out, runs))
-    if len(groups) > GROUPS:
-        shown[-1] = (f"{shown[-1][0]}; {len(groups) - GROUPS:,} more groups are not drawn", shown[-1][1])
+        title = next(_heading(group[0], group[0]))
+        if len(group) > BEST + WORST:
+            title += f"; the best {BEST} and the worst {WORST} of {len(group):,} runs"
+        if len(shown) == GROUPS - 1 and len(groups) > GROUPS:
+            title += f"; {len(groups) - GROUPS:,} more groups are not drawn"
+        shown.append((title, runs))
     return plots.comparison(shown)
 
 

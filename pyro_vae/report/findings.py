@@ -68,7 +68,10 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
     """Ask how good the guide is by its weights, and draw the images, if such they are, where it is worst."""
     if len(log_w) < FEWEST:
         return Finding([f"No k-hat: it takes {FEWEST} particles."])
-    k, ess = evaluate.pareto_k(log_w), evaluate.ess(log_w)
+    try:
+        k, ess = evaluate.pareto_k(log_w), evaluate.ess(log_w)
+    except ValueError as error:  # infinite weights
+        return Finding([f"No k-hat: {error}"])
     order, images, num = k.argsort(descending=True), name_of(whole), len(k)
     usable, poor = (1 - (k <= line).double().mean().item() for line in (0.5, 0.7))
     largest = ", ".join(f"{k[i]:.2f} ({images[:-1]} {i})" for i in order[:4].tolist())
