@@ -165,9 +165,7 @@ def _evaluate(
     took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
     print(f"{found}\n\nfigures: {_save(found.figures | report.figures(vae, dataset, seed), run)}")
     found.save(run)
-    print(
-        f"also:    evaluation.txt, .json and .csv ({'an image' if found.called == 'images' else 'a row'} a line) in {run}\ntook:    {took}{_peak()}"
-    )
+    print(f"also:    evaluation.txt, .json and .csv (an image a line) in {run}\ntook:    {took}{_peak()}")
 
 
 def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "") -> None:

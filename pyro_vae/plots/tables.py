@@ -46,6 +46,8 @@ def columns(x: Tensor, other: Tensor, names: Sequence[str], title: str, pairs: b
         axes.hist(data[seen], edges, density=True, color=ORANGE, alpha=0.55, label="data")
         axes.hist(model[seen], edges, density=True, color=BLUE, histtype="step", linewidth=1.5, label="model")
         axes.set_yticks([])
+        if whole:
+            axes.locator_params(axis="x", integer=True)
     if not pairs:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
