@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -44,7 +45,8 @@ def figure(rows: Sequence[Row]) -> Figure:
 
     Of a group these are the 20 best and the 10 worst, and of many groups the first 6: titles say how many are left out.
     """
-    groups, shown = _groups(rows), []
+    groups = _groups(rows)
+    shown: list[tuple[str, dict[str, dict[str, Any]]]] = []
     for group in groups[:GROUPS]:
         runs = {
             row.name: {

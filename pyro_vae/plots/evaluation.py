@@ -33,7 +33,7 @@ def bounds(
     )
     axes.annotate("-ELBO", (particles[0], finite(means)[0]), xytext=(8, 0), textcoords="offset points", fontsize=9)
     for (name, (difference, error)), colour in zip((others or {}).items(), (ORANGE, GREEN, RED), strict=False):
-        at = finite(means[-1] + difference)
+        at = float(finite(means[-1] + difference))
         if math.isfinite(at + error):
             axes.axhspan(at - error, at + error, color=colour, alpha=0.2, linewidth=0)
         axes.axhline(at, color=colour, linewidth=1.2, label=name)

@@ -126,8 +126,11 @@ def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
         table, other = (rows.reshape(len(x), -1) for rows in (x, other))
         return plots.columns(table, other, names, f"{len(x):,} test rows, and {what}", pairs)
 
+    own = None
     with suppress(ValueError):  # data that cannot be drawn
-        drawn["marginals"] = draw(whole.at(whole.simulate(1)).data[0], "as many that the model draws", False)
+        own = whole.at(whole.simulate(1)).data[0]
+    if own is not None:
+        drawn["marginals"] = draw(own, "as many that the model draws", False)
     if hasattr(program, "reconstruct") and len(whole.data) == 1:
         drawn["reconstructions"] = draw(program.reconstruct(x), "their reconstructions (up)", True)
     return drawn
