@@ -66,7 +66,7 @@ SAID = {
     "BDMC loose": (AIS | {"BDMC gap": 1.05}, ["agree", r"^AIS is within 1.05 nats of .* Take more --temperatures\.$"]),
     "BDMC within its error": (
         {"BDMC gap": 0.9, "BDMC gap, error": 0.4, "chosen": 50},
-        ["^Cannot tell whether AIS is near: within 0.90 ± 0.40 nats"],
+        [r"^Cannot tell whether AIS is within 1 nat of log p\(x\): 0.90 ± 0.40 nats"],
     ),
     "some in doubt": (
         {"active": 13, "latent": 20, "collapsed": 5, "unsure": 3},

@@ -82,11 +82,11 @@ def _distance(n: Numbers, images: str) -> str:
 
 
 def _sandwich(n: Numbers, images: str) -> str:
-    said = f"{_pair(n, 'BDMC gap')} nats of log p(x), on average of {images} that the model draws"
+    gap, drawn = _pair(n, "BDMC gap"), f"on average of {images} that the model draws"
     return {
-        True: f"AIS is within {said}. Take more --temperatures.",
-        False: f"AIS is within {said}.",
-        None: f"Cannot tell whether AIS is near: within {said}; more --chosen would say.",
+        True: f"AIS is within {gap} nats of log p(x), {drawn}. Take more --temperatures.",
+        False: f"AIS is within {gap} nats of log p(x), {drawn}.",
+        None: f"Cannot tell whether AIS is within 1 nat of log p(x): {gap} nats, {drawn}; more --chosen would say.",
     }[_told(n, "BDMC gap", "chosen", 1.0)]
 
 
