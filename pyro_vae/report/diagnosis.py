@@ -21,7 +21,7 @@ def diagnosis(numbers: Numbers, images: str = "images") -> list[str]:
         >>> diagnosis({"active": 9, "latent": 20})  # doctest: +ELLIPSIS
         ['11 of 20 dimensions collapsed: their activity is at most 0.01. ...']
         >>> diagnosis({"BDMC gap": 0.9, "BDMC gap, error": 0.4, "chosen": 20})  # doctest: +ELLIPSIS
-        ['Cannot tell whether AIS is within 1 nat of log p(x): 0.90 ± 0.40 nats ...']
+        ['Cannot tell whether AIS is within 1 nat of log p(x): 0.90 ± 0.40 nats, ...']
     """
     return [sentence(numbers, images) for key, sentence in SUBJECTS.items() if key in numbers]
 
