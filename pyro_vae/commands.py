@@ -219,9 +219,10 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
     if path.suffix != ".png":
         raise ValueError(f"Expected output to end in .png; got {output!r}.")
     rows = compare.compare(**options, trust=trust.split())
+    print(f"{compare.table(rows)}\n", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     compare.figure(rows).savefig(path, dpi=150)
-    print(f"{compare.table(rows)}\n\nfigure: {path}")
+    print(f"figure: {path}")
 
 
 def _peak() -> str:

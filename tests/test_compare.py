@@ -1,6 +1,7 @@
 """Runs side by side, against runs whose every number is known: z has no part in x, and the guide is the prior."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pyro_vae import VAE, checkpoint, compare, data, likelihoods, objectives
+from pyro_vae import VAE, checkpoint, commands, compare, data, evaluate, likelihoods, objectives
 
 PARTS = ("latent", "prior", "likelihood", "guide", "network")
 
@@ -210,6 +211,45 @@ def test_the_figure_holds_the_rows(two, tmp_path):
     assert left.lines[0].get_xdata().tolist() == [pytest.approx(rows[0].nll[0])]
     assert middle.lines[0].get_ydata().tolist() == [pytest.approx(-rows[0].values.reconstruction.mean().item())]
     assert right.lines[0].get_xydata().tolist() == [[1.5, 3.0], [3.5, 2.0]]
+
+
+def test_the_table_says_where_it_cannot_tell(two):
+    """Differences of 50 paired images: 2.0 errors at least, less, and within 0.1 nats; and of one image."""
+    best, other = rows_of(*two)
+    shown = {}
+    for name, difference in {"worse": (0.3, 0.14), "unsure": (0.3, 0.2), "level": (0.02, 0.03)}.items():
+        lines = compare.table([best, replace(other, name=name, difference=difference)]).splitlines()
+        (shown[name],) = (line for line in lines if line.startswith(name))
+    assert "+0.30 ± 0.14  " in shown["worse"]
+    assert "+0.30 ± 0.20, cannot tell  " in shown["unsure"]
+    assert "+0.02 ± 0.03, level  " in shown["level"]
+    best, other = rows_of(*two, images=2)
+    one = evaluate.Values(*(value[:1] for value in other.values))
+    alone = replace(other, values=one, difference=(0.5, math.nan), active=None)
+    (line,) = (line for line in compare.table([best, alone]).splitlines() if line.startswith("wide"))
+    assert line.count("cannot tell") == 2
+
+
+def test_of_many_runs_the_figure_holds_the_best_and_the_worst(two):
+    row = rows_of(two[0])[0]
+    many = [replace(row, name=f"run {i}", group=i // 1000) for i in range(1700)]
+    many += [replace(row, group=2 + i) for i in range(7)]
+    drawn = compare.figure(many)
+    assert max(drawn.get_size_inches()) < 50
+    names = [label.get_text() for label in drawn.subfigs[1].axes[0].get_yticklabels()]
+    assert names == [f"run {i}" for i in (*range(1000, 1020), *range(1690, 1700))]
+    assert drawn.subfigs[1].get_suptitle().endswith("; the best 20 and the worst 10 of 700 runs")
+    assert len(drawn.subfigs) == 6
+    assert drawn.subfigs[5].get_suptitle().endswith("; 3 more groups are not drawn")
+
+
+def test_the_table_is_printed_before_the_figure_is_drawn(two, tmp_path, monkeypatch, capsys):
+    rows = rows_of(*two)
+    monkeypatch.setattr(commands.compare, "compare", lambda **_: rows)
+    (tmp_path / "there.png").mkdir()
+    with pytest.raises((OSError, ValueError), match="there"):
+        commands._compare(str(tmp_path / "there.png"))
+    assert compare.table(rows) in capsys.readouterr().out
 
 
 def spoil(run, name, text):

@@ -34,9 +34,9 @@ SAID = {
         [r"above 0.7 for 23.4% of the images: there the guide leaves out .* Quote AIS\.$", "agree"],
     ),
     "AIS agrees": (AIS, [r"Importance sampling and AIS agree: \+0.05 ± 0.02 nats between them"]),
-    "AIS agrees within its error": (
+    "AIS is better within its error": (
         AIS | {"AIS - IS": 0.5, "AIS - IS, error": 0.3},
-        [r"agree: \+0.50 ± 0.30 nats between them"],
+        [r"^Cannot tell which is nearer .*: \+0.50 ± 0.30 nats between them .*; more --chosen would say"],
     ),
     "AIS is better": (
         AIS | {"AIS - IS": 0.5},
@@ -48,15 +48,54 @@ SAID = {
     ),
     "AIS is worse within its error": (
         AIS | {"AIS - IS": -0.5, "AIS - IS, error": 0.3},
-        ["agree: -0.50 ± 0.30 nats between them"],
+        ["^Cannot tell which is nearer .*: -0.50 ± 0.30 nats between them"],
     ),
-    "AIS is worse by little": (AIS | {"AIS - IS": -0.09}, ["agree: -0.09 ± 0.02 nats between them"]),
-    "AIS of one image": (AIS | {"AIS - IS": 0.5, "AIS - IS, error": math.nan}, ["falls 0.50 ± nan nats short"]),
+    "AIS is worse by little": (AIS | {"AIS - IS": -0.05}, ["agree: -0.05 ± 0.02 nats between them"]),
+    "AIS of one image": (
+        AIS | {"AIS - IS": 0.5, "AIS - IS, error": math.nan, "chosen": 1},
+        [r"^Cannot tell which is nearer .* \+0.50 ± nan nats"],
+    ),
+    "AIS of two images": (  # of 2 the bar is of 13.97 standard errors
+        AIS | {"AIS - IS": 0.5, "AIS - IS, error": 0.1, "chosen": 2},
+        [r"^Cannot tell which is nearer .* \+0.50 ± 0.10 nats"],
+    ),
     "BDMC tight": (
         AIS | {"BDMC gap": 0.95},
         ["agree", r"^AIS is within 0.95 nats of log p\(x\), .* the model draws\.$"],
     ),
     "BDMC loose": (AIS | {"BDMC gap": 1.05}, ["agree", r"^AIS is within 1.05 nats of .* Take more --temperatures\.$"]),
+    "BDMC within its error": (
+        {"BDMC gap": 0.9, "BDMC gap, error": 0.4, "chosen": 50},
+        [r"^Cannot tell whether AIS is within 1 nat of log p\(x\): 0.90 ± 0.40 nats"],
+    ),
+    "some in doubt": (
+        {"active": 13, "latent": 20, "collapsed": 5, "unsure": 3},
+        ["^5 of 20 dimensions collapsed: .* Cannot tell whether 3 of 20 dimensions are used; more --images"],
+    ),
+    "all in doubt": (
+        {"active": 1, "latent": 2, "collapsed": 0, "unsure": 2},
+        ["^Cannot tell whether 2 of 2 dimensions are used"],
+    ),
+    "k of one image": (
+        {"k > 0.7": 0.0, "k > 0.7, error": 0.2, "images": 1},
+        ["0.0% of the images: cannot tell whether importance sampling .* is to be trusted"],
+    ),
+    "a gap within its error": (
+        {"approximation": 0.5, "amortisation": 0.2, "gap, error": 0.15, "chosen": 50},
+        [r"^Cannot tell whether the guide is near the posterior: the ELBO is 0.70 ± 0.15 nats below"],
+    ),
+    "gaps alike": (
+        {"approximation": 1.2, "amortisation": 1.5, "gap, error": 0.1, "amortisation - approximation, error": 0.2},
+        ["1.20 nats are what its family cannot do, 1.50 what the encoder does not. Cannot tell which is more"],
+    ),
+    "codes off the prior within its error": (
+        CODES | {"aggregate KL": 1.3, "aggregate KL, error": 0.2},
+        ["^Cannot tell whether codes together are where the prior is: .* 1.3 nats"],
+    ),
+    "calibrated within its error": (
+        {"coverage at 0.9": 0.87, "coverage at 0.9, error": 0.02, "simulated": 20},
+        ["hold 87.0% of the true z: cannot tell if it is calibrated"],
+    ),
     "no gap": (
         {"approximation": 0.2, "amortisation": 0.25},
         [r"The guide is near the posterior: the ELBO is 0.45 nats below log p\(x\)\."],
@@ -69,7 +108,10 @@ SAID = {
         {"approximation": 1.25, "amortisation": 0.5},
         ["1.25 nats are what its family cannot do, 0.50 what the encoder does not. Try a richer family: --guide Full"],
     ),
-    "no overfitting": (FIT, [r"No sign of overfitting: -log p\(x\) changes by \+1.0 ± 1.0 nats from train to test\."]),
+    "no overfitting": (
+        FIT | {"test - train, error": 0.4},
+        [r"No sign of overfitting: -log p\(x\) changes by \+1.0 ± 0.4 nats from train to test\."],
+    ),
     "better on test images": (FIT | {"train -log p(x)": 103.0}, ["No sign of overfitting: .* by -3.0 ± 1.0 nats"]),
     "overfitting": (
         FIT | {"train -log p(x)": 97.5},
@@ -77,9 +119,21 @@ SAID = {
     ),
     "overfitting within its error": (
         FIT | {"train -log p(x)": 97.5, "test - train, error": 1.3},
-        [r"No sign of overfitting: .* by \+2.5 ± 1.3 nats"],
+        [r"^Cannot tell whether the model overfits: .* by \+2.5 ± 1.3 nats .*; more --images would say"],
     ),
-    "overfitting of little": (FIT | {"train -log p(x)": 98.1, "test - train, error": 0.1}, ["No sign of overfitting"]),
+    "overfitting of much within its error": (
+        {"test -log p(x)": 516.1, "train -log p(x)": 500.0, "test - train, error": 8.2},
+        [r"^Cannot tell whether the model overfits: .* by \+16.1 ± 8.2 nats"],
+    ),
+    "overfitting, of 3 images": (
+        FIT | {"train -log p(x)": 96.0, "images": 3},
+        [r"^Cannot tell whether .* \+4.0 ± 1.0 nats"],
+    ),
+    "overfitting, of a test image of no probability": (
+        FIT | {"test -log p(x)": math.inf, "test - train, error": math.nan},
+        [r"^Cannot tell whether the model overfits: .* \+inf ± nan nats"],
+    ),
+    "overfitting of little": (FIT | {"train -log p(x)": 98.3, "test - train, error": 0.1}, ["No sign of overfitting"]),
     "overfitting of a density": (
         {"test -log p(x)": -100.0, "train -log p(x)": -110.0, "test - train, error": 1.0},
         ["is 10.0 nats larger on test images than on training images"],
@@ -113,6 +167,11 @@ def test_it_says_what_the_numbers_say_and_no_more(numbers, expected):
         assert re.search(words, sentence), sentence
         assert sentence.endswith(".")
         assert "\n" not in sentence
+
+
+def test_of_a_table_it_speaks_of_rows():
+    numbers = {name: number for kind in SAID.values() for name, number in kind[0].items()}
+    assert "image" not in " ".join(diagnosis(numbers, "rows")).replace("--images", "")
 
 
 def test_of_nothing_it_says_nothing():

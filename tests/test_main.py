@@ -153,7 +153,8 @@ class TestTrain:
         )
         np.save("x.npy", np.random.default_rng(0).random((40, 5)))
         assert main(["train", "--data", "x.npy", "--prior", "my_parts.Mine", "--epochs", "1", "--run_dir", "r"]) == 0
-        assert {path.stem for path in Path("r/figures").iterdir()} == {"curves", "latent_space"}
+        drawn = {"curves", "latent_space", "marginals", "reconstructions"}
+        assert {path.stem for path in Path("r/figures").iterdir()} == drawn
         assert main(["evaluate", "r"]) == 2
         assert "If you trust it: " in capsys.readouterr().err
         assert main(["evaluate", "r", "--trust", "my_parts", *FAST]) == 0

@@ -362,6 +362,49 @@ class TestCalibration:
         assert len(calibrated(torch.ones(4, 4), torch.ones(4), most=7).axes) == 8
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_what_is_not_finite_is_not_drawn(bad):
+    run = {"nll": (bad, math.nan), "reconstruction": bad, "kl": bad, "seconds": [1.0, 2.0], "valid": [bad, bad]}
+    for runs in ({"bad": run}, {"bad": run, "a": RUN}):
+        left, *_, right = plots.comparison([("masses", runs)]).axes
+        assert np.isfinite([*left.get_xlim(), *right.get_ylim()]).all()
+    assert plots.curves({"train": [2.0, bad, 1.0], "valid": [bad] * 3}).axes[0].lines[0].get_ydata()[2] == 1.0
+    assert np.isfinite(plots.bounds([1, 9], [2.0, bad], [0.1, math.nan], {"AIS": (bad, 1.0)}).axes[0].get_ylim()).all()
+    numbers = torch.tensor([0.3, bad])
+    for figure in (plots.gaps(numbers, numbers), plots.dimensions(numbers, numbers)):
+        assert np.isfinite(figure.axes[0].get_ylim()).all()
+    assert len(plots.weights(numbers, numbers, 100).axes[0].patches) < 100
+    z = torch.tensor([[0.0, 1.0, 2.0], [bad, 0.0, 0.0]])
+    assert bad == 1e30 or len(plots.latent_space(z, torch.arange(2)).axes[0].collections[0].get_offsets()) == 1
+
+
+class TestColumns:
+    X, OTHER = torch.tensor([[0.0, 3.0], [1.0, 5.0], [1.0, 4.0], [0.0, math.nan]]), torch.zeros(4, 2)
+
+    def test_histograms_are_of_both_the_most_apart_first(self):
+        """Of whole numbers each has its bin; heights are shares, since bins are of width 1."""
+        other = torch.tensor([[1.0, 30.0], [0.0, 30.0], [0.0, 30.0], [0.0, math.nan]])
+        first, second = plots.columns(self.X, other, ["few", "off"], "A table").axes
+        assert (first.get_title(), second.get_title()) == ("off", "few")
+        assert [bar.get_height() for bar in second.patches[:2]] == [0.5, 0.5]
+        assert {*second.patches[2].get_xy()[:, 1].tolist()} == {0.0, 0.25, 0.75}
+
+    def test_pairs_are_drawn_against_each_other_without_what_is_missing(self):
+        first, second = plots.columns(self.X, self.OTHER, ["a", "b"], "A table", pairs=True).axes
+        assert (first.get_title(), second.get_title()) == ("b", "a")
+        assert first.lines[1].get_xydata().tolist() == [[3.0, 0.0], [5.0, 0.0], [4.0, 0.0]]
+
+    @pytest.mark.parametrize("pairs", [False, True])
+    def test_any_table_is_drawn_and_of_many_columns_16(self, pairs, tmp_path):
+        x = torch.randn(9, 40)
+        x[:, 0], x[:, 1], x[:, 2], x[:, 3] = math.nan, 0.37, 1e30 * x[:, 2], 7.0
+        figure = plots.columns(x, x.roll(1, 0), [f"x[{i}]" for i in range(40)], "A table", pairs)
+        assert len(figure.axes) == 16
+        assert figure.get_suptitle() == "A table: 16 of 40 columns"
+        for part in (x[:1, :5], x[:, :1]):
+            plots.columns(part, part, [f"x[{i}]" for i in range(part.shape[1])], "", pairs).savefig(tmp_path / "a.png")
+
+
 class TestPosteriors:
     def test_pairs_are_below_the_diagonal_and_densities_on_it(self):
         guide, posterior = torch.randn(2, 300, 4)

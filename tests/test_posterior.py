@@ -513,6 +513,15 @@ class TestSbc:
         expected = [scipy.stats.chisquare(column.numpy()).pvalue for column in found.counts.T]
         torch.testing.assert_close(found.p_values, DOUBLE(expected))
 
+    @pytest.mark.parametrize("draws", [1, 2, 3, 4, 6, 10, 100])
+    @pytest.mark.parametrize("num", [1, 3, 20, 21])
+    def test_of_few_data_and_draws_the_test_is_of_two_bins_at_least(self, num, draws):
+        found = Calibration(torch.randint(0, draws + 1, (num, 2)), draws)
+        shares = torch.bincount(torch.arange(draws + 1) * found.bins // (draws + 1)).double() / (draws + 1)
+        expected = [scipy.stats.chisquare(column.double(), num * shares).pvalue for column in found.counts.T]
+        assert found.bins >= 2
+        torch.testing.assert_close(found.p_values, DOUBLE(expected))
+
     def test_every_rank_once_is_as_uniform_as_can_be(self):
         assert (Calibration(torch.arange(101).unsqueeze(1), 100).p_values == 1).all()  # in bins of 10 or 11 ranks
         found = Calibration(torch.arange(100).unsqueeze(1).expand(100, 2), 99)

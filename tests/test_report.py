@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 from functools import cache, partial
 
 import pyro.distributions as dist
@@ -10,6 +11,7 @@ from torch import nn
 
 from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, posterior, report
 from pyro_vae.conditional import Family
+from pyro_vae.report.closing import write_table
 from pyro_vae.report.findings import SIMULATED
 
 DIGITS = data.load("digits")
@@ -77,8 +79,27 @@ def test_a_few_images_are_enough(count):
     assert set(report.figures(VAE.build((1, 8, 8), latent=3), dataset)) == IMAGES
 
 
-def test_vectors_have_a_latent_space_only():
-    assert set(report.figures(VAE.build((5,), latent=3), data.from_tensor(torch.rand(40, 5)))) == {"latent_space"}
+@pytest.mark.parametrize("columns", [5, 1])
+def test_a_table_has_figures_of_its_columns(columns):
+    x = torch.rand(40, columns)
+    x[::3, 1:2] = math.nan
+    drawn = report.figures(VAE.build((columns,), latent=3), data.from_tensor(x))
+    assert set(drawn) == {"latent_space", "marginals", "reconstructions"}
+    for name in ("marginals", "reconstructions"):
+        titles = [axes.get_title() for axes in drawn[name].axes if axes.axison]
+        assert sorted(titles) == ([f"x[{i}]" for i in range(5)] if columns > 1 else ["x"])
+        assert "4 test rows" in drawn[name].get_suptitle()
+    assert "training rows" in drawn["latent_space"].axes[0].get_title()
+
+
+def test_the_table_is_as_wide_as_its_numbers():
+    numbers = [1e6, -12345.67, 1e-9, -math.inf]
+    values = {"test": evaluate.Values(*(torch.tensor([number, number, number * 1.5]) for number in numbers))}
+    head, row, *_ = write_table(VAE.build((1, 8, 8), latent=2), DIGITS, values, 7).splitlines()
+    cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
+    assert cells[:2] == ["test", "3"]
+    assert cells[2:] == ["1166666.62 ± 166666.66", "-14403.28 ± 2057.61", "1.2e-09 ± 1.7e-10", "-inf ± nan"]
+    assert len(head) == len(row)
 
 
 def test_without_a_closed_form_the_traversal_names_dimensions_alone():
@@ -96,7 +117,8 @@ def test_torchs_generator_is_left_alone():
 TINY = partial(networks.MLP, hidden=(16,))
 HEADS = ("How good is the model?", "How good is the guide?", "What do codes say?")
 FREE = {"bounds", "calibration", "dimensions", "weights"}  # figures of any evaluation
-COSTLY = {"AIS", "AIS - IS", "AIS - IS, error", "BDMC gap", "approximation", "amortisation"}
+TERMS = ("AIS - IS", "BDMC gap", "approximation", "amortisation", "gap", "amortisation - approximation")
+COSTLY = {"AIS"} | {f"{name}{end}" for name in TERMS for end in ("", ", error")}
 
 
 def evaluation(vae, dataset=DIGITS, **options):
@@ -153,12 +175,22 @@ class TestEvaluation:
         gaps = posterior.gaps(vae, x[:4], log_p, temperatures=0, seed=5)
         assert images["approximation"] == gaps.approximation.tolist()
         assert numbers["amortisation"] == pytest.approx(gaps.amortisation.mean().item())
+        assert numbers["gap, error"] == pytest.approx((gaps.log_p - gaps.elbo).std().item() / 2)
+        assert numbers["amortisation - approximation, error"] == pytest.approx(
+            (gaps.amortisation - gaps.approximation).std().item() / 2
+        )
+        assert numbers["BDMC gap, error"] == pytest.approx((upper - lower).std().item() / 2)
+        assert (numbers["images"], numbers["chosen"], numbers["codes"], numbers["simulated"]) == (40, 4, 40, SIMULATED)
 
     def test_calibration_and_codes_are_those_of_the_functions(self):
         vae, dataset = tiny()
         x, numbers = dataset.test[:40], full().numbers
         assert numbers["coverage at 0.9"] == posterior.sbc(vae, x, seed=5, num=SIMULATED).coverage([0.9]).mean().item()
+        covered = posterior.sbc(vae, x, seed=5, num=SIMULATED).covers(0.9).double().mean(1)
+        assert numbers["coverage at 0.9, error"] == pytest.approx(covered.std().item() / SIMULATED**0.5)
         assert (numbers["active"], numbers["latent"]) == (evaluate.active_units(vae, x), 3)
+        ratios = evaluate.aggregate_of_codes(vae, x, seed=5)[1]
+        assert numbers["aggregate KL, error"] == pytest.approx(ratios.std().item() / 40**0.5)
         found = evaluate.aggregate(vae, x, seed=5)
         assert (numbers["mutual information"], numbers["aggregate KL"]) == tuple(found)
         assert numbers["log N"] == math.log(40)
@@ -323,7 +355,10 @@ class TestEvaluationOfAnyVAE:
 
     def test_of_vectors_it_shows_no_images(self):
         dataset = data.from_tensor(torch.rand(400, 5))
-        assert set(evaluation(VAE.build((5,), latent=3, network=TINY), dataset).figures) == FREE
+        found = evaluation(VAE.build((5,), latent=3, network=TINY), dataset)
+        assert set(found.figures) == FREE
+        assert "The first 40 test rows" in str(found)
+        assert "image" not in str(found).replace("--images", "")
 
     def test_with_dimensions_that_are_not_independent_it_leaves_their_divergences_out(self):
         found = evaluation(VAE.build((1, 8, 8), latent=3, guide=guides.FullNormal, network=TINY))
@@ -348,10 +383,21 @@ class TestEvaluationOfAnyVAE:
             found.figures[name].draw_without_rendering()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_evaluation_of_no_probability_says_so():
+    vae = VAE.build((1, 8, 8), latent=2, network=TINY)
+    [*vae.decoder.network.parameters()][-1].data.fill_(1e30)
+    found = evaluation(vae, images=5)
+    assert "No k-hat: Expected finite log-weights" in str(found)
+    assert any(re.match("Cannot tell whether the model overfits", line) for line in found.diagnosis)
+    assert found.table.splitlines()[3].split("  ")[-1] == "inf ± nan"
+
+
 @pytest.mark.filterwarnings("ignore:AIS")
 def test_an_evaluation_of_one_image_and_few_particles_says_what_it_cannot_tell():
     vae = VAE.build((1, 8, 8), latent=2)
     found = report.evaluation(vae, DIGITS, num_particles=5, images=1, chosen=1, temperatures=5, progress=False)
     assert "No k-hat: it takes 25 particles." in str(found)
+    assert sum(line.startswith("Cannot tell") for line in found.diagnosis) == 4  # but for calibration, of 500 data
     assert "codes" not in str(found)
     assert set(found.figures) == {"bounds", "gaps", "calibration"}

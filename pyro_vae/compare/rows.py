@@ -15,10 +15,11 @@ from pyro_vae import checkpoint, data, evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import ELBO
-from pyro_vae.program import point_of, posterior_of
+from pyro_vae.program import Posterior, point_of, posterior_of
 from pyro_vae.programs import VAE
 from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
+from pyro_vae.words import images_or_rows
 
 # Settings on which no number depends.
 UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")
@@ -37,7 +38,8 @@ class Row:
         values: For each image the ELBO, its terms and -log p(x), in nats.
         difference: From the best of the group in -log p(x), in nats, with its standard error, paired over the images.
         num_particles: Draws per image for -log p(x).
-        active: How many latent dimensions are used: :func:`pyro_vae.evaluate.active_units`.
+        active: How many latent dimensions are used: :func:`pyro_vae.evaluate.active_units`; None where all may be
+            collapsed, and there are too few data to tell.
         latent: Of how many.
         parameters: How many numbers are trained.
         history: The columns of metrics.csv.
@@ -51,7 +53,7 @@ class Row:
     values: evaluate.Values
     difference: tuple[float, float]
     num_particles: int
-    active: int
+    active: int | None
     latent: int
     parameters: int
     history: dict[str, list[float]]
@@ -142,11 +144,11 @@ def compare(
                 group=groups.setdefault(str(basis), len(groups)),
                 basis=basis,
                 settings={key: short(value) for key, value in config.items() if key not in options},
-                about=f"{about}, {len(whole):,} {split} images",
+                about=f"{about}, {len(whole):,} {split} {images_or_rows(shape)}",
                 values=values,
                 difference=(0.0, 0.0),
                 num_particles=num_particles,
-                active=evaluate.active_units(vae, whole, seed=seed) if len(whole) > 1 else 0,
+                active=_active(whole, seed),
                 latent=len(evaluate.dimensions(whole)),
                 parameters=sum(parameter.numel() for parameter in vae.parameters()),
                 history=history,
@@ -172,6 +174,13 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
     config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
     return vae, {key: value for key, value in config.items() if key not in UNSAID}, history
+
+
+def _active(whole: Posterior, seed: int) -> int | None:
+    if len(whole) < 2:
+        return None
+    active, _, unsure = evaluate.usage(evaluate.activity(whole.program, whole, seed), len(whole))
+    return active if active or not unsure else None
 
 
 def _rank(rows: Sequence[Row]) -> list[Row]:

@@ -4,11 +4,16 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from pyro_vae import evaluate, plots
 from pyro_vae.compare.rows import Row, short
+from pyro_vae.words import above, aligned, nats, pair
+
+BEST, WORST, GROUPS = 20, 10, 6  # runs of a group, and groups, that are drawn
+LEVEL = 0.1  # nats that do not matter
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -21,30 +26,28 @@ def table(rows: Sequence[Row]) -> str:
     same = [f"{key} {value}" for key, value in rows[0].settings.items() if key not in differ and value != "none"]
     heads = ["run", *differ, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
     heads += ["active", "parameters", "seconds"]
-    cells = {row: [*_cells(row, differ)] for row in rows}
-    widths = [max(map(len, column)) for column in zip(heads, *cells.values(), strict=True)]
-    left = 1 + len(differ)
-
-    def line(texts: Sequence[str]) -> str:
-        aligned = (f"{text:{'<' if i < left else '>'}{widths[i]}}" for i, text in enumerate(texts))
-        return "  ".join(aligned).rstrip()
-
+    head, *lines = aligned([heads, *([*_cells(row, differ)] for row in rows)], 1 + len(differ))
     shown = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
     for group in _groups(rows):
-        shown += ["", *_heading(group[0], rows[0]), line(heads), *(line(cells[row]) for row in group)]
+        shown += ["", *_heading(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
     notes = (
-        "nats per datum; ± standard error over the images, of the difference from the best that of the paired "
-        f"differences. ELBO at beta = 1 with {evaluate.DRAWS} draws; -log p(x) by importance sampling, "
+        "nats per datum; ± standard error over the data, of the difference from the best that of the paired "
+        "differences: level, where 2 of them leave no room for 0.1 nats; cannot tell, where they reach 0. "
+        f"ELBO at beta = 1 with {evaluate.DRAWS} draws; -log p(x) by importance sampling, "
         f"{rows[0].num_particles:,} draws from the guide: too large on average. Active: latent dimensions whose "
-        "mean under the guide varies over the images by more than 0.01. Seconds: of the training."
+        "mean under the guide varies over the data by more than 0.01. Seconds: of the training."
     )
     return "\n".join([*shown, "", _wrap(notes)])
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Draw rows: -log p(x), the ELBO's two terms, and the validation images' -ELBO against seconds of training."""
-    groups = []
-    for group in _groups(rows):
+    """Draw rows: -log p(x), the ELBO's two terms, and the validation data's -ELBO against seconds of training.
+
+    Of a group these are the 20 best and the 10 worst, and of many groups the first 6: titles say how many are left out.
+    """
+    groups = _groups(rows)
+    shown: list[tuple[str, dict[str, dict[str, Any]]]] = []
+    for group in groups[:GROUPS]:
         runs = {
             row.name: {
                 "nll": row.nll,
@@ -53,10 +56,16 @@ def figure(rows: Sequence[Row]) -> Figure:
                 "seconds": [*accumulate(row.history.get("seconds", []))],
                 "valid": row.history.get("valid", []),
             }
-            for row in group
+            for i, row in enumerate(group)
+            if i < BEST or i >= len(group) - WORST
         }
-        groups.append((next(_heading(group[0], group[0])), runs))
-    return plots.comparison(groups)
+        title = next(_heading(group[0], group[0]))
+        if len(group) > BEST + WORST:
+            title += f"; the best {BEST} and the worst {WORST} of {len(group):,} runs"
+        if len(shown) == GROUPS - 1 and len(groups) > GROUPS:
+            title += f"; {len(groups) - GROUPS:,} more groups are not drawn"
+        shown.append((title, runs))
+    return plots.comparison(shown)
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
@@ -66,12 +75,20 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 def _cells(row: Row, differ: Sequence[str]) -> Iterator[str]:
     yield row.name
     yield from (row.settings.get(key, "-") for key in differ)
-    yield from (f"{value.mean().item():.2f}" for value in row.values[:3])
-    yield "{:.2f} ± {:.2f}".format(*row.nll)
-    yield "best" if row.difference == (0, 0) else "{:+.2f} ± {:.2f}".format(*row.difference)
-    yield f"{row.active} of {row.latent}" if row.active else f"collapsed, 0 of {row.latent}"
+    yield from (nats(value.mean().item()) for value in row.values[:3])
+    yield pair(row.nll)
+    yield _difference(row)
+    yield "cannot tell" if row.active is None else f"{'' if row.active else 'collapsed, '}{row.active} of {row.latent}"
     yield f"{row.parameters:,}"
     yield "-" if math.isnan(row.seconds) else f"{row.seconds:,.1f}"
+
+
+def _difference(row: Row) -> str:
+    """Say how far a run is from the best, and whether that can be told."""
+    if row.difference == (0, 0):
+        return "best" if math.isfinite(row.nll[0]) else "-"
+    words = {True: "", False: ", level", None: ", cannot tell"}
+    return pair(row.difference, "+") + words[above(*row.difference, len(row.values.nll), slack=LEVEL)]
 
 
 def _heading(row: Row, first: Row) -> Iterator[str]:

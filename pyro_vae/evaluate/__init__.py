@@ -13,10 +13,12 @@ from pyro_vae.evaluate.codes import (
     active_units,
     activity,
     aggregate,
+    aggregate_of_codes,
     dimensions,
     guide_means,
     mutual_information,
     posterior,
+    usage,
 )
 from pyro_vae.evaluate.summaries import (
     DRAWS,
@@ -34,7 +36,7 @@ from pyro_vae.evaluate.summaries import (
 from pyro_vae.evaluate.weighing import log_weights, nll
 from pyro_vae.evaluate.weights import bits_per_dim, elbo, ess, iwae, iwae_curve, pareto_k
 
-__all__ = ["DRAWS", "Aggregate", "Summary", "Values", "active_units", "activity", "aggregate", "bits_per_dim"]
-__all__ += ["covariates", "dimensions", "elbo", "ess", "guide_means", "is_exact", "iwae", "iwae_curve", "kl_by_site"]
-__all__ += ["kl_per_dim", "log_weights", "mutual_information", "nll", "pareto_k", "per_image", "posterior", "rows_of"]
-__all__ += ["split", "summary"]
+__all__ = ["DRAWS", "Aggregate", "Summary", "Values", "active_units", "activity", "aggregate", "aggregate_of_codes"]
+__all__ += ["bits_per_dim", "covariates", "dimensions", "elbo", "ess", "guide_means", "is_exact", "iwae", "iwae_curve"]
+__all__ += ["kl_by_site", "kl_per_dim", "log_weights", "mutual_information", "nll", "pareto_k", "per_image"]
+__all__ += ["posterior", "rows_of", "split", "summary", "usage"]

@@ -15,6 +15,7 @@ from pyro_vae.evaluate.weighing import at_data, batches_that_fit
 from pyro_vae.program import Posterior, coordinates
 from pyro_vae.traces.enumeration import is_flat, per_datum
 from pyro_vae.traces.sites import density_sites, enumerated, samples
+from pyro_vae.words import above
 
 AVERAGED = 100  # draws, for a mean that has no closed form
 
@@ -65,6 +66,17 @@ def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | N
         1
     """
     return int((activity(program, data, seed) > threshold).sum())
+
+
+def usage(activity: Tensor, num: int, threshold: float = 0.01) -> tuple[int, int, int]:
+    """Return how many dimensions are used, by their activity over so many data; how many surely are not; and the rest.
+
+    Those that surely are not have it below the threshold with its error bar, which is that of normal codes. Of the
+    rest, some of which may count as used, the error bar reaches the threshold.
+    """
+    errors = (activity.abs() * math.sqrt(2 / max(1, num - 1))).tolist()
+    told = [above(a, error, num, threshold) for a, error in zip(activity.tolist(), errors, strict=True)]
+    return int((activity > threshold).sum()), told.count(False), told.count(None)
 
 
 def dimensions(whole: Posterior) -> list[str]:
@@ -120,11 +132,17 @@ def aggregate(program: Any, data: Any, num_particles: int = 1, seed: int | None 
         >>> found.mutual_information <= math.log(50)
         True
     """
+    information, kl = (part.mean().item() for part in aggregate_of_codes(program, data, num_particles, seed))
+    return Aggregate(information, kl)
+
+
+def aggregate_of_codes(program: Any, data: Any, num_particles: int = 1, seed: int | None = None) -> list[Tensor]:
+    """Return for each code, ``(num_particles * N,)``, what the two parts of :func:`aggregate` are the means of."""
     with at_data(program, data, seed) as whole:
         if len(whole) < 2 or num_particles < 1:
             raise ValueError(f"Expected at least 2 images and 1 particle; got {len(whole)} and {num_particles}.")
         draws, _ = whole.propose(num_particles)
-        own, of_prior = whole.log_q(draws).mean(), whole.log_prior(draws).mean()
+        own, of_prior = (log_p.flatten() for log_p in (whole.log_q(draws), whole.log_prior(draws)))
         points = {name: value.flatten(0, 1).unsqueeze(1) for name, value in draws.items()}
 
         def of_all(start: int, end: int) -> Tensor:
@@ -133,8 +151,8 @@ def aggregate(program: Any, data: Any, num_particles: int = 1, seed: int | None 
 
         number = num_particles * len(whole)
         size = how_many_fit(lambda n: of_all(0, n), number, whole.data[0].device)
-        of_mixture = torch.cat([of_all(i, i + size) for i in range(0, number, size)]).mean() - math.log(len(whole))
-        return Aggregate((own - of_mixture).item(), (of_mixture - of_prior).item())
+        of_mixture = torch.cat([of_all(i, i + size) for i in range(0, number, size)]) - math.log(len(whole))
+        return [own - of_mixture, of_mixture - of_prior]
 
 
 def mutual_information(program: Any, data: Any, num_particles: int = 1, seed: int | None = None) -> float:

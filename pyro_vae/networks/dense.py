@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 Sizes = Sequence[int]
 
@@ -146,7 +148,10 @@ class Joint(nn.Module):
             isinstance(layer, nn.Conv2d) for layer in network(self.in_shape, out_shape).modules()
         )
         joined = (self.in_shape[0] + width, *self.in_shape[1:]) if self.convolves else (prod(self.in_shape) + width,)
-        self.network = network(joined, out_shape)
+        self.network: Any = network(joined, out_shape)
+        layers = getattr(self.network, "layers", None)
+        kinds = [type(layer) for layer in layers] if isinstance(layers, nn.Sequential) else []
+        self.starts_linear = isinstance(self.network, Network) and kinds[:2] == [nn.Flatten, nn.Linear]
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -158,14 +163,22 @@ class Joint(nn.Module):
         event = len(self.in_shape)
         if a.shape[a.dim() - event :] != self.in_shape:
             raise ValueError(f"Expected an input that ends in {self.in_shape}; got {tuple(a.shape)}.")
-        batch = torch.broadcast_shapes(a.shape[: a.dim() - event], *(vector.shape[:-1] for vector in beside))
-        a = a.expand(*batch, *self.in_shape)
+        before = a.shape[: a.dim() - event]
+        batch = torch.broadcast_shapes(before, *(vector.shape[:-1] for vector in beside))
         if self.convolves:
             image = self.in_shape[1:]
-            parts = [a, *(v.reshape(*v.shape, 1, 1).expand(*batch, v.shape[-1], *image) for v in beside)]
-            return self.network(torch.cat(parts, -3))
-        parts = [a.reshape(*batch, -1), *(vector.expand(*batch, -1) for vector in beside)]
-        return self.network(torch.cat(parts, -1))
+            maps = (v.reshape(*v.shape, 1, 1).expand(*batch, v.shape[-1], *image) for v in beside)
+            return self.network(torch.cat([a.expand(*batch, *self.in_shape), *maps], -3))
+        parts = [a.reshape(*before, -1), *beside]
+        if not self.starts_linear:
+            return self.network(torch.cat([part.expand(*batch, -1) for part in parts], -1))
+        # The first layer is a sum over inputs, each part computed once, however many draws or classes are beside it.
+        _, first, *rest = self.network.layers
+        weights = first.weight.split([part.shape[-1] for part in parts], 1)
+        out = sum((linear(part, weight) for part, weight in zip(parts, weights, strict=True)), first.bias)
+        for layer in rest:
+            out = layer(out)
+        return out.reshape(*batch, *self.network.out_shape) + self.network.bias
 
 
 def dense(units: int, hidden: Sizes, out: int, activation: str, bias: bool = False) -> nn.Sequential:

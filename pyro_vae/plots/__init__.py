@@ -9,7 +9,8 @@ from pyro_vae.plots.evaluation import bounds, calibration, dimensions, gaps, wei
 from pyro_vae.plots.images import MISSING as MISSING
 from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal, worst
 from pyro_vae.plots.latent import latent_space, posteriors
+from pyro_vae.plots.tables import columns
 from pyro_vae.plots.training import comparison, curves
 
-__all__ = ["bounds", "calibration", "comparison", "curves", "dimensions", "gaps", "interpolation", "latent_space"]
-__all__ += ["manifold", "posteriors", "reconstructions", "samples", "traversal", "weights", "worst"]
+__all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]
+__all__ += ["latent_space", "manifold", "posteriors", "reconstructions", "samples", "traversal", "weights", "worst"]

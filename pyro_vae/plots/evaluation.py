@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.plots.style import BLUE, GREEN, GREY, ORANGE, RED, numbers, styled
+from pyro_vae.plots.style import BLUE, GREEN, GREY, ORANGE, RED, finite, numbers, styled
 
-GOOD, POOR, BIN = 0.5, 0.7, 0.05  # k-hat
+GOOD, POOR, BIN, MOST = 0.5, 0.7, 0.05, 10  # k-hat
 BAND = 0.99  # of the counts, within the grey band, if ranks are uniform
 
 
@@ -28,11 +28,13 @@ def bounds(
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.errorbar(particles, means, yerr=errors, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.2)
-    axes.annotate("-ELBO", (particles[0], means[0]), xytext=(8, 0), textcoords="offset points", fontsize=9)
+    axes.errorbar(
+        particles, finite(means), yerr=finite(errors), color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.2
+    )
+    axes.annotate("-ELBO", (particles[0], finite(means)[0]), xytext=(8, 0), textcoords="offset points", fontsize=9)
     for (name, (difference, error)), colour in zip((others or {}).items(), (ORANGE, GREEN, RED), strict=False):
-        at = means[-1] + difference
-        if math.isfinite(error):
+        at = float(finite(means[-1] + difference))
+        if math.isfinite(at + error):
             axes.axhspan(at - error, at + error, color=colour, alpha=0.2, linewidth=0)
         axes.axhline(at, color=colour, linewidth=1.2, label=name)
     axes.set(xscale="log", xlabel="particles", ylabel="nats per datum", title=title)
@@ -42,26 +44,26 @@ def bounds(
 
 
 @styled
-def weights(k: Tensor, ess: Tensor, num_particles: int) -> Figure:
+def weights(k: Tensor, ess: Tensor, num_particles: int, images: str = "images") -> Figure:
     """Draw histograms of k-hat and of the effective sample size, both of shape ``(B,)``."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = numbers(k)
-    finite = np.append(shown[np.isfinite(shown)], [GOOD, POOR])
-    low, high = math.floor(finite.min() / BIN), math.floor(finite.max() / BIN) + 2  # the last is for infinite ones
+    usual = np.append(shown[np.abs(shown) < MOST], [GOOD, POOR])
+    low, high = math.floor(usual.min() / BIN), math.floor(usual.max() / BIN) + 2  # the last is for the others
     edges = BIN * np.arange(low, high + 1)
-    _, _, bars = left.hist(np.where(np.isfinite(shown), shown, edges[-2] + BIN / 2), bins=edges.tolist())
+    _, _, bars = left.hist(np.where(np.abs(shown) < MOST, shown, edges[-2] + BIN / 2), bins=edges.tolist())
     for middle, bar in zip(edges + BIN / 2, bars, strict=False):
         bar.set_facecolor(RED if middle > POOR else ORANGE if middle > GOOD else BLUE)
     for line, colour in ((GOOD, ORANGE), (POOR, RED)):
         left.axvline(line, color=colour, linewidth=1, linestyle="--")
-    share = (k > POOR).double().mean().item()
-    left.set(title=f"Pareto k-hat: {share:.1%} of {len(k):,} images above {POOR}")
-    left.set(xlabel="k-hat of an image's weights", ylabel="images")
+    share = 1 - (k <= POOR).double().mean().item()
+    left.set(title=f"Pareto k-hat: {share:.1%} of {len(k):,} {images} above {POOR}")
+    left.set(xlabel="k-hat of the weights of each", ylabel=images)
     size = numbers(ess).clip(1, num_particles)  # but for rounding
     right.hist(size, bins=np.geomspace(1, num_particles, 40).tolist(), color=BLUE)
     right.set(title=f"Effective sample size of {num_particles:,} draws: median {np.median(size):,.0f}")
-    right.set(xscale="log", xlabel="ESS of an image's weights")
+    right.set(xscale="log", xlabel="ESS of the weights of each")
     return figure
 
 
@@ -81,10 +83,10 @@ def dimensions(
     panels = figure.subplots(1 if kl is None else 2, 1, sharex=True, squeeze=False)[:, 0]
     colours = [BLUE if activity[i] > threshold else GREY for i in order]
     if kl is not None:
-        panels[0].bar(range(len(order)), kl[order].tolist(), color=colours)
+        panels[0].bar(range(len(order)), finite(numbers(kl[order])), color=colours)
         panels[0].set(ylabel="KL, nats")
     last = panels[-1]
-    last.bar(range(len(order)), [max(activity[i].item(), 1e-6) for i in order], color=colours)
+    last.bar(range(len(order)), finite(numbers(activity[order]).clip(1e-6)), color=colours)
     last.axhline(threshold, color=RED, linewidth=1, linestyle="--")
     last.set(yscale="log", ylabel="activity")
     last.set_xticks(range(len(order)), [names[i] for i in order], fontsize=6 if len(order) > 20 else 8, rotation=90)
@@ -94,18 +96,18 @@ def dimensions(
 
 
 @styled
-def gaps(approximation: Tensor, amortisation: Tensor) -> Figure:
-    """Draw how far the ELBO is below log p(x), an image a bar, in two parts, both of shape ``(B,)``, in nats."""
+def gaps(approximation: Tensor, amortisation: Tensor, images: str = "images") -> Figure:
+    """Draw how far the ELBO is below log p(x), a datum a bar, in two parts, both of shape ``(B,)``, in nats."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     order = (approximation + amortisation).argsort(descending=True)
     below = np.zeros(len(order))
     for part, name, colour in ((approximation, "approximation", ORANGE), (amortisation, "amortisation", BLUE)):
-        height = numbers(part[order])
+        height = finite(numbers(part[order]))
         label = f"{name}, {height.mean():.2f} nats on average"
         axes.bar(range(len(order)), height, bottom=below, width=1, color=colour, label=label)
-        below = below + height.clip(min=0)
-    axes.set(xlabel="images, in order", ylabel="log p(x) - ELBO, nats", xticks=[])
+        below = below + np.nan_to_num(height).clip(min=0)
+    axes.set(xlabel=f"{images}, in order", ylabel="log p(x) - ELBO, nats", xticks=[])
     axes.set(title="What the guide's family cannot do, and what the encoder does not")
     axes.legend(fontsize=9)
     return figure

@@ -18,7 +18,8 @@ SHARES = (0.5, 0.9, 0.99)  # of the mass, within contours
 @styled
 def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent space: means of q(z | x)") -> Figure:
     """Draw points z, ``(N, latent)``, coloured by labels, ``(N,)``; of more than 2 dimensions the first two PCs."""
-    points, names = z.detach().cpu().double(), ["z0", "z1"]
+    drawn = z.isfinite().all(1)
+    points, names = z[drawn].detach().cpu().double(), ["z0", "z1"]
     if points.shape[1] > 2:
         points = points - points.mean(0)
         _, _, components = torch.linalg.svd(points.T @ points)  # as many as dimensions, however few the points
@@ -29,12 +30,12 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
     if labels is None:
         axes.scatter(across, up, s=6, alpha=0.6, color=BLUE, linewidths=0)
     else:
-        classes, codes = np.unique(labels.cpu().numpy(), return_inverse=True)
+        classes, codes = np.unique(labels[drawn.to(labels.device)].cpu().numpy(), return_inverse=True)
         few, top = len(classes) <= 10, max(9.5, len(classes) - 0.5)
         colours = ListedColormap([f"C{i}" for i in range(10)]) if few else "turbo"
-        drawn = axes.scatter(across, up, c=codes, s=7, alpha=0.7, cmap=colours, linewidths=0, vmin=-0.5, vmax=top)
+        dots = axes.scatter(across, up, c=codes, s=7, alpha=0.7, cmap=colours, linewidths=0, vmin=-0.5, vmax=top)
         if few:
-            handles, _ = drawn.legend_elements(num=list(range(len(classes))), alpha=1)
+            handles, _ = dots.legend_elements(num=list(range(len(classes))), alpha=1)
             axes.legend(handles, [*map(str, classes)], title="label", loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel=names[0], ylabel=names[1], aspect="equal")
     axes.set_title(title, fontsize=12)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_vae.plots.style import BLUE, GREEN, ORANGE, styled
+from pyro_vae.plots.style import BLUE, GREEN, ORANGE, finite, styled
 
 CURVES = {
     "Loss": [
@@ -36,7 +36,7 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     figure = Figure(figsize=(10 * len(shown) / 3, 3.2), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         for key, label, colour in lines:
-            axes.plot(epochs, history[key], color=colour, label=label, linewidth=1.5)
+            axes.plot(epochs, finite(history[key]), color=colour, label=label, linewidth=1.5)
         if len(lines) > 1:
             axes.legend()
         _fit_to(axes, [history[key][len(epochs) // 20 :] for key, _, _ in lines])
@@ -61,9 +61,9 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
         page.suptitle(title, fontsize=10)
         left, middle, right = page.subplots(1, 3)
         for i, run in enumerate(runs.values()):
-            colour, valid = f"C{i % 10}", run["valid"]
-            left.errorbar(run["nll"][0], i, xerr=run["nll"][1], fmt="o", color=colour, capsize=3)
-            middle.plot(run["kl"], -run["reconstruction"], "o", color=colour)
+            colour, valid, (nll, error) = f"C{i % 10}", finite(run["valid"]), finite(run["nll"])
+            left.errorbar(nll, i, xerr=error, fmt="o", color=colour, capsize=3)
+            middle.plot(*finite([run["kl"], -run["reconstruction"]]), "o", color=colour)
             right.plot(run["seconds"][: len(valid)], valid, "-o", color=colour, linewidth=1.5, markevery=[-1])
         left.set_yticks(range(len(runs)), [*runs])
         left.set(ylim=(len(runs) - 0.5, -0.5), xlabel="-log p(x), nats per datum")
@@ -81,6 +81,7 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
 def _fit_to(axes: Axes, tails: Sequence[Sequence[float]]) -> None:
     """Fit the axis to the last epochs: the first fall so far that these would look flat."""
     values = np.concatenate(tails)
+    values = values[np.isfinite(values)]
     if len(values):
-        margin = 0.05 * (values.max() - values.min()) or 1.0
+        margin = 0.05 * (values.max() - values.min()) or max(1.0, abs(values.max()) / 1000)
         axes.set(ylim=(values.min() - margin, values.max() + margin))

@@ -31,10 +31,10 @@ class Calibration:
 
     @property
     def bins(self) -> int:
-        """How many bins there are: up to 20, 10 data or more expected in each; of equally many ranks, if may be."""
+        """How many bins there are: 2 to 20, with 10 data or more expected in each, of equally many ranks, if may be."""
         size = self.draws + 1
-        most = max(n for n in range(1, min(20, size) + 1) if len(self.ranks) * (size // n) >= 10 * size)
-        return max((n for n in range(most // 2 + 1, most + 1) if size % n == 0), default=max(2, most))
+        most = max((n for n in range(2, min(20, size) + 1) if len(self.ranks) * (size // n) >= 10 * size), default=2)
+        return max((n for n in range(most // 2 + 1, most + 1) if size % n == 0), default=most)
 
     @property
     def counts(self) -> Tensor:
@@ -56,8 +56,11 @@ class Calibration:
 
         An interval of 0.9 should hold 0.9 of them. Less is a guide that is too narrow, or off.
         """
-        u = (self.ranks[:, :-1] + 0.5) / (self.draws + 1)
-        return torch.stack([((u - 0.5).abs() < level / 2).double().mean(0) for level in levels])
+        return torch.stack([self.covers(level).double().mean(0) for level in levels])
+
+    def covers(self, level: float) -> Tensor:
+        """Return where the guide's central interval of a level holds the true z, of shape ``(num, latent)``."""
+        return ((self.ranks[:, :-1] + 0.5) / (self.draws + 1) - 0.5).abs() < level / 2
 
     def figure(self) -> Figure:
         """Draw histograms of ranks, and coverage against the level."""

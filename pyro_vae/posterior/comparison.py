@@ -19,6 +19,7 @@ from pyro_vae.evaluate.weighing import at_data
 from pyro_vae.evaluate.weights import pareto_k
 from pyro_vae.posterior.nuts import Chains, flat, nuts
 from pyro_vae.program import Posterior
+from pyro_vae.words import aligned, nats
 
 WIDE = 7.0  # standard deviations of the prior where the grid begins
 LOW = 18.0  # nats below the peak, where the grid may end
@@ -75,23 +76,22 @@ class Comparison:
         return self.guide.stddev / self.nuts.stddev
 
     def __str__(self) -> str:
-        row = "{:>5} {:>12} {:>14} {:>12} {:>9} {:>7} {:>7} {:>7}".format
-        rows = [row("datum", "shift", "spread", "correlation", "guide's", "k-hat", "R-hat", "ESS")]
+        rows = [["datum", "shift", "spread", "correlation", "guide's", "k-hat", "R-hat", "ESS"]]
         correlations, shifts, spreads = (self.nuts.correlation, self.guide.correlation), self.shift, self.spread
         r_hat, ess = self.chains.r_hat.amax(1), self.chains.ess.amin(1)
         for b, (shift, spread) in enumerate(zip(shifts, spreads, strict=True)):
             pair = correlations[0][b].triu(1).abs().argmax()
             pairs = [f"{each[b].flatten()[pair]:+.2f}" for each in correlations] if len(shift) > 1 else ["-", "-"]
             numbers = f"{self.pareto_k[b]:.2f}", f"{r_hat[b]:.2f}", f"{ess[b]:.0f}"
-            worst, ends = shift[shift.abs().argmax()], f"{spread.min():.2f} to {spread.max():.2f}"
-            rows.append(row(b, f"{worst:+.2f}", ends, *pairs, *numbers))
+            worst, ends = shift[shift.abs().argmax()], f"{nats(spread.min().item())} to {nats(spread.max().item())}"
+            rows.append([str(b), nats(worst.item(), "+"), ends, *pairs, *numbers])
         notes = (
             "shift: guide's mean less the posterior's, where it is most off, in standard deviations of the posterior.\n"
             "spread: guide's standard deviation over the posterior's, least and most. correlation: the posterior's\n"
             "strongest, and the guide's of the same two dimensions. Posterior by NUTS, "
             f"{self.chains.z.shape[0]} chains of {self.chains.z.shape[1]:,}\ndraws; guide by {len(self.z):,}."
         )
-        return "\n".join([*rows, notes])
+        return "\n".join([*aligned(rows, 0), notes])
 
     def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
         """Draw both posteriors of a datum: densities of each dimension, and pairs of dimensions.

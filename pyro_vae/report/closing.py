@@ -1,6 +1,7 @@
 """What a run closes with: a table and figures."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,8 +15,9 @@ from pyro_vae import evaluate, plots
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element
 from pyro_vae.evaluate.summaries import mean_and_error
-from pyro_vae.program import point_of, posterior_of
+from pyro_vae.program import coordinates, point_of, posterior_of
 from pyro_vae.seeds import at_test
+from pyro_vae.words import aligned, images_or_rows, pair
 
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 
@@ -45,24 +47,19 @@ def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Va
         bits, note = _bits(of_element(next(iter(laws))), dataset) if len(laws) == 1 else (None, "")
         divergence = "in closed form" if evaluate.is_exact(whole) else "sampled"
         given = evaluate.covariates(whole)
-    head = f"{'split':6}{'images':>8}" + "".join(f"{name:>18}" for name in COLUMNS)
-    rows = [f"{head}{'bits/dim':>12}" if bits else head]
+    images = images_or_rows(dataset.event_shape)
+    rows = [["split", images, *COLUMNS, *(["bits/dim"] if bits else [])]]
     for name, found in values.items():
         pairs = [mean_and_error(column) for column in found]
-        row = f"{name:6}{len(found.nll):8,}" + "".join(f"{pair(each):>18}" for each in pairs)
-        rows.append(f"{row}{bits(pairs[-1][0]):>12.3f}" if bits else row)
-    left_out = f"; {dataset.missing:.1%} of the pixels missing, left out" if dataset.missing else ""
+        rows.append([name, f"{len(found.nll):,}", *map(pair, pairs), *([f"{bits(pairs[-1][0]):.3f}"] if bits else [])])
+    what = "pixels" if images == "images" else "numbers"
+    left_out = f"; {dataset.missing:.1%} of the {what} missing, left out" if dataset.missing else ""
     notes = (
-        f"nats per datum, mean ± standard error over the images; {dataset}; log p(x{given}) is of a {kind}{left_out}.\n"
-        f"ELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
+        f"nats per datum, mean ± standard error over the {images}; {dataset}; log p(x{given}) is of a {kind}{left_out}."
+        f"\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
         f"{num_particles:,} draws from the guide: too large on average.{note}"
     )
-    return "\n".join([*rows, notes])
-
-
-def pair(values: tuple[float, float]) -> str:
-    """Write a mean and its standard error."""
-    return "{:.2f} ± {:.2f}".format(*values)
+    return "\n".join([*aligned(rows), notes])
 
 
 def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[float], float] | None, str]:
@@ -87,21 +84,24 @@ def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[
 
 
 def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
-    """Draw a program's codes and, of a VAE of images, its images; torch's own state is left alone.
+    """Draw a program's codes and its images, or the columns of a table; torch's own state is left alone.
 
     Returns:
-        By name: ``latent_space``, of training images; and, of a VAE of images, ``reconstructions``, ``samples``,
-        ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2.
+        By name: ``latent_space``, of training data; of a VAE of images, ``reconstructions``, ``samples``,
+        ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2; of a table
+        ``marginals`` and, of a VAE, ``reconstructions``, of test rows.
     """
-    drawn = {}
+    drawn, images = {}, images_or_rows(dataset.event_shape)
     with at_test(program, point_of(program).device, seed), torch.no_grad():
         train = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2000)))
         codes = evaluate.guide_means(train)
         if codes.shape[1]:
             labels = None if dataset.train.labels is None else dataset.train.labels[: len(train)]
-            title = f"Means of q(z | x), {len(train):,} training images"
+            title = f"Means of q(z | x), {len(train):,} training {images}"
             drawn["latent_space"] = plots.latent_space(codes, labels, title)
-        if len(dataset.event_shape) in (2, 3) and hasattr(program, "traverse") and len(train.data) == 1:
+        if images == "rows":
+            drawn |= _of_columns(program, dataset)
+        elif len(dataset.event_shape) in (2, 3) and hasattr(program, "traverse") and len(train.data) == 1:
             (x,) = evaluate.rows_of(program, dataset.test, slice(0, 1000))
             counts = dataset.support is constraints.nonnegative_integer
             white = max(x.max().item(), 1.0) if counts else 1.0
@@ -113,6 +113,26 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
             drawn["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
             if program.prior().event_shape == (2,):
                 drawn["manifold"] = plots.manifold(program.manifold() / white)
+    return drawn
+
+
+def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
+    """Draw test rows beside rows that the model draws, where it can draw them, and beside their reconstructions."""
+    whole = posterior_of(program, evaluate.rows_of(program, dataset.test, slice(0, 1000)))
+    x, drawn = whole.data[0], {}
+    names = getattr(dataset, "names", ()) or coordinates("x", x.shape[1:])
+
+    def draw(other: Tensor, what: str, pairs: bool) -> Figure:
+        table, other = (rows.reshape(len(x), -1) for rows in (x, other))
+        return plots.columns(table, other, names, f"{len(x):,} test rows, and {what}", pairs)
+
+    own = None
+    with suppress(ValueError):  # data that cannot be drawn
+        own = whole.at(whole.simulate(1)).data[0]
+    if own is not None:
+        drawn["marginals"] = draw(own, "as many that the model draws", False)
+    if hasattr(program, "reconstruct") and len(whole.data) == 1:
+        drawn["reconstructions"] = draw(program.reconstruct(x), "their reconstructions (up)", True)
     return drawn
 
 

@@ -1,115 +1,153 @@
 """What the numbers of an evaluation mean, in words, and what usually helps."""
 
+import math
 from collections.abc import Callable, Mapping
+
+from pyro_vae.words import above, nats, pair
 
 Numbers = Mapping[str, float]
 
 
-def diagnosis(numbers: Numbers) -> list[str]:
-    """Return what the numbers say of a program, a sentence or two on each subject.
+def diagnosis(numbers: Numbers, images: str = "images") -> list[str]:
+    """Return what the numbers say of a program, a sentence or two on each subject: yes, no, or that they cannot tell.
+
+    Where a number has a standard error, :func:`pyro_vae.words.above` decides.
 
     Arguments:
         numbers: What :class:`Evaluation` has, by name; a subject without its numbers is left out.
+        images: What the data are called.
 
     Example:
         >>> diagnosis({"active": 9, "latent": 20})  # doctest: +ELLIPSIS
         ['11 of 20 dimensions collapsed: their activity is at most 0.01. ...']
+        >>> diagnosis({"BDMC gap": 0.9, "BDMC gap, error": 0.4, "chosen": 20})  # doctest: +ELLIPSIS
+        ['Cannot tell whether AIS is within 1 nat of log p(x): 0.90 ± 0.40 nats, ...']
     """
-    return [sentence(numbers) for key, sentence in SUBJECTS.items() if key in numbers]
+    return [sentence(numbers, images) for key, sentence in SUBJECTS.items() if key in numbers]
 
 
-def _collapse(n: Numbers) -> str:
-    active, latent = int(n["active"]), int(n["latent"])
-    if active == latent:
-        return f"All {latent} dimensions are used: the activity of each is above 0.01."
-    left = "All of the" if active == 0 else f"{latent - active} of"
-    return (
-        f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data ask "
-        "for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a smaller "
-        "--latent does as well."
-    )
+def _told(n: Numbers, name: str, num: str, line: float, slack: float = 0.0, sign: int = 1) -> bool | None:
+    """Say whether a number, or minus it, is above a line, by its error bar over so many data."""
+    return above(sign * n[name], n.get(f"{name}, error", 0.0), n.get(num, math.inf), line, slack)
 
 
-def _trust(n: Numbers) -> str:
-    share = n["k > 0.7"]
-    said = f"k-hat is above 0.7 for {share:.1%} of the images: "
-    if share <= 0.1:
-        return f"{said}importance sampling from the guide is to be trusted."
+def _pair(n: Numbers, name: str, sign: int = 1, plus: str = "") -> str:
+    mean, error = sign * n[name], n.get(f"{name}, error")
+    return nats(mean, plus) if error is None else pair((mean, error), plus)
+
+
+def _collapse(n: Numbers, images: str) -> str:
+    latent, unsure = int(n["latent"]), int(n.get("unsure", 0))
+    collapsed = int(n.get("collapsed", latent - n["active"]))
+    said = [f"All {latent} dimensions are used: the activity of each is above 0.01."] * (not collapsed and not unsure)
+    if collapsed:
+        left = "All of the" if collapsed == latent else f"{collapsed} of"
+        said.append(
+            f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data "
+            "ask for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a "
+            "smaller --latent does as well."
+        )
+    if unsure:
+        said.append(f"Cannot tell whether {unsure} of {latent} dimensions are used; more --images would say.")
+    return " ".join(said)
+
+
+def _trust(n: Numbers, images: str) -> str:
     advice = "Quote AIS." if "AIS" in n else "Ask AIS, with --chosen 50."
-    return f"{said}there the guide leaves out a part of the posterior, and more particles help little. {advice}"
+    words = {
+        True: f"there the guide leaves out a part of the posterior, and more particles help little. {advice}",
+        False: "importance sampling from the guide is to be trusted.",
+        None: "cannot tell whether importance sampling from the guide is to be trusted; more --images would say.",
+    }
+    said = words[_told(n, "k > 0.7", "images", 0.1)]
+    return f"k-hat is above 0.7 for {n['k > 0.7']:.1%} of the {images}: {said}"
 
 
-def _distance(n: Numbers) -> str:
-    short, error = n["AIS - IS"], n["AIS - IS, error"]
-    if short > max(0.1, 2 * error):
+def _distance(n: Numbers, images: str) -> str:
+    falls, rises = (_told(n, "AIS - IS", "chosen", 0.0, 0.1, sign) for sign in (1, -1))
+    if falls:
         return (
-            f"Importance sampling falls {short:.2f} ± {error:.2f} nats short of AIS on the same images: -log p(x) "
+            f"Importance sampling falls {_pair(n, 'AIS - IS')} nats short of AIS on the same {images}: -log p(x) "
             "above is too large by at least as much. Take more --num_particles, or quote AIS."
         )
-    if -short > max(0.1, 2 * error):
+    if rises:
         return (
-            f"AIS falls {-short:.2f} ± {error:.2f} nats short of importance sampling on the same images: take more "
+            f"AIS falls {_pair(n, 'AIS - IS', -1)} nats short of importance sampling on the same {images}: take more "
             "--temperatures."
         )
-    return f"Importance sampling and AIS agree: {short:+.2f} ± {error:.2f} nats between them on the same images."
+    apart = f"{_pair(n, 'AIS - IS', plus='+')} nats between them on the same {images}"
+    if falls is rises is False:
+        return f"Importance sampling and AIS agree: {apart}."
+    return f"Cannot tell which is nearer to log p(x), importance sampling or AIS: {apart}; more --chosen would say."
 
 
-def _sandwich(n: Numbers) -> str:
-    gap = abs(n["BDMC gap"])
-    more = " Take more --temperatures." if gap > 1.0 else ""
-    return f"AIS is within {gap:.2f} nats of log p(x), on average of images that the model draws.{more}"
+def _sandwich(n: Numbers, images: str) -> str:
+    gap, drawn = _pair(n, "BDMC gap"), f"on average of {images} that the model draws"
+    return {
+        True: f"AIS is within {gap} nats of log p(x), {drawn}. Take more --temperatures.",
+        False: f"AIS is within {gap} nats of log p(x), {drawn}.",
+        None: f"Cannot tell whether AIS is within 1 nat of log p(x): {gap} nats, {drawn}; more --chosen would say.",
+    }[_told(n, "BDMC gap", "chosen", 1.0)]
 
 
-def _gaps(n: Numbers) -> str:
+def _gaps(n: Numbers, images: str) -> str:
     family, encoder = n["approximation"], n["amortisation"]
-    if family + encoder < 0.5:
-        return f"The guide is near the posterior: the ELBO is {family + encoder:.2f} nats below log p(x)."
+    n = {"gap": family + encoder, "amortisation - approximation": encoder - family} | dict(n)
+    below, lost = f"the ELBO is {_pair(n, 'gap')} nats below log p(x)", _told(n, "gap", "chosen", 0.5)
+    if not lost:
+        doubt = f"Cannot tell whether the guide is near the posterior: {below}; more --chosen would say."
+        return doubt if lost is None else f"The guide is near the posterior: {below}."
     both = f"{family:.2f} nats are what its family cannot do, {encoder:.2f} what the encoder does not"
-    if encoder > family:
-        return (
-            f"Of what the guide loses {both}. Try a larger encoder (--network.hidden), more epochs, or more training "
-            "images; a richer family would gain less."
-        )
-    return f"Of what the guide loses {both}. Try a richer family: --guide FullNormal or --guide Flow."
+    advice = {
+        True: "Try a larger encoder (--network.hidden), more epochs, or more training data; a richer family would gain "
+        "less.",
+        False: "Try a richer family: --guide FullNormal or --guide Flow.",
+        None: "Cannot tell which is more; more --chosen would say.",
+    }
+    return f"Of what the guide loses {both}. {advice[_told(n, 'amortisation - approximation', 'chosen', 0.0)]}"
 
 
-def _overfit(n: Numbers) -> str:
-    test, error = n["test -log p(x)"], n["test - train, error"]
-    more = test - n["train -log p(x)"]
-    if more > max(2 * error, 0.02 * abs(test)):
-        return (
-            f"-log p(x) is {more:.1f} nats larger on test images than on training images: the model overfits. "
-            "Try fewer epochs, a smaller decoder, or more data."
-        )
-    return f"No sign of overfitting: -log p(x) changes by {more:+.1f} ± {error:.1f} nats from train to test."
+def _overfit(n: Numbers, images: str) -> str:
+    more, error = n["test -log p(x)"] - n["train -log p(x)"], n["test - train, error"]
+    change = f"-log p(x) changes by {more:+.1f} ± {error:.1f} nats from train to test"
+    return {
+        True: f"-log p(x) is {more:.1f} nats larger on test {images} than on training {images} (± {error:.1f}): the "
+        "model overfits. Try fewer epochs, a smaller decoder, or more data.",
+        False: f"No sign of overfitting: {change}.",
+        None: f"Cannot tell whether the model overfits: {change}; more --images would say.",
+    }[above(more, error, n.get("images", math.inf), slack=min(0.02 * abs(n["test -log p(x)"]), 2.0))]
 
 
-def _prior(n: Numbers) -> str:
+def _prior(n: Numbers, images: str) -> str:
     information, kl, most = n["mutual information"], n["aggregate KL"], n["log N"]
     if information > most - 1.0:  # too few images to tell more
         return (
-            f"A code tells nearly all images apart: the mutual information is at least {information:.1f} nats, of "
+            f"A code tells nearly all {images} apart: the mutual information is at least {information:.1f} nats, of "
             f"log N = {most:.1f}. So KL(q(z) || p(z)) is at most {kl:.1f}; more --images would say how much."
         )
-    if kl > 1.0:
-        return (
-            f"KL(q(z) || p(z)) is {kl:.1f} nats: codes together are not where the prior is. A prior that follows them "
-            "may save as much: --prior VampPrior or --prior Flow."
-        )
-    return f"Codes together are where the prior is: KL(q(z) || p(z)) is {kl:.1f} nats."
+    said = f"KL(q(z) || p(z)) is {kl:.1f} nats"
+    return {
+        True: f"{said}: codes together are not where the prior is. A prior that follows them may save as much: "
+        "--prior VampPrior or --prior Flow.",
+        False: f"Codes together are where the prior is: {said}.",
+        None: f"Cannot tell whether codes together are where the prior is: {said}; more --images would say.",
+    }[_told(n, "aggregate KL", "codes", 1.0)]
 
 
-def _calibration(n: Numbers) -> str:
-    held, said = n["coverage at 0.9"], "calibrated, in each dimension by itself."
-    if held < 0.9 - 0.05:
+def _calibration(n: Numbers, images: str) -> str:
+    off = {"off": n["coverage at 0.9"] - 0.9, "off, error": n.get("coverage at 0.9, error", 0.0)} | dict(n)
+    wide, narrow = (_told(off, "off", "simulated", 0.0, 0.05, sign) for sign in (1, -1))
+    said = "calibrated, in each dimension by itself." if wide is narrow is False else "cannot tell if it is calibrated."
+    if narrow:
         said = "it is too sure of itself. Resample its draws (to_arviz(..., resample=True)) or use NUTS."
-    elif held > 0.9 + 0.05:
+    elif wide:
         said = "it is too wide."
+    held = n["coverage at 0.9"]
     return f"Of data that the model draws, the guide's 90% intervals hold {held:.1%} of the true z: {said}"
 
 
 # By the number without which there is nothing to say.
-SUBJECTS: dict[str, Callable[[Numbers], str]] = {
+SUBJECTS: dict[str, Callable[[Numbers, str], str]] = {
     "active": _collapse,
     "k > 0.7": _trust,
     "AIS - IS": _distance,

@@ -28,10 +28,11 @@ class Evaluation:
 
     Attributes:
         table: ELBO, its two terms and -log p(x), of each split.
-        sections: Lines under headings, of the test images.
+        sections: Lines under headings, of the test images; a table is one of them, and is not wrapped.
         numbers: By name, all that :func:`pyro_vae.report.diagnosis` speaks of; nats, shares and counts.
         images: Columns by name, a number for each test image; shorter where only the first images were asked.
         figures: By name.
+        called: What the data are called: images, or rows.
     """
 
     table: str
@@ -39,16 +40,18 @@ class Evaluation:
     numbers: dict[str, float]
     images: dict[str, list[float]]
     figures: dict[str, Figure] = field(repr=False)
+    called: str = "images"
 
     @property
     def diagnosis(self) -> list[str]:
         """What it means, in words."""
-        return diagnosis(self.numbers)
+        return diagnosis(self.numbers, self.called)
 
     def __str__(self) -> str:
         parts = [self.table]
         for head, lines in {**self.sections, "Diagnosis": [f"- {line}" for line in self.diagnosis]}.items():
-            parts.append("\n".join([head, *(textwrap.fill(line, 110, subsequent_indent="  ") for line in lines)]))
+            shown = [line if "\n" in line else textwrap.fill(line, 110, subsequent_indent="  ") for line in lines]
+            parts.append("\n".join([head, *shown]))
         return "\n\n".join(parts)
 
     def save(self, folder: str | Path) -> None:
@@ -56,7 +59,7 @@ class Evaluation:
         numbers = {name: value if math.isfinite(value) else str(value) for name, value in self.numbers.items()}
         table = io.StringIO(newline="")
         writer = csv.writer(table)
-        writer.writerow(["image", *self.images])
+        writer.writerow([self.called[:-1], *self.images])
         writer.writerows([i, *row] for i, row in enumerate(zip_longest(*self.images.values(), fillvalue="")))
         texts = {
             "evaluation.txt": f"{self}\n",
@@ -117,28 +120,30 @@ def evaluation(
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
         log_w = evaluate.log_weights(program, whole, num_particles, progress=progress)
         test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, -evaluate.iwae(log_w))
-        model, log_p = findings.bounds(whole, log_w, chosen, temperatures, progress)
+        model = findings.bounds(whole, log_w, chosen, temperatures, progress)
         guide = [findings.weights(whole, log_w)]
         if chosen:
-            guide.append(findings.gaps(whole[:chosen], log_p, progress))
+            guide.append(findings.gaps(whole[:chosen], model.images.get("-log p(x) by AIS"), progress))
         guide.append(findings.calibration(whole, seed))
         answers = {
             "How good is the model?": [model],
             "How good is the guide?": guide,
             "What do codes say?": [findings.codes(whole)],
         }
-    found = Evaluation(write_table(program, dataset, values, num_particles), {}, {}, {}, {})
+    called = findings.name_of(whole)
+    found = Evaluation(write_table(program, dataset, values, num_particles), {}, {}, {}, {}, called)
     columns = dict(zip(COLUMNS, test, strict=True))
     for question, parts in answers.items():
         lines = [line for part in parts for line in part.lines]
         if lines:
-            found.sections[f"{question} The first {len(whole):,} test images"] = lines
+            found.sections[f"{question} The first {len(whole):,} test {called}"] = lines
         for part in parts:
             found.numbers.update(part.numbers)
             found.figures.update(part.figures)
             columns |= part.images
     found.images.update({name: column.tolist() for name, column in columns.items()})
-    means = {name: mean_and_error(values[name].nll) for name in ("test", "train")}
-    found.numbers.update({f"{name} -log p(x)": mean for name, (mean, _) in means.items()})
-    found.numbers["test - train, error"] = math.hypot(means["test"][1], means["train"][1])
+    (mean, error), (of_train, error_of_train) = (mean_and_error(values[name].nll) for name in ("test", "train"))
+    found.numbers.update({"test -log p(x)": mean, "train -log p(x)": of_train})
+    found.numbers["test - train, error"] = math.hypot(error, error_of_train)
+    found.numbers.update({"images": len(whole), "chosen": min(chosen, len(whole))})
     return found

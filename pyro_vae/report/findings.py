@@ -13,7 +13,8 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
-from pyro_vae.report.closing import mean_kl, pair
+from pyro_vae.report.closing import mean_kl
+from pyro_vae.words import aligned, images_or_rows, pair
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
 MOST_CODES = 2000  # images whose codes are compared with each other: the work grows with their square
@@ -31,15 +32,13 @@ class Finding:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-def bounds(
-    whole: Posterior, log_w: Tensor, chosen: int, temperatures: int, progress: bool
-) -> tuple[Finding, Tensor | None]:
-    """Ask how large log p(x) is, by more and more particles and by AIS; return the latter too, of the chosen images."""
+def bounds(whole: Posterior, log_w: Tensor, chosen: int, temperatures: int, progress: bool) -> Finding:
+    """Ask how large log p(x) is, by more and more particles and, of the chosen images, by AIS."""
     particles = [k for k in PARTICLES if k < len(log_w)] + [len(log_w)]
     pairs = [mean_and_error(bound) for bound in -evaluate.iwae_curve(log_w, particles)]
-    found = Finding(["particles  " + "".join(f"{k:>16,}" for k in particles)])
-    found.lines.append("-log p(x) ≤" + "".join(f"{pair(each):>16}" for each in pairs))
-    log_p, others = None, {}
+    rows = [["particles", *(f"{k:,}" for k in particles)], ["-log p(x) ≤", *map(pair, pairs)]]
+    found, images = Finding(["\n".join(aligned(rows))]), name_of(whole)
+    others = {}
     if chosen:
         x = whole[:chosen]
         try:
@@ -49,40 +48,44 @@ def bounds(
             found.lines.append(f"No AIS or BDMC: {error}")
         else:
             below, apart = evaluate.iwae(log_w[:, : len(x)]) - log_p, upper - lower
-            mean, deviation = others[f"AIS, {len(x)} images"] = mean_and_error(below)
-            found.numbers |= {"AIS - IS": -mean, "AIS - IS, error": deviation}
-            found.numbers |= {"AIS": -log_p.mean().item(), "BDMC gap": apart.mean().item()}
+            others[f"AIS, {len(x)} {images}"] = mean_and_error(below)
+            found.numbers |= with_errors(**{"AIS - IS": -below, "BDMC gap": apart}) | {"AIS": -log_p.mean().item()}
             found.images["-log p(x) by AIS"] = -log_p
             found.lines += [
-                f"AIS, {temperatures:,} temperatures, the first {len(x)} images: -log p(x) ≤ "
+                f"AIS, {temperatures:,} temperatures, the first {len(x)} {images}: -log p(x) ≤ "
                 f"{pair(mean_and_error(-log_p))}; with {len(log_w):,} particles, on the same, "
-                f"{pair((-mean, deviation))} more.",
-                f"BDMC, {len(x)} images that the model draws: {-upper.mean():.2f} ≤ -log p(x) ≤ {-lower.mean():.2f}; "
+                f"{pair(mean_and_error(-below))} more.",
+                f"BDMC, {len(x)} {images} that the model draws: {-upper.mean():.2f} ≤ -log p(x) ≤ {-lower.mean():.2f}; "
                 f"{apart.mean():.2f} apart, {apart.max():.2f} at most.",
             ]
-    title = f"-log p(x) of {log_w.shape[1]:,} test images: ± standard error over them"
+    title = f"-log p(x) of {log_w.shape[1]:,} test {images}: ± standard error over them"
     means, errors = zip(*pairs, strict=True)
     found.figures["bounds"] = plots.bounds(particles, means, errors, others, title)
-    return found, log_p
+    return found
 
 
 def weights(whole: Posterior, log_w: Tensor) -> Finding:
-    """Ask how good the guide is by its weights, and draw the images where it is worst."""
+    """Ask how good the guide is by its weights, and draw the images, if such they are, where it is worst."""
     if len(log_w) < FEWEST:
         return Finding([f"No k-hat: it takes {FEWEST} particles."])
-    k, ess = evaluate.pareto_k(log_w), evaluate.ess(log_w)
-    order = k.argsort(descending=True)
-    usable, poor = ((k > line).double().mean().item() for line in (0.5, 0.7))
-    largest = ", ".join(f"{k[i]:.2f} (image {i})" for i in order[:4].tolist())
+    try:
+        k, ess = evaluate.pareto_k(log_w), evaluate.ess(log_w)
+    except ValueError as error:  # infinite weights
+        return Finding([f"No k-hat: {error}"])
+    order, images, num = k.argsort(descending=True), name_of(whole), len(k)
+    usable, poor = (1 - (k <= line).double().mean().item() for line in (0.5, 0.7))
+    largest = ", ".join(f"{k[i]:.2f} ({images[:-1]} {i})" for i in order[:4].tolist())
+    middle = (poor * num + 2) / (num + 4)  # that of Agresti and Coull (1998), since of none or all the error is not 0
     found = Finding(
         [
-            f"Pareto k-hat: median {k.median():.2f}; above 0.5 for {usable:.1%} of the images, above 0.7 for "
+            f"Pareto k-hat: median {k.median():.2f}; above 0.5 for {usable:.1%} of the {images}, above 0.7 for "
             f"{poor:.1%}. Largest: {largest}.",
             f"Effective sample size of {len(log_w):,} draws: median {ess.median():,.0f}, least {ess.min():,.1f}.",
         ],
-        {"k, median": k.median().item(), "k > 0.7": poor, "ESS, median": ess.median().item()},
+        {"k, median": k.median().item(), "k > 0.7": poor, "ESS, median": ess.median().item()}
+        | {"k > 0.7, error": math.sqrt(middle * (1 - middle) / (num + 4))},
         {"k-hat": k, "ESS": ess},
-        {"weights": plots.weights(k, ess, len(log_w))},
+        {"weights": plots.weights(k, ess, len(log_w), images)},
     )
     x = whole.data[0]
     if x.dim() in (3, 4) and hasattr(whole.program, "reconstruct") and len(whole.data) == 1:
@@ -93,19 +96,22 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
     return found
 
 
-def gaps(x: Posterior, log_p: Tensor | None, progress: bool) -> Finding:
-    """Ask how much the guide's family loses, and how much its encoder, given log p(x) if it is known."""
+def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Finding:
+    """Ask how much the guide's family loses, and how much its encoder, given -log p(x) if it is known."""
     if not isinstance(getattr(x.program, "encoder", None), Conditional) or len(x.data) > 1:
-        return Finding(["No gaps: the encoder is no Conditional, whose guide could be refined for each image."])
+        return Finding(
+            [f"No gaps: the encoder is no Conditional, whose guide could be refined for each {name_of(x)[:-1]}."]
+        )
+    log_p = None if minus_log_p is None else -minus_log_p
     found = posterior.gaps(x.program, x.data[0], log_p, temperatures=0, progress=progress)
     parts = {"approximation": found.approximation, "amortisation": found.amortisation}
-    pairs = {name: mean_and_error(part) for name, part in parts.items()}
-    terms = " + ".join(f"{name} {pair(each)}" for name, each in pairs.items())
+    terms = " + ".join(f"{name} {pair(mean_and_error(part))}" for name, part in parts.items())
+    both = {"gap": found.log_p - found.elbo, "amortisation - approximation": found.amortisation - found.approximation}
     return Finding(
-        [f"log p(x) - ELBO, the first {len(x)} images: {terms} nats."],
-        {name: mean for name, (mean, _) in pairs.items()},
+        [f"log p(x) - ELBO, the first {len(x)} {name_of(x)}: {terms} nats."],
+        with_errors(**parts, **both),
         parts,
-        {"gaps": plots.gaps(**parts)},
+        {"gaps": plots.gaps(**parts, images=name_of(x))},
     )
 
 
@@ -115,12 +121,13 @@ def calibration(whole: Posterior, seed: int) -> Finding:
         ranks = posterior.sbc(whole.program, whole, seed=seed, num=SIMULATED)
     except ValueError as error:  # data that cannot be drawn
         return Finding([f"No calibration: {error}"])
-    held, p = ranks.coverage([0.9]).mean().item(), ranks.p_values
+    covered, p = ranks.covers(0.9).double().mean(1), ranks.p_values
     line = (
-        f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {held:.1%} of the true z; "
-        f"ranks uniform, of {len(p)} tests the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
+        f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {covered.mean():.1%} of the true z; "
+        f"of {len(p)} tests whether ranks are uniform the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
     )
-    return Finding([line], {"coverage at 0.9": held}, figures={"calibration": ranks.figure()})
+    numbers = with_errors(**{"coverage at 0.9": covered}) | {"simulated": len(covered)}
+    return Finding([line], numbers, figures={"calibration": ranks.figure()})
 
 
 def codes(whole: Posterior) -> Finding:
@@ -129,10 +136,10 @@ def codes(whole: Posterior) -> Finding:
     if len(whole) < 2 or not names:  # nothing changes from an image to itself
         return Finding([])
     activity = evaluate.activity(whole.program, whole)
-    active, latent = int((activity > 0.01).sum()), len(activity)
+    latent, (active, collapsed, unsure) = len(activity), evaluate.usage(activity, len(whole))
     found = Finding(
-        [f"{active} of {latent} dimensions are active: their mean varies over the images by more than 0.01."],
-        {"active": active, "latent": latent},
+        [f"{active} of {latent} dimensions are active: their mean varies over the {name_of(whole)} by more than 0.01."],
+        {"active": active, "latent": latent, "collapsed": collapsed, "unsure": unsure},
     )
     sites = evaluate.kl_by_site(whole.program, whole, evaluate.DRAWS)
     if len(sites) > 1:
@@ -145,15 +152,27 @@ def codes(whole: Posterior) -> Finding:
     found.lines.append(f"Activity: {_list(activity, names)}.")
     if not whole.structure.hidden:
         few = whole[:MOST_CODES]
-        information, divergence = evaluate.aggregate(whole.program, few)
-        most = math.log(len(few))
-        found.numbers |= {"log N": most, "mutual information": information, "aggregate KL": divergence}
+        parts = evaluate.aggregate_of_codes(whole.program, few)
+        (information, divergence), most = (part.mean().item() for part in parts), math.log(len(few))
+        found.numbers |= {"log N": most, "mutual information": information, "codes": len(few)}
+        found.numbers |= with_errors(**{"aggregate KL": parts[1]})
         found.lines.append(
             f"Of {len(few):,} codes: mutual information {information:.2f} nats (at most log N = {most:.2f}) + "
             f"KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}."
         )
     found.figures["dimensions"] = plots.dimensions(activity, kl, names=names)
     return found
+
+
+def with_errors(**values: Tensor) -> dict[str, float]:
+    """Return means, and standard errors beside them, by name."""
+    pairs = {name: mean_and_error(each) for name, each in values.items()}
+    return {f"{name}{end}": each[i] for name, each in pairs.items() for i, end in enumerate(("", ", error"))}
+
+
+def name_of(whole: Posterior) -> str:
+    """Return what the data are called."""
+    return images_or_rows(whole.data[0].shape[1:])
 
 
 def _list(values: Tensor, names: Sequence[str], most: int = 12) -> str:

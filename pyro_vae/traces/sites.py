@@ -65,7 +65,8 @@ def _say(*names: str) -> None:
         return
     warnings.warn(
         f"The guide's {', '.join(map(repr, names))} is not in the model: it is trained with, as a term of the loss, "
-        "and is left out of every density. Mark a draw infer={'is_auxiliary': True} if it is part of q(z | x), {'is_loss': True} if it is not.",
+        "and is left out of every density. Mark it infer={'is_auxiliary': True} if it is part of q(z | x), or "
+        "infer={'is_loss': True} if it is not.",
         stacklevel=5,
     )
 

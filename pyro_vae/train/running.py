@@ -20,6 +20,7 @@ from pyro_vae.seeds import seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.processes import Stopped
 from pyro_vae.train.trouble import NotFinite
+from pyro_vae.words import images_or_rows, nats
 
 # Saving takes at most this part of the time, and is done at most so often.
 SHARE, SECONDS = 0.01, 1.0
@@ -64,7 +65,8 @@ class Run:
                 folder = checkpoint.inside(self.folder, "tensorboard")
                 # What was written of later epochs is hidden.
                 logger = stack.enter_context(SummaryWriter(folder, purge_step=training.epochs + 1))
-            show = {"unit": " images", "unit_scale": True, "disable": not (progress and first)}
+            unit = f" {images_or_rows(training.train.pixels.shape[1:])}"
+            show = {"unit": unit, "unit_scale": True, "disable": not (progress and first)}
             bar = stack.enter_context(tqdm(total=settings.epochs * size, initial=done, **show))
 
             def seen(images: int) -> None:
@@ -209,5 +211,5 @@ class Run:
 
 def _shown(numbers: dict[str, float]) -> str:
     beta = f" at beta {numbers['beta']:.3g}" if numbers.get("beta", 1.0) != 1 else ""
-    valid = f", valid ELBO {-numbers['valid']:.2f}" if "valid" in numbers else ""
-    return f"nats: train loss {numbers['train']:.2f}{beta}{valid}"
+    valid = f", valid ELBO {nats(-numbers['valid'])}" if "valid" in numbers else ""
+    return f"nats: train loss {nats(numbers['train'])}{beta}{valid}"
