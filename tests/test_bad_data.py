@@ -185,7 +185,7 @@ TENSORS = {
     "complex": (lambda: data.from_tensor(torch.rand(50, 4) + 1j), "real numbers in a tensor; got complex ones"),
     "labels": (
         lambda: data.from_tensor(torch.rand(50, 4), labels=torch.zeros(51)),
-        r"Expected 50 labels, one an image, in a tensor; got shape \(51,\)",
+        r"Expected 50 labels, one a row, in a tensor; got shape \(51,\)",
     ),
     "channels": (
         lambda: fit(vae(1, 8, 8), data.from_tensor(torch.rand(50, 3, 8, 8)), progress=False),

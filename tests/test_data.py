@@ -264,7 +264,7 @@ def torchvision_datasets(monkeypatch):
     """The classes of torchvision.datasets, replaced by fakes of the same names: the real ones need a network."""
     from torchvision import datasets
 
-    for name, *_ in NAMES.values():
+    for name in NAMES.values():
         monkeypatch.setattr(datasets, name, type(name, (Fake,), {}))
 
 
@@ -315,7 +315,7 @@ BAD = {
     "NaN": (
         lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.nan))},
         ValueError,
-        "something observed of every image in .*; got 10 of 10 that are NaN or masked all over. Leave those images out",
+        "something observed of every row in .*; got 10 of 10 that are NaN or masked all over. Leave those rows out",
     ),
     "infinite": (
         lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.inf))},
@@ -344,7 +344,7 @@ BAD = {
     ),
     "empty": (lambda p: {"data": write(p / "x.npy", np.zeros((0, 4)))}, ValueError, r"not empty.*got shape \(0, 4\)"),
     "one number a row": (lambda p: {"data": write(p / "x.npy", np.zeros(9))}, ValueError, r"shape \(images, ...\)"),
-    "two images": (lambda p: {"data": write(p / "x.npy", np.zeros((2, 4)))}, ValueError, "at least 3 images.*got 2"),
+    "two images": (lambda p: {"data": write(p / "x.npy", np.zeros((2, 4)))}, ValueError, "at least 3 rows.*got 2"),
     "text": (lambda p: {"data": write(p / "x.npy", np.array([["a"]]))}, ValueError, "Expected numbers"),
     "objects": (
         lambda p: {"data": write(p / "x.npy", np.array([{}, 1], dtype=object))},

@@ -1,5 +1,6 @@
 """From a name, a path or a tensor to a :class:`Dataset`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pyro_vae.data.arrays import Survey, narrowed, survey, tensor_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.on_disk import OnDisk, Survey, arrays_of, survey, to_tensor
+from pyro_vae.data.on_disk import OnDisk, arrays_of
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
 Binarize = Literal["none", "static", "dynamic", "threshold"]
@@ -31,8 +33,8 @@ def load(
     The splits are fixed, whatever the seed. A test split of the source is kept, and a sixth of the rest is held out for
     validation; otherwise a tenth is held out for each, but at most 10,000.
 
-    A .npy file of more than 256 MiB stays on disk. It is read through once, to check it (and once more for the mean
-    where binarize is ``threshold``), and then batch by batch: in memory are 16 bytes an image, and the held-out images.
+    A .npy file of more than 256 MiB stays on disk. It is read through twice, to check it and for the mean, and
+    then batch by batch: in memory are 16 bytes an image, and the held-out images.
 
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
@@ -70,7 +72,11 @@ def load(
         >>> digits.support
         Boolean()
     """
-    config = dict(data=str(data), root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
+    if not isinstance(data, str | os.PathLike):
+        kind = type(data).__name__
+        raise ValueError(f"Expected data to be a name or a path; got a {kind}. Give arrays to data.from_tensor.")
+    data = os.fspath(data)
+    config = dict(data=data, root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
     path = Path(data)
     if columns is not None:
         if binarize != "none" or dequantize or counts:
@@ -78,7 +84,7 @@ def load(
         arrays = {name: array for name, array in arrays_of(path).items() if array.dtype.kind in "buif"}
         if absent := [name for name in columns if name not in arrays]:
             raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
-        dataset = from_columns({name: to_tensor(arrays[name]) for name in columns}, valid)
+        dataset = from_columns({name: narrowed(arrays[name], f"{name} of {data!r}") for name in columns}, valid)
         return replace(dataset, config=config | {"columns": [*columns]})
     if data in NAMES:
         source = torchvision_images(data, root)
@@ -89,7 +95,10 @@ def load(
     elif path.is_file() or path.suffix or path.name != data:
         source = file(path)
     else:
-        raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}.")
+        raise ValueError(
+            f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}, and nothing is of that name in "
+            f"{str(Path.cwd())!r}."
+        )
     return _dataset(source, config)
 
 
@@ -114,8 +123,9 @@ def from_tensor(
         tensor, not binarised, 20% missing
     """
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
-    labels, mask = (None if given is None else given.detach().cpu() for given in (labels, mask))
-    return _dataset(Source(x.detach().cpu(), "a tensor", labels, mask), config)
+    rest = {"labels": labels, "mask": mask}
+    labels, mask = (None if given is None else tensor_of(given, name) for name, given in rest.items())
+    return _dataset(Source(tensor_of(x, "x"), "a tensor", labels, mask, floats=None), config)
 
 
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
@@ -136,23 +146,25 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
         >>> [column.shape for column in dataset.train.batch(slice(0, 7))]
         [torch.Size([7, 5]), torch.Size([7])]
     """
-    tensors = {name: torch.as_tensor(column).detach().cpu() for name, column in columns.items()}
+    tensors = {name: tensor_of(column, name) for name, column in columns.items()}
     sizes = {len(column) if column.dim() else 0 for column in tensors.values()}
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
         raise ValueError(f"Expected columns of as many rows each, at least 3; got {shapes or 'none'}.")
+    surveys: list[Survey] = []
     for name, column in tensors.items():
         if column.dtype.is_complex or (column.is_floating_point() and column.isinf().any()):
             raise ValueError(f"Expected finite real numbers, or NaN where they are missing, in {name!r}; got others.")
+        if column.is_floating_point() or not surveys:  # other whole numbers stay as they are
+            surveys.append(survey(column.split(1024) if column.numel() else [], repr(name)))
     first, *_ = tensors
-    x = tensors.pop(first)
-    mask = ~x.isnan() if x.is_floating_point() and x.isnan().any() else None
-    observed = x if mask is None else x[mask]
-    if not observed.numel():
+    x, seen = tensors.pop(first), surveys[0]
+    mask = ~x.isnan() if seen.wrong else None
+    if seen.low > seen.high:
         raise ValueError(f"Expected numbers in {first!r}; got none.")
     whole = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
     config = dict(data="tensor", root="", binarize="none", dequantize=False, valid=valid, counts=False)
-    return _in_splits(whole, survey(observed.double()), config)
+    return _in_splits(whole, seen, config)
 
 
 def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
@@ -184,7 +196,8 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
         whole = replace(whole, pixels=above, levels=2)
     elif binarize != "none" or dequantize:
         whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
-    return _in_splits(whole, seen, config, source.test)
+    dataset = _in_splits(whole, seen, config, source.test)
+    return replace(dataset, names=source.names, notes=source.notes)
 
 
 def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
