@@ -128,9 +128,9 @@ BAD = {
     "pickle": (pickled, "file of numbers; could not read 'x.npy' .*pickle.*Write it anew with numpy.save"),
     "too few labels": (
         lambda: npz(x=grey(), labels=np.zeros(19)),
-        r"Expected 20 labels, one an image, in 'x.npz'; got shape \(19,\)",
+        r"Expected 20 labels, one for each image, in 'x.npz'; got \(19,\)",
     ),
-    "labels of two columns": (lambda: npz(x=grey(), labels=np.zeros((20, 2))), r"20 labels, .*; got shape \(20, 2\)"),
+    "labels of two columns": (lambda: npz(x=grey(), labels=np.zeros((20, 2))), r"20 labels, .*; got \(20, 2\)"),
     "labels in words": (lambda: npz(x=grey(), labels=np.array(["a"] * 20)), "Expected numbers in 'x.npz'; got <U1"),
     "truncated .npy": (lambda: cut(npy(grey()), 500), "could not read 'x.npy' .*Write it anew with numpy.save"),
     "truncated header": (lambda: cut(npy(grey()), 20), "could not read 'x.npy' .*Write it anew with numpy.save"),
@@ -185,7 +185,7 @@ TENSORS = {
     "complex": (lambda: data.from_tensor(torch.rand(50, 4) + 1j), "real numbers in a tensor; got complex ones"),
     "labels": (
         lambda: data.from_tensor(torch.rand(50, 4), labels=torch.zeros(51)),
-        r"Expected 50 labels, one a row, in a tensor; got shape \(51,\)",
+        r"Expected 50 labels, one for each row, in a tensor; got \(51,\)",
     ),
     "channels": (
         lambda: fit(vae(1, 8, 8), data.from_tensor(torch.rand(50, 3, 8, 8)), progress=False),

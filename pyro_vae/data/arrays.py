@@ -35,9 +35,10 @@ def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
             wrong, whole = wrong + int((~finite).sum()), whole and not x.float().frac().any()
         low, high = torch.minimum(low, least.amin(0)), torch.maximum(high, most.amax(0))
         if x.dtype.itemsize > 2 and x.dtype != torch.float32:
-            moved = (x.double() - x.float()).abs()
+            wide = x.double()
+            moved = (wide - x.float()).abs()
             if not x.is_floating_point():
-                moved = moved.where(x.abs() <= 2**53, torch.inf)  # which float64 moves too
+                moved[wide.abs() >= 2**53] = torch.inf  # which float64 moves too
             error = torch.maximum(error, moved.amax(0))
     spread, size = high - low, torch.maximum(high.abs(), low.abs())
     lost = error.isinf() | ((error > APART * spread) & (spread > 2.0**-44 * size))  # less is float64's own rounding

@@ -108,9 +108,8 @@ class OnDisk:
     def total(self) -> Tensor:
         """The sum over images, in float64, read in the order of the file."""
         parts = self.rows.sort().values.split(max(1, AT_ONCE // self.file.layout.itemsize))
-        return sum(
-            (replace(self, rows=rows, device="cpu")[:].sum(0, dtype=torch.float64) for rows in parts), torch.zeros(())
-        )
+        images = (replace(self, rows=rows, device="cpu")[:] for rows in parts)
+        return sum((part.sum(0, dtype=torch.float64) for part in images), torch.zeros(()))
 
     def _pixels(self, array: np.ndarray) -> Tensor:
         x = self.file.tensor(array)

@@ -24,10 +24,8 @@ from pyro_vae.data.tables import SUFFIXES as TABLES
 # The name of each data set's class in torchvision.datasets, and the argument that says which split, if not ``train``.
 NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
 NAMES |= {"cifar10": "CIFAR10", "svhn": "SVHN"}
-SPLITS: dict[str, Any] = {
-    "omniglot": ({"background": True}, {"background": False}),
-    "svhn": ({"split": "train"}, {"split": "test"}),
-}
+SPLITS: dict[str, Any] = {"svhn": ({"split": "train"}, {"split": "test"})}
+SPLITS["omniglot"] = ({"background": True}, {"background": False})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L", "LA")
 
@@ -177,7 +175,7 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
     if x.dtype.is_complex:
         raise ValueError(f"Expected real numbers in {name}; got complex ones.")
     if source.labels is not None and source.labels.shape != x.shape[:1]:
-        raise ValueError(f"Expected {len(x)} labels, one a {what}, in {name}; got shape {tuple(source.labels.shape)}.")
+        raise ValueError(f"Expected {len(x)} labels, one for each {what}, in {name}; got {(*source.labels.shape,)}.")
     if isinstance(x, OnDisk):
         seen = survey(x.file.parts(), name)
         advice = "Fill them in, or save it as .npz, which is read into memory, where NaN is missing."
