@@ -251,3 +251,10 @@ def test_a_batch_that_is_larger_than_the_data_is_said(size, is_said, capsys):
     assert main(["train", "--data", "x.npy", *SMALL, "--batch_size", str(size)]) == 0
     said = "each step takes them all: there are fewer than batch_size, 17"
     assert (said in capsys.readouterr().out.splitlines()) == is_said
+
+
+def test_the_command_trains_on_the_rows_of_a_table(capsys):
+    Path("x.csv").write_text("height,weight\n" + "\n".join(f"{1 + i / 50},{50 + i}" for i in range(20)))
+    assert main(["train", "--data", "x.csv", "--likelihood", "Gaussian", *SMALL]) == 0
+    said = "x.csv, not binarised: 16 train, 2 valid, 2 test rows of 2 columns (height, weight)"
+    assert capsys.readouterr().out.splitlines()[0] == said

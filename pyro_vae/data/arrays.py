@@ -62,8 +62,8 @@ def to_tensor(array: np.ndarray, name: str, wide: bool = False) -> Tensor:
 
 
 def narrowed(array: np.ndarray, name: str) -> Tensor:
-    """Return :func:`to_tensor` of numbers that float32 keeps apart."""
-    survey([array] if array.size else [], name)
+    """Return :func:`to_tensor`, of floats that float32 keeps apart."""
+    survey([array] if array.dtype.kind == "f" and array.size else [], name)
     return to_tensor(array, name)
 
 

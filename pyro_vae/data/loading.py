@@ -39,9 +39,10 @@ def load(
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``
-            and ``mask``; others of as many rows are further arguments of a program, by name); or a folder of images
-            (subfolders, if any, are the labels). NaN is missing, and what ``mask`` says: booleans, True where
-            observed, of the shape of x or with one channel.
+            and ``mask``; others of as many rows are further arguments of a program, by name); a .csv, .tsv or .parquet
+            table, whose rows are x (through pandas); or a folder of images (subfolders, if any, are the labels), turned
+            as their EXIF data say, and on white where they are transparent. NaN is missing, and what ``mask`` says:
+            booleans, True where observed, of the shape of x or with one channel.
         root: Folder where torchvision finds the data set, or puts it.
         binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn afresh
             for every training batch, and once for the validation and test images; ``threshold``, 1 above one half.
@@ -50,7 +51,8 @@ def load(
         valid: How many images to hold out for validation, if not the usual part; may be 0.
         counts: Whether x is the pixel as it is stored, a whole number from 0 on. Floats that are all whole numbers
             from 0 on are counts, or binary, without it.
-        columns: Names of arrays of a .npz file, for :func:`from_columns`: the arguments of a program, x first.
+        columns: Names of arrays of a .npz file, or of columns of a table, for :func:`from_columns`: the arguments of a
+            program, x first.
 
     Returns:
         Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where it is missing. Arrays keep
@@ -58,8 +60,9 @@ def load(
 
     Raises:
         FileNotFoundError: If there is nothing at the path, or torchvision finds no data and no network.
-        ValueError: If the name is unknown, or the data cannot be read, are infinite, fewer than 3, wholly missing in an
-            image, missing at all on disk, or do not suit the options; later, if a file on disk has changed.
+        ValueError: If the name is unknown, or the data cannot be read, are infinite, differ by too little for float32,
+            are fewer than 3, wholly missing in an image, missing at all on disk, or do not suit the options; later, if
+            a file on disk has changed.
 
     References:
         The split of static binarisation is ours, not that of Larochelle and Murray (2011): numbers on the two do

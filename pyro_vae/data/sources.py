@@ -95,8 +95,9 @@ def file(path: Path) -> Source:
     arrays, name, names = arrays_of(path), repr(str(path)), tuple[str, ...]()
     if path.suffix.lower() in TABLES:
         names = tuple(arrays) if [*arrays] != [str(i) for i in range(len(arrays))] else ()
-        columns = [narrowed(array, f"column {key!r} of {name}") for key, array in arrays.items()]
-        arrays = {"x": torch.stack([column.float() for column in columns], 1).numpy()}
+        for key, column in arrays.items():
+            survey([column], f"column {key!r} of {name}")
+        arrays = {"x": np.stack([array.astype(np.float32) for array in arrays.values()], 1)}
     if "x" not in arrays and len(arrays) != 1:
         raise ValueError(f"Expected an array named x in {name}; got {', '.join(arrays) or 'none'}.")
     x = arrays.pop("x" if "x" in arrays else next(iter(arrays)))
