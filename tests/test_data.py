@@ -354,6 +354,10 @@ class TestFolders:
         for split in found.splits.values():
             assert (split[:] == torch.from_numpy(self.PICTURE[..., 0]) / 255).all()
 
+    def test_sixteen_bits_are_no_grey_levels(self, tmp_path):
+        with pytest.raises(ValueError, match="8-bit images; got mode I;16 in .*0.png'. Save as .npy"):
+            self.load(tmp_path, "png", [Image.fromarray(self.PICTURE[..., 0].astype("u2"))] * 3)
+
     def test_broken_exif_data_are_no_reason_to_refuse(self, tmp_path):
         image = Image.fromarray(self.PICTURE[..., 0])
         assert self.load(tmp_path, "png", [image] * 3, exif=b"Exif\0\0no").event_shape == (1, 4, 6)
@@ -624,6 +628,7 @@ BAD = {
         "whole grey levels",
     ),
     "both": (lambda p: {"data": "digits", "binarize": "static", "dequantize": True}, ValueError, "either .* got both"),
+    "half an image held out": (lambda p: {"data": "digits", "valid": 2.5}, ValueError, "whole number .* got 2.5"),
     "fewer than none held out": (lambda p: {"data": "digits", "valid": -1}, ValueError, "at least 0 .* got -1"),
     "too many held out": (lambda p: {"data": "digits", "valid": 1700}, ValueError, "fewer than the 1617 .* got 1700"),
 }

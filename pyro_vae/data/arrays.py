@@ -15,9 +15,10 @@ APART = 1e-4  # of the spread of a column: the largest error of float32
 
 
 class Survey(NamedTuple):
-    """How many numbers of an array are NaN or infinite, the extremes of the others, and whether these are whole."""
+    """How many numbers of an array are infinite and NaN, the extremes of the others, and whether these are whole."""
 
-    wrong: int
+    infinite: int
+    missing: int
     low: float
     high: float
     whole: bool
@@ -26,13 +27,13 @@ class Survey(NamedTuple):
 def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
     """Look at every number; refuse those that differ in a column and hardly do in float32, or are too large for it."""
     low, high, error = (torch.tensor(start, dtype=torch.float64) for start in (torch.inf, -torch.inf, 0.0))
-    wrong, whole = 0, True
+    infinite, missing, whole = 0, 0, True
     for part in parts:
         x = least = most = part if isinstance(part, Tensor) else to_tensor(part, name, wide=True)
         if x.is_floating_point():
-            finite = x.isfinite()
+            infinite, missing, finite = infinite + int(x.isinf().sum()), missing + int(x.isnan().sum()), x.isfinite()
             x, least, most = (torch.where(finite, x, other) for other in (0.0, torch.inf, -torch.inf))
-            wrong, whole = wrong + int((~finite).sum()), whole and not x.float().frac().any()
+            whole = whole and not x.float().frac().any()
         low, high = torch.minimum(low, least.amin(0)), torch.maximum(high, most.amax(0))
         if x.dtype.itemsize > 2 and x.dtype != torch.float32:
             wide = x.double()
@@ -49,7 +50,7 @@ def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
             f"from {low[where]:.12g} to {high[where]:.12g}, would move by up to {error[where]:.3g}. Subtract a number "
             "or scale first, or give float32 if it is meant."
         )
-    return Survey(wrong, low.min().float().item(), high.max().float().item(), whole)
+    return Survey(infinite, missing, low.min().float().item(), high.max().float().item(), whole)
 
 
 def to_tensor(array: np.ndarray, name: str, wide: bool = False) -> Tensor:

@@ -162,7 +162,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
             surveys.append(survey(column.split(1024) if column.numel() else [], repr(name)))
     first, *_ = tensors
     x, seen = tensors.pop(first), surveys[0]
-    mask = ~x.isnan() if seen.wrong else None
+    mask = ~x.isnan() if seen.missing else None
     if seen.low > seen.high:
         raise ValueError(f"Expected numbers in {first!r}; got none.")
     whole = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
@@ -225,8 +225,9 @@ def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Ten
         order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
         last, rest = order[:usual], order[usual:]
     held_out = usual if valid is None else valid
-    if not 0 <= held_out < len(rest):
+    if not hasattr(held_out, "__index__") or not 0 <= held_out < len(rest):
         raise ValueError(
-            f"Expected valid of at least 0 and fewer than the {len(rest)} images that are not for test; got {held_out}."
+            f"Expected valid, a whole number of at least 0 and fewer than the {len(rest)} that are not for test; got "
+            f"{held_out!r}."
         )
     return rest[held_out:], rest[:held_out], last

@@ -188,11 +188,10 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
             pairs = zip(parts, mask.split(1024), strict=True)
             parts = (part.double().masked_fill(~there, torch.nan) for part, there in pairs)
         seen = survey(parts, name)
-        seen = seen._replace(wrong=seen.wrong - (0 if mask is None else int((~mask).sum())))
         x = x.to(source.floats) if source.floats and x.is_floating_point() else x
         advice = f"Fill them in, leave those {what}s out, or make them NaN, which is missing."
-    if seen.wrong:
-        wrong = f"{seen.wrong:,} of {math.prod(x.shape):,} that are {'NaN or ' * isinstance(x, OnDisk)}infinite"
+    if bad := seen.infinite + seen.missing * isinstance(x, OnDisk):
+        wrong = f"{bad:,} of {math.prod(x.shape):,} that are {'NaN or ' * isinstance(x, OnDisk)}infinite"
         raise ValueError(f"Expected finite numbers in {name}; got {wrong}. {advice}")
     dtype, levels = x.dtype, source.levels or 256
     if not dtype.is_floating_point:
