@@ -120,8 +120,8 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a .npz file or the columns of a table by name, or a .npy's as ``x``, on disk if large."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"Expected a file or a folder of images; there is nothing at {str(path.absolute())!r}. A relative path "
-            f"starts from the working directory, which is {str(Path.cwd())!r}."
+            f"Expected a file or a folder of images; there is nothing at {str(path)!r}, which is "
+            f"{str(path.absolute())!r} from the working directory {str(Path.cwd())!r}."
         )
     if path.suffix.lower() in SUFFIXES:
         return table(path)
