@@ -70,8 +70,7 @@ def _train(**options: Any) -> None:
     dataset = data.load(**take(data.load))
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
     if is_first():
-        what = "images" if options["columns"] is None else f"rows of {', '.join(options['columns'])}; x is"
-        print(f"{dataset}: {counts} {what} of {'x'.join(map(str, dataset.event_shape)) or 1}")
+        print(f"{dataset}: {counts} {dataset.words}")
         if options["batch_size"] > len(dataset.train):
             print(f"each step takes them all: there are fewer than batch_size, {options['batch_size']:,}")
     with forked(torch.device("cpu"), options["seed"]):

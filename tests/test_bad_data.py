@@ -128,9 +128,9 @@ BAD = {
     "pickle": (pickled, "file of numbers; could not read 'x.npy' .*pickle.*Write it anew with numpy.save"),
     "too few labels": (
         lambda: npz(x=grey(), labels=np.zeros(19)),
-        r"Expected 20 labels, one an image, in 'x.npz'; got shape \(19,\)",
+        r"Expected 20 labels, one for each image, in 'x.npz'; got \(19,\)",
     ),
-    "labels of two columns": (lambda: npz(x=grey(), labels=np.zeros((20, 2))), r"20 labels, .*; got shape \(20, 2\)"),
+    "labels of two columns": (lambda: npz(x=grey(), labels=np.zeros((20, 2))), r"20 labels, .*; got \(20, 2\)"),
     "labels in words": (lambda: npz(x=grey(), labels=np.array(["a"] * 20)), "Expected numbers in 'x.npz'; got <U1"),
     "truncated .npy": (lambda: cut(npy(grey()), 500), "could not read 'x.npy' .*Write it anew with numpy.save"),
     "truncated header": (lambda: cut(npy(grey()), 20), "could not read 'x.npy' .*Write it anew with numpy.save"),
@@ -185,7 +185,7 @@ TENSORS = {
     "complex": (lambda: data.from_tensor(torch.rand(50, 4) + 1j), "real numbers in a tensor; got complex ones"),
     "labels": (
         lambda: data.from_tensor(torch.rand(50, 4), labels=torch.zeros(51)),
-        r"Expected 50 labels, one an image, in a tensor; got shape \(51,\)",
+        r"Expected 50 labels, one for each row, in a tensor; got \(51,\)",
     ),
     "channels": (
         lambda: fit(vae(1, 8, 8), data.from_tensor(torch.rand(50, 3, 8, 8)), progress=False),
@@ -251,3 +251,10 @@ def test_a_batch_that_is_larger_than_the_data_is_said(size, is_said, capsys):
     assert main(["train", "--data", "x.npy", *SMALL, "--batch_size", str(size)]) == 0
     said = "each step takes them all: there are fewer than batch_size, 17"
     assert (said in capsys.readouterr().out.splitlines()) == is_said
+
+
+def test_the_command_trains_on_the_rows_of_a_table(capsys):
+    Path("x.csv").write_text("height,weight\n" + "\n".join(f"{1 + i / 50},{50 + i}" for i in range(20)))
+    assert main(["train", "--data", "x.csv", "--likelihood", "Gaussian", *SMALL]) == 0
+    said = "x.csv, not binarised: 16 train, 2 valid, 2 test rows of 2 columns (height, weight)"
+    assert capsys.readouterr().out.splitlines()[0] == said

@@ -1,10 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.distributions import constraints
 
-from pyro_vae import data
+from pyro_vae import VAE, data, fit
 from pyro_vae.data.sources import NAMES
 
 
@@ -264,7 +266,7 @@ def torchvision_datasets(monkeypatch):
     """The classes of torchvision.datasets, replaced by fakes of the same names: the real ones need a network."""
     from torchvision import datasets
 
-    for name, *_ in NAMES.values():
+    for name in NAMES.values():
         monkeypatch.setattr(datasets, name, type(name, (Fake,), {}))
 
 
@@ -309,13 +311,251 @@ def images(folder, sizes):
     return str(folder)
 
 
+class TestFolders:
+    """White above, black below, and a colour of its own in a corner."""
+
+    PICTURE = np.repeat(np.array([[255] * 6] * 2 + [[0] * 6] * 2, np.uint8)[..., None], 4, -1)
+
+    def load(self, folder, suffix, images, **options):
+        for i, image in enumerate(images):
+            image.save(folder / f"{i}.{suffix}", **options)
+        return data.load(str(folder))
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_images_stand_upright_as_their_exif_data_say(self, suffix, mode, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image = Image.fromarray(self.PICTURE[..., 0]).convert(mode).transpose(Image.Transpose.ROTATE_90)
+        found = self.load(tmp_path, suffix, [image] * 9, exif=exif)
+        assert found.event_shape[1:] == (4, 6)
+        expected = torch.from_numpy(self.PICTURE[..., 0]) / 255
+        torch.testing.assert_close(found.train[:1][0, 0], expected, atol=0.02, rtol=0)
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
+    def test_what_is_transparent_is_white_and_the_text_says_it(self, mode, tmp_path):
+        picture = Image.fromarray(self.PICTURE)
+        picture.putalpha(Image.fromarray(np.where(np.arange(6) < 3, 0, 255).astype("u1")[None].repeat(4, 0)))
+        key = {"transparency": 0 if mode == "P" else (0, 0, 0)} if mode in ("P", "RGB") else {}
+        image = picture.convert("L").convert(mode) if key else picture.convert(mode)
+        found = self.load(tmp_path, "tif" if mode == "PA" else "png", [image] * 9, **key)
+        x = found.train[:][0, 0]
+        clear = slice(None) if key else slice(3)  # black is the key
+        assert (x[:, clear] == 1).all()
+        assert key or (x[2:, 3:] == 0).all()
+        assert found.event_shape[0] == (1 if mode == "LA" else 3)
+        assert "transparency of 9 images on white" in str(found)
+
+    def test_opaque_grey_and_colour_together_are_colour(self, tmp_path):
+        images = [Image.fromarray(self.PICTURE[..., 0]).convert(mode) for mode in ("1", "L", "LA", "RGB", "RGBA", "P")]
+        found = self.load(tmp_path, "png", images)
+        assert found.event_shape == (3, 4, 6)
+        assert "transparency" not in str(found)
+        for split in found.splits.values():
+            assert (split[:] == torch.from_numpy(self.PICTURE[..., 0]) / 255).all()
+
+    def test_sixteen_bits_are_no_grey_levels(self, tmp_path):
+        with pytest.raises(ValueError, match="8-bit images; got mode I;16 in .*0.png'. Save as .npy"):
+            self.load(tmp_path, "png", [Image.fromarray(self.PICTURE[..., 0].astype("u2"))] * 3)
+
+    def test_broken_exif_data_are_no_reason_to_refuse(self, tmp_path):
+        image = Image.fromarray(self.PICTURE[..., 0])
+        assert self.load(tmp_path, "png", [image] * 3, exif=b"Exif\0\0no").event_shape == (1, 4, 6)
+
+    @pytest.mark.parametrize("limit", [20, 10])
+    def test_an_oversized_image_is_named(self, limit, tmp_path, monkeypatch):
+        """Above the limit Pillow warns, and above twice the limit it raises."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=rf"could not read .*1.png'. Save it anew, of at most {limit} pixels"):
+            data.load(images(tmp_path, [(4, 2), (4, 6), (4, 2)]))
+
+    @pytest.mark.parametrize(
+        ("shape", "event_shape"),
+        [
+            ((9, 32, 32, 4), (4, 32, 32)),
+            ((9, 8, 8, 2), (2, 8, 8)),
+            ((9, 4, 8, 8), (4, 8, 8)),
+            ((9, 16, 4, 4), (16, 4, 4)),
+            ((9, 4, 4, 3), (3, 4, 4)),
+        ],
+    )
+    def test_channels_with_transparency_are_channels(self, shape, event_shape):
+        x = torch.rand(*shape)
+        found = data.from_tensor(x)
+        assert found.event_shape == event_shape
+        assert found.mean.sum().item() == pytest.approx(found.train[:].sum().item() / len(found.train), rel=1e-5)
+
+
+NUMBERS = np.arange(80).reshape(20, 4)
+STEPS = {
+    "large": 1e9 + NUMBERS,
+    "one column": np.where(np.arange(4) == 2, 1.7e9 + NUMBERS, NUMBERS / 80),
+    "with gaps": np.where(NUMBERS % 7 == 0, np.nan, 1e9 + NUMBERS),
+    "next to 1": 1 + 1e-10 * NUMBERS,
+    "vanish": 1e-50 * NUMBERS,
+    "overflow": 1e39 * NUMBERS,
+    "whole": 2**40 + NUMBERS,
+    "whole, beyond float64": 2**60 + NUMBERS,
+    "unsigned": np.uint64(2**64 - 100) + NUMBERS.astype("u8"),
+}
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("where", ["file", "disk", "tensor"])
+    @pytest.mark.parametrize("kind", STEPS)
+    def test_numbers_that_float32_would_change_are_refused(self, kind, where, tmp_path, monkeypatch):
+        if where == "tensor":
+            with pytest.raises(ValueError, match="float32 keeps apart in a tensor|below 2.63 in x"):
+                data.from_tensor(STEPS[kind])
+            return
+        monkeypatch.setattr("pyro_vae.data.on_disk.LARGE", 0 if where == "disk" else 2**40)
+        with pytest.raises(ValueError, match=r"(float32 keeps apart|below 2\^63) in '.*x.npy'"):
+            data.load(write(tmp_path / "x.npy", STEPS[kind]))
+
+    @pytest.mark.parametrize("noise", [0.0, 1e-17])
+    def test_rounding_is_no_change(self, noise):
+        x = np.where(np.arange(4) == 2, 0.1 + noise * NUMBERS, np.random.default_rng(0).normal(size=(20, 4)))
+        assert data.from_tensor(x).support is constraints.real
+
+    def test_what_a_mask_hides_is_no_reason_to_refuse(self):
+        hidden = NUMBERS % 7 == 0
+        assert data.from_tensor(np.where(hidden, 1e300, NUMBERS / 80), mask=~hidden).missing > 0
+
+    @pytest.mark.parametrize(
+        "kind", ["u1", "u2", "u4", "u8", "i1", "<i2", ">i4", "i8", "f2", "<f4", ">f4", "f8", ">f8"]
+    )
+    @pytest.mark.parametrize("layout", ["plain", "Fortran", "backwards", "tensor"])
+    def test_a_number_is_the_same_in_every_dtype_and_layout(self, kind, layout):
+        x = np.stack([100 * NUMBERS[:, 0] % 127, NUMBERS[:, 0]], 1).astype(kind)
+        given = {"plain": x, "Fortran": np.asfortranarray(x), "backwards": x[::-1][::-1]}.get(layout)
+        given = torch.from_numpy(x.astype(x.dtype.newbyteorder("="))) if given is None else given
+        found = data.from_tensor(given, labels=np.arange(20), counts=True)
+        for split in found.splits.values():
+            assert torch.equal(split[:].double(), torch.from_numpy(x.astype("f8"))[split.labels])
+
+    def test_few_grey_levels_are_said(self):
+        with pytest.warns(UserWarning, match="none in a tensor is above 16: x is at most 0.063"):
+            assert data.from_tensor(NUMBERS % 17).train[:].max() <= 16 / 255
+        assert data.from_tensor(NUMBERS % 17, counts=True).train[:].max() == 16
+
+
+GIVEN = {
+    "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(9, 4))),
+    "dataset": torch.utils.data.TensorDataset(torch.rand(9, 4)),
+    "sparse": torch.eye(9).to_sparse(),
+    "text": "digits",
+    "words": [["a"]] * 9,
+    "complex": np.ones((9, 4), complex),
+    "no numbers": torch.zeros(9, 4, device="meta"),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_what_is_no_array_is_named_as_an_argument(given):
+    entries = {
+        "x": data.from_tensor,
+        "labels": lambda labels: data.from_tensor(torch.rand(9, 4), labels),
+        "y": lambda y: data.from_columns({"x": torch.rand(9, 4), "y": y}),
+        "data": lambda x: fit(VAE.build((4,), latent=2), x),
+    }
+    for argument, entry in entries.items():
+        if argument != "data" or not isinstance(given, list):
+            with pytest.raises(
+                ValueError, match=f"Expected {argument} to be a dense tensor or an array of numbers; got"
+            ):
+                entry(given)
+
+
+@pytest.mark.parametrize("given", [np.zeros((9, 4)), torch.zeros(9, 4), None, [1, 2]])
+def test_load_is_of_names_and_paths(given):
+    with pytest.raises(
+        ValueError, match="Expected data to be a name or a path; got a .* Give arrays to data.from_tensor"
+    ):
+        data.load(given)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "folder/x", "pictures"])
+def test_where_nothing_is_the_absolute_path_is_said(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((FileNotFoundError, ValueError)) as caught:
+        data.load(name)
+    assert repr(str(tmp_path)) in str(caught.value)
+    assert name in str(caught.value)
+
+
+class TestTables:
+    ROWS = "\n".join(f"{i},{i / 2},{i % 3}" for i in range(20))
+
+    def load(self, folder, text, name="x.csv", **options):
+        (folder / name).write_text(text)
+        return data.load(str(folder / name), **options)
+
+    @pytest.mark.parametrize(
+        ("head", "names", "suffix"),
+        [("a,b,c\n", "abc", "csv"), ("a\tb\tc\n", "abc", "tsv"), ("", "", "csv"), ("0,1,2\n", "", "CSV")],
+    )
+    def test_are_rows_of_named_columns(self, head, names, suffix, tmp_path):
+        rows = self.ROWS.replace(",", "\t") if suffix == "tsv" else self.ROWS
+        found = self.load(tmp_path, head + rows, f"x.{suffix}")
+        assert found.event_shape == (3,)
+        assert found.names == tuple(names)
+        assert found.words == "rows of 3 columns" + (" (a, b, c)" if names else "")
+        x = torch.cat([split[:] for split in found.splits.values()])
+        rows = [[float(number) for number in row.split(",")] for row in self.ROWS.split("\n")]
+        assert sorted(x.tolist()) == rows
+
+    def test_a_column_of_row_numbers_without_a_name_is_none(self, tmp_path):
+        rows = "\n".join(f"{i},{row}" for i, row in enumerate(self.ROWS.split("\n")))
+        assert self.load(tmp_path, ",a,b,c\n" + rows).names == ("a", "b", "c")
+
+    def test_whole_numbers_are_no_grey_levels_and_what_is_absent_is_missing(self, tmp_path):
+        found = self.load(tmp_path, "a,b,c\n" + self.ROWS.replace(".5", "").replace("7,3,", "7,,"))
+        assert found.support is constraints.nonnegative_integer
+        assert found.missing == pytest.approx(1 / 60)
+        assert found.mean[0] > 2
+
+    def test_columns_are_arguments_by_name(self, tmp_path):
+        found = self.load(tmp_path, "a,b,c\n" + self.ROWS, columns=["b", "c"])
+        assert found.event_shape == ()
+        assert found.train.extra["c"].dtype == torch.int64
+
+    BAD = {
+        "words": ("a,b,kind\n" + ROWS.replace("1.5,0", "1.5,setosa"), "'setosa' in 'kind'"),
+        "question mark": ("a,b,c\n" + ROWS.replace("3,1.5", "3,?"), r"'\?' in 'b'"),
+        "numbers of rows": ("a,b\n" + "\n".join(f"{10**18 + i},{i}" for i in range(9)), "keeps apart in column 'a'"),
+        "empty": ("", "Expected a table; could not read .*Write it anew"),
+        "no rows": ("a,b\n", "Expected a table; could not read .*no rows"),
+        "ragged": ("a,b\n1,2\n1,2,3,4\n", "Expected a table; could not read"),
+        "infinite": ("a,b,c\n" + ROWS.replace("3,1.5", "3,inf"), "finite numbers .* 1 of 60"),
+    }
+
+    @pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
+    def test_what_is_wrong_is_one_sentence(self, text, message, tmp_path):
+        with pytest.raises(ValueError, match=message) as caught:
+            self.load(tmp_path, text)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("suffix", ["csv", "parquet"])
+    def test_without_pandas_the_sentence_says_what_to_install(self, suffix, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ValueError, match=rf"x.{suffix}.*Install pandas, and pyarrow for .parquet"):
+            self.load(tmp_path, "a\n1\n", f"x.{suffix}")
+
+    @pytest.mark.parametrize("name", ["x.pt", "x.json", "x.jpg"])
+    def test_another_file_is_one_sentence_without_pickles(self, name, tmp_path):
+        torch.save(torch.zeros(9, 4), tmp_path / "x.pt")
+        with pytest.raises(ValueError, match=r"npz file of numbers, or .csv, .tsv, .parquet; could not read") as caught:
+            self.load(tmp_path, "[1]", name) if name != "x.pt" else data.load(str(tmp_path / name))
+        assert "pickle" not in str(caught.value)
+
+
 BAD = {
     "unknown name": (lambda p: {"data": "minst"}, ValueError, "Expected one of digits, mnist.*or a path; got 'minst'"),
     "no such file": (lambda p: {"data": str(p / "x.npy")}, FileNotFoundError, "there is nothing at"),
     "NaN": (
         lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.nan))},
         ValueError,
-        "something observed of every image in .*; got 10 of 10 that are NaN or masked all over. Leave those images out",
+        "something observed of every row in .*; got 10 of 10 that are NaN or masked all over. Leave those rows out",
     ),
     "infinite": (
         lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.inf))},
@@ -344,7 +584,7 @@ BAD = {
     ),
     "empty": (lambda p: {"data": write(p / "x.npy", np.zeros((0, 4)))}, ValueError, r"not empty.*got shape \(0, 4\)"),
     "one number a row": (lambda p: {"data": write(p / "x.npy", np.zeros(9))}, ValueError, r"shape \(images, ...\)"),
-    "two images": (lambda p: {"data": write(p / "x.npy", np.zeros((2, 4)))}, ValueError, "at least 3 images.*got 2"),
+    "two images": (lambda p: {"data": write(p / "x.npy", np.zeros((2, 4)))}, ValueError, "at least 3 rows.*got 2"),
     "text": (lambda p: {"data": write(p / "x.npy", np.array([["a"]]))}, ValueError, "Expected numbers"),
     "objects": (
         lambda p: {"data": write(p / "x.npy", np.array([{}, 1], dtype=object))},
@@ -388,6 +628,7 @@ BAD = {
         "whole grey levels",
     ),
     "both": (lambda p: {"data": "digits", "binarize": "static", "dequantize": True}, ValueError, "either .* got both"),
+    "half an image held out": (lambda p: {"data": "digits", "valid": 2.5}, ValueError, "whole number .* got 2.5"),
     "fewer than none held out": (lambda p: {"data": "digits", "valid": -1}, ValueError, "at least 0 .* got -1"),
     "too many held out": (lambda p: {"data": "digits", "valid": 1700}, ValueError, "fewer than the 1617 .* got 1700"),
 }

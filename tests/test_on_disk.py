@@ -217,7 +217,7 @@ BAD = {
     ),
     "one number": (lambda p: write(p, np.array(3.0)), r"shape \(images, ...\)"),
     "one number a row": (lambda p: write(p, np.zeros(9)), r"shape \(images, ...\)"),
-    "two images": (lambda p: write(p, np.zeros((2, 4))), "at least 3 images.*got 2"),
+    "two images": (lambda p: write(p, np.zeros((2, 4))), "at least 3 rows.*got 2"),
     "static": (
         lambda p: write(p, ARRAYS["bytes"]) | {"binarize": "static"},
         "none, dynamic or threshold for .*, which stays on disk; got 'static'.*Use dynamic",

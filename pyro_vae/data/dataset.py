@@ -2,6 +2,7 @@ r"""A data set: three splits of images, kept as they came and read as x when the
 
 import hashlib
 import math
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.data.on_disk import AT_ONCE, OnDisk
+from pyro_vae.data.arrays import AT_ONCE, tensor_of
+from pyro_vae.data.on_disk import OnDisk
 
 Noise = Literal["bernoulli", "uniform"]
 WAYS = {"static": "statically", "dynamic": "dynamically", "threshold": "at one half"}
@@ -52,6 +54,10 @@ class Split:
     counts: bool = False
     mask: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.pixels, OnDisk) or getattr(self.pixels, "layout", None) == torch.strided):
+            tensor_of(self.pixels, "pixels")  # which says what is wrong
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -183,6 +189,8 @@ class Dataset:
             ``unit_interval``, dequantised ones, which keep off its ends, or floats; ``nonnegative_integer``, counts;
             ``real``.
         config: The arguments of :func:`load` that give the data set again.
+        names: Of the columns of a table, where it has them.
+        notes: What was done to read the data, in words.
     """
 
     train: Split
@@ -190,6 +198,8 @@ class Dataset:
     test: Split
     support: constraints.Constraint
     config: dict[str, Any]
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -225,5 +235,15 @@ class Dataset:
             how = "dequantised"
         if self.config.get("counts"):
             how = "counts"
-        missing = f", {100 * self.missing:.3g}% missing" if self.missing else ""
-        return f"{self.config['data']}, {how}{missing}"
+        missing = [f"{100 * self.missing:.3g}% missing"] if self.missing else []
+        return ", ".join([self.config["data"], how, *self.notes, *missing])
+
+    @property
+    def words(self) -> str:
+        """What x is, in words: images of a shape, or rows of columns."""
+        shape, names = "x".join(map(str, self.event_shape)) or "1", textwrap.shorten(", ".join(self.names), 100)
+        if columns := self.config.get("columns"):
+            return f"rows of {', '.join(columns)}; x is of {shape}"
+        if len(self.event_shape) > 1:
+            return f"images of {shape}"
+        return f"rows of {shape} column{'s' * (shape != '1')}" + f" ({names})" * bool(names)

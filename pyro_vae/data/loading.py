@@ -1,5 +1,6 @@
 """From a name, a path or a tensor to a :class:`Dataset`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pyro_vae.data.arrays import Survey, narrowed, survey, tensor_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.on_disk import OnDisk, Survey, arrays_of, survey, to_tensor
+from pyro_vae.data.on_disk import OnDisk, arrays_of
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
 Binarize = Literal["none", "static", "dynamic", "threshold"]
@@ -31,15 +33,16 @@ def load(
     The splits are fixed, whatever the seed. A test split of the source is kept, and a sixth of the rest is held out for
     validation; otherwise a tenth is held out for each, but at most 10,000.
 
-    A .npy file of more than 256 MiB stays on disk. It is read through once, to check it (and once more for the mean
-    where binarize is ``threshold``), and then batch by batch: in memory are 16 bytes an image, and the held-out images.
+    A .npy file of more than 256 MiB stays on disk. It is read through twice, to check it and for the mean, and
+    then batch by batch: in memory are 16 bytes an image, and the held-out images.
 
     Arguments:
         data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``
-            and ``mask``; others of as many rows are further arguments of a program, by name); or a folder of images
-            (subfolders, if any, are the labels). NaN is missing, and what ``mask`` says: booleans, True where
-            observed, of the shape of x or with one channel.
+            and ``mask``; others of as many rows are further arguments of a program, by name); a .csv, .tsv or .parquet
+            table, whose rows are x (through pandas); or a folder of images (subfolders, if any, are the labels), turned
+            as their EXIF data say, and on white where they are transparent. NaN is missing, and what ``mask`` says:
+            booleans, True where observed, of the shape of x or with one channel.
         root: Folder where torchvision finds the data set, or puts it.
         binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn afresh
             for every training batch, and once for the validation and test images; ``threshold``, 1 above one half.
@@ -48,7 +51,8 @@ def load(
         valid: How many images to hold out for validation, if not the usual part; may be 0.
         counts: Whether x is the pixel as it is stored, a whole number from 0 on. Floats that are all whole numbers
             from 0 on are counts, or binary, without it.
-        columns: Names of arrays of a .npz file, for :func:`from_columns`: the arguments of a program, x first.
+        columns: Names of arrays of a .npz file, or of columns of a table, for :func:`from_columns`: the arguments of a
+            program, x first.
 
     Returns:
         Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where it is missing. Arrays keep
@@ -56,8 +60,9 @@ def load(
 
     Raises:
         FileNotFoundError: If there is nothing at the path, or torchvision finds no data and no network.
-        ValueError: If the name is unknown, or the data cannot be read, are infinite, fewer than 3, wholly missing in an
-            image, missing at all on disk, or do not suit the options; later, if a file on disk has changed.
+        ValueError: If the name is unknown, or the data cannot be read, are infinite, differ by too little for float32,
+            are fewer than 3, wholly missing in an image, missing at all on disk, or do not suit the options; later, if
+            a file on disk has changed.
 
     References:
         The split of static binarisation is ours, not that of Larochelle and Murray (2011): numbers on the two do
@@ -70,7 +75,11 @@ def load(
         >>> digits.support
         Boolean()
     """
-    config = dict(data=str(data), root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
+    if not isinstance(data, str | os.PathLike):
+        kind = type(data).__name__
+        raise ValueError(f"Expected data to be a name or a path; got a {kind}. Give arrays to data.from_tensor.")
+    data = os.fspath(data)
+    config = dict(data=data, root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
     path = Path(data)
     if columns is not None:
         if binarize != "none" or dequantize or counts:
@@ -78,7 +87,7 @@ def load(
         arrays = {name: array for name, array in arrays_of(path).items() if array.dtype.kind in "buif"}
         if absent := [name for name in columns if name not in arrays]:
             raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
-        dataset = from_columns({name: to_tensor(arrays[name]) for name in columns}, valid)
+        dataset = from_columns({name: narrowed(arrays[name], f"{name} of {data!r}") for name in columns}, valid)
         return replace(dataset, config=config | {"columns": [*columns]})
     if data in NAMES:
         source = torchvision_images(data, root)
@@ -89,7 +98,10 @@ def load(
     elif path.is_file() or path.suffix or path.name != data:
         source = file(path)
     else:
-        raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}.")
+        raise ValueError(
+            f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}, and nothing is of that name in "
+            f"{str(Path.cwd())!r}."
+        )
     return _dataset(source, config)
 
 
@@ -114,8 +126,9 @@ def from_tensor(
         tensor, not binarised, 20% missing
     """
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
-    labels, mask = (None if given is None else given.detach().cpu() for given in (labels, mask))
-    return _dataset(Source(x.detach().cpu(), "a tensor", labels, mask), config)
+    rest = {"labels": labels, "mask": mask}
+    labels, mask = (None if given is None else tensor_of(given, name) for name, given in rest.items())
+    return _dataset(Source(tensor_of(x, "x"), "a tensor", labels, mask, floats=None), config)
 
 
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
@@ -136,23 +149,25 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
         >>> [column.shape for column in dataset.train.batch(slice(0, 7))]
         [torch.Size([7, 5]), torch.Size([7])]
     """
-    tensors = {name: torch.as_tensor(column).detach().cpu() for name, column in columns.items()}
+    tensors = {name: tensor_of(column, name) for name, column in columns.items()}
     sizes = {len(column) if column.dim() else 0 for column in tensors.values()}
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
         raise ValueError(f"Expected columns of as many rows each, at least 3; got {shapes or 'none'}.")
+    surveys: list[Survey] = []
     for name, column in tensors.items():
         if column.dtype.is_complex or (column.is_floating_point() and column.isinf().any()):
             raise ValueError(f"Expected finite real numbers, or NaN where they are missing, in {name!r}; got others.")
+        if column.is_floating_point() or not surveys:  # other whole numbers stay as they are
+            surveys.append(survey(column.split(1024) if column.numel() else [], repr(name)))
     first, *_ = tensors
-    x = tensors.pop(first)
-    mask = ~x.isnan() if x.is_floating_point() and x.isnan().any() else None
-    observed = x if mask is None else x[mask]
-    if not observed.numel():
+    x, seen = tensors.pop(first), surveys[0]
+    mask = ~x.isnan() if seen.missing else None
+    if seen.low > seen.high:
         raise ValueError(f"Expected numbers in {first!r}; got none.")
     whole = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
     config = dict(data="tensor", root="", binarize="none", dequantize=False, valid=valid, counts=False)
-    return _in_splits(whole, survey(observed.double()), config)
+    return _in_splits(whole, seen, config)
 
 
 def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
@@ -184,7 +199,8 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
         whole = replace(whole, pixels=above, levels=2)
     elif binarize != "none" or dequantize:
         whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
-    return _in_splits(whole, seen, config, source.test)
+    dataset = _in_splits(whole, seen, config, source.test)
+    return replace(dataset, names=source.names, notes=source.notes)
 
 
 def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
@@ -209,8 +225,9 @@ def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Ten
         order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
         last, rest = order[:usual], order[usual:]
     held_out = usual if valid is None else valid
-    if not 0 <= held_out < len(rest):
+    if not hasattr(held_out, "__index__") or not 0 <= held_out < len(rest):
         raise ValueError(
-            f"Expected valid of at least 0 and fewer than the {len(rest)} images that are not for test; got {held_out}."
+            f"Expected valid, a whole number of at least 0 and fewer than the {len(rest)} that are not for test; got "
+            f"{held_out!r}."
         )
     return rest[held_out:], rest[:held_out], last

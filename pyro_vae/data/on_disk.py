@@ -6,50 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-AT_ONCE = 2**20  # bytes of the file
+from pyro_vae.data.arrays import AT_ONCE, channels_first, to_tensor
+from pyro_vae.data.tables import SUFFIXES, table
+
 LARGE = 2**28  # bytes from which a .npy file stays on disk
 LONG = 2**30  # bytes from which a pass shows its progress
-CHANNELS = (1, 3)
-
-
-class Survey(NamedTuple):
-    """How many numbers of an array are NaN or infinite, its extremes, and whether all numbers are whole."""
-
-    wrong: int
-    low: float
-    high: float
-    whole: bool
-
-
-def survey(x: Tensor) -> Survey:
-    """Look at every number of a tensor that is not empty."""
-    low, high = x.aminmax()
-    if not x.is_floating_point():
-        return Survey(0, low.item(), high.item(), whole=True)
-    whole = not any(part.frac().any() for part in x.flatten().split(AT_ONCE))
-    return Survey(int((~x.isfinite()).sum()), low.item(), high.item(), whole)
-
-
-def to_tensor(array: np.ndarray) -> Tensor:
-    """To float32, which is what networks compute in, and to integers that torch has."""
-    kinds = {"f": np.float32, "u": np.uint8 if array.dtype == np.uint8 else np.int64, "i": np.int64, "b": np.bool_}
-    return torch.from_numpy(array.astype(kinds[array.dtype.kind]))
-
-
-def channels_first(x: Tensor) -> Tensor:
-    """Bring images of shape ``(N, height, width)`` or ``(N, height, width, channels)`` to channels first."""
-    if x.dim() == 3:
-        return x.unsqueeze(1)
-    if x.dim() == 4 and x.shape[1] not in CHANNELS and x.shape[-1] in CHANNELS:
-        return x.movedim(-1, 1).contiguous()
-    return x
 
 
 class File:
@@ -68,19 +36,19 @@ class File:
         self.shape, self.layout = array.shape, np.dtype((array.dtype, array.shape[1:]))
         self._start, self._state = array.offset, _state(os.stat(self.path))
 
-    def parts(self, doing: str) -> Iterator[Tensor]:
+    def parts(self) -> Iterator[np.ndarray]:
         """Read the whole file in its order, some rows at a time, with a progress bar if it is long."""
         total, size = self.shape[0], self.layout.itemsize
         step = max(1, AT_ONCE // size)
-        show = {"desc": doing, "unit": "B", "unit_scale": True, "leave": False, "disable": total * size < LONG}
-        with tqdm(total=total * size, **show) as bar:
-            for first in range(0, total, step):
-                count = min(step, total - first)
-                yield self.read([first], count)
-                bar.update(count * size)
+        for first in tqdm(range(0, total, step), "checking", unit=" MiB", leave=False, disable=total * size < LONG):
+            yield self.read([first], min(step, total - first))
 
-    def read(self, rows: list[int], count: int = 1) -> Tensor:
-        """Read ``count`` rows from each of ``rows`` on, channels first."""
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """Return rows that were read as a tensor, channels first."""
+        return channels_first(to_tensor(array, repr(str(self.path))))
+
+    def read(self, rows: list[int], count: int = 1) -> np.ndarray:
+        """Read ``count`` rows from each of ``rows`` on."""
         size = count * self.layout.itemsize
         offsets = [self._start + row * self.layout.itemsize for row in rows]
         try:
@@ -98,18 +66,7 @@ class File:
                 f"Expected {str(self.path)!r} as it was when it was loaded, since images are read as they are needed; "
                 "got one that was moved, cut or written since. Load it anew, and leave it as it is until the end."
             )
-        shape = (len(rows) * count, *self.shape[1:])
-        return channels_first(to_tensor(np.ndarray(shape, self.layout.base, buffer=found)))
-
-    @cached_property
-    def survey_and_total(self) -> tuple[Survey, Tensor]:
-        """What :func:`survey` says of all numbers, and the sum of all images in float64, of one reading."""
-        parts, total = [], torch.zeros(())
-        for part in self.parts("checking"):
-            parts.append(survey(part))
-            total = total + part.sum(0, dtype=torch.float64)
-        wrong, low, high, whole = zip(*parts, strict=True)
-        return Survey(sum(wrong), min(low), max(high), all(whole)), total
+        return np.ndarray((len(rows) * count, *self.shape[1:]), self.layout.base, buffer=found)
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:
@@ -149,26 +106,25 @@ class OnDisk:
 
     @cached_property
     def total(self) -> Tensor:
-        """The sum over images, in float64: that of the file, read again only for a cut, less the rows left out."""
-        if self.cut is None:
-            _, total = self.file.survey_and_total
-        else:
-            parts = self.file.parts("adding up")
-            total = sum((self._pixels(part).sum(0, dtype=torch.float64) for part in parts), torch.zeros(()))
-        left_out = torch.ones(self.file.shape[0], dtype=torch.bool)
-        left_out[self.rows] = False
-        for rows in left_out.nonzero().squeeze(1).split(1024):
-            total = total - replace(self, rows=rows, device="cpu")[:].sum(0, dtype=torch.float64)
-        return total
+        """The sum over images, in float64, read in the order of the file."""
+        parts = self.rows.sort().values.split(max(1, AT_ONCE // self.file.layout.itemsize))
+        images = (replace(self, rows=rows, device="cpu")[:] for rows in parts)
+        return sum((part.sum(0, dtype=torch.float64) for part in images), torch.zeros(()))
 
-    def _pixels(self, read: Tensor) -> Tensor:
-        return (read if self.cut is None else read > self.cut).to(self.dtype)
+    def _pixels(self, array: np.ndarray) -> Tensor:
+        x = self.file.tensor(array)
+        return (x if self.cut is None else x > self.cut).to(self.dtype)
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a .npz file by name, or that of a .npy file as ``x``, on disk where it is large."""
+    """Return the arrays of a .npz file or the columns of a table by name, or a .npy's as ``x``, on disk if large."""
     if not path.is_file():
-        raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {str(path)!r}.")
+        raise FileNotFoundError(
+            f"Expected a file or a folder of images; there is nothing at {str(path)!r}, which is "
+            f"{str(path.absolute())!r} from the working directory {str(Path.cwd())!r}."
+        )
+    if path.suffix.lower() in SUFFIXES:
+        return table(path)
     try:
         with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
             zipped = opened.read(2) == b"PK"
@@ -178,9 +134,14 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
             if isinstance(found, np.ndarray):
                 return {"x": found}
             with found:
-                return {name: found[name] for name in found.files}
+                if all(isinstance(found[name], np.ndarray) for name in found.files):
+                    return {name: found[name] for name in found.files}
+                raise ValueError("it holds more than arrays")
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        # Of any other file numpy says that it is a pickle.
+        numpys = path.suffix.lower() in (".npy", ".npz")
+        what, why = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(SUFFIXES)}", "")
         raise ValueError(
-            f"Expected a .npy or .npz file of numbers; could not read {str(path)!r} ({' '.join(str(error).split())}). "
-            "Write it anew with numpy.save or numpy.savez, in whole."
+            f"Expected a .npy or .npz file of numbers{what}; could not read {str(path)!r}{why}. Write it anew with "
+            "numpy.save or numpy.savez, in whole."
         ) from error

@@ -1,7 +1,8 @@
 """Where images come from: scikit-learn, torchvision, a file, a folder; and checks of what came."""
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,24 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
+from pyro_vae.data.arrays import Survey, channels_first, narrowed, survey, to_tensor
 from pyro_vae.data.dataset import Split
-from pyro_vae.data.on_disk import File, OnDisk, Survey, arrays_of, channels_first, survey, to_tensor
+from pyro_vae.data.on_disk import File, OnDisk, arrays_of
 from pyro_vae.data.supports import levels as grid
+from pyro_vae.data.tables import SUFFIXES as TABLES
 
-# The name of each data set's class in torchvision.datasets, and the arguments of its two splits.
-NAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "mnist": ("MNIST", {"train": True}, {"train": False}),
-    "fashion-mnist": ("FashionMNIST", {"train": True}, {"train": False}),
-    "kmnist": ("KMNIST", {"train": True}, {"train": False}),
-    "omniglot": ("Omniglot", {"background": True}, {"background": False}),
-    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
-    "svhn": ("SVHN", {"split": "train"}, {"split": "test"}),
-}
+# The name of each data set's class in torchvision.datasets, and the argument that says which split, if not ``train``.
+NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
+NAMES |= {"cifar10": "CIFAR10", "svhn": "SVHN"}
+SPLITS: dict[str, Any] = {"svhn": ({"split": "train"}, {"split": "test"})}
+SPLITS["omniglot"] = ({"background": True}, {"background": False})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L", "LA")
 
@@ -38,9 +37,12 @@ class Source(NamedTuple):
     name: str
     labels: Tensor | None = None
     mask: Tensor | None = None  # True where a pixel is observed
-    levels: int = 256  # of integers that are not all 0 or 1
+    levels: int | None = None  # of integers that are not all 0 or 1, where that is known
     test: int = 0  # how many of the last are for test
     extra: dict[str, Tensor] = {}
+    names: tuple[str, ...] = ()  # of the columns of a table
+    notes: tuple[str, ...] = ()  # what was done to read it, for the user to know
+    floats: torch.dtype | None = torch.float32  # which floats become; None: they stay
 
 
 def digits() -> Source:
@@ -59,11 +61,10 @@ def torchvision_images(name: str, root: str) -> Source:
     """Return a data set of torchvision, found under ``root`` or downloaded there."""
     from torchvision import datasets
 
-    kind, train, test = NAMES[name]
-    make = getattr(datasets, kind)
-    halves = [_arrays(_found_or_downloaded(make, name, root, which)) for which in (train, test)]
+    make, splits = getattr(datasets, NAMES[name]), SPLITS.get(name, ({"train": True}, {"train": False}))
+    halves = [_arrays(_found_or_downloaded(make, name, root, which)) for which in splits]
     x, labels = (torch.cat(both) for both in zip(*halves, strict=True))
-    return Source(x, name, labels, test=len(halves[1][0]))
+    return Source(x, name, labels, levels=256, test=len(halves[1][0]))
 
 
 def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: dict[str, Any]) -> Any:
@@ -90,55 +91,78 @@ def _arrays(found: Any) -> tuple[Tensor, Tensor]:
 
 
 def file(path: Path) -> Source:
-    """Return the images of a .npy file, or of a .npz file: arrays ``x`` and, if any, ``labels``, ``mask`` and more."""
-    arrays = arrays_of(path)
+    """Return the images of a .npy or .npz file (``x``; ``labels``, ``mask`` and others, if any), or rows of a table."""
+    arrays, name, names = arrays_of(path), repr(str(path)), tuple[str, ...]()
+    if path.suffix.lower() in TABLES:
+        names = tuple(arrays) if [*arrays] != [str(i) for i in range(len(arrays))] else ()
+        for key, column in arrays.items():
+            survey([column], f"column {key!r} of {name}")
+        arrays = {"x": np.stack([array.astype(np.float32) for array in arrays.values()], 1)}
     if "x" not in arrays and len(arrays) != 1:
-        raise ValueError(f"Expected an array named x in {str(path)!r}; got {', '.join(arrays) or 'none'}.")
-    x = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
-    for array in (x, *(arrays[name] for name in ("labels", "mask") if name in arrays)):
-        if array.dtype.kind not in "buif":
-            raise ValueError(f"Expected numbers in {str(path)!r}; got {array.dtype}.")
+        raise ValueError(f"Expected an array named x in {name}; got {', '.join(arrays) or 'none'}.")
+    x = arrays.pop("x" if "x" in arrays else next(iter(arrays)))
+    labels, mask = (arrays.pop(key, None) for key in ("labels", "mask"))
+    for array in (x, labels, mask):
+        if array is not None and array.dtype.kind not in "buif":
+            raise ValueError(f"Expected numbers in {name}; got {array.dtype}.")
     if isinstance(x, np.memmap) and x.ndim:
-        images: Tensor | OnDisk = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0]).dtype)
+        images: Tensor | OnDisk = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0], name).dtype)
     else:
-        images = to_tensor(x)
-    labels, mask = (to_tensor(arrays[name]) if name in arrays else None for name in ("labels", "mask"))
-    rest = {name: array for name, array in arrays.items() if array is not x and name not in ("labels", "mask")}
-    columns = {n: to_tensor(a) for n, a in rest.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
-    return Source(images, repr(str(path)), labels, mask, extra=columns)
+        images = to_tensor(x, name, wide=True)
+    rest = {key: a for key, a in arrays.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
+    extra = {key: narrowed(array, f"{key} of {name}") for key, array in rest.items()}
+    y, observed = (None if array is None else narrowed(array, name) for array in (labels, mask))
+    return Source(images, name, y, observed, extra=extra, names=names)
 
 
 def folder(path: Path) -> Source:
-    """Return the images in a folder; where they are in subfolders, those are the labels, in alphabetical order."""
+    """Return the images in a folder; where they are in subfolders, those are the labels, in alphabetical order.
+
+    They are turned as their cameras say, and what is transparent lies on white.
+    """
     paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; found none.")
     classes = sorted({file.parent for file in paths})
     labels = torch.tensor([classes.index(file.parent) for file in paths]) if len(classes) > 1 else None
-    grey = all(mode in GREY for mode in _each(paths, lambda image: image.mode, "looking"))
-    arrays = _each(paths, lambda image: np.array(image.convert("L" if grey else "RGB")), "reading")
-    for file, array in zip(paths, arrays, strict=True):
-        if array.shape != arrays[0].shape:
+    arrays, clear = list[np.ndarray](), 0
+    for file in tqdm(paths, desc="reading", unit=" images", leave=False, disable=len(paths) < 1000):
+        array, seen_through = _image(file)
+        arrays.append(array)
+        clear += seen_through
+        if array.shape[:2] != arrays[0].shape[:2]:
             raise ValueError(
                 f"Expected images of one size; got {arrays[0].shape[:2]} in {paths[0].name} and {array.shape[:2]} "
                 f"in {file.name}, (height, width). Resize them first."
             )
-    return Source(torch.from_numpy(np.stack(arrays)), repr(str(path)), labels)
+    if any(array.ndim == 3 for array in arrays):
+        arrays = [array if array.ndim == 3 else np.stack([array] * 3, -1) for array in arrays]
+    notes = (f"transparency of {clear:,} images on white",) if clear else ()
+    return Source(torch.from_numpy(np.stack(arrays)), repr(str(path)), labels, notes=notes)
 
 
-def _each(paths: Sequence[Path], read: Callable[[Image.Image], Any], what: str) -> list[Any]:
-    found = []
-    for path in tqdm(paths, desc=what, unit=" images", leave=False, disable=len(paths) < 1000):
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
-                found.append(read(image))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"Expected an image; could not read {str(path)!r}. Save it anew, or leave it out of the folder."
-            ) from error
-    return found
+def _image(path: Path) -> tuple[np.ndarray, bool]:
+    """Read an image as grey or RGB, upright and on white, and whether any of it is transparent."""
+    try:
+        with path.open("rb") as opened:  # of a path Pillow maps some .tif files, and does not turn them
+            with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+                image: Image.Image = Image.open(opened)
+            image.load()
+            with suppress(SyntaxError):  # so Pillow says that what is written beside the pixels is broken
+                ImageOps.exif_transpose(image, in_place=True)
+    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError, RuntimeWarning) as error:
+        raise ValueError(
+            f"Expected an image; could not read {str(path)!r}. Save it anew, of at most {Image.MAX_IMAGE_PIXELS} "
+            "pixels, or leave it out of the folder."
+        ) from error
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
+    mode = "L" if image.mode in GREY else "RGB"
+    if not image.has_transparency_data:
+        return np.array(image.convert(mode)), False
+    whole = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
+    return np.array(flat.convert(mode)), whole.getchannel("A").getextrema() != (255, 255)
 
 
 def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
@@ -146,31 +170,39 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
     x, mask, name = source.x, source.mask, source.name
     if len(x.shape) < 2 or 0 in x.shape:
         raise ValueError(f"Expected an array of shape (images, ...), not empty, in {name}; got shape {tuple(x.shape)}.")
+    what = "image" if len(x.shape) > 2 else "row"
     if len(x) < 3:
-        raise ValueError(f"Expected at least 3 images, one for each split, in {name}; got {len(x)}.")
+        raise ValueError(f"Expected at least 3 {what}s, one for each split, in {name}; got {len(x)}.")
     if x.dtype.is_complex:
         raise ValueError(f"Expected real numbers in {name}; got complex ones.")
     if source.labels is not None and source.labels.shape != x.shape[:1]:
-        raise ValueError(f"Expected {len(x)} labels, one an image, in {name}; got shape {tuple(source.labels.shape)}.")
+        raise ValueError(f"Expected {len(x)} labels, one for each {what}, in {name}; got {(*source.labels.shape,)}.")
     if isinstance(x, OnDisk):
-        seen, _ = x.file.survey_and_total
-        advice = (
-            "NaN or infinite, in a file that stays on disk. Fill them in, leave those images out, or save it as "
-            ".npz, which is read into memory, where NaN is missing."
-        )
+        seen = survey(x.file.parts(), name)
+        advice = "Fill them in, or save it as .npz, which is read into memory, where NaN is missing."
     else:
         x = channels_first(x)
-        mask = _observed(x, mask, name)
-        seen = survey(x if mask is None else x[mask])
-        advice = "infinite. Fill them in, leave those images out, or make them NaN, which is missing."
-    if seen.wrong:
-        raise ValueError(
-            f"Expected finite numbers in {name}; got {seen.wrong:,} of {math.prod(x.shape):,} that are {advice}"
-        )
-    dtype, levels = x.dtype, source.levels
+        mask = _observed(x, mask, name, what)
+        parts: Iterable[Tensor] = x.split(1024)
+        if mask is not None:
+            pairs = zip(parts, mask.split(1024), strict=True)
+            parts = (part.double().masked_fill(~there, torch.nan) for part, there in pairs)
+        seen = survey(parts, name)
+        x = x.to(source.floats) if source.floats and x.is_floating_point() else x
+        advice = f"Fill them in, leave those {what}s out, or make them NaN, which is missing."
+    if bad := seen.infinite + seen.missing * isinstance(x, OnDisk):
+        wrong = f"{bad:,} of {math.prod(x.shape):,} that are {'NaN or ' * isinstance(x, OnDisk)}infinite"
+        raise ValueError(f"Expected finite numbers in {name}; got {wrong}. {advice}")
+    dtype, levels = x.dtype, source.levels or 256
     if not dtype.is_floating_point:
         grey = 0 <= seen.low <= seen.high <= 255
         dtype, levels = torch.uint8 if grey else torch.float32, 2 if grey and seen.high <= 1 else levels
+        if grey and max(1, seen.low) < seen.high < 128 and not (counts or source.levels):
+            warnings.warn(
+                f"Whole numbers are grey levels, white at 255, and none in {name} is above {seen.high:g}: x is at most "
+                f"{seen.high / 255:.2g}. Use counts if they count, or give them as floats, over {seen.high:g}.",
+                stacklevel=2,
+            )
     if isinstance(x, OnDisk):
         pixels: Tensor | OnDisk = replace(x, dtype=dtype)
     else:
@@ -178,7 +210,7 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
     return Split(pixels, source.labels, levels, None, counts, mask, source.extra), seen
 
 
-def _observed(x: Tensor, mask: Tensor | None, name: str) -> Tensor | None:
+def _observed(x: Tensor, mask: Tensor | None, name: str, what: str) -> Tensor | None:
     """Where x is observed: in the mask, if there is one, and not NaN. None, if all of it is."""
     if mask is None and not x.is_floating_point():
         return None
@@ -197,8 +229,8 @@ def _observed(x: Tensor, mask: Tensor | None, name: str) -> Tensor | None:
         return None
     if none := int((~observed.flatten(1).any(1)).sum()):
         raise ValueError(
-            f"Expected something observed of every image in {name}; got {none:,} of {len(x):,} that are NaN or "
-            "masked all over. Leave those images out."
+            f"Expected something observed of every {what} in {name}; got {none:,} of {len(x):,} that are NaN or "
+            f"masked all over. Leave those {what}s out."
         )
     return observed
 

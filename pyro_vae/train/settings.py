@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vae.compiled.device import Precision
 from pyro_vae.compiled.traced import Compile
 from pyro_vae.data import Dataset, from_columns, from_tensor
+from pyro_vae.data.arrays import tensor_of
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.program import argument_names
 from pyro_vae.train.optimizers import Choice
@@ -105,17 +106,15 @@ def splits_of(program: Any, data: Any) -> Dataset:
     """Return a Dataset, a tensor, or a program's arguments in a tuple or by name, as three splits of all arguments."""
     check_program(program)
     names, columns = argument_names(program), dict[str, Any]()
-    data = torch.as_tensor(data) if hasattr(data, "__array__") else data
-    if isinstance(data, Tensor):
+    if not isinstance(data, Dataset | Mapping | tuple | list):
         # Bytes are images to a program that checks images, and numbers to any other.
+        data = tensor_of(data, "data")
         data = from_tensor(data) if hook(program, "check_dataset") else from_columns({"x": data})
     elif isinstance(data, Mapping):
         columns = dict(data)
     elif isinstance(data, tuple | list):
         labels = [*names, *(f"argument {i + 1}" for i in range(len(names), len(data)))]
         columns = dict(zip(labels, data, strict=False))
-    elif not isinstance(data, Dataset):
-        raise ValueError(f"Expected a Dataset, a tensor, or tensors by name; got {type(data).__name__}.")
     names = names or dict.fromkeys(columns, True)
     first, *rest = names or ["x"]
     if first in columns:
