@@ -22,6 +22,7 @@ from pyro_vae.train import check_device, fit
 from pyro_vae.words import images_or_rows
 
 # Settings on which no number depends.
+UNSEEN = ("root", "labelled", "labelled_seed")  # arguments of data.load on which no test image depends
 UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")
 
 
@@ -43,6 +44,7 @@ class Row:
         latent: Of how many.
         parameters: How many numbers are trained.
         history: The columns of metrics.csv.
+        measures: Of the split: :func:`pyro_vae.evaluate.measures`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Row:
     latent: int
     parameters: int
     history: dict[str, list[float]]
+    measures: dict[str, tuple[float, float]]
 
     @property
     def nll(self) -> tuple[float, float]:
@@ -136,7 +139,8 @@ def compare(
             held_out = dataset.config["valid"]
             about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
             path = Path(options["data"])
-            basis = {key: value for key, value in options.items() if key != "root"}
+            basis = {key: value for key, value in options.items() if key not in UNSEEN}
+            basis["columns"] = (options.get("columns") or [None])[0]  # which is x
             basis["data"] = str(path.resolve()) if path.exists() else options["data"]
             basis["log p(x)"] = f"of {kind}{given}"
             row = Row(
@@ -152,6 +156,7 @@ def compare(
                 latent=len(evaluate.dimensions(whole)),
                 parameters=sum(parameter.numel() for parameter in vae.parameters()),
                 history=history,
+                measures=evaluate.measures(vae, part, images),
             )
             rows.append(row)
             bar.update()

@@ -25,8 +25,9 @@ def table(rows: Sequence[Row]) -> str:
     differ = [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
     same = [f"{key} {value}" for key, value in rows[0].settings.items() if key not in differ and value != "none"]
     heads = ["run", *differ, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
-    heads += ["active", "parameters", "seconds"]
-    head, *lines = aligned([heads, *([*_cells(row, differ)] for row in rows)], 1 + len(differ))
+    measures = [*dict.fromkeys(name for row in rows for name in row.measures)]
+    heads += [*measures, "active", "parameters", "seconds"]
+    head, *lines = aligned([heads, *([*_cells(row, differ, measures)] for row in rows)], 1 + len(differ))
     shown = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
     for group in _groups(rows):
         shown += ["", *_heading(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
@@ -72,12 +73,13 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     return [[*group] for _, group in groupby(rows, key=lambda row: row.group)]
 
 
-def _cells(row: Row, differ: Sequence[str]) -> Iterator[str]:
+def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator[str]:
     yield row.name
     yield from (row.settings.get(key, "-") for key in differ)
     yield from (nats(value.mean().item()) for value in row.values[:3])
     yield pair(row.nll)
     yield _difference(row)
+    yield from (f"{row.measures[name][0]:.2%}" if name in row.measures else "-" for name in measures)
     yield "cannot tell" if row.active is None else f"{'' if row.active else 'collapsed, '}{row.active} of {row.latent}"
     yield f"{row.parameters:,}"
     yield "-" if math.isnan(row.seconds) else f"{row.seconds:,.1f}"

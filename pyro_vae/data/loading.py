@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import Survey, narrowed, survey, tensor_of
 from pyro_vae.data.dataset import Dataset, Split
+from pyro_vae.data.labels import labelled as show_labels
 from pyro_vae.data.on_disk import OnDisk, arrays_of
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
@@ -27,6 +28,8 @@ def load(
     valid: int | None = None,
     counts: bool = False,
     columns: Sequence[str] | None = None,
+    labelled: int | None = None,
+    labelled_seed: int = 0,
 ) -> Dataset:
     """Load a data set by name, or your own by path.
 
@@ -53,6 +56,8 @@ def load(
             from 0 on are counts, or binary, without it.
         columns: Names of arrays of a .npz file, or of columns of a table, for :func:`from_columns`: the arguments of a
             program, x first.
+        labelled: How many training labels a program sees as y, as many of each class: see :func:`labelled`; None: all.
+        labelled_seed: Which.
 
     Returns:
         Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where it is missing. Arrays keep
@@ -88,7 +93,7 @@ def load(
         if absent := [name for name in columns if name not in arrays]:
             raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
         dataset = from_columns({name: narrowed(arrays[name], f"{name} of {data!r}") for name in columns}, valid)
-        return replace(dataset, config=config | {"columns": [*columns]})
+        return show_labels(replace(dataset, config=config | {"columns": [*columns]}), labelled, labelled_seed)
     if data in NAMES:
         source = torchvision_images(data, root)
     elif data == "digits":
@@ -102,7 +107,7 @@ def load(
             f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}, and nothing is of that name in "
             f"{str(Path.cwd())!r}."
         )
-    return _dataset(source, config)
+    return show_labels(_dataset(source, config), labelled, labelled_seed)
 
 
 def from_tensor(

@@ -28,6 +28,7 @@ from pyro_vae.evaluate.summaries import (
     is_exact,
     kl_by_site,
     kl_per_dim,
+    measures,
     per_image,
     rows_of,
     split,
@@ -38,5 +39,5 @@ from pyro_vae.evaluate.weights import bits_per_dim, elbo, ess, iwae, iwae_curve,
 
 __all__ = ["DRAWS", "Aggregate", "Summary", "Values", "active_units", "activity", "aggregate", "aggregate_of_codes"]
 __all__ += ["bits_per_dim", "covariates", "dimensions", "elbo", "ess", "guide_means", "is_exact", "iwae", "iwae_curve"]
-__all__ += ["kl_by_site", "kl_per_dim", "log_weights", "mutual_information", "nll", "pareto_k", "per_image"]
+__all__ += ["kl_by_site", "kl_per_dim", "log_weights", "measures", "mutual_information", "nll", "pareto_k", "per_image"]
 __all__ += ["posterior", "rows_of", "split", "summary", "usage"]

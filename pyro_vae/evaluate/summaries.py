@@ -165,7 +165,24 @@ def per_image(
 
 
 def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ...]:
-    """Return some rows of a split as the arguments of a program."""
+    """Return some rows of a split as the arguments of a program that it is judged by: by its ``hidden``, if any."""
+    found = _arguments(program, data, rows)
+    return program.hidden(*found) if hasattr(program, "hidden") else found
+
+
+def measures(program: Any, data: Split, images: int = 1000) -> dict[str, tuple[float, float]]:
+    """Return means and standard errors of what a program measures beside the ELBO, as an accuracy, by name.
+
+    They are of the first ``images`` of a split, by the program's method ``measures``, where it has one.
+    """
+    if not hasattr(program, "measures"):
+        return {}
+    with torch.no_grad(), at_test(program, point_of(program).device):
+        found = program.measures(*_arguments(program, data, slice(0, images)))
+    return {name: mean_and_error(values[~values.isnan()]) for name, values in found.items()}
+
+
+def _arguments(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ...]:
     names = [name for name in [*argument_names(program)][1:] if name in data.columns]
     return arguments(program, data.with_columns(names).batch(rows))
 

@@ -17,6 +17,7 @@ CURVES = {
     ],
     "Reconstruction: E[-log p(x | z)], valid": [("valid_reconstruction", "", ORANGE)],
     "Divergence: KL(q || p), valid": [("valid_kl", "", GREEN)],
+    "Accuracy of q(y | x), valid": [("valid_accuracy", "", BLUE)],
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.conditional import Conditional, Family
+from pyro_vae.conditional import Conditional, Family, mean
 from pyro_vae.networks import Joint
 
 Sizes = Sequence[int]
@@ -54,6 +54,21 @@ def one_hot(y: Tensor, classes: int, like: Tensor) -> Tensor:
     Of a label that is no class all are 0: nothing here looks at values, so that a step can be a graph.
     """
     return (y.unsqueeze(-1) == torch.arange(classes, device=y.device)).to(like)
+
+
+def of_labels(program: Any, x: Tensor, y: Tensor, number: int) -> dict[str, tuple[Tensor, str]]:
+    """Return samples of each label, at the same noise, and the z of each image under each label, as pictures."""
+
+    def drawn(label: int) -> Tensor:
+        with torch.random.fork_rng():
+            return program.generate(len(x), label)
+
+    style, labels = mean(program.encoder(x, program.vector(y))), range(number)
+    held = [mean(program.decoder(style, program.vector(torch.full_like(y, label)))) for label in labels]
+    return {
+        "samples": (torch.stack([*map(drawn, labels)]), "Samples: a row for each label, a column for each style"),
+        "styles": (torch.stack([x, *held]), "Images above; below, their style under each label"),
+    }
 
 
 def check_labels(y: Tensor, classes: int, argument: str, least: int = 0) -> None:

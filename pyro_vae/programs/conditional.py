@@ -12,7 +12,16 @@ from pyro_vae.conditional import Family, mean, module
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
-from pyro_vae.programs.building import attach, build_part, check_labels, conditional, family_of, one_hot, shape_of
+from pyro_vae.programs.building import (
+    attach,
+    build_part,
+    check_labels,
+    conditional,
+    family_of,
+    of_labels,
+    one_hot,
+    shape_of,
+)
 from pyro_vae.programs.hooks import Built, Draw
 
 
@@ -116,6 +125,15 @@ class ConditionalVAE(Built):
         y = y.reshape(1) if y.dim() == 0 else y
         self.check_given(y)
         return mean(self.at_prior(num, y[torch.arange(num) % len(y)].to(self.reference.device)))
+
+    @torch.no_grad()
+    def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
+        """Return reconstructions, samples, and of labels, styles of images held while the label goes by."""
+        (y,), found = given, super().pictures(x, *given)
+        if y.dim() == 1 and not y.is_floating_point():
+            return found | of_labels(self, x, y, self.given)
+        samples = torch.stack([self.generate(len(y), y) for _ in range(8)])
+        return found | {"samples": (samples, "Samples: a column for each y")}
 
     def check_given(self, *given: Tensor) -> None:
         """Refuse labels that are no classes, and covariates of another number, or missing."""

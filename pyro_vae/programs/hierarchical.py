@@ -134,6 +134,16 @@ class HierarchicalVAE(Built):
             seen = (x, codes[name]) if self.sees_x else (codes[name],)
         return codes
 
+    @torch.no_grad()
+    def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
+        """Return reconstructions, samples, and what the top layer says of images: draws of the layers below it."""
+        top = self.codes(x)[self.top]
+        drawn = torch.stack([x, self.reconstruct(x), *(mean(self.below(top)) for _ in range(6))])
+        return super().pictures(x) | {
+            "samples": (self.generate(100).unflatten(0, (10, 10)), "Samples from the prior"),
+            "layers": (drawn, f"Images, reconstructions, draws of p(x | {self.top})"),
+        }
+
     def seen_by_prior(self, x: Any) -> Any:
         """Return what the guide draws zL from: training images, or the codes of a few of them."""
         return x if self.sees_x or len(self.encoders) == 1 else self.codes(x[:2000])[[*self.encoders][-2]]

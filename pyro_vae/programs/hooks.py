@@ -134,6 +134,20 @@ class Hooks(nn.Module, ABC):
         """Refuse what the model cannot be given beside x."""
 
     @torch.no_grad()
+    def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
+        """Return grids of images, ``(rows, columns, *event)``, and their titles, by the names of their files."""
+        rows = torch.stack([x, self.reconstruct(x, *given)])
+        return {"reconstructions": (rows, "Originals above, reconstructions below")}
+
+    def hidden(self, *data: Tensor) -> tuple[Tensor, ...]:
+        """Return the data that a run is judged by: without what is to be found out, as labels."""
+        return data
+
+    def measures(self, *data: Tensor) -> dict[str, Tensor]:
+        """Return numbers of each row by name, beside the ELBO; NaN where there is none."""
+        return {}
+
+    @torch.no_grad()
     def smallest_scale(self, x: Tensor, *given: Tensor) -> float:
         """Return the least scale of p(x | z) at a draw of z for each x; nan where it is no density or has none."""
         law: Any = self.at_guide(lambda law: law.sample(), x, *given) if self._is_of_its_parts else None

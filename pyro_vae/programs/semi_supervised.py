@@ -11,12 +11,24 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Family, mean, module
+from pyro_vae.data import Dataset
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import attach, build_part, check_labels, conditional, family_of, one_hot, shape_of
+from pyro_vae.programs.building import (
+    attach,
+    build_part,
+    check_labels,
+    conditional,
+    family_of,
+    of_labels,
+    one_hot,
+    shape_of,
+)
 from pyro_vae.programs.hooks import Built, Draw
+
+LOSS: Any = {"is_loss": True}  # a term of the loss alone
 
 
 class SemiSupervisedVAE(Built):
@@ -94,7 +106,7 @@ class SemiSupervisedVAE(Built):
                 drawn = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
             pyro.sample("z", self.encoder(x, self.vector(torch.where(seen, y, drawn))))
             loss = -self.weight * torch.where(seen, q.log_prob(y.clamp(min=0)), 0.0)
-            pyro.sample("classification", dist.Unit(loss), obs=loss.new_empty(*loss.shape, 0), infer={"is_loss": True})
+            pyro.sample("classification", dist.Unit(loss), obs=loss.new_empty(*loss.shape, 0), infer=LOSS)
 
     def known(self, x: Tensor, y: Tensor | None = None) -> Any:
         """Return the labels, and which are seen: none without y."""
@@ -127,6 +139,34 @@ class SemiSupervisedVAE(Built):
         y = torch.arange(self.classes) if given is None else torch.as_tensor(given).reshape(-1)
         self.check_given(y)
         return mean(self.at_prior(num, y[torch.arange(num) % len(y)].to(self.reference.device)))
+
+    @torch.no_grad()
+    def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
+        """Return reconstructions, samples of each class, and styles of images held while the class goes by."""
+        likeliest = self.classifier(x).logits.argmax(-1)
+        return super().pictures(x, *given) | of_labels(self, x, likeliest, self.classes)
+
+    def hidden(self, *data: Tensor) -> tuple[Tensor, ...]:
+        """Return x alone: what is reported is of log p(x), whatever labels are known."""
+        return data[:1]
+
+    @torch.no_grad()
+    def measures(self, *data: Tensor) -> dict[str, Tensor]:
+        """Return the accuracy of q(y | x): 1 where its likeliest class is the label, 0 where not."""
+        y, seen = self.known(*data)
+        right = (self.classifier(data[0]).logits.argmax(-1) == y).to(self.reference)
+        return {"accuracy": torch.where(seen, right, torch.nan)}
+
+    def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
+        """Refuse what :meth:`Hooks.check_dataset` does, and labels of no training data, or of one class alone."""
+        super().check_dataset(dataset, strict)
+        y = dataset.train.extra.get("y")
+        known = y[y >= 0].unique().tolist() if y is not None else []
+        if len(known) < 2:
+            raise ValueError(
+                f"Expected labels y of some training data, of at least 2 classes; got {known or 'none'}. Give y, -1 "
+                "where it is unknown, or train a VAE."
+            )
 
     def check_given(self, *given: Tensor) -> None:
         """Refuse labels that are no classes."""

@@ -1,5 +1,6 @@
 """What a run closes with: a table and figures."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -47,11 +48,15 @@ def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Va
         bits, note = _bits(of_element(next(iter(laws))), dataset) if len(laws) == 1 else (None, "")
         divergence = "in closed form" if evaluate.is_exact(whole) else "sampled"
         given = evaluate.covariates(whole)
-    images = images_or_rows(dataset.event_shape)
-    rows = [["split", images, *COLUMNS, *(["bits/dim"] if bits else [])]]
+    images, splits = images_or_rows(dataset.event_shape), dataset.splits
+    measures = {name: evaluate.measures(program, splits[name], len(found.nll)) for name, found in values.items()}
+    more = [*(["bits/dim"] if bits else []), *next(iter(measures.values()))]
+    rows = [["split", images, *COLUMNS, *more]]
     for name, found in values.items():
         pairs = [mean_and_error(column) for column in found]
-        rows.append([name, f"{len(found.nll):,}", *map(pair, pairs), *([f"{bits(pairs[-1][0]):.3f}"] if bits else [])])
+        cells = [f"{bits(pairs[-1][0]):.3f}"] if bits else []
+        cells += ["-" if math.isnan(mean) else f"{mean:.1%} ± {error:.1%}" for mean, error in measures[name].values()]
+        rows.append([name, f"{len(found.nll):,}", *map(pair, pairs), *cells])
     what = "pixels" if images == "images" else "numbers"
     left_out = f"; {dataset.missing:.1%} of the {what} missing, left out" if dataset.missing else ""
     notes = (
@@ -88,7 +93,8 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
 
     Returns:
         By name: ``latent_space``, of training data; of a VAE of images, ``reconstructions``, ``samples``,
-        ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2; of a table
+        ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2; of another program
+        those of its method ``pictures``; of a table
         ``marginals`` and, of a VAE, ``reconstructions``, of test rows.
     """
     drawn, images = {}, images_or_rows(dataset.event_shape)
@@ -113,6 +119,11 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
             drawn["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
             if program.prior().event_shape == (2,):
                 drawn["manifold"] = plots.manifold(program.manifold() / white)
+        elif len(dataset.event_shape) in (2, 3) and hasattr(program, "pictures"):
+            few = evaluate.rows_of(program, dataset.test, slice(0, 10))
+            white = max(few[0].max().item(), 1.0) if dataset.support is constraints.nonnegative_integer else 1.0
+            pictures = program.pictures(*few)
+            drawn |= {name: plots.manifold(x / white, title) for name, (x, title) in pictures.items()}
     return drawn
 
 

@@ -146,4 +146,6 @@ def evaluation(
     found.numbers.update({"test -log p(x)": mean, "train -log p(x)": of_train})
     found.numbers["test - train, error"] = math.hypot(error, error_of_train)
     found.numbers.update({"images": len(whole), "chosen": min(chosen, len(whole))})
+    measures = evaluate.measures(program, dataset.test.to(device), images)
+    found.numbers.update({f"test {name}": mean for name, (mean, _) in measures.items()})
     return found

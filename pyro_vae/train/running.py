@@ -212,4 +212,5 @@ class Run:
 def _shown(numbers: dict[str, float]) -> str:
     beta = f" at beta {numbers['beta']:.3g}" if numbers.get("beta", 1.0) != 1 else ""
     valid = f", valid ELBO {nats(-numbers['valid'])}" if "valid" in numbers else ""
-    return f"nats: train loss {nats(numbers['train'])}{beta}{valid}"
+    accuracy = f", accuracy {numbers['valid_accuracy']:.1%}" if "valid_accuracy" in numbers else ""
+    return f"nats: train loss {nats(numbers['train'])}{beta}{valid}{accuracy}"

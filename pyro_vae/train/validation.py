@@ -50,11 +50,16 @@ class Validation:
             return {}
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
         distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
+        measures: dict[str, list[Tensor]] = {}
+        hidden, measure = (hook(self.program, name) for name in ("hidden", "measures"))
         with torch.no_grad(), seeded(self.seed, self.device):
             for i, rows in enumerate(batches):
                 pause()
                 noise = self.processes.noise(len(rows), OF_Z)
                 batch = read(self.split, rows, self.processes, self.dtype)
+                for name, values in measure(*batch).items() if measure else ():
+                    measures.setdefault(name, []).append(values)
+                batch = hidden(*batch) if hidden else batch
                 if as_graph and len(rows) not in self._recorded:
                     self._recorded.add(len(rows))
                     with seeded(self.seed, self.device):
@@ -64,7 +69,14 @@ class Validation:
             if smallest_scale := hook(self.program, "smallest_scale"):
                 self.smallest_scale = smallest_scale(*self._few(min(FEW, self._at_once)))
         reconstruction, total = (self.processes.total(each) / len(self.split) for each in (distortion, whole))
-        return {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
+        numbers = {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
+        return numbers | {f"valid_{name}": self._mean(torch.cat(values)) for name, values in measures.items()}
+
+    def _mean(self, values: Tensor) -> float:
+        """Return the mean of what is a number, over all processes."""
+        known = values[~values.isnan()]
+        total, number = (self.processes.total(each) for each in (known, torch.ones_like(known)))
+        return total / number if number else math.nan
 
     def _two_terms(self, noise: Any, *batch: Tensor) -> Outputs:
         """E[-log p(x | z)], which is the loss at beta = 0, and minus the ELBO."""
