@@ -167,7 +167,9 @@ def _evaluate(
     print(f"also:    evaluation.txt, .json and .csv (an image a line) in {run}\ntook:    {took}{_peak()}")
 
 
-def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "") -> None:
+def _generate(
+    run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "", given: int | None = None
+) -> None:
     """Draw data from a trained program: of a VAE mean images at draws of the prior.
 
     Of a program without a method ``generate`` all that is observed is drawn, given the covariates of test data.
@@ -179,16 +181,24 @@ def _generate(run: str, num: int = 64, seed: int = 0, output: str | None = None,
         output: A ``.png`` for a picture, a ``.npy`` for numbers, a ``.npz`` where several sites are observed. If not
             given, figures/generated.png of the run, or such a .npy or .npz.
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        given: The label of all, of a program that takes one; else each label in turn, or covariates of test data.
     """
     program, config = load(run, trust.split())
     if num < 1:
         raise ValueError(f"Expected to generate at least 1 image; got num = {num}.")
     with at_test(program, torch.device("cpu"), seed), torch.no_grad():
-        if hasattr(program, "generate"):
-            drawn = {"x": program.generate(num)}
-        else:
+        takes = "given" in inspect.signature(getattr(program, "generate", lambda: None)).parameters
+        if given is not None and not takes:
+            raise ValueError(f"Expected no --given, since {type(program).__name__} is given no label; got {given}.")
+        rows: Any = ()
+        if takes or not hasattr(program, "generate"):
             test = _data(config, run).test
-            rows = posterior_of(program, evaluate.rows_of(program, test, torch.arange(num) % len(test)))
+            rows = evaluate.rows_of(program, test, torch.arange(num) % len(test))
+        if hasattr(program, "generate"):
+            covariates = [y for y in rows[1:] if y.is_floating_point()] if given is None else [given]
+            drawn = {"x": program.generate(num, *covariates)}
+        else:
+            rows = posterior_of(program, rows)
             draws = rows.simulate(1)
             drawn = {name: draws[name][0] for name in rows.structure.observed}
     (x, *others) = drawn.values()

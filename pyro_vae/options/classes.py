@@ -25,6 +25,12 @@ ROOMS: dict[str, tuple[ModuleType, type]] = {
     "guide": (guides, Family),
     "network": (networks, networks.Network),
     "objective": (objectives, pyro.infer.ELBO),
+    "program.prior": (priors, nn.Module),
+    "program.likelihood": (likelihoods, Family),
+    "program.guide": (guides, Family),
+    "program.family": (guides, Family),
+    "program.network": (networks, networks.Network),
+    "program.inner": (networks, networks.Network),
     "objective.beta": (objectives, objectives.Schedule),
     "objective.penalty": (objectives, objectives.Penalty),
 }
@@ -90,20 +96,28 @@ class Made(Protocol):
         """Make it."""
 
 
-class Given(Protocol):
-    """A class with arguments that are not options: the data's shape, and what :meth:`VAE.build` makes."""
+class Shaped(Protocol):
+    """A class with an argument that is no option: the data's shape."""
 
-    def __call__(self, *, event_shape: Any, prior: Any, decoder: Any, encoder: Any) -> nn.Module:
+    def __call__(self, *, event_shape: Any) -> nn.Module:
         """Make it."""
 
 
-def program(program: Made | Given) -> None:
-    """Train VAE, or a program of your own.
+class OfParts(Protocol):
+    """A class with arguments that are no options: what :meth:`VAE.build` makes."""
+
+    def __call__(self, *, prior: Any, decoder: Any, encoder: Any) -> nn.Module:
+        """Make it."""
+
+
+def program(program: Made | Shaped | OfParts) -> None:
+    """Train a program of pyro_vae, or of your own.
 
     Arguments:
-        program: VAE, of the parts below; or the import path of a class of your own with methods model and guide, as
-            my_programs.Mine, and its arguments, as --program.hidden 64. Of --data then each array is the argument of
-            its name.
+        program: VAE, of the parts below; ConditionalVAE, HierarchicalVAE or SemiSupervisedVAE, of parts too, and of
+            arguments of its own, as --program.latents [100,50]; or the import path of a class of your own with methods
+            model and guide, as my_programs.Mine, and its arguments. Of --data then each array is the argument of its
+            name.
     """
 
 
@@ -139,6 +153,7 @@ def make(kind: Any, arguments: Mapping[str, Any], event_shape: Sequence[int], pa
     """Make a program: of parts, or with its arguments, and the data's shape if it takes that and was not given one."""
     if is_of_parts(kind):
         return kind.build(event_shape, **parts)
+    arguments = {**arguments, **parts}
     if "event_shape" in inspect.signature(kind).parameters and arguments.get("event_shape") is None:
         arguments = {**arguments, "event_shape": tuple(event_shape)}
     if absent := [name for name in _needed(kind) if name not in arguments]:

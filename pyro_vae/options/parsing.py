@@ -5,6 +5,7 @@ import sysconfig
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,13 @@ def parse(name: str, command: Callable[..., None], given: Sequence[str]) -> dict
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"Expected --{option} to fit into 64 bits; got {value}.")
     if name == "train" and not is_of_parts(kind := kind_of(options["program"])[0]):
-        left_out = usual.parse_args([])
+        left_out, takes = usual.parse_args([]), signature(kind).parameters
         own_words = {word.partition("=")[0].partition(".")[0] for word in words}
-        if others := [part for part in PARTS if f"--{part}" in own_words or parsed[part] != left_out[part]]:
-            raise ValueError(f"Expected no --{others[0]}, a part of a VAE, with the program {kind.__name__}; got one.")
+        for part in PARTS:
+            if f"--{part}" not in own_words and parsed[part] == left_out[part]:
+                options.pop(part)  # the program has its own
+            elif part not in takes:
+                raise ValueError(f"Expected no --{part}, a part of a VAE, with the program {kind.__name__}; got one.")
     return options
 
 

@@ -86,6 +86,8 @@ def refine(
         >>> bool((evaluate.nll(exact, x, 10) + model.log_evidence(x) < 1e-3).all())
         True
     """
+    if not isinstance(vae, VAE):
+        raise ValueError(f"Expected a VAE, whose guide is one encoder of x; got {type(vae).__name__}.")
     encoder = vae.encoder
     if not isinstance(encoder, Conditional):
         raise ValueError(

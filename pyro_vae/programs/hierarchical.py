@@ -70,9 +70,10 @@ class HierarchicalVAE(Built):
         sizes = dict(zip(names, map(int, latents), strict=True))
         event_shape, inner = shape_of(event_shape, **sizes), inner or network
         if not sizes or guide not in (BOTTOM_UP, TOP_DOWN):
+            got = guide if isinstance(guide, str) else "a class, which goes to family"
             raise ValueError(
-                f"Expected guide to be {BOTTOM_UP} or {TOP_DOWN}, of at least one layer of latents; got {guide!r} and "
-                f"latents = {latents!r}."
+                f"Expected guide to be {BOTTOM_UP} or {TOP_DOWN}, of at least one layer of latents; got guide = {got} "
+                f"and latents = {latents!r}."
             )
         p_x = family_of("likelihood", likelihood, event_shape)
         image: dict[str, Any] = {"fill": torch.zeros(event_shape), "features": p_x.features}

@@ -103,10 +103,12 @@ class Hooks(nn.Module, ABC):
             advice = advice.format(levels=getattr(dataset.support, "number", 2))
             if ours is ADVICE["binary"] and theirs in ours and (strict or theirs != "real"):  # 0 and 1 are in many
                 raise ValueError(f"Expected a likelihood of two values for {dataset}; got {name}. {advice}")
+            names = [*inspect.signature(self.model).parameters][1:]
             for split in dataset.splits.values():
+                if given := [split.columns[name] for name in names if name in split.columns]:
+                    self.check_given(*given)
                 for start in range(0, AT_ONCE if split.on_disk else len(split), AT_ONCE):
-                    x, *given = split.batch(slice(start, start + AT_ONCE))
-                    x = x.to(self.reference)
+                    x = split[slice(start, start + AT_ONCE)].to(self.reference)
                     if split.mask is not None:
                         _, x = observed(law, x)  # which has no NaN, and the same extremes
                     if not law.support.check(x).all():
@@ -115,7 +117,6 @@ class Hooks(nn.Module, ABC):
                             f"Expected x in the support of {name}, {support}; got values in [{low:g}, {high:g}] "
                             f"({dataset}). {advice}"
                         )
-                    self.check_given(*given)
 
     def check_data(self, x: Tensor, *given: Tensor) -> None:
         """Refuse x that is not of shape ``(B, *event)``, and what :meth:`check_given` refuses."""

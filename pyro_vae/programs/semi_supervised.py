@@ -147,8 +147,8 @@ class SemiSupervisedVAE(Built):
         return super().pictures(x, *given) | of_labels(self, x, likeliest, self.classes)
 
     def hidden(self, *data: Tensor) -> tuple[Tensor, ...]:
-        """Return x alone: what is reported is of log p(x), whatever labels are known."""
-        return data[:1]
+        """Return x with no label known: what is reported is of log p(x)."""
+        return data[0], self.known(data[0])[0]
 
     @torch.no_grad()
     def measures(self, *data: Tensor) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ class SemiSupervisedVAE(Built):
     def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
         """Refuse what :meth:`Hooks.check_dataset` does, and labels of no training data, or of one class alone."""
         super().check_dataset(dataset, strict)
-        y = dataset.train.extra.get("y")
+        y = dataset.train.columns.get("y")
         known = y[y >= 0].unique().tolist() if y is not None else []
         if len(known) < 2:
             raise ValueError(

@@ -98,10 +98,10 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
 
 def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Finding:
     """Ask how much the guide's family loses, and how much its encoder, given -log p(x) if it is known."""
-    if not isinstance(getattr(x.program, "encoder", None), Conditional) or len(x.data) > 1:
-        return Finding(
-            [f"No gaps: the encoder is no Conditional, whose guide could be refined for each {name_of(x)[:-1]}."]
-        )
+    alone = [*x.structure.supports] == ["z"] and len(x.data) == 1
+    if not isinstance(getattr(x.program, "encoder", None), Conditional) or not alone:
+        what = f"whose guide could be refined for each {name_of(x)[:-1]}"
+        return Finding([f"No gaps: {'the encoder is no Conditional' if alone else 'this is no VAE'}, {what}."])
     log_p = None if minus_log_p is None else -minus_log_p
     found = posterior.gaps(x.program, x.data[0], log_p, temperatures=0, progress=progress)
     parts = {"approximation": found.approximation, "amortisation": found.amortisation}
