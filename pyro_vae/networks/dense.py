@@ -175,7 +175,9 @@ class Joint(nn.Module):
         # The first layer is a sum over inputs, each part computed once, however many draws or classes are beside it.
         _, first, *rest = self.network.layers
         weights = first.weight.split([part.shape[-1] for part in parts], 1)
-        out = sum((linear(part, weight) for part, weight in zip(parts, weights, strict=True)), first.bias)
+        out = linear(parts[0], weights[0], first.bias)
+        for part, weight in zip(beside, weights[1:], strict=True):
+            out = out + linear(part, weight)
         for layer in rest:
             out = layer(out)
         return out.reshape(*batch, *self.network.out_shape) + self.network.bias
