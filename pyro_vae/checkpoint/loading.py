@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae import data
 from pyro_vae.checkpoint.files import inside, short, tensors_of, unpack
-from pyro_vae.checkpoint.parts import config_of, construct
-from pyro_vae.checkpoint.runs import load_state
+from pyro_vae.checkpoint.parts import arguments, config_of, construct
+from pyro_vae.checkpoint.runs import about, check_data, check_settings, load_state
+from pyro_vae.data.sources import NAMES
 from pyro_vae.vae import VAE
 
-__all__ = ["load", "restore"]
+__all__ = ["data_of", "load", "restore"]
 
 PARTS = ("prior", "likelihood", "guide", "network")
 SLACK = 2**26  # numbers that parts may hold beside their weights
@@ -91,6 +94,45 @@ def _checkpointed(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"Expected a checkpoint; could not read {str(path)!r} ({short(error)}).") from error
     return weights, event_shape
+
+
+def data_of(run: str | Path, known: dict[str, data.Dataset] | None = None) -> tuple[data.Dataset, dict[str, Any]]:
+    """Load the data that a run was trained on, a relative path from where the run was made, or else from here.
+
+    Arguments:
+        run: Its directory.
+        known: Data sets that are loaded already, to which this one is added.
+
+    Returns:
+        The data set, with the paths of ``config.yaml``, and the arguments of ``data.load``, with absolute ones.
+
+    Raises:
+        ValueError: If they were a tensor, or have changed since, or the configuration was edited.
+        FileNotFoundError: If they are not there.
+    """
+    config, made, known = config_of(Path(run)), about(run), {} if known is None else known
+    if config.get("data", "tensor") == "tensor":
+        raise ValueError(
+            f"Expected a run on a named data set; {str(run)!r} was trained on a tensor. Use report.table, "
+            "evaluate.per_image or fit's resume, or save the tensor with numpy.save and train on the file."
+        )
+    options = {"root": "data"} | arguments(data.load, config)
+    check_settings(began := made.get("config", config), {**dict.fromkeys(began), **config})
+    path = "root" if options["data"] in NAMES else "data"
+    if options["data"] not in ("digits", ""):
+        there, here = (Path(folder, options[path]).absolute() for folder in (made.get("directory", ""), ""))
+        options[path] = str(next(filter(Path.exists, (there, here)), here if path == "root" else there))
+    try:
+        dataset = known.get(str(options)) or data.load(**options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"Expected the data that {str(run)!r} was trained on; there is no {config['data']!r} at {options[path]!r}. "
+            "Put the data there, or run this in a folder that has it."
+        ) from error
+    known[str(options)] = dataset
+    check_data(run, dataset.digests)
+    as_named = {name: config[name] for name in ("data", "root") if name in config}
+    return replace(dataset, config=dataset.config | as_named), {"columns": None} | dataset.config
 
 
 def _build(

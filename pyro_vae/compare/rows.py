@@ -112,11 +112,7 @@ def compare(
     with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
         for run, folder, (vae, config, history) in zip(runs, folders, loaded, strict=True):
             bar.set_description(folder)
-            options = checkpoint.arguments(data.load, config)
-            if str(options) not in datasets:
-                datasets[str(options)] = data.load(**options)
-            dataset = datasets[str(options)]
-            checkpoint.check_data(run, dataset.digests)
+            dataset, options = checkpoint.data_of(run, datasets)
             shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
             if shape != dataset.event_shape:
                 raise ValueError(

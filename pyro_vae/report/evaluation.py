@@ -5,6 +5,7 @@ import io
 import json
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -51,8 +52,11 @@ class Evaluation:
             parts.append("\n".join([head, *(textwrap.fill(line, 110, subsequent_indent="  ") for line in lines)]))
         return "\n\n".join(parts)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``evaluation.txt``, ``evaluation.json`` (numbers) and ``evaluation.csv`` (a line an image)."""
+    def save(self, folder: str | Path, more: Mapping[str, bytes] | None = None) -> None:
+        """Write ``evaluation.txt``, ``evaluation.json`` (numbers), ``evaluation.csv`` (a line an image), and more.
+
+        What can be written is, and OSError is raised for the rest.
+        """
         numbers = {name: value if math.isfinite(value) else str(value) for name, value in self.numbers.items()}
         table = io.StringIO(newline="")
         writer = csv.writer(table)
@@ -63,8 +67,7 @@ class Evaluation:
             "evaluation.json": json.dumps(numbers | {"diagnosis": self.diagnosis}, indent=2) + "\n",
             "evaluation.csv": table.getvalue(),
         }
-        for name, text in texts.items():
-            checkpoint.write(checkpoint.inside(folder, name), text)
+        checkpoint.write_all(Path(folder), texts | dict(more or {}))
 
 
 def evaluation(

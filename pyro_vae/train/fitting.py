@@ -139,30 +139,29 @@ def fit(
         if run_dir or resume:
             described = checkpoint.describe_program(program) | {"objective": checkpoint.describe(objective)}
             config = dataset.config | described | asdict(settings)
-        with _directory(run_dir, resume, overwrite, processes) as folder:
-            run = Run(training, folder, dataset)
+        with _directory(run_dir, resume, overwrite, processes) as place:
+            run = Run(training, place, dataset)
             if resume:
-                check_resumed(checkpoint.config_of(Path(resume)), config)
+                check_resumed(checkpoint.about(resume).get("config") or checkpoint.config_of(Path(resume)), config)
                 checkpoint.check_data(resume, dataset.digests)
                 run.restore(Path(resume))
-                if folder:
-                    checkpoint.begin_again(folder, config)
+                if run.folder:
+                    checkpoint.begin_again(run.folder, config)
             else:
                 if start := hook(program, "start"):
                     start(dataset)
                 for tensor in program.state_dict().values():
                     processes.same(tensor)  # all start from the same numbers
-                if folder:
-                    run.save()
-                    checkpoint.begin(folder, config, dataset.digests)
+                if run.folder:
+                    checkpoint.begin(run.folder, config, dataset.digests, run.save)
             return run.train(progress, on_epoch)
 
 
 @contextmanager
 def _directory(
     run_dir: str | Path | None, resume: str | Path | None, overwrite: bool, processes: Processes
-) -> Iterator[Path | None]:
-    """The run's directory, for this process alone; None where nothing is to be written."""
+) -> Iterator[Callable[[], Path] | None]:
+    """Say where the run's directory is, which is for this process alone; None where nothing is to be written."""
     if resume and run_dir:
         raise ValueError(f"Expected resume, which writes where it goes on, or run_dir; got {resume!r} and {run_dir!r}.")
     if resume:
@@ -170,8 +169,8 @@ def _directory(
     if not (resume or run_dir) or processes.rank:
         yield None
     elif resume:
-        with checkpoint.hold(Path(resume)):
-            yield Path(resume)
+        with checkpoint.hold(Path(resume)) as place:
+            yield place
     else:
-        with checkpoint.hold_new(str(run_dir), overwrite) as folder:
-            yield folder
+        with checkpoint.hold_new(str(run_dir), overwrite) as place:
+            yield place

@@ -32,8 +32,8 @@ class Run:
     state to go on from, and a best that is not older than it. Without a directory nothing is written.
     """
 
-    def __init__(self, training: Training, folder: Path | None, dataset: Dataset) -> None:
-        self.training, self.folder, self.patience = training, folder, training.settings.patience
+    def __init__(self, training: Training, place: Callable[[], Path] | None, dataset: Dataset) -> None:
+        self.training, self._place, self.patience = training, place, training.settings.patience
         self.history: dict[str, list[float]] = {}
         self._began = time.perf_counter()  # of the epoch
         self._named = dataset.config["data"] != "tensor"
@@ -43,8 +43,13 @@ class Run:
         self._best: dict[str, Any] = {}
         self._best_is_new = False
         self._due = time.monotonic() + SECONDS
-        if folder:
-            checkpoint.inside(folder, "checkpoint").mkdir(exist_ok=True)
+        if self.folder:
+            checkpoint.inside(self.folder, "checkpoint").mkdir(exist_ok=True)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run is now, which somebody may have renamed; None where nothing is written."""
+        return self._place() if self._place else None
 
     def train(self, progress: bool, on_epoch: Callable[[dict[str, list[float]]], Any] | None) -> dict[str, list[float]]:
         """Train until all epochs are done, or patience is over; return the history."""
@@ -113,7 +118,7 @@ class Run:
 
     def save_if_due(self) -> None:
         """Save, where the last time is long enough ago."""
-        if self.folder and time.monotonic() >= self._due:
+        if time.monotonic() >= self._due:
             self.save()
 
     def save(self) -> None:
@@ -122,18 +127,19 @@ class Run:
             return
         self.training.look()
         start = time.monotonic()
-        last, previous, best = (
-            checkpoint.inside(self.folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
-        )
         ours = {"history": self.history, "data": self._mean, "images": self._images}
         packed = checkpoint.pack(self.training.state() | ours | {"seconds": time.perf_counter() - self._began})
+        folder = self.folder  # by now
+        last, previous, best = (
+            checkpoint.inside(folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
+        )
         if self._best_is_new:
             checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False
         with checkpoint.replacing(last, packed):
             if last.exists():
                 os.replace(last, previous)
-        checkpoint.save_metrics(self.folder, self.history)
+        checkpoint.save_metrics(folder, self.history)
         now = time.monotonic()
         self._due = now + max(SECONDS, (now - start) / SHARE)
 
@@ -186,23 +192,24 @@ class Run:
 
     def _interrupted(self, between_steps: bool) -> str:
         """Save what there is, and say how to go on; within a step the last checkpoint stands, and weights are saved."""
-        if not self.folder:
+        if not (folder := self.folder):
             return "Nothing is saved, since there is no run_dir."
         if between_steps:
             self.save()
-        checkpoint.save_weights(self.folder, self.training.program)
-        by_command = checkpoint.parts_of(self.training.program) and self._named
-        how = f"pyro-vae train --resume {self.folder}" if by_command else f"fit(..., resume={str(self.folder)!r})"
-        return f"The weights so far are in {self.folder}. To go on: {how}"
+        checkpoint.save_weights(folder, self.training.program)
+        by_command, run = checkpoint.parts_of(self.training.program) and self._named, checkpoint.shown(folder)
+        how = f"pyro-vae train --resume {run}" if by_command else f"fit(..., resume={run!r})"
+        return f"The weights so far are in {run}. To go on: {how}"
 
     def _trouble(self, error: NotFinite) -> NotFinite:
         """Write down what the run stops for; return the error with where that is, and what there is to go on from."""
-        if not self.folder:
+        if not (folder := self.folder):
             return error
-        path = checkpoint.inside(self.folder, "diverged.json")
+        path = checkpoint.inside(folder, "diverged.json")
         checkpoint.write(path, json.dumps(error.record, indent=2) + "\n")
+        where, run = checkpoint.shown(path), checkpoint.shown(folder)
         return NotFinite(
-            f"{error} The batch's rows are in {path}; the last checkpoint is of before it: --resume {self.folder}.",
+            f"{error} The batch's rows are in {where}; the last checkpoint is of before it: --resume {run}.",
             error.record,
         )
 
