@@ -34,12 +34,11 @@ def run(given: list[str]) -> int:
     sys.path.append(str(Path.cwd()))  # where a class of the user's own is
     show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
+        check_config(words)
         if resumes:
             subcommand, words = "resume", [word.removeprefix("--resume=") for word in words if word != "--resume"]
             if not words:
                 raise ValueError("Expected a run directory after --resume; got none. As in: --resume runs/first")
-        else:
-            check_config(words)
         commands[subcommand](**parse(subcommand, commands[subcommand], words))
     except KeyboardInterrupt as interrupt:
         if is_first():
@@ -66,6 +65,10 @@ def _train(**options: Any) -> None:
         names = inspect.signature(function).parameters
         return {name: options[name] for name in names if name in options and name not in skip}
 
+    if options["run_dir"] is None:
+        source = Path(options["data"]).stem or "data"
+        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    run = options["run_dir"] = Path(options["run_dir"]).absolute()  # though a program of the user's may go elsewhere
     kind, arguments = kind_of(options["program"])
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
@@ -78,10 +81,6 @@ def _train(**options: Any) -> None:
     with forked(torch.device("cpu"), options["seed"]):
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
-    if options["run_dir"] is None:
-        source = Path(options["data"]).stem or "data"
-        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    run = options["run_dir"] = Path(options["run_dir"]).absolute()
     _close(program, dataset, fit(program, dataset, **take(fit, ("program", "data"))), run)
 
 

@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["hold", "inside", "pack", "replacing", "short", "shown", "tensors_of", "unpack", "write", "write_all"]
+__all__ = ["hold", "inside", "pack", "short", "shown", "tensors_of", "unpack", "write", "write_all"]
 
 TEMPORARY = f".*.{'[0-9a-f]' * 16}.new"  # files that are not whole yet; a name that nobody else can guess
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever opens it, at any moment and after any crash, finds the old one or the new one."""
-    with replacing(path, content):
-        pass
+def write(path: Path, content: str | bytes, keep: Path | None = None) -> None:
+    """Write a file so that whoever opens it, at any moment and after any crash, finds the old one or the new one.
 
-
-@contextmanager
-def replacing(path: Path, content: str | bytes) -> Iterator[None]:
-    """As :func:`write`, with something to be done when the new file is on the disk and not yet in its place."""
+    The old one goes to ``keep``, if that is given.
+    """
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
         with new.open("xb") as file:  # a new file, and no link that somebody put there
             file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
-        yield
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(new, path)
         if os.name == "posix":  # the folder's list of files goes to the disk too
             folder = os.open(path.parent, os.O_RDONLY)
@@ -97,6 +93,11 @@ def hold(run: Path) -> Iterator[Callable[[], Path]]:
         yield lambda: run
         return
     number = os.open(run, os.O_RDONLY)
+
+    def place() -> Path:
+        now = Path(f"/proc/self/fd/{number}").resolve()  # on Linux
+        return now if now.is_dir() and now != run.resolve() else run
+
     try:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which the system lets go if the process is killed
@@ -109,20 +110,9 @@ def hold(run: Path) -> Iterator[Callable[[], Path]]:
             pass
         for left in (*run.glob(TEMPORARY), *inside(run, "checkpoint").glob(TEMPORARY)):  # by a process that was killed
             left.unlink()
-        yield partial(_place, run, number)
+        yield place
     finally:
         os.close(number)
-
-
-def _place(run: Path, number: int) -> Path:
-    """Where a directory is that was opened as ``run``: there, or where Linux says that it went."""
-    with suppress(OSError):
-        if os.path.samestat(os.stat(run), os.fstat(number)):
-            return run
-    with suppress(OSError):
-        moved = Path(os.readlink(f"/proc/self/fd/{number}"))
-        return moved if moved.is_dir() else run
-    return run
 
 
 def pack(nest: Any) -> bytes:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,8 +23,8 @@ from torch import nn
 from pyro_vae.checkpoint.files import hold, inside, short, shown, unpack, write
 from pyro_vae.checkpoint.parts import event_shape
 
-__all__ = ["FREE", "about", "begin", "begin_again", "check_data", "check_settings", "hold_new", "is_run"]
-__all__ += ["load_metrics", "load_state", "save_metrics", "save_weights"]
+__all__ = ["FREE", "about", "begin", "begin_again", "check_data", "check_settings", "hold_new"]
+__all__ += ["load_metrics", "load_state", "save_metrics", "save_weights", "table"]
 
 Digests = dict[str, dict[str, str]]  # of each split and column
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
@@ -57,11 +57,6 @@ def about(run: str | Path) -> dict[str, Any]:
     return {k: v for k, v in known.items() if isinstance(v, KINDS.get(k, object))} if isinstance(known, dict) else {}
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is one that :func:`begin` wrote to, and none with files of the user's own."""
-    return "pyro_vae" in about(folder).get("packages", {})
-
-
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse other settings than a run began with."""
     for name, value in now.items():
@@ -75,13 +70,9 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def check_data(run: str | Path, digests: Digests) -> None:
     """Refuse other data than a run was trained on, by the digests in its ``environment.json``, if it has these."""
     known = {split: columns for split, columns in about(run).get("data", {}).items() if isinstance(columns, dict)}
-    pairs = [(split, name, digest) for split, columns in known.items() for name, digest in columns.items()]
-    changed = []
-    for split, name, digest in pairs:  # x is always there; other columns are those that the program takes
-        now = digests.get(split, {}).get(name, None if name == "x" else digest)
-        if now != digest and split not in changed:
-            changed.append(split)
-    if changed:
+    # x is always there; other columns are those that the program takes.
+    now = {split: columns | {"x": ""} | digests.get(split, {}) for split, columns in known.items()}
+    if changed := [split for split in known if not known[split].items() <= now[split].items()]:
         raise ValueError(
             f"Expected the data that {str(run)!r} was trained on; its {', '.join(changed)} data have changed since. "
             "Restore the data, or train a new run."
@@ -101,7 +92,7 @@ def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Callable[
     except OSError as error:
         raise OSError(f"Expected to make a folder for the run; could not make {shown(run)!r} ({error}).") from error
     with hold(run) as place:
-        if (there := _written(run)) and not is_run(run):
+        if (there := _written(run)) and "pyro_vae" not in about(run).get("packages", {}):
             raise ValueError(
                 f"Expected a new run directory; {shown(run)!r} is no run and holds {there[0]!r}, which one would write "
                 "over. Choose another --run_dir, or move your files away."
@@ -145,11 +136,15 @@ def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
     numbers = {key: values for key, values in history.items() if key != "seconds"}
     for name, columns in (("metrics.csv", numbers), ("seconds.csv", seconds)):
         if columns:
-            text = io.StringIO(newline="")
-            writer = csv.writer(text)
-            writer.writerow(["epoch", *columns])
-            writer.writerows([i + 1, *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
-            write(inside(run, name), text.getvalue())
+            rows = ([i + 1, *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
+            write(inside(run, name), table([["epoch", *columns], *rows]))
+
+
+def table(rows: Iterable[Iterable[Any]]) -> str:
+    """Write rows as CSV."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def load_metrics(run_dir: str | Path) -> dict[str, list[float]]:

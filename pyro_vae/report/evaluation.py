@@ -1,7 +1,5 @@
 """A full evaluation: how good the model is, how good the guide, and what codes say; with a diagnosis."""
 
-import csv
-import io
 import json
 import math
 import textwrap
@@ -58,14 +56,11 @@ class Evaluation:
         What can be written is, and OSError is raised for the rest.
         """
         numbers = {name: value if math.isfinite(value) else str(value) for name, value in self.numbers.items()}
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow(["image", *self.images])
-        writer.writerows([i, *row] for i, row in enumerate(zip_longest(*self.images.values(), fillvalue="")))
+        rows = ([i, *row] for i, row in enumerate(zip_longest(*self.images.values(), fillvalue="")))
         texts = {
             "evaluation.txt": f"{self}\n",
             "evaluation.json": json.dumps(numbers | {"diagnosis": self.diagnosis}, indent=2) + "\n",
-            "evaluation.csv": table.getvalue(),
+            "evaluation.csv": checkpoint.table([["image", *self.images], *rows]),
         }
         checkpoint.write_all(Path(folder), texts | dict(more or {}))
 

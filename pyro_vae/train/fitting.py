@@ -1,7 +1,7 @@
 """Training: Pyro's SVI over minibatches."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -157,20 +157,14 @@ def fit(
             return run.train(progress, on_epoch)
 
 
-@contextmanager
 def _directory(
     run_dir: str | Path | None, resume: str | Path | None, overwrite: bool, processes: Processes
-) -> Iterator[Callable[[], Path] | None]:
+) -> AbstractContextManager[Callable[[], Path] | None]:
     """Say where the run's directory is, which is for this process alone; None where nothing is to be written."""
     if resume and run_dir:
         raise ValueError(f"Expected resume, which writes where it goes on, or run_dir; got {resume!r} and {run_dir!r}.")
     if resume:
         checkpoint.config_of(Path(resume))
     if not (resume or run_dir) or processes.rank:
-        yield None
-    elif resume:
-        with checkpoint.hold(Path(resume)) as place:
-            yield place
-    else:
-        with checkpoint.hold_new(str(run_dir), overwrite) as place:
-            yield place
+        return nullcontext()
+    return checkpoint.hold(Path(resume)) if resume else checkpoint.hold_new(str(run_dir), overwrite)

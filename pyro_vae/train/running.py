@@ -1,7 +1,6 @@
 """The run itself: epochs, a bar, checkpoints when they are due, the best one, and the history."""
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -37,9 +36,6 @@ class Run:
         self.history: dict[str, list[float]] = {}
         self._began = time.perf_counter()  # of the epoch
         self._named = dataset.config["data"] != "tensor"
-        self._images = [len(dataset.train), len(dataset.valid)]
-        means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
-        self._mean = torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean  # of all columns
         self._best: dict[str, Any] = {}
         self._best_is_new = False
         self._due = time.monotonic() + SECONDS
@@ -127,8 +123,8 @@ class Run:
             return
         self.training.look()
         start = time.monotonic()
-        ours = {"history": self.history, "data": self._mean, "images": self._images}
-        packed = checkpoint.pack(self.training.state() | ours | {"seconds": time.perf_counter() - self._began})
+        ours = {"history": self.history, "seconds": time.perf_counter() - self._began}
+        packed = checkpoint.pack(self.training.state() | ours)
         folder = self.folder  # by now
         last, previous, best = (
             checkpoint.inside(folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
@@ -136,9 +132,7 @@ class Run:
         if self._best_is_new:
             checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False
-        with checkpoint.replacing(last, packed):
-            if last.exists():
-                os.replace(last, previous)
+        checkpoint.write(last, packed, keep=previous)
         checkpoint.save_metrics(folder, self.history)
         now = time.monotonic()
         self._due = now + max(SECONDS, (now - start) / SHARE)
@@ -149,13 +143,6 @@ class Run:
         if said:
             warnings.warn(said, stacklevel=2)
         try:
-            one, other = state["data"].double(), self._mean.double()
-            same = one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, equal_nan=True)
-            if list(state["images"]) != self._images or not same:
-                raise ValueError(
-                    "Expected the data that the run began with; got others, by the number of images or their mean. "
-                    "Give those it began with, or train anew."
-                )
             self.training.restore(state)
             self.history, self._began = state["history"], time.perf_counter() - state["seconds"]
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
