@@ -119,6 +119,8 @@ def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]],
     if not is_first():
         return
     print(f"\n{report.table(program, dataset)}\n", flush=True)
+    if not run.is_dir():
+        return  # it was moved, which fit has said
     try:
         checkpoint.write_all(run, _pictures({"curves": plots.curves(history)} | report.figures(program, dataset)))
         print(f"figures: {checkpoint.shown(run / 'figures')}")

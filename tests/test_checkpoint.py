@@ -329,7 +329,8 @@ def test_a_run_is_written_where_it_is_though_its_folder_is_renamed_and_another_i
             Path("here/run").rename("moved")
 
     vae, x = VAE.build((6,), 2), torch.rand(60, 6)
-    history = fit(vae, x, epochs=3, run_dir="run", progress=False, on_epoch=move)
+    with pytest.warns(UserWarning, match="The run was moved to moved. To draw its figures: pyro-vae evaluate moved"):
+        history = fit(vae, x, epochs=3, run_dir="run", progress=False, on_epoch=move)
     assert os.listdir("here") == []
     assert checkpoint.load_metrics("moved") == history
     assert all(map(torch.equal, load("moved")[0].parameters(), vae.parameters()))

@@ -49,7 +49,7 @@ class Run:
 
     def train(self, progress: bool, on_epoch: Callable[[dict[str, list[float]]], Any] | None) -> dict[str, list[float]]:
         """Train until all epochs are done, or patience is over; return the history."""
-        training, settings = self.training, self.training.settings
+        training, settings, began = self.training, self.training.settings, self.folder
         size, first = len(training.train), training.processes.rank == 0
         done = training.epochs * size + min(size, training.at * training.size)
         with ExitStack() as stack:
@@ -96,6 +96,11 @@ class Run:
                 checkpoint.restore(training.program, self._best["vae"])
             if self.folder:
                 checkpoint.save_weights(self.folder, training.program)
+                if self.folder != began:
+                    run = checkpoint.shown(self.folder)
+                    warnings.warn(
+                        f"The run was moved to {run}. To draw its figures: pyro-vae evaluate {run}", stacklevel=2
+                    )
         return self.history
 
     @property
