@@ -200,7 +200,7 @@ class TestEvaluate:
         shown = capsys.readouterr()
         assert shown.out == (run / "evaluation.txt").read_text()
         said = shown.err.splitlines()[-1]
-        assert re.search("Expected to write figures/bounds.png and .* more files in 'run'; could not", said), said
+        assert re.search("Expected to write figures/bounds.png, .*.png in 'run'; could not", said), said
         assert len((run / "evaluation.csv").read_text().splitlines()) == 51
 
     def test_with_none_chosen_there_is_no_ais(self, run, capsys, unrendered):

@@ -58,10 +58,9 @@ def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
             write(path, content)
         except (OSError, ValueError) as error:
             errors[name] = error
-    if errors:
-        names, first = [*errors], next(iter(errors.values()))
-        more = f" and {len(names) - 1} more files" if names[1:] else ""
-        raise OSError(f"Expected to write {names[0]}{more} in {shown(run)!r}; could not ({short(first)}).") from first
+    for error in errors.values():  # the first speaks for all
+        what = f"Expected to write {', '.join(errors)} in {shown(run)!r}"
+        raise OSError(f"{what}; could not ({short(error)}).") from error
 
 
 def inside(run: str | Path, name: str) -> Path:

@@ -132,10 +132,10 @@ def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def arguments(function: Callable[..., Any], config: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
+def arguments(function: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a function that a configuration gives, each of the kind that it is annotated with."""
     hints = get_type_hints(function)
-    names = [name for name in inspect.signature(function).parameters if name in config and name not in skip]
+    names = [name for name in inspect.signature(function).parameters if name in config]
     for name in names:
         if not _is(config[name], hints[name]):
             kind = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
