@@ -119,8 +119,8 @@ def _written(run: Path) -> list[str]:
 
 
 def _clear(run: Path) -> None:
-    for name in _written(run):
-        inside(run, name).unlink()
+    for path in [inside(run, name) for name in _written(run)]:  # all are looked at before the first goes
+        path.unlink()
 
 
 def save_weights(run: Path, program: nn.Module) -> None:

@@ -20,6 +20,7 @@ from pyro_vae.options.classes import ROOMS, expected, is_of_parts, kind_of, know
 from pyro_vae.train import Settings
 
 PARTS = ("latent", "prior", "likelihood", "guide", "network")  # of VAE.build
+RUN = ("environment.json", "model.safetensors", "checkpoint/last.safetensors")  # beside a run's configuration
 TRUST = "Modules of your own whose classes a run's --config or --resume may name, as my_parts; spaces between."
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
@@ -59,7 +60,7 @@ def check_config(given: Sequence[str]) -> None:
         found.get(name, []).append(value if equals else after)
     settings = {*signature(data.load).parameters, *Settings.__dataclass_fields__, *PARTS, *ROOMS}
     for file in (Path(file).resolve() for file in found["--config"]):
-        if any((file.parent / name).exists() for name in ("environment.json", "model.safetensors", "checkpoint")):
+        if any((file.parent / name).exists() for name in RUN):
             config = checkpoint.config_of(file.parent, file.name)
             if others := [key for key in map(str, config) if key.split(".")[0] not in settings]:
                 raise ValueError(

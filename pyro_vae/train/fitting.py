@@ -70,8 +70,8 @@ def fit(
         lr: The learning rate; with ``one-cycle`` the largest.
         seed: Seed of the order, the noise and the draws: on one machine the same losses, to the last bit.
         device: ``cpu`` or ``cuda``.
-        run_dir: Folder for the weights, the configuration and the metrics; None to write nothing. The ``pyro-vae``
-            command makes one in runs/.
+        run_dir: Folder for the weights, the configuration and the metrics, which may be renamed meanwhile; None to
+            write nothing. The ``pyro-vae`` command makes one in runs/.
         progress: Whether to show a progress bar.
         lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of it and down
             to nearly 0 (Super-Convergence, Smith and Topin, 2018).
@@ -106,8 +106,8 @@ def fit(
     Raises:
         ValueError: If an argument is out of range, all training images are the same, an argument of the program is
             missing, x is outside a VAE's likelihood's support or of another shape than it was built for, torch cannot
-            use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or another process
-            writes to it, or the run to go on with is of other arguments or other data or cannot be read.
+            use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or files of your
+            own that one would write over, or another process writes to it, or the run to go on with is of other arguments or other data or cannot be read.
         NotFinite: If training diverges: a ``ValueError``, whose ``record`` says where.
         OSError: If the run cannot be written; what was saved before stays.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
