@@ -58,9 +58,9 @@ def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
             write(path, content)
         except (OSError, ValueError) as error:
             errors[name] = error
-    for error in errors.values():  # the first speaks for all
+    for wrong in errors.values():  # the first speaks for all
         what = f"Expected to write {', '.join(errors)} in {shown(run)!r}"
-        raise OSError(f"{what}; could not ({short(error)}).") from error
+        raise OSError(f"{what}; could not ({short(wrong)}).") from wrong
 
 
 def inside(run: str | Path, name: str) -> Path:

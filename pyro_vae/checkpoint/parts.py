@@ -204,15 +204,14 @@ def _class(spec: Any, kinds: tuple[type, ...]) -> functools.partial:
         raise ValueError(f"Expected arguments of {name}, {', '.join(known)}; the run has {', '.join(unknown)}.")
     for key, value in arguments.items():
         if isinstance(value, dict) and "class_path" in value:
-            arguments = arguments | {key: _class(value, _due(found, key))}
+            arguments = arguments | {key: _class(value, _due(known[key].annotation if key in known else Any))}
     return functools.partial(found, **arguments)
 
 
-def _due(kind: type, name: str) -> tuple[type, ...]:
-    """The classes that an argument of a class may be of, by its annotation; those of parts where it has none."""
-    init = vars(_parameters(kind).get(name, kind)).get("__init__")
-    leaves = [inspect.get_annotations(init).get(name)] if init else []
+def _due(hint: Any) -> tuple[type, ...]:
+    """The classes that an argument of an annotation may be of; those of parts where it names none."""
+    leaves = [hint]
     while any(map(get_args, leaves)):
         leaves = [inner for leaf in leaves for inner in get_args(leaf) or [leaf]]
-    due = (leaf for leaf in leaves if isinstance(leaf, type) and leaf is not Any)
-    return (*due,) or (nn.Module, pyro.infer.ELBO, Schedule, Penalty)
+    kinds = (leaf for leaf in leaves if isinstance(leaf, type) and leaf not in (Any, inspect.Parameter.empty))
+    return (*kinds,) or (nn.Module, pyro.infer.ELBO, Schedule, Penalty)

@@ -107,7 +107,7 @@ def fit(
         ValueError: If an argument is out of range, all training images are the same, an argument of the program is
             missing, x is outside a VAE's likelihood's support or of another shape than it was built for, torch cannot
             use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or files of your
-            own that one would write over, or another process writes to it, or the run to go on with is of other arguments or other data or cannot be read.
+            own, another process writes to it, or the run to go on with is of other arguments or data or cannot be read.
         NotFinite: If training diverges: a ``ValueError``, whose ``record`` says where.
         OSError: If the run cannot be written; what was saved before stays.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
