@@ -65,7 +65,7 @@ def _train(**options: Any) -> None:
         names = inspect.signature(function).parameters
         return {name: options[name] for name in names if name in options and name not in skip}
 
-    if options["run_dir"] is None:
+    if not options["run_dir"]:
         source = Path(options["data"]).stem or "data"
         options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
     run = options["run_dir"] = Path(options["run_dir"]).absolute()  # though a program of the user's may go elsewhere
@@ -102,13 +102,13 @@ def _resume(
         logger: Another logger.
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
+    run = Path(resume).absolute()
     vae, config = load(resume, trust.split(), weights="last")
     given = {"epochs": epochs, "on_nan": on_nan, "device": device, "logger": logger}
     config |= {name: value for name, value in given.items() if value is not None}
     objective = checkpoint.construct_objective(config.get("objective"), trust.split())
     options = checkpoint.arguments(Settings, config)
     dataset, _ = checkpoint.data_of(resume)
-    run = Path(resume).absolute()
     if is_first():
         print(f"{dataset}: going on with {resume}")
     _close(vae, dataset, fit(vae, dataset, objective, **options, resume=run), run)
