@@ -213,17 +213,13 @@ def environment(seed: int | None) -> dict[str, Any]:
 
 def _git() -> dict[str, Any] | None:
     """The commit of the repository that one is in, and whether files differ from it."""
-    commit = _told("git", "rev-parse", "HEAD")
-    changed = _told("git", "-c", "core.fsmonitor=false", "status", "--porcelain", "--untracked-files=no")
-    return None if commit is None else {"commit": commit, "changed": bool(changed)}
-
-
-def _told(*command: str) -> str | None:
+    changes = "git -c core.fsmonitor=false status --porcelain --untracked-files=no"
+    told: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        commit, changed = (subprocess.run(words.split(), **told).stdout for words in ("git rev-parse HEAD", changes))
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return {"commit": commit.strip(), "changed": bool(changed)}
 
 
 def _processor() -> str:
