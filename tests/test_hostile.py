@@ -200,6 +200,10 @@ HOSTILE = {
         r"by config.yaml 'decoder.network.layers.1.weight' is of shape \(16, 2\), in the weights of shape \(16, 3\)",
     ),
     "links that lead out": (elsewhere, r"in its own directory; 'run/.*' leads to '/.*outside-"),
+    "a link to itself": (
+        lambda run: [(path.unlink(), path.symlink_to(path.name)) for path in [*run.rglob("*.safetensors")]],
+        "has none|there is no checkpoint in 'run'",
+    ),
     "the run a link's": (
         lambda run: (run / "config.yaml").rename("c") and (run / "config.yaml").symlink_to(Path("c").absolute()),
         "in its own directory; 'run/config.yaml' leads to",

@@ -66,9 +66,10 @@ def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
 def inside(run: str | Path, name: str) -> Path:
     """Return the path of a file of a run, no link out of its directory; it need not be there."""
     path = Path(run) / name
-    if not path.resolve().is_relative_to(Path(run).resolve()):
+    end = os.path.realpath(path)  # of a link to itself too, where Path.resolve fails
+    if not Path(end).is_relative_to(os.path.realpath(run)):
         raise ValueError(
-            f"Expected the files of a run in its own directory; {shown(path)!r} leads to {str(path.resolve())!r}. "
+            f"Expected the files of a run in its own directory; {shown(path)!r} leads to {end!r}. "
             "Put a copy in its place, if you trust it."
         )
     return path

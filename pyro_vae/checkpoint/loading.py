@@ -98,7 +98,7 @@ def data_of(run: str | Path, known: dict[str, data.Dataset] | None = None) -> tu
             "evaluate.per_image or fit's resume, or save the tensor with numpy.save and train on the file."
         )
     options = {"root": "data"} | arguments(data.load, config)
-    check_settings(began := made.get("config", config), {**dict.fromkeys(began), **config})
+    check_settings(made.get("config", config), config)
     path = "root" if options["data"] in NAMES else "data"
     if options["data"] not in ("digits", ""):
         there, here = (Path(folder, options[path]).absolute() for folder in (made.get("directory", ""), ""))

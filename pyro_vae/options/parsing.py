@@ -1,5 +1,6 @@
 """From the words of ``pyro-vae`` to arguments, and one sentence for what is wrong."""
 
+import os
 import re
 import sysconfig
 import textwrap
@@ -59,7 +60,7 @@ def check_config(given: Sequence[str]) -> None:
         name, equals, value = word.partition("=")
         found.get(name, []).append(value if equals else after)
     settings = {*signature(data.load).parameters, *Settings.__dataclass_fields__, *PARTS, *ROOMS}
-    for file in (Path(file).resolve() for file in found["--config"]):
+    for file in (Path(os.path.realpath(file)) for file in found["--config"]):
         if any((file.parent / name).exists() for name in RUN):
             config = checkpoint.config_of(file.parent, file.name)
             if others := [key for key in map(str, config) if key.split(".")[0] not in settings]:
