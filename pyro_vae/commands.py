@@ -1,6 +1,7 @@
 """What the ``pyro-vae`` command does. Options are the signatures of ``data.load``, ``VAE.build`` and ``fit``."""
 
 import inspect
+import io
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from pyro_vae import VAE, checkpoint, compare, data, evaluate, fit, load, plots,
 from pyro_vae.options import check_config, columns_of, kind_of, make, parse, sentence
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import at_test, forked
-from pyro_vae.train import check_device, check_support, is_first
+from pyro_vae.train import Settings, check_device, check_support, is_first
 
 __all__ = ["run"]
 
@@ -33,12 +34,11 @@ def run(given: list[str]) -> int:
     sys.path.append(str(Path.cwd()))  # where a class of the user's own is
     show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
+        check_config(words)
         if resumes:
             subcommand, words = "resume", [word.removeprefix("--resume=") for word in words if word != "--resume"]
             if not words:
                 raise ValueError("Expected a run directory after --resume; got none. As in: --resume runs/first")
-        else:
-            check_config(words)
         commands[subcommand](**parse(subcommand, commands[subcommand], words))
     except KeyboardInterrupt as interrupt:
         if is_first():
@@ -65,6 +65,10 @@ def _train(**options: Any) -> None:
         names = inspect.signature(function).parameters
         return {name: options[name] for name in names if name in options and name not in skip}
 
+    if not options["run_dir"]:
+        source = Path(options["data"]).stem or "data"
+        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    run = options["run_dir"] = Path(options["run_dir"]).absolute()  # though a program of the user's may go elsewhere
     kind, arguments = kind_of(options["program"])
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
@@ -76,10 +80,7 @@ def _train(**options: Any) -> None:
     with forked(torch.device("cpu"), options["seed"]):
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
-    if options["run_dir"] is None:
-        source = Path(options["data"]).stem or "data"
-        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    _close(program, dataset, fit(program, dataset, **take(fit, ("program", "data"))), options["run_dir"])
+    _close(program, dataset, fit(program, dataset, **take(fit, ("program", "data"))), run)
 
 
 def _resume(
@@ -100,35 +101,31 @@ def _resume(
         logger: Another logger.
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
+    run = Path(resume).absolute()
     vae, config = load(resume, trust.split(), weights="last")
     given = {"epochs": epochs, "on_nan": on_nan, "device": device, "logger": logger}
     config |= {name: value for name, value in given.items() if value is not None}
-    dataset = _data(config, resume)
     objective = checkpoint.construct_objective(config.get("objective"), trust.split())
-    options = checkpoint.arguments(fit, config, skip=("program", "data", "objective"))
+    options = checkpoint.arguments(Settings, config)
+    dataset, _ = checkpoint.data_of(resume)
     if is_first():
         print(f"{dataset}: going on with {resume}")
-    _close(vae, dataset, fit(vae, dataset, objective, **options, resume=resume), resume)
+    _close(vae, dataset, fit(vae, dataset, objective, **options, resume=run), run)
 
 
-def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]], run: str) -> None:
+def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]], run: Path) -> None:
     """Print the table and draw the figures that a training ends with."""
     if not is_first():
         return
-    print(f"\n{report.table(program, dataset)}\n")
-    folder = _save({"curves": plots.curves(history)} | report.figures(program, dataset), run)
-    print(f"figures: {folder}\nrun:     {run}\nmore:    pyro-vae evaluate {run}")
-
-
-def _data(config: dict[str, Any], run: str) -> data.Dataset:
-    """The data set of a run."""
-    if config.get("data") == "tensor":
-        raise ValueError(
-            f"Expected a run on a named data set; {run!r} was trained on a tensor. Use report.table, or fit's resume."
-        )
-    dataset = data.load(**checkpoint.arguments(data.load, config))
-    checkpoint.check_data(run, dataset.digests)
-    return dataset
+    print(f"\n{report.table(program, dataset)}\n", flush=True)
+    if not run.is_dir():
+        return  # it was moved, which fit has said
+    try:
+        checkpoint.write_all(run, _pictures({"curves": plots.curves(history)} | report.figures(program, dataset)))
+        print(f"figures: {checkpoint.shown(run / 'figures')}")
+    finally:
+        name = checkpoint.shown(run)
+        print(f"run:     {name}\nmore:    pyro-vae evaluate {name}")
 
 
 def _evaluate(
@@ -156,14 +153,16 @@ def _evaluate(
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
     """
     check_device(device)
-    checkpoint.inside(run, "figures")  # said before the minutes that it takes
-    vae, config = load(run, trust.split(), weights)
-    dataset = _data(config, run)
+    folder = Path(run).absolute()
+    checkpoint.inside(folder, "figures")  # said before the minutes that it takes
+    vae, _ = load(run, trust.split(), weights)
+    dataset, _ = checkpoint.data_of(run)
     started = time.perf_counter()
     found = report.evaluation(vae.to(device), dataset, num_particles, images, chosen, temperatures, seed)
     took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
-    print(f"{found}\n\nfigures: {_save(found.figures | report.figures(vae, dataset, seed), run)}")
-    found.save(run)
+    print(found, flush=True)  # before what may fail
+    found.save(folder, _pictures(found.figures | report.figures(vae, dataset, seed)))
+    print(f"\nfigures: {checkpoint.shown(folder / 'figures')}")
     print(f"also:    evaluation.txt, .json and .csv (an image a line) in {run}\ntook:    {took}{_peak()}")
 
 
@@ -192,7 +191,7 @@ def _generate(
             raise ValueError(f"Expected no --given, since {type(program).__name__} is given no label; got {given}.")
         rows: Any = ()
         if takes or not hasattr(program, "generate"):
-            test = _data(config, run).test
+            test = checkpoint.data_of(run)[0].test
             rows = evaluate.rows_of(program, test, torch.arange(num) % len(test))
         if hasattr(program, "generate"):
             covariates = [y for y in rows[1:] if y.is_floating_point()] if given is None else [given]
@@ -206,13 +205,14 @@ def _generate(
     path = Path(output) if output else checkpoint.inside(run, f"figures/generated{kinds[0]}")
     if path.suffix not in kinds:
         raise ValueError(f"Expected output to end in {' or '.join(kinds)}; got {str(path)!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     if path.suffix == ".npz":
-        np.savez(path, **{name: value.numpy() for name, value in drawn.items()})
+        np.savez(content, **{name: value.numpy() for name, value in drawn.items()})
     elif path.suffix == ".npy":
-        np.save(path, x.numpy())
+        np.save(content, x.numpy())
     else:
-        plots.samples(x / x.max() if config.get("counts") else x).savefig(path, dpi=150)
+        content.write(_picture(plots.samples(x / x.max() if config.get("counts") else x)))
+    _write(path, content.getvalue())
     print(path)
 
 
@@ -228,10 +228,9 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
     if path.suffix != ".png":
         raise ValueError(f"Expected output to end in .png; got {output!r}.")
     rows = compare.compare(**options, trust=trust.split())
-    print(f"{compare.table(rows)}\n", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    compare.figure(rows).savefig(path, dpi=150)
-    print(f"figure: {path}")
+    print(compare.table(rows), flush=True)
+    _write(path, _picture(compare.figure(rows)))
+    print(f"\nfigure: {path}")
 
 
 def _peak() -> str:
@@ -244,9 +243,16 @@ def _peak() -> str:
     return f", at most {peak / 2 ** (30 if sys.platform == 'darwin' else 20):.2f} GiB of memory"
 
 
-def _save(figures: dict[str, Figure], run: str | Path) -> Path:
-    folder = checkpoint.inside(run, "figures")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(checkpoint.inside(run, f"figures/{name}.png"), dpi=150)
-    return folder
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write(path, content)
+
+
+def _pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
+    return {f"figures/{name}.png": _picture(figure) for name, figure in figures.items()}
+
+
+def _picture(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150)
+    return content.getvalue()

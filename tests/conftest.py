@@ -89,7 +89,7 @@ def experiments_on_the_path(monkeypatch):
 @pytest.fixture
 def unrendered(monkeypatch):
     """Figures are made and named, and not rendered, which takes longer than a small run."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
+    monkeypatch.setattr(Figure, "savefig", lambda figure, to, **_: hasattr(to, "write") or Path(to).touch())
 
 
 @pytest.fixture(

@@ -1,8 +1,12 @@
 import csv
 import json
 import math
+import os
+import secrets
+import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +172,171 @@ def test_a_layer_used_twice_is_saved_and_stays_one(tmp_path):
     loaded, _ = load(tmp_path / "run", trust=[Tied.__module__])
     assert all(map(torch.equal, loaded.state_dict().values(), vae.state_dict().values()))
     assert len([*loaded.parameters()]) == len([*vae.parameters()])
+
+
+CONFIG = {"data": "x.npy", "root": "data", "valid": None, "lr": 0.1}
+OWN = ["metrics.csv", "figures/mine.png", "environment.json", "checkpoint/last.safetensors", "config.yaml"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to be in."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def begun(folder, config=CONFIG, digests=None, **options):
+    """A directory that is a run, without any training."""
+    with checkpoint.hold_new(folder, **options):
+        checkpoint.begin(Path(folder), config, digests or {})
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_the_users_own_are_not_written_over(name, overwrite, here):
+    own = Path("thesis", name)
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    with pytest.raises(ValueError, match=f"'thesis' is no run and holds '{name}', which one would write over"):
+        begun("thesis", overwrite=overwrite)
+    assert [path for path in Path("thesis").rglob("*") if path.is_file()] == [own]
+    assert own.read_text() == "{}"
+
+
+def test_other_files_are_left_and_what_a_killed_overwrite_left_is_a_runs(here):
+    Path("run/figures").mkdir(parents=True)
+    Path("run/log.txt").write_text("mine")
+    begun("run")
+    Path("run/metrics.csv").write_text("epoch,valid\n")
+    with pytest.raises(ValueError, match="holds a run already"):
+        begun("run")
+    Path("run/config.yaml").unlink()  # the first that an overwrite takes away
+    with pytest.raises(KeyError), checkpoint.hold_new("run"):
+        checkpoint.begin(Path("run"), CONFIG, {}, save={}.popitem)  # which fails
+    assert {*os.listdir("run")} == {"log.txt", "figures"}
+    assert Path("run/log.txt").read_text() == "mine"
+
+
+def test_a_file_is_written_anew_and_through_no_link(here, monkeypatch):
+    Path("canary").write_text("alive")
+    for name in ("file", ".file.new"):
+        Path(name).symlink_to("canary")
+    checkpoint.write(Path("file"), "new")
+    assert Path("file").read_text() == "new"
+    assert not Path("file").is_symlink()
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
+    Path(f".file.{'0' * 16}.new").symlink_to("canary")
+    with pytest.raises(OSError, match="Expected to write 'file'; could not .File exists"):
+        checkpoint.write(Path("file"), "guessed")
+    assert Path("canary").read_text() == "alive"
+    assert Path("file").stat().st_mode & 0o777 == Path("canary").stat().st_mode & 0o777
+
+
+def test_what_a_killed_process_left_half_written_goes(here):
+    Path("run/checkpoint").mkdir(parents=True)
+    left = [Path("run", name, f".last.safetensors.{'a1' * 8}.new") for name in ("", "checkpoint")]
+    for path in (*left, Path("run/.mine.new")):
+        path.touch()
+    with checkpoint.hold(Path("run")):
+        assert [path.exists() for path in left] == [False, False]
+    assert Path("run/.mine.new").exists()
+
+
+def test_all_that_can_be_written_is(here):
+    Path("run").mkdir()
+    Path("run/figures").write_text("a file")
+    with pytest.raises(OSError, match=r"Expected to write figures/a, figures/b in 'run'; could not .*File exists"):
+        checkpoint.write_all(Path("run"), {"figures/a": b"", "figures/b": b"", "c": "text"})
+    assert Path("run/c").read_text() == "text"
+
+
+@pytest.mark.parametrize("name", ["environment.json", "metrics.csv", "checkpoint/best.safetensors"])
+def test_a_pipe_in_a_run_is_not_waited_for(name, here):
+    begun("run")
+    path = Path("run", name)
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert checkpoint.load_metrics("run") == {}
+    assert checkpoint.about("run").keys() <= {"config", "command"} or name != "environment.json"
+    with pytest.raises(ValueError, match="there is no such file"):
+        checkpoint.unpack(path)
+
+
+class TestData:
+    """Where a run's data are, which was made in one folder and is asked for in another."""
+
+    @pytest.fixture
+    def made(self, here, tmp_path, monkeypatch):
+        np.save("x.npy", np.random.default_rng(0).random((20, 4)))
+        dataset = data.load("x.npy")
+        begun("run", dataset.config | {"lr": 0.1}, dataset.digests)
+        monkeypatch.chdir(tmp_path)
+        return Path("here/run")
+
+    def test_are_where_the_run_was_made(self, made):
+        np.save("x.npy", np.zeros((20, 4)))  # another's
+        dataset, options = checkpoint.data_of(made)
+        assert dataset.config["data"] == "x.npy"
+        assert options["data"] == str(Path("here/x.npy").absolute())
+        assert len(dataset.train) == 16
+
+    def test_or_here_if_they_are_the_same(self, made):
+        Path("here/x.npy").rename("x.npy")
+        assert checkpoint.data_of(made)[1]["data"] == str(Path("x.npy").absolute())
+        np.save("x.npy", np.ones((20, 4)))
+        with pytest.raises(
+            ValueError, match=r"Expected the data that 'here/run' was trained on; .* have changed since"
+        ):
+            checkpoint.data_of(made)
+        Path("x.npy").unlink()
+        there = Path("here/x.npy").absolute()
+        with pytest.raises(FileNotFoundError, match=f"there is no 'x.npy' at '{there}'. Put the data there, or run"):
+            checkpoint.data_of(made)
+
+    def test_that_cannot_be_downloaded_leave_no_folder(self, here, monkeypatch):
+        class Absent:
+            def __init__(self, root, download=False, **_):
+                Path(root, "MNIST", "raw").mkdir(parents=True) if download else None
+                raise RuntimeError("no network")
+
+        monkeypatch.setattr("torchvision.datasets.MNIST", Absent)
+        Absent.__name__ = "MNIST"
+        begun("run", CONFIG | {"data": "mnist"})
+        with pytest.raises(FileNotFoundError, match="there is no 'mnist' at '/.*/here/data'") as caught:
+            checkpoint.data_of("run")
+        assert "--" not in str(caught.value)
+        assert os.listdir() == ["run"]
+
+    @pytest.mark.parametrize("change", [{"lr": 0.2}, {"valid": 3}, {"resume": "other"}], ids=str)
+    def test_of_an_edited_configuration_are_refused(self, change, made):
+        edit(made, **change)
+        ((name, now),) = change.items()
+        with pytest.raises(ValueError, match=f"the run began with; {name} was .* and is now {now!r}"):
+            checkpoint.data_of(made)
+
+
+def test_a_run_is_written_where_it_is_though_its_folder_is_renamed_and_another_is_gone_to(here, tmp_path, monkeypatch):
+    def move(history):
+        if len(history["train"]) == 1:
+            os.chdir(tmp_path)
+        if len(history["train"]) == 2:
+            Path("here/run").rename("moved")
+
+    vae, x = VAE.build((6,), 2), torch.rand(60, 6)
+    with pytest.warns(UserWarning, match="The run was moved to moved. To draw its figures: pyro-vae evaluate moved"):
+        history = fit(vae, x, epochs=3, run_dir="run", progress=False, on_epoch=move)
+    assert os.listdir("here") == []
+    assert checkpoint.load_metrics("moved") == history
+    assert all(map(torch.equal, load("moved")[0].parameters(), vae.parameters()))
+    fit(vae, x, epochs=4, resume="moved", progress=False, on_epoch=lambda _: os.chdir("here"))
+    assert len(checkpoint.load_metrics("../moved")["train"]) == 4
+
+
+def test_a_run_that_is_taken_away_says_so(here):
+    remove = partial(shutil.rmtree, "run", ignore_errors=True)
+    with pytest.raises(OSError, match=r"No such file or directory\). Its folder was moved or removed: put it back"):
+        fit(VAE.build((6,), 2), torch.rand(60, 6), epochs=1, run_dir="run", progress=False, on_epoch=lambda _: remove())
 
 
 def test_a_lambda_cannot_be_written_down(tmp_path):

@@ -280,7 +280,7 @@ BAD = {
         lambda run: spoil(
             run, "config.yaml", (run / "config.yaml").read_text().replace("data: digits", "data: tensor")
         ),
-        "Expected runs on named data sets; '.*wide' was trained on a tensor",
+        "Expected a run on a named data set; '.*wide' was trained on a tensor",
     ),
 }
 

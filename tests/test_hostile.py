@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pyro_vae import VAE, checkpoint, data, fit, load
+from pyro_vae import VAE, checkpoint, data, fit, load, networks
 from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
 
@@ -41,17 +41,31 @@ def trained(tmp_path_factory):
     return run
 
 
+class Canary:
+    """A class of the package that touches the disk when it is made."""
+
+    def __init__(self):
+        CANARY.touch()
+
+
+Canary.__module__ = "pyro_vae.networks"
+
+
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
     """A copy of it to spoil, in a folder with a module that makes the canary when it is imported."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(networks, "Canary", Canary, raising=False)
     Path("evil.py").write_text(f"import os\nos.system('touch {CANARY}')\nclass Evil: ...\n")
     return Path(shutil.copytree(trained, "run"))
 
 
 def config(run, **changes):
-    known = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump(known | changes))
+    """Change config.yaml, and what environment.json knows of it."""
+    known = yaml.safe_load((run / "config.yaml").read_text()) | changes
+    (run / "config.yaml").write_text(yaml.safe_dump(known))
+    about = json.loads((run / "environment.json").read_text()) | {"config": known}
+    (run / "environment.json").write_text(json.dumps(about))
 
 
 def text(run, content):
@@ -186,6 +200,10 @@ HOSTILE = {
         r"by config.yaml 'decoder.network.layers.1.weight' is of shape \(16, 2\), in the weights of shape \(16, 3\)",
     ),
     "links that lead out": (elsewhere, r"in its own directory; 'run/.*' leads to '/.*outside-"),
+    "a link to itself": (
+        lambda run: [(path.unlink(), path.symlink_to(path.name)) for path in [*run.rglob("*.safetensors")]],
+        "has none|there is no checkpoint in 'run'",
+    ),
     "the run a link's": (
         lambda run: (run / "config.yaml").rename("c") and (run / "config.yaml").symlink_to(Path("c").absolute()),
         "in its own directory; 'run/config.yaml' leads to",
@@ -228,6 +246,23 @@ SETTINGS = {
     "a prior for an objective": ({"objective": part("pyro_vae.priors.StandardNormal")}, "that is a ELBO"),
     "no objective": ({"objective": None}, "Expected a part by its class_path"),
     "a wrong objective": ({"objective": part("pyro_vae.objectives.ELBO", beta=-1)}, "ELBO could not be made"),
+    "what is no schedule": (
+        {"objective": part("pyro_vae.objectives.ELBO", beta=part("pyro_vae.networks.Canary"))},
+        "Expected a class of pyro_vae.networks that is a float or Schedule; the run names 'pyro_vae.networks.Canary'",
+    ),
+    "what is no penalty": (
+        {"objective": part("pyro_vae.objectives.ELBO", penalty=part("pyro_vae.networks.Canary"))},
+        "Expected a class of pyro_vae.networks that is a Penalty or NoneType; the run names",
+    ),
+    "an argument that is no number": (
+        {
+            "objective": part(
+                "pyro_vae.objectives.ELBO",
+                beta=part("pyro_vae.objectives.Linear", warmup=part("pyro_vae.networks.Canary")),
+            )
+        },
+        "Expected a class of pyro_vae.networks that is a int or float; the run names",
+    ),
     "a wrong schedule": (
         {"objective": part("pyro_vae.objectives.ELBO", beta=part("pyro_vae.objectives.Linear", warmup="x"))},
         "Expected",
@@ -301,8 +336,32 @@ class TestConfigOfARun:
         assert main(["train", "--resume", "other", "--trust", "good"]) == 0
         del sys.modules["good"]
 
+    @pytest.mark.parametrize(
+        "changes", [{"run_dir": "run"}, {"overwrite": True}, {"resume": "run"}, {"trust": "evil"}], ids=str
+    )
+    @pytest.mark.parametrize("file", ["run/config.yaml", "link.yaml"])
+    def test_has_a_runs_settings_alone(self, changes, file, run, capsys):
+        config(run, **changes)
+        Path("link.yaml").symlink_to("run/config.yaml")
+        before = (run / "model.safetensors").read_bytes()
+        (name,) = changes
+        words = ["train", "--config", file, "--epochs", "1"]
+        refused(words, f"Expected the settings of a run in 'run/config.yaml'; got {name}, which no run", capsys)
+        assert (run / "model.safetensors").read_bytes() == before
+
+    def test_is_looked_through_beside_resume_too(self, run, capsys):
+        config(run, prior="evil.Evil")
+        refused(["train", "--resume", "run", "--config", "run/config.yaml"], "names 'evil.Evil', whose import", capsys)
+
     def test_is_not_read_by_half_a_name(self, run, capsys):
         refused(["train", "--conf", "run/config.yaml"], "unrecognized arguments: --conf", capsys)
+
+
+@pytest.mark.parametrize("option", ["beta", "penalty", "beta.warmup"])
+@pytest.mark.parametrize("spec", ["pyro_vae.networks.Canary", json.dumps(part("pyro_vae.networks.Canary"))])
+def test_an_option_makes_nothing_of_another_kind(option, spec, run, capsys):
+    words = ["--objective.beta", "Linear"] if "." in option else []
+    refused(["train", *words, f"--objective.{option}", spec], f"Expected --objective.{option} to be", capsys)
 
 
 def test_what_is_refused_for_its_size_is_not_made_first(run):

@@ -194,6 +194,16 @@ class TestEvaluate:
             assert words in written
         assert load(run)[1] == config
 
+    def test_prints_and_writes_what_it_can(self, run, capsys):
+        shutil.rmtree(run / "figures")
+        (run / "figures").write_text("a file")
+        assert main(["evaluate", "run", *FAST]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == (run / "evaluation.txt").read_text()
+        said = shown.err.splitlines()[-1]
+        assert re.search("Expected to write figures/bounds.png, .*.png in 'run'; could not", said), said
+        assert len((run / "evaluation.csv").read_text().splitlines()) == 51
+
     def test_with_none_chosen_there_is_no_ais(self, run, capsys, unrendered):
         assert main(["evaluate", "run", *FAST]) == 0
         assert "temperatures, the first" not in capsys.readouterr().out

@@ -259,7 +259,7 @@ def test_saving_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
     clock, saves = iter(range(1000)), []
     monkeypatch.setattr(running.time, "monotonic", lambda: 0.5 * next(clock))
     training = SimpleNamespace(look=lambda: None, state=dict, settings=SimpleNamespace(patience=None))
-    made = running.Run(training, tmp_path, DIGITS)
+    made = running.Run(training, lambda: tmp_path, DIGITS)
     made.save()
     monkeypatch.setattr(running.Run, "save", lambda self: saves.append(1))
     for _ in range(99):

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["hold", "inside", "pack", "replacing", "short", "tensors_of", "unpack", "write"]
+__all__ = ["hold", "inside", "pack", "short", "shown", "tensors_of", "unpack", "write", "write_all"]
+
+TEMPORARY = f".*.{'[0-9a-f]' * 16}.new"  # files that are not whole yet; a name that nobody else can guess
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever opens it, at any moment and after any crash, finds the old one or the new one."""
-    with replacing(path, content):
-        pass
+def write(path: Path, content: str | bytes, keep: Path | None = None) -> None:
+    """Write a file so that whoever opens it, at any moment and after any crash, finds the old one or the new one.
 
-
-@contextmanager
-def replacing(path: Path, content: str | bytes) -> Iterator[None]:
-    """As :func:`write`, with something to be done when the new file is on the disk and not yet in its place."""
-    new = path.with_name(f".{path.name}.new")
+    The old one goes to ``keep``, if that is given.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
-        with new.open("wb") as file:
+        with new.open("xb") as file:  # a new file, and no link that somebody put there
             file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
-        yield
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(new, path)
         if os.name == "posix":  # the folder's list of files goes to the disk too
             folder = os.open(path.parent, os.O_RDONLY)
@@ -42,43 +42,75 @@ def replacing(path: Path, content: str | bytes) -> Iterator[None]:
     except OSError as error:
         with suppress(OSError):
             new.unlink()
-        raise OSError(
-            f"Expected to write {str(path)!r}; could not ({error.strerror or error}). What was there is as it was: "
-            "make room, or see who may write there."
-        ) from error
+        advice = "What was there is as it was: make room, or see who may write there."
+        if not path.parent.is_dir():
+            advice = "Its folder was moved or removed: put it back, and go on with the run by --resume."
+        raise OSError(f"Expected to write {shown(path)!r}; could not ({error.strerror or error}). {advice}") from error
+
+
+def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files of a run by their names, each that can be written; raise OSError for the others at the end."""
+    errors: dict[str, Exception] = {}
+    for name, content in files.items():
+        try:
+            path = inside(run, name)
+            path.parent.mkdir(exist_ok=True)
+            write(path, content)
+        except (OSError, ValueError) as error:
+            errors[name] = error
+    for wrong in errors.values():  # the first speaks for all
+        what = f"Expected to write {', '.join(errors)} in {shown(run)!r}"
+        raise OSError(f"{what}; could not ({short(wrong)}).") from wrong
 
 
 def inside(run: str | Path, name: str) -> Path:
     """Return the path of a file of a run, no link out of its directory; it need not be there."""
     path = Path(run) / name
-    if not path.resolve().is_relative_to(Path(run).resolve()):
+    end = os.path.realpath(path)  # of a link to itself too, where Path.resolve fails
+    if not Path(end).is_relative_to(os.path.realpath(run)):
         raise ValueError(
-            f"Expected the files of a run in its own directory; {str(path)!r} leads to {str(path.resolve())!r}. "
+            f"Expected the files of a run in its own directory; {shown(path)!r} leads to {end!r}. "
             "Put a copy in its place, if you trust it."
         )
     return path
 
 
+def shown(path: Path) -> str:
+    """Write a path as it is seen from the folder one is in, where it lies below that."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 @contextmanager
-def hold(run: Path) -> Iterator[None]:
-    """Keep other processes from writing to a run for as long as this lasts, or this process does."""
+def hold(run: Path) -> Iterator[Callable[[], Path]]:
+    """Keep other processes from writing to a run for as long as this lasts, or this process does.
+
+    Yields a function that says where the run is, also after somebody has renamed it.
+    """
+    run = run.absolute()
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
+        yield lambda: run
         return
     number = os.open(run, os.O_RDONLY)
+
+    def place() -> Path:
+        now = Path(f"/proc/self/fd/{number}").resolve()  # on Linux
+        return now if now.is_dir() and now != run.resolve() else run
+
     try:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which the system lets go if the process is killed
         except BlockingIOError as error:
             raise ValueError(
-                f"Expected a run that no one else is writing to; another process is training into {str(run)!r}. "
+                f"Expected a run that no one else is writing to; another process is training into {shown(run)!r}. "
                 "Wait for it, or choose another --run_dir."
             ) from error
         except OSError:  # a file system without locks
             pass
-        yield
+        for left in (*run.glob(TEMPORARY), *inside(run, "checkpoint").glob(TEMPORARY)):  # by a process that was killed
+            left.unlink()
+        yield place
     finally:
         os.close(number)
 
@@ -110,6 +142,8 @@ def unpack(path: Path) -> Any:
 def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file and its metadata, or raise ValueError."""
     try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

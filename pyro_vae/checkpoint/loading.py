@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae import data
 from pyro_vae.checkpoint.files import inside, short, tensors_of, unpack
-from pyro_vae.checkpoint.parts import config_of, construct
-from pyro_vae.checkpoint.runs import load_state
+from pyro_vae.checkpoint.parts import arguments, config_of, construct
+from pyro_vae.checkpoint.runs import about, check_data, check_settings, load_state
+from pyro_vae.data.sources import NAMES
+from pyro_vae.objectives.base import check_choice
 from pyro_vae.programs import VAE
 
-__all__ = ["load", "restore"]
+__all__ = ["data_of", "load", "restore"]
 
 PARTS = ("prior", "likelihood", "guide", "network")
 SLACK = 2**26  # numbers that parts may hold beside their weights
@@ -52,45 +56,64 @@ def load(
         FileNotFoundError: Expected a run directory; there is nothing at 'nowhere'.
     """
     run = Path(run_dir)
-    if weights not in ("final", "best", "last"):
-        raise ValueError(f"Expected weights to be final, best or last; got {weights!r}.")
+    check_choice("weights", weights, ("final", "best", "last"))
     config = config_of(run)
-    state, event_shape = _final(run) if weights == "final" else _checkpointed(run, weights)
+    state, event_shape = _weights(run, weights)
     program = program if program is not None else _build(event_shape, config, trust, state, run)
     restore(program, state)
     return program.eval(), config
 
 
-def _final(run: Path) -> tuple[dict[str, Tensor], Any]:
-    path = inside(run, "model.safetensors")
-    if not path.is_file():
-        begun = (run / "checkpoint" / "last.safetensors").is_file()
-        raise FileNotFoundError(
-            f"Expected a run directory with model.safetensors; {str(run)!r} has none. "
-            + (f"Its training has not ended: pyro-vae train --resume {run}." if begun else "Is it a run?")
-        )
+def _weights(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
+    """Read weights, and the shape of one x, where the program was made for one."""
+    path = inside(run, "model.safetensors" if which == "final" else f"checkpoint/{which}.safetensors")
+    if which != "last" and not path.is_file():
+        what, advice = ("best weights", "Use final or last.") if which == "best" else (path.name, "Is it a run?")
+        if which == "final" and (run / "checkpoint" / "last.safetensors").is_file():
+            advice = f"Its training has not ended: pyro-vae train --resume {run}."
+        raise FileNotFoundError(f"Expected a run directory with {what}; {str(run)!r} has none. {advice}")
+    last = load_state(run)[0] if which == "last" else None
     try:
-        tensors, metadata = tensors_of(path)
-        return tensors, json.loads(metadata.get("event_shape", "[]"))
-    except (ValueError, RecursionError) as error:
+        if which == "final":
+            weights, metadata = tensors_of(path)
+            return weights, json.loads(metadata.get("event_shape", "[]"))
+        state = unpack(path) if last is None else last
+        if not all(isinstance(tensor, Tensor) for tensor in state["vae"].values()):
+            raise ValueError("its weights are no tensors")
+        return state["vae"], state["event_shape"]
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({short(error)}).") from error
 
 
-def _checkpointed(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
-    path = inside(run, f"checkpoint/{which}.safetensors")
-    if which == "best" and not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a run directory with best weights; {str(run)!r} has none. Use final or last."
+def data_of(run: str | Path, known: dict[str, data.Dataset] | None = None) -> tuple[data.Dataset, dict[str, Any]]:
+    """Load the data that a run was trained on, a relative path from where the run was made, or else from here.
+
+    Returns the data set, with the paths of ``config.yaml``, and the arguments of ``data.load``, with absolute ones. In
+    ``known`` are data sets that are loaded already.
+    """
+    config, made, known = config_of(Path(run)), about(run), {} if known is None else known
+    if config.get("data", "tensor") == "tensor":
+        raise ValueError(
+            f"Expected a run on a named data set; {str(run)!r} was trained on a tensor. Use report.table, "
+            "evaluate.per_image or fit's resume, or save the tensor with numpy.save and train on the file."
         )
-    last = load_state(run)[0] if which == "last" else None
+    options = {"root": "data"} | arguments(data.load, config)
+    check_settings(made.get("config", config), config)
+    path = "root" if options["data"] in NAMES else "data"
+    if options["data"] not in ("digits", ""):
+        there, here = (Path(folder, options[path]).absolute() for folder in (made.get("directory", ""), ""))
+        options[path] = str(next(filter(Path.exists, (there, here)), here if path == "root" else there))
     try:
-        state = unpack(path) if last is None else last
-        weights, event_shape = state["vae"], state["event_shape"]
-        if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-            raise ValueError("its weights are no tensors")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"Expected a checkpoint; could not read {str(path)!r} ({short(error)}).") from error
-    return weights, event_shape
+        dataset = known.get(str(options)) or data.load(**options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"Expected the data that {str(run)!r} was trained on; there is no {config['data']!r} at {options[path]!r}. "
+            "Put the data there, or run this in a folder that has it."
+        ) from error
+    known[str(options)] = dataset
+    check_data(run, dataset.digests)
+    as_named = {name: config[name] for name in ("data", "root") if name in config}
+    return replace(dataset, config=dataset.config | as_named), {"columns": None} | dataset.config
 
 
 def _build(

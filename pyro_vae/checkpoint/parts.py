@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from pyro_vae.checkpoint.files import inside, short
+from pyro_vae.objectives import Penalty, Schedule
 from pyro_vae.programs import VAE
 
 __all__ = ["describe", "describe_program", "event_shape", "parts_of"]
@@ -131,10 +132,10 @@ def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def arguments(function: Callable[..., Any], config: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
+def arguments(function: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a function that a configuration gives, each of the kind that it is annotated with."""
     hints = get_type_hints(function)
-    names = [name for name in inspect.signature(function).parameters if name in config and name not in skip]
+    names = [name for name in inspect.signature(function).parameters if name in config]
     for name in names:
         if not _is(config[name], hints[name]):
             kind = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
@@ -169,20 +170,20 @@ def check_trust(spec: Any, trust: Iterable[str]) -> None:
 def construct(spec: Any, trust: Iterable[str] = ()) -> functools.partial:
     """Return the module's class that :func:`describe` made plain data of, as a partial of it with its arguments."""
     check_trust(spec, trust)
-    return _class(spec, nn.Module)
+    return _class(spec, (nn.Module,))
 
 
 def construct_objective(spec: Any, trust: Iterable[str] = ()) -> pyro.infer.ELBO:
     """Return the objective that :func:`describe` made plain data of, with its schedule and penalty."""
     check_trust(spec, trust)
-    made = _class(spec, pyro.infer.ELBO)
+    made = _class(spec, (pyro.infer.ELBO,))
     try:
         return made(**{name: value() if callable(value) else value for name, value in made.keywords.items()})
     except (TypeError, ValueError) as error:
         raise ValueError(f"Expected an objective; {made.func.__name__} could not be made ({short(error)}).") from error
 
 
-def _class(spec: Any, kind: type) -> functools.partial:
+def _class(spec: Any, kinds: tuple[type, ...]) -> functools.partial:
     arguments = (spec.get("init_args") or {}) if isinstance(spec, dict) else None
     if not isinstance(arguments, dict) or "class_path" not in spec:
         raise ValueError(f"Expected a part by its class_path and init_args; the run has {str(spec)[:80]!r}.")
@@ -194,13 +195,23 @@ def _class(spec: Any, kind: type) -> functools.partial:
         raise ValueError(f"Expected to import {path!r}, which the run names ({error}).") from error
     # Offered by a module is also what it imports: a class of another package is none of the module's.
     own = inspect.isclass(found) and found.__module__.split(".")[0] in ("pyro_vae", module.split(".")[0])
-    if not (own and issubclass(found, kind)):
-        raise ValueError(f"Expected a class of {module} that is a {kind.__name__}; the run names {path!r}.")
+    if not (own and issubclass(found, kinds)):
+        due = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"Expected a class of {module} that is a {due}; the run names {path!r}.")
     known = inspect.signature(found).parameters
     anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
     if unknown := [str(key) for key in arguments if key not in known and not anything]:
         raise ValueError(f"Expected arguments of {name}, {', '.join(known)}; the run has {', '.join(unknown)}.")
     for key, value in arguments.items():
         if isinstance(value, dict) and "class_path" in value:
-            arguments = arguments | {key: _class(value, object)}
+            arguments = arguments | {key: _class(value, _due(known[key].annotation if key in known else Any))}
     return functools.partial(found, **arguments)
+
+
+def _due(hint: Any) -> tuple[type, ...]:
+    """The classes that an argument of an annotation may be of; those of parts where it names none."""
+    leaves = [hint]
+    while any(map(get_args, leaves)):
+        leaves = [inner for leaf in leaves for inner in get_args(leaf) or [leaf]]
+    kinds = (leaf for leaf in leaves if isinstance(leaf, type) and leaf not in (Any, inspect.Parameter.empty))
+    return (*kinds,) or (nn.Module, pyro.infer.ELBO, Schedule, Penalty)

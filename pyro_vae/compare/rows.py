@@ -109,19 +109,15 @@ def compare(
     if split not in ("test", "valid", "train"):
         raise ValueError(f"Expected split to be test, valid or train; got {split!r}.")
     check_device(device)
-    loaded = [_load(run, trust) for run in runs]  # all of them before the first is evaluated
-    folders = [Path(run).resolve().name for run in runs]
     datasets: dict[str, Dataset] = {}
+    # All of them before the first is evaluated.
+    loaded = [(*_load(run, trust), *checkpoint.data_of(run, datasets)) for run in runs]
+    folders = [Path(run).resolve().name for run in runs]
     groups: dict[str, int] = {}
     rows = []
     with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
-        for run, folder, (vae, config, history) in zip(runs, folders, loaded, strict=True):
+        for run, folder, (vae, config, history, dataset, options) in zip(runs, folders, loaded, strict=True):
             bar.set_description(folder)
-            options = checkpoint.arguments(data.load, config)
-            if str(options) not in datasets:
-                datasets[str(options)] = data.load(**options)
-            dataset = datasets[str(options)]
-            checkpoint.check_data(run, dataset.digests)
             shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
             if shape != dataset.event_shape:
                 raise ValueError(
@@ -171,11 +167,6 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
     except (ValueError, OSError) as error:
         named = str(run) in str(error)
         raise type(error)(str(error) if named else f"{error} The run is {str(run)!r}.") from error
-    if config.get("data", "tensor") == "tensor":
-        raise ValueError(
-            f"Expected runs on named data sets; {str(run)!r} was trained on a tensor. Save the tensor with numpy.save "
-            "and train on the file, or use evaluate.per_image."
-        )
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
     config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
     return vae, {key: value for key, value in config.items() if key not in UNSAID}, history

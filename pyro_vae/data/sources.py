@@ -70,9 +70,14 @@ def torchvision_images(name: str, root: str) -> Source:
 def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: dict[str, Any]) -> Any:
     with suppress(RuntimeError):  # so torchvision says that it is not there
         return make(root, **which)
+    inner = [Path(root, make.__name__, "raw"), Path(root, make.__name__), Path(root, "omniglot-py")]
+    absent = [folder for folder in (*inner, Path(root), *Path(root).parents) if not folder.exists()]
     try:
         return make(root, **which, download=True)
     except (RuntimeError, OSError) as error:
+        for folder in absent:
+            with suppress(OSError):  # with something in it
+                folder.rmdir()
         raise FileNotFoundError(
             f"Found no {name} under {str(root)!r}, and could not download it ({' '.join(str(error).split())[:100]}). "
             "Give the folder that holds it with --root, or run once with a network."

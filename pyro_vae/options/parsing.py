@@ -1,5 +1,6 @@
 """From the words of ``pyro-vae`` to arguments, and one sentence for what is wrong."""
 
+import os
 import re
 import sysconfig
 import textwrap
@@ -17,8 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_vae import VAE, checkpoint, data, fit
 from pyro_vae.options.classes import ROOMS, expected, is_of_parts, kind_of, known, part_in_full, program
+from pyro_vae.train import Settings
 
 PARTS = ("latent", "prior", "likelihood", "guide", "network")  # of VAE.build
+RUN = ("environment.json", "model.safetensors", "checkpoint/last.safetensors")  # beside a run's configuration
 TRUST = "Modules of your own whose classes a run's --config or --resume may name, as my_parts; spaces between."
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
@@ -54,14 +57,20 @@ def parse(name: str, command: Callable[..., None], given: Sequence[str]) -> dict
 
 
 def check_config(given: Sequence[str]) -> None:
-    """Check that a run's configuration, given as ``--config``, names no class that ``--trust`` does not."""
+    """Check that a run's configuration, given as ``--config``, has a run's settings alone, and classes trusted."""
     found: dict[str, list[str]] = {"--config": [], "--trust": []}
     for word, after in pairwise([*given, ""]):
         name, equals, value = word.partition("=")
         found.get(name, []).append(value if equals else after)
-    for file in map(Path, found["--config"]):
-        if any((file.parent / name).exists() for name in ("environment.json", "model.safetensors", "checkpoint")):
+    settings = {*signature(data.load).parameters, *Settings.__dataclass_fields__, *PARTS, *ROOMS}
+    for file in (Path(os.path.realpath(file)) for file in found["--config"]):
+        if any((file.parent / name).exists() for name in RUN):
             config = checkpoint.config_of(file.parent, file.name)
+            if others := [key for key in map(str, config) if key.split(".")[0] not in settings]:
+                raise ValueError(
+                    f"Expected the settings of a run in {checkpoint.shown(file)!r}; got {others[0]}, which no run "
+                    f"writes there. Take it out, or give it as --{others[0]}."
+                )
             parts = [value for key, value in config.items() if str(key).split(".")[0] in ROOMS]
             words = (word for word in tree_leaves(parts) if isinstance(word, str) and "." in word)  # perhaps paths
             checkpoint.check_trust([{"class_path": word} for word in words], " ".join(found["--trust"]).split())

@@ -1,10 +1,9 @@
 """A full evaluation: how good the model is, how good the guide, and what codes say; with a diagnosis."""
 
-import csv
-import io
 import json
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -54,20 +53,19 @@ class Evaluation:
             parts.append("\n".join([head, *shown]))
         return "\n\n".join(parts)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``evaluation.txt``, ``evaluation.json`` (numbers) and ``evaluation.csv`` (a line an image)."""
+    def save(self, folder: str | Path, more: Mapping[str, bytes] | None = None) -> None:
+        """Write ``evaluation.txt``, ``evaluation.json`` (numbers), ``evaluation.csv`` (a line an image), and more.
+
+        What can be written is, and OSError is raised for the rest.
+        """
         numbers = {name: value if math.isfinite(value) else str(value) for name, value in self.numbers.items()}
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow([self.called[:-1], *self.images])
-        writer.writerows([i, *row] for i, row in enumerate(zip_longest(*self.images.values(), fillvalue="")))
+        rows = ([i, *row] for i, row in enumerate(zip_longest(*self.images.values(), fillvalue="")))
         texts = {
             "evaluation.txt": f"{self}\n",
             "evaluation.json": json.dumps(numbers | {"diagnosis": self.diagnosis}, indent=2) + "\n",
-            "evaluation.csv": table.getvalue(),
+            "evaluation.csv": checkpoint.table([[self.called[:-1], *self.images], *rows]),
         }
-        for name, text in texts.items():
-            checkpoint.write(checkpoint.inside(folder, name), text)
+        checkpoint.write_all(Path(folder), texts | dict(more or {}))
 
 
 def evaluation(

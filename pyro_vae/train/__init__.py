@@ -2,7 +2,7 @@
 
 from pyro_vae.train.fitting import fit
 from pyro_vae.train.processes import is_first
-from pyro_vae.train.settings import check_device, check_program, check_support
+from pyro_vae.train.settings import Settings, check_device, check_program, check_support
 from pyro_vae.train.trouble import NotFinite
 
-__all__ = ["NotFinite", "check_device", "check_program", "check_support", "fit", "is_first"]
+__all__ = ["NotFinite", "Settings", "check_device", "check_program", "check_support", "fit", "is_first"]

@@ -1,7 +1,7 @@
 """Training: Pyro's SVI over minibatches."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -70,8 +70,8 @@ def fit(
         lr: The learning rate; with ``one-cycle`` the largest.
         seed: Seed of the order, the noise and the draws: on one machine the same losses, to the last bit.
         device: ``cpu`` or ``cuda``.
-        run_dir: Folder for the weights, the configuration and the metrics; None to write nothing. The ``pyro-vae``
-            command makes one in runs/.
+        run_dir: Folder for the weights, the configuration and the metrics, which may be renamed meanwhile; None to
+            write nothing. The ``pyro-vae`` command makes one in runs/.
         progress: Whether to show a progress bar.
         lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of it and down
             to nearly 0 (Super-Convergence, Smith and Topin, 2018).
@@ -106,8 +106,8 @@ def fit(
     Raises:
         ValueError: If an argument is out of range, all training images are the same, an argument of the program is
             missing, x is outside a VAE's likelihood's support or of another shape than it was built for, torch cannot
-            use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or another process
-            writes to it, or the run to go on with is of other arguments or other data or cannot be read.
+            use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or files of your
+            own, another process writes to it, or the run to go on with is of other arguments or data or cannot be read.
         NotFinite: If training diverges: a ``ValueError``, whose ``record`` says where.
         OSError: If the run cannot be written; what was saved before stays.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
@@ -139,39 +139,32 @@ def fit(
         if run_dir or resume:
             described = checkpoint.describe_program(program) | {"objective": checkpoint.describe(objective)}
             config = dataset.config | described | asdict(settings)
-        with _directory(run_dir, resume, overwrite, processes) as folder:
-            run = Run(training, folder, dataset)
+        with _directory(run_dir, resume, overwrite, processes) as place:
+            run = Run(training, place, dataset)
             if resume:
-                check_resumed(checkpoint.config_of(Path(resume)), config)
+                check_resumed(checkpoint.about(resume).get("config") or checkpoint.config_of(Path(resume)), config)
                 checkpoint.check_data(resume, dataset.digests)
                 run.restore(Path(resume))
-                if folder:
-                    checkpoint.begin_again(folder, config)
+                if run.folder:
+                    checkpoint.begin_again(run.folder, config)
             else:
                 if start := hook(program, "start"):
                     start(dataset)
                 for tensor in program.state_dict().values():
                     processes.same(tensor)  # all start from the same numbers
-                if folder:
-                    run.save()
-                    checkpoint.begin(folder, config, dataset.digests)
+                if run.folder:
+                    checkpoint.begin(run.folder, config, dataset.digests, run.save)
             return run.train(progress, on_epoch)
 
 
-@contextmanager
 def _directory(
     run_dir: str | Path | None, resume: str | Path | None, overwrite: bool, processes: Processes
-) -> Iterator[Path | None]:
-    """The run's directory, for this process alone; None where nothing is to be written."""
+) -> AbstractContextManager[Callable[[], Path] | None]:
+    """Say where the run's directory is, which is for this process alone; None where nothing is to be written."""
     if resume and run_dir:
         raise ValueError(f"Expected resume, which writes where it goes on, or run_dir; got {resume!r} and {run_dir!r}.")
     if resume:
         checkpoint.config_of(Path(resume))
     if not (resume or run_dir) or processes.rank:
-        yield None
-    elif resume:
-        with checkpoint.hold(Path(resume)):
-            yield Path(resume)
-    else:
-        with checkpoint.hold_new(str(run_dir), overwrite) as folder:
-            yield folder
+        return nullcontext()
+    return checkpoint.hold(Path(resume)) if resume else checkpoint.hold_new(str(run_dir), overwrite)

@@ -1,7 +1,6 @@
 """The run itself: epochs, a bar, checkpoints when they are due, the best one, and the history."""
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -33,23 +32,25 @@ class Run:
     state to go on from, and a best that is not older than it. Without a directory nothing is written.
     """
 
-    def __init__(self, training: Training, folder: Path | None, dataset: Dataset) -> None:
-        self.training, self.folder, self.patience = training, folder, training.settings.patience
+    def __init__(self, training: Training, place: Callable[[], Path] | None, dataset: Dataset) -> None:
+        self.training, self._place, self.patience = training, place, training.settings.patience
         self.history: dict[str, list[float]] = {}
         self._began = time.perf_counter()  # of the epoch
         self._named = dataset.config["data"] != "tensor"
-        self._images = [len(dataset.train), len(dataset.valid)]
-        means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
-        self._mean = torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean  # of all columns
         self._best: dict[str, Any] = {}
         self._best_is_new = False
         self._due = time.monotonic() + SECONDS
-        if folder:
-            checkpoint.inside(folder, "checkpoint").mkdir(exist_ok=True)
+        if self.folder:
+            checkpoint.inside(self.folder, "checkpoint").mkdir(exist_ok=True)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run is now, which somebody may have renamed; None where nothing is written."""
+        return self._place() if self._place else None
 
     def train(self, progress: bool, on_epoch: Callable[[dict[str, list[float]]], Any] | None) -> dict[str, list[float]]:
         """Train until all epochs are done, or patience is over; return the history."""
-        training, settings = self.training, self.training.settings
+        training, settings, began = self.training, self.training.settings, self.folder
         size, first = len(training.train), training.processes.rank == 0
         done = training.epochs * size + min(size, training.at * training.size)
         with ExitStack() as stack:
@@ -97,6 +98,11 @@ class Run:
                 checkpoint.restore(training.program, self._best["vae"])
             if self.folder:
                 checkpoint.save_weights(self.folder, training.program)
+                if self.folder != began:
+                    run = checkpoint.shown(self.folder)
+                    warnings.warn(
+                        f"The run was moved to {run}. To draw its figures: pyro-vae evaluate {run}", stacklevel=2
+                    )
         return self.history
 
     @property
@@ -115,7 +121,7 @@ class Run:
 
     def save_if_due(self) -> None:
         """Save, where the last time is long enough ago."""
-        if self.folder and time.monotonic() >= self._due:
+        if time.monotonic() >= self._due:
             self.save()
 
     def save(self) -> None:
@@ -124,18 +130,17 @@ class Run:
             return
         self.training.look()
         start = time.monotonic()
+        ours = {"history": self.history, "seconds": time.perf_counter() - self._began}
+        packed = checkpoint.pack(self.training.state() | ours)
+        folder = self.folder  # by now
         last, previous, best = (
-            checkpoint.inside(self.folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
+            checkpoint.inside(folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
         )
-        ours = {"history": self.history, "data": self._mean, "images": self._images}
-        packed = checkpoint.pack(self.training.state() | ours | {"seconds": time.perf_counter() - self._began})
         if self._best_is_new:
             checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False
-        with checkpoint.replacing(last, packed):
-            if last.exists():
-                os.replace(last, previous)
-        checkpoint.save_metrics(self.folder, self.history)
+        checkpoint.write(last, packed, keep=previous)
+        checkpoint.save_metrics(folder, self.history)
         now = time.monotonic()
         self._due = now + max(SECONDS, (now - start) / SHARE)
 
@@ -145,13 +150,6 @@ class Run:
         if said:
             warnings.warn(said, stacklevel=2)
         try:
-            one, other = state["data"].double(), self._mean.double()
-            same = one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, equal_nan=True)
-            if list(state["images"]) != self._images or not same:
-                raise ValueError(
-                    "Expected the data that the run began with; got others, by the number of images or their mean. "
-                    "Give those it began with, or train anew."
-                )
             self.training.restore(state)
             self.history, self._began = state["history"], time.perf_counter() - state["seconds"]
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
@@ -188,23 +186,24 @@ class Run:
 
     def _interrupted(self, between_steps: bool) -> str:
         """Save what there is, and say how to go on; within a step the last checkpoint stands, and weights are saved."""
-        if not self.folder:
+        if not (folder := self.folder):
             return "Nothing is saved, since there is no run_dir."
         if between_steps:
             self.save()
-        checkpoint.save_weights(self.folder, self.training.program)
-        by_command = checkpoint.parts_of(self.training.program) and self._named
-        how = f"pyro-vae train --resume {self.folder}" if by_command else f"fit(..., resume={str(self.folder)!r})"
-        return f"The weights so far are in {self.folder}. To go on: {how}"
+        checkpoint.save_weights(folder, self.training.program)
+        by_command, run = checkpoint.parts_of(self.training.program) and self._named, checkpoint.shown(folder)
+        how = f"pyro-vae train --resume {run}" if by_command else f"fit(..., resume={run!r})"
+        return f"The weights so far are in {run}. To go on: {how}"
 
     def _trouble(self, error: NotFinite) -> NotFinite:
         """Write down what the run stops for; return the error with where that is, and what there is to go on from."""
-        if not self.folder:
+        if not (folder := self.folder):
             return error
-        path = checkpoint.inside(self.folder, "diverged.json")
+        path = checkpoint.inside(folder, "diverged.json")
         checkpoint.write(path, json.dumps(error.record, indent=2) + "\n")
+        where, run = checkpoint.shown(path), checkpoint.shown(folder)
         return NotFinite(
-            f"{error} The batch's rows are in {path}; the last checkpoint is of before it: --resume {self.folder}.",
+            f"{error} The batch's rows are in {where}; the last checkpoint is of before it: --resume {run}.",
             error.record,
         )
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from pyro_vae.checkpoint import check_settings
 from pyro_vae.compiled.device import Precision
 from pyro_vae.compiled.traced import Compile
 from pyro_vae.data import Dataset, from_columns, from_tensor
@@ -20,8 +21,6 @@ from pyro_vae.program import argument_names
 from pyro_vae.train.optimizers import Choice
 
 Logger = Literal["tensorboard"]
-# What may change when a run goes on; how many epochs, where nothing follows it.
-FREE = {"root", "data", "device", "on_nan", "logger", "epochs"}
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,7 @@ class Settings:
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse other settings than a run began with, and a longer run where something follows its length."""
     now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as it comes back from a file
-    for name, value in now.items():
-        if name not in FREE and name in before and before[name] != value:
-            raise ValueError(
-                f"Expected the settings that the run began with; {name} was {before[name]!r} and is now {value!r}. "
-                "Leave it as it was, or train anew."
-            )
+    check_settings(before, {name: value for name, value in now.items() if name in before})
     if (epochs := before.get("epochs", now["epochs"])) > now["epochs"]:
         raise ValueError(f"Expected {epochs} epochs or more, as the run began with; got {now['epochs']}.")
     if epochs != now["epochs"]:
