@@ -11,11 +11,14 @@ import pyro
 import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from pyro_vae.compiled.device import put_back
 
 CALL = 4000
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_convolution")
@@ -73,16 +76,35 @@ class Graph:
             self._run = _inductor.compile(self._module, [*tensors, *self.state], options={"fallback_random": True})
 
     @property
+    def chooses(self) -> bool:
+        """Whether a shape in it follows from the numbers."""
+        return any(torch.Tag.dynamic_output_shape in node.target.tags for node in self.nodes)
+
+
+class Undo(TorchDispatchMode):
+    """Keeps what tensors were before operations wrote to them, as to the running means of batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        for name in (argument.name for argument in func._schema.arguments if writes(argument)):
+            for tensor in tree_leaves(given.get(name)):
+                if isinstance(tensor, Tensor) and not isinstance(tensor, FakeTensor) and id(tensor) not in self._before:
+                    self._before[id(tensor)] = tensor, tensor.clone()
+        return func(*args, **(kwargs or {}))
+
+    @property
     def written(self) -> list[Tensor]:
-        """The closed-over tensors that it writes to, as the running means of batch normalisation."""
-        places = [node for node in self._module.graph.nodes if node.op == "placeholder"]
-        closed_over = dict(zip(reversed(places), reversed(self.state), strict=False))
-        return [
-            closed_over[value]
-            for node in self.nodes
-            for argument, value in zip(node.target._schema.arguments, node.args, strict=False)
-            if isinstance(value, fx.Node) and value in closed_over and writes(argument)
-        ]
+        """The tensors, the last first, since one may be a view of another."""
+        return [tensor for tensor, _ in reversed(self._before.values())]
+
+    def put_back(self) -> None:
+        """Give them the numbers that they had."""
+        put_back(self.written, [before for _, before in reversed(self._before.values())])
 
 
 class _OneHot(TorchFunctionMode):

@@ -7,6 +7,7 @@ import torch
 from pyro_vae.program.arguments import arguments
 from pyro_vae.program.posterior import Posterior
 from pyro_vae.program.structure import Draws
+from pyro_vae.seeds import tracked
 
 
 def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
@@ -17,7 +18,7 @@ def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posteri
     """
     if isinstance(data, Posterior):
         return data
-    return Posterior.of(program, *arguments(program, data), given=given)
+    return Posterior.of(program, *map(tracked, arguments(program, data)), given=given)
 
 
 def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:

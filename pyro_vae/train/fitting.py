@@ -1,7 +1,7 @@
 """Training: Pyro's SVI over minibatches."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -123,13 +123,16 @@ def fit(
     settings = Settings(**{name: arguments[name] for name in Settings.__dataclass_fields__})
     if logger and not (resume or run_dir):
         raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
-    warn_if_slower(precision, torch.device(device))
-    objective = ELBO() if objective is None else objective
-    dataset = splits_of(program, data)
-    if patience and not len(dataset.valid):
-        raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
-    store, seed = pyro.get_param_store().scope(), settings.seed
-    with alone(), together(device) as processes, seeded(seed, device), store, fast_products(precision):
+    with ExitStack() as stack:
+        stack.enter_context(alone(program, torch.device(device)))
+        warn_if_slower(precision, torch.device(device))
+        objective = ELBO() if objective is None else objective
+        dataset = splits_of(program, data)
+        if patience and not len(dataset.valid):
+            raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
+        processes = stack.enter_context(together(device))
+        for context in (seeded(settings.seed, device), pyro.get_param_store().scope(), fast_products(precision)):
+            stack.enter_context(context)
         program.to(device)
         check_support(program, dataset)
         training = Training(program, dataset, objective, settings, processes)
