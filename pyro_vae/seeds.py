@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -59,11 +58,6 @@ def alone(program: Any, device: torch.device) -> Iterator[None]:
     Refuse to begin while another thread has begun: all threads share generators, Pyro's handlers and its store. Refuse
     handlers of the caller's, which would change the program.
     """
-    if handlers := [type(one).__name__ for one in _PYRO_STACK if not isinstance(one, HARMLESS)]:
-        raise ValueError(
-            f"Expected no Pyro handler around a call that runs the program with its own; got {handlers[-1]}. Put it "
-            "around the program's model or guide, as poutine.mask does: vae.model = poutine.mask(vae.model, mask=m)."
-        )
     if not BUSY.acquire(blocking=False):
         raise RuntimeError(
             "Expected one thread at a time, since torch's generators and Pyro's handlers are shared; another thread "
@@ -71,6 +65,11 @@ def alone(program: Any, device: torch.device) -> Iterator[None]:
         )
     usual = torch.get_default_dtype()
     try:
+        if handlers := [type(one).__name__ for one in _PYRO_STACK if not isinstance(one, HARMLESS)]:
+            raise ValueError(
+                "Expected no Pyro handler around a call that runs a program with handlers of its own; got "
+                f"{handlers[-1]}. Put it around the program's model or guide."
+            )
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # which turns gradients on, too
             for kind in {"cpu", device.type}:
@@ -88,7 +87,8 @@ def alone(program: Any, device: torch.device) -> Iterator[None]:
 def _own(program: Any) -> list[Tensor]:
     """Return a program's tensors, with copies in place of those of inference mode, which can have no gradient."""
     copies: dict[int, Any] = {}
-    held: list[dict[str, Any]] = [*chain.from_iterable((m._parameters, m._buffers) for m in modules_of(program))]
+    layers = modules_of(program)
+    held: list[dict[str, Any]] = [layer._parameters for layer in layers] + [layer._buffers for layer in layers]
     for tensors in held:
         for name, tensor in tensors.items():
             if tensor is not None and tensor.is_inference():

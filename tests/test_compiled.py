@@ -200,7 +200,7 @@ class TestWhatCannotBeAGraph:
 
     def test_anomaly_detection(self):
         """Which is left on: the gradients that it looks at are those of plain Pyro."""
-        why = r"\(anomaly detection looks at a number in a tensor\)"
+        why = r"\(anomaly detection looks at the numbers in gradients\)"
         with pytest.warns(UserWarning, match=why), torch.autograd.set_detect_anomaly(True):
             ours = trained(CompiledSVI, local, ELBO())
         assert_same(ours, trained(SVI, local, ELBO()))

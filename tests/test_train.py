@@ -1,3 +1,4 @@
+import contextlib
 import math
 import re
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam, PyroLRScheduler
 
-from pyro_vae import VAE, CompiledSVI, compare, data, evaluate, fit, likelihoods, load, plots, report
+from pyro_vae import VAE, CompiledSVI, compare, data, evaluate, fit, likelihoods, load, plots, posterior, report
 from pyro_vae.compiled import traced
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, IWAE, Linear
@@ -383,3 +385,56 @@ def test_a_second_thread_gets_a_sentence_and_the_first_its_numbers():
     assert losses[0] == losses[1]
     assert len(refusals) == 2
     assert all(refusal.startswith("Expected one thread at a time") for refusal in refusals)
+
+
+@contextlib.contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+AROUND = {
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": float64_by_default,
+    "another device": lambda: torch.device("meta"),
+}
+
+
+class TestWhatIsAroundACall:
+    X = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    ONCE = partial(fit, epochs=1, batch_size=10, progress=False, compile="off")
+
+    @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+    def test_fit_gives_the_same_numbers(self, around):
+        vaes = build((4,)), build((4,))
+        plain = self.ONCE(vaes[0], self.X)
+        with around():
+            found = self.ONCE(vaes[1], self.X)
+            assert (
+                evaluate.nll(vaes[1], self.X, 5, seed=0).tolist() == evaluate.nll(vaes[0], self.X, 5, seed=0).tolist()
+            )
+        assert {**found, "seconds": 0} == {**plain, "seconds": 0}
+
+    def test_what_is_made_in_inference_mode_has_gradients(self):
+        calls = (
+            lambda vae, x: posterior.nuts(vae, x, draws=4, warmup=1, chains=1).z,
+            lambda vae, x: posterior.refine(vae, x, steps=1, seed=0).encoder.network.phi,
+            lambda vae, x: self.ONCE(vae, x, objective=ELBO(beta=2.0)) and vae.decoder.network.bias,
+        )
+        for call in calls:
+            likelihood = likelihoods.ContinuousBernoulli  # whose gradient needs x
+            plain = call(build((4,), likelihood=likelihood), self.X[:8])
+            with torch.inference_mode():
+                found = call(build((4,), likelihood=likelihood), self.X[:8].clone())
+            assert found.equal(plain)
+
+    def test_a_handler_gets_a_sentence(self):
+        for call in (lambda vae: self.ONCE(vae, self.X), lambda vae: evaluate.nll(vae, self.X, 2)):
+            with (
+                pytest.raises(ValueError, match="Expected no Pyro handler .* got ScaleMessenger"),
+                poutine.scale(scale=0.5),
+            ):
+                call(build((4,)))

@@ -164,13 +164,15 @@ class Traced:
             return result.tensors
 
         before, undo = random_state(device_of(tensors)), Undo()
+        reason = "anomaly detection looks at the numbers in gradients" if torch.is_anomaly_enabled() else ""
         try:
             with pyro.validation_enabled(False), undo:
-                entry.graph = Graph(function, tensors, self.frozen)
+                entry.graph = None if reason else Graph(function, tensors, self.frozen)
         except Exception as error:
             tracing = "value out of a tracing tensor" in str(error)
-            where = "anomaly detection" if torch.is_anomaly_enabled() else "it"
-            self._go_on(f"{where} looks at a number in a tensor" if tracing else _words(error))
+            reason = "it looks at a number in a tensor" if tracing else _words(error)
+        if entry.graph is None:
+            self._go_on(reason)
             undo.put_back()
             set_random_state(before, device_of(tensors))
             args, kwargs = tree_unflatten(leaves, spec)
