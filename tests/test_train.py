@@ -438,3 +438,39 @@ class TestWhatIsAroundACall:
                 poutine.scale(scale=0.5),
             ):
                 call(build((4,)))
+
+
+class TestWhereAScaleStarts:
+    """Of a table it is the data's own: minus the ELBO starts near the entropy of x, and not far above it."""
+
+    X = torch.randn(400, 20, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize(
+        ("likelihood", "unit"),
+        [
+            (likelihoods.Gaussian, 1.0),
+            (likelihoods.Laplace, math.sqrt(2 / math.pi)),
+            (likelihoods.StudentT, 0.86),
+            (partial(likelihoods.Gaussian, scale="per-pixel"), 1.0),
+        ],
+    )
+    def test_of_a_table(self, likelihood, unit):
+        vae, x = build((20,), likelihood=likelihood), 5 * self.X + 100
+        x[:, 0] = torch.where(torch.arange(len(x)) % 2 == 0, math.nan, x[:, 0])
+        vae.start(data.from_tensor(x, valid=0))
+        law = vae.decoder(torch.zeros(1, 3)).base_dist
+        assert law.scale.mean().item() == pytest.approx(5 * unit, rel=0.05)
+        entropy = 20 * math.log(5 * math.sqrt(2 * math.pi * math.e))
+        complete = 5 * self.X + 100
+        assert -law.log_prob(complete).sum(-1).mean().item() == pytest.approx(entropy, rel=0.03)
+
+    def test_of_grey_pixels_and_of_a_trained_vae_it_stays(self):
+        vae = build((20,))
+        vae.start(data.from_tensor(self.X.sigmoid()))
+        assert vae.decoder.family.log_scale.exp().item() == pytest.approx(0.1)
+        vae.decoder.family.log_scale.data.fill_(0.7)
+        vae.start(data.from_tensor(self.X))
+        assert vae.decoder.family.log_scale.item() == pytest.approx(0.7)
+        vae = build((20,), likelihood=partial(likelihoods.Gaussian, scale=0.1))
+        vae.start(data.from_tensor(self.X))
+        assert vae.decoder.family.log_scale.exp().item() == pytest.approx(0.1)
