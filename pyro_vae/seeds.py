@@ -115,10 +115,16 @@ def unmoved(device: torch.device) -> Iterator[None]:
 def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
     """Seed all generators, torch's of the CPU and of a device, for as long as the context lasts."""
     with unmoved(torch.device(device)):
+        _check(seed)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield
+
+
+def _check(seed: Any) -> None:
+    if not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"Expected seed to be a whole number from -2**63 to 2**64 - 1; got {seed!r}.")
 
 
 @contextmanager
@@ -138,6 +144,7 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         if seed is not None:
+            _check(seed)
             torch.default_generator.manual_seed(seed)
             if on_gpu:
                 with torch.cuda.device(device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -13,14 +14,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+
+from pyro_vae.likelihoods.real import Optimal
 
 FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_}
 LIKE = {torch.rand_like, torch.randn_like, torch.bernoulli}
 FACTORIES = {torch.rand, torch.randn}
 # z has shape (*, data, latent), and x (data, *event).
 OF_Z, OF_X = -2, 0
+CALLS = itertools.count()
 LOOK = 50  # steps after which several processes on GPUs ask each other, since to do so they wait
 
 
@@ -46,7 +51,10 @@ def together(device: str) -> Iterator[Processes]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # Under a name of its own each time, or a second call would find the addresses of the first in the store, and wait.
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"pyro_vae {next(CALLS)}", store)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
         dist.barrier()  # one that leaves early would take its end of the others' connections with it
@@ -70,6 +78,20 @@ class Processes:
             raise ValueError(
                 f"Expected a row for each of {self.world} processes in every batch; got a batch of {min(sizes)}. "
                 "Choose another batch_size, or fewer processes."
+            )
+
+    def check_whole(self, program: nn.Module, objective: Any) -> None:
+        """Refuse what is computed over a minibatch, and would be computed over each process's part of it."""
+        norms = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal)]
+        parts = ["scale = 'optimal'" if isinstance(layer, Optimal) else type(layer).__name__ for layer in norms]
+        if bits := getattr(objective, "free_bits", 0):
+            parts.append(f"free_bits = {bits}")
+        if penalty := getattr(objective, "penalty", None):
+            parts.append(type(penalty).__name__)
+        if self.world > 1 and (parts := [part for part in parts if part != "SyncBatchNorm"]):
+            raise ValueError(
+                f"Expected one process for {parts[0]}, which is computed over a whole minibatch; got {self.world}, of "
+                "which each has a part of it. Train without torchrun."
             )
 
     def mine(self, rows: Tensor) -> Tensor:
