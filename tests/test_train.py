@@ -180,6 +180,16 @@ BAD = {
     "no epochs": (lambda: fit(build(), DIGITS, epochs=0), "epochs of at least 1; got 0"),
     "no batch": (lambda: fit(build(), DIGITS, batch_size=0), "batch_size of at least 1; got 0"),
     "lr": (lambda: fit(build(), DIGITS, lr=-1.0), "positive learning rate; got lr = -1.0"),
+    "part of an epoch": (lambda: quick(build(), DIGITS, epochs=1.5), "epochs to be a whole number; got 1.5"),
+    "part of a row": (lambda: quick(build(), DIGITS, batch_size=32.0), "batch_size to be a whole number; got 32.0"),
+    "patience": (lambda: quick(build(), DIGITS, patience=2.0), "patience to be a whole number; got 2.0"),
+    "lr, no number": (lambda: quick(build(), DIGITS, lr=math.nan), "learning rate; got lr = nan"),
+    "lr, words": (lambda: quick(build(), DIGITS, lr="1e-3"), "learning rate; got lr = '1e-3'"),
+    "seed": (lambda: quick(build(), DIGITS, seed=2**64), f"seed to be a whole number .*; got {2**64}"),
+    "seed of draws": (lambda: evaluate.nll(build(), DIGITS.test[:2], 2, seed=1.5), "seed to be a whole .*; got 1.5"),
+    "objective": (lambda: quick(build(), DIGITS, objective=IWAE), "objective, as .*; got <class .*IWAE"),
+    "data parallel": (lambda: quick(torch.nn.DataParallel(build()), DIGITS), "as they are; got one in a DataParallel"),
+    "no program": (lambda: evaluate.nll(torch.nn.Linear(2, 2), torch.ones(2, 2), 2), "Linear has no model"),
     "schedule": (
         lambda: fit(build(), DIGITS, lr_schedule="linear"),
         "lr_schedule to be constant, cosine or one-cycle; got 'linear'",
@@ -438,6 +448,28 @@ class TestWhatIsAroundACall:
                 poutine.scale(scale=0.5),
             ):
                 call(build((4,)))
+
+
+class TestBatchesOfOneRow:
+    X = torch.rand(13, 4, generator=torch.Generator().manual_seed(0))
+
+    def vae(self):
+        vae = build((4,))
+        vae.encoder.network.layers.insert(1, torch.nn.BatchNorm1d(4))
+        return vae
+
+    def test_batch_normalisation_gets_a_sentence_before_the_first_step(self, tmp_path):
+        dataset, vae = data.from_tensor(self.X, valid=0), self.vae()
+        rows = len(dataset.train)
+        before = vae.encoder.network.layers[1].running_mean.clone()
+        with pytest.raises(ValueError, match=f"at least 2 rows; of {rows} in batches of {rows - 1} .* batch_size"):
+            quick(vae, dataset, batch_size=rows - 1, run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        assert vae.encoder.network.layers[1].running_mean.equal(before)
+        assert len(quick(vae, dataset, batch_size=rows, compile="off")["train"]) == 2
+
+    def test_where_one_row_will_do_nothing_is_said(self):
+        assert len(quick(build((4,)), self.X, epochs=1, batch_size=1, compile="off")["train"]) == 1
 
 
 class TestWhereAScaleStarts:

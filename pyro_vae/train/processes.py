@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ LIKE = {torch.rand_like, torch.randn_like, torch.bernoulli}
 FACTORIES = {torch.rand, torch.randn}
 # z has shape (*, data, latent), and x (data, *event).
 OF_Z, OF_X = -2, 0
+LOST = re.compile("onnection|peer|remote process|roken pipe")  # in torch's words where another process has ended
 CALLS = itertools.count()
 LOOK = 50  # steps after which several processes on GPUs ask each other, since to do so they wait
 
@@ -107,9 +109,7 @@ class Processes:
 
     def summed(self, tensor: Tensor) -> Tensor:
         """Return the sum over processes."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        return self._with_all(dist.all_reduce, tensor)
 
     def both(self, one: Any, other: Any) -> tuple[Any, Any]:
         """Return the sums over processes of two numbers."""
@@ -130,9 +130,7 @@ class Processes:
 
     def same(self, tensor: Tensor) -> Tensor:
         """Return the first process's tensor."""
-        if self.world > 1:
-            dist.broadcast(tensor, 0)
-        return tensor
+        return self._with_all(dist.broadcast, tensor, 0)
 
     @contextmanager
     def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
@@ -169,6 +167,20 @@ class Processes:
         parts = flat.split([gradient.numel() for gradient in gradients])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
+
+    def _with_all(self, collective: Callable[..., Any], tensor: Tensor, *arguments: int) -> Tensor:
+        """Return a tensor after a message to all processes and from them; say it where one of them has ended."""
+        try:
+            if self.world > 1:
+                collective(tensor, *arguments)
+        except RuntimeError as error:
+            if not LOST.search(str(error)):
+                raise
+            raise ConnectionError(
+                f"Expected {self.world} processes that train together; another one has ended. Start all of them again, "
+                "with --resume and the run's directory to go on from the last checkpoint."
+            ) from None
+        return tensor
 
     def _part(self, total: int) -> slice:
         return slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
