@@ -18,8 +18,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from pyro_vae.compiled.device import put_back
-
 CALL = 4000
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_convolution")
 # What returns its argument, where no gradient is asked for.
@@ -75,36 +73,29 @@ class Graph:
         with torch.no_grad(), pyro.validation_enabled():  # which torch's compiler turns off, and is put back after
             self._run = _inductor.compile(self._module, [*tensors, *self.state], options={"fallback_random": True})
 
-    @property
-    def chooses(self) -> bool:
-        """Whether a shape in it follows from the numbers."""
-        return any(torch.Tag.dynamic_output_shape in node.target.tags for node in self.nodes)
-
 
 class Undo(TorchDispatchMode):
     """Keeps what tensors were before operations wrote to them, as to the running means of batch normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        names = [argument.name for argument in func._schema.arguments]
-        given = dict(zip(names, args, strict=False)) | (kwargs or {})
-        for name in (argument.name for argument in func._schema.arguments if writes(argument)):
-            for tensor in tree_leaves(given.get(name)):
-                if isinstance(tensor, Tensor) and not isinstance(tensor, FakeTensor) and id(tensor) not in self._before:
-                    self._before[id(tensor)] = tensor, tensor.clone()
+        arguments = func._schema.arguments
+        given = dict(zip((one.name for one in arguments), args, strict=False)) | (kwargs or {})
+        for tensor in tree_leaves([given.get(one.name) for one in arguments if writes(one)]):
+            real = isinstance(tensor, Tensor) and not isinstance(tensor, FakeTensor)
+            if real and all(tensor is not known for known, _ in self._kept):
+                self._kept.append((tensor, tensor.clone()))
         return func(*args, **(kwargs or {}))
 
-    @property
-    def written(self) -> list[Tensor]:
-        """The tensors, the last first, since one may be a view of another."""
-        return [tensor for tensor, _ in reversed(self._before.values())]
-
-    def put_back(self) -> None:
-        """Give them the numbers that they had."""
-        put_back(self.written, [before for _, before in reversed(self._before.values())])
+    def swap(self) -> None:
+        """Put back what they were, and keep what they are; the last first, since one may be a view of another."""
+        before, self._kept = self._kept, []
+        for tensor, numbers in reversed(before):
+            self._kept.append((tensor, tensor.clone()))
+            tensor.detach().copy_(numbers)
 
 
 class _OneHot(TorchFunctionMode):

@@ -11,7 +11,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_vae.compiled.device import device_of, put_back
+from pyro_vae.compiled.device import device_of
 from pyro_vae.compiled.graph import Graph, Undo, can_compile
 from pyro_vae.seeds import random_state, set_random_state
 
@@ -173,7 +173,7 @@ class Traced:
             reason = "it looks at a number in a tensor" if tracing else _words(error)
         if entry.graph is None:
             self._go_on(reason)
-            undo.put_back()
+            undo.swap()
             set_random_state(before, device_of(tensors))
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
@@ -186,8 +186,7 @@ class Traced:
         before = random_state(device_of(tensors))
         with Undo() as undo:
             result = self.function(*args, **kwargs)
-        after = [tensor.clone() for tensor in undo.written]
-        undo.put_back()
+        undo.swap()
         set_random_state(before, device_of(tensors))
         reason = "run again it gives another result; does it draw with NumPy, or change what is no tensor?"
         try:
@@ -196,8 +195,9 @@ class Traced:
                 return Outputs(outputs, entry.kept)
         except RuntimeError as error:
             shapes = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
-            reason = shapes if graph.chooses else _words(error)
-        put_back(undo.written, after)
+            chosen = any(torch.Tag.dynamic_output_shape in node.target.tags for node in graph.nodes)
+            reason = shapes if chosen else _words(error)
+        undo.swap()
         self._go_on(reason)
         return result
 

@@ -64,7 +64,7 @@ class Gaussian(Located):
     The number of a scale that is not fixed compares only with other densities of the same data, and grows without bound
     where pixels are constant.
 
-    With ``optimal``, training takes the best :math:`\sigma` for the batch of a process: ``history["train"]`` is of a
+    With ``optimal``, training takes the best :math:`\sigma` for the batch: ``history["train"]`` is of a
     profile likelihood, and may be lower than minus an ELBO. Elsewhere (``vae.eval()``, or without gradients)
     :math:`\sigma^2` is a running mean.
 

@@ -17,16 +17,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
 from pyro_vae.program import own_rows, point_of
-from pyro_vae.seeds import (
-    forked,
-    generators,
-    own_store,
-    random_state,
-    seeded,
-    set_generators,
-    set_random_state,
-    unmoved,
-)
+from pyro_vae.seeds import forked, generators, random_state, seeded, set_generators, set_random_state, unmoved
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, hook
@@ -156,7 +147,7 @@ class Training:
         buffers, errors = [buffer.clone() for buffer in self.program.buffers()], list[str]()
         for rows in (self.processes.world, min(2 * self.processes.world, len(self.train))):
             try:
-                with torch.no_grad(), unmoved(self.device), own_store(), self.complete():
+                with torch.no_grad(), unmoved(self.device), pyro.get_param_store().scope(), self.complete():
                     objective.loss(self.model, self.guide, *self._first(rows))
             except ValueError as error:
                 errors.append(str(error).splitlines()[0])
