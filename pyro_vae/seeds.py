@@ -72,7 +72,7 @@ def alone(program: Any, device: torch.device) -> Iterator[None]:
             )
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))  # which turns gradients on, too
-            for kind in {"cpu", device.type}:
+            for kind in filter(torch.is_autocast_enabled, {"cpu", device.type}):
                 stack.enter_context(torch.autocast(kind, enabled=False))
             if torch.get_default_device().type not in ("cpu", device.type):
                 stack.enter_context(torch.device("cpu"))

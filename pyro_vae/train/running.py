@@ -37,6 +37,9 @@ class Run:
         self.history: dict[str, list[float]] = {}
         self._began = time.perf_counter()  # of the epoch
         self._named = dataset.config["data"] != "tensor"
+        self._images = [len(dataset.train), len(dataset.valid)]
+        means = [column.double().nan_to_num().mean(0).flatten() for column in dataset.train.extra.values()]
+        self._mean = torch.cat([dataset.mean.flatten().double(), *means]) if means else dataset.mean  # of all columns
         self._best: dict[str, Any] = {}
         self._best_is_new = False
         self._due = time.monotonic() + SECONDS
@@ -122,8 +125,8 @@ class Run:
         last, previous, best = (
             checkpoint.inside(self.folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
         )
-        ours = {"history": self.history, "seconds": time.perf_counter() - self._began}
-        packed = checkpoint.pack(self.training.state() | ours)
+        ours = {"history": self.history, "data": self._mean, "images": self._images}
+        packed = checkpoint.pack(self.training.state() | ours | {"seconds": time.perf_counter() - self._began})
         if self._best_is_new:
             checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False
@@ -140,6 +143,13 @@ class Run:
         if said:
             warnings.warn(said, stacklevel=2)
         try:
+            one, other = state["data"].double(), self._mean.double()
+            same = one.shape == other.shape and torch.allclose(one, other, rtol=1e-5, equal_nan=True)
+            if list(state["images"]) != self._images or not same:
+                raise ValueError(
+                    "Expected the data that the run began with; got others, by the number of images or their mean. "
+                    "Give those it began with, or train anew."
+                )
             self.training.restore(state)
             self.history, self._began = state["history"], time.perf_counter() - state["seconds"]
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
