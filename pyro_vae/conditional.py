@@ -118,11 +118,17 @@ class Conditional(nn.Module):
         return self.network(b, *others)
 
     @torch.no_grad()
-    def start_at(self, mean: Tensor) -> None:
-        """Start where the distribution's mean is ``mean``, if there is a link and a bias of the output as yet zero."""
+    def start_at(self, mean: Tensor, off: Tensor | None = None) -> None:
+        """Start where the distribution's mean is ``mean``, if there is a link and a bias of the output as yet zero.
+
+        A family that has a scale starts it where ``off``, rows of x less that mean, are likeliest.
+        """
         bias, shape = getattr(self.network, "bias", None), (self.family.params, *self.family.event)
-        if self.family.link and bias is not None and bias.shape == shape and not bias.any():
+        bias = bias if bias is not None and bias.shape == shape and not bias.any() else None
+        if self.family.link and bias is not None:
             bias[0] = self.family.link(mean.to(bias))
+        if off is not None and (start_scale := getattr(self.family, "start_scale", None)):
+            start_scale(off, bias)
 
     @torch.no_grad()
     def fill_with(self, mean: Tensor) -> None:

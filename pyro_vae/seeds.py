@@ -3,15 +3,20 @@
 import random
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.seed_messenger import SeedMessenger
 from torch import Tensor, nn
 
 BUSY = threading.RLock()
+HARMLESS = (BlockMessenger, SeedMessenger)  # handlers that change no site of a program with handlers of its own
 
 
 def random_state(device: torch.device) -> list[Tensor]:
@@ -47,17 +52,53 @@ def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Refuse to begin while another thread has begun: all threads share generators, Pyro's handlers and its store."""
+def alone(program: Any, device: torch.device) -> Iterator[None]:
+    """Run as in a script of its own: with gradients, without autocast, in the program's dtype, whatever is around.
+
+    Refuse to begin while another thread has begun: all threads share generators, Pyro's handlers and its store. Refuse
+    handlers of the caller's, which would change the program.
+    """
     if not BUSY.acquire(blocking=False):
         raise RuntimeError(
             "Expected one thread at a time, since torch's generators and Pyro's handlers are shared; another thread "
             "trains or evaluates. Wait for it, or use a process for each."
         )
+    usual = torch.get_default_dtype()
     try:
-        yield
+        if handlers := [type(one).__name__ for one in _PYRO_STACK if not isinstance(one, HARMLESS)]:
+            raise ValueError(
+                "Expected no Pyro handler around a call that runs a program with handlers of its own; got "
+                f"{handlers[-1]}. Put it around the program's model or guide."
+            )
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))  # which turns gradients on, too
+            for kind in filter(torch.is_autocast_enabled, {"cpu", device.type}):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.get_default_device().type not in ("cpu", device.type):
+                stack.enter_context(torch.device("cpu"))
+            dtypes = [tensor.dtype for tensor in _own(program) if tensor.is_floating_point()]
+            torch.set_default_dtype(usual if usual in dtypes[:1] or not dtypes else torch.float32)
+            yield
     finally:
+        torch.set_default_dtype(usual)
         BUSY.release()
+
+
+def _own(program: Any) -> list[Tensor]:
+    """Return a program's tensors, with copies in place of those of inference mode, which can have no gradient."""
+    copies: dict[int, Any] = {}
+    layers = modules_of(program)
+    held: list[dict[str, Any]] = [layer._parameters for layer in layers] + [layer._buffers for layer in layers]
+    for tensors in held:
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.is_inference():
+                tensors[name] = deepcopy(tensor, copies)
+    return [tensor for tensors in held for tensor in tensors.values() if tensor is not None]
+
+
+def tracked(tensor: Tensor) -> Tensor:
+    """Return a tensor that has a part in gradients: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 @contextmanager
@@ -74,10 +115,16 @@ def unmoved(device: torch.device) -> Iterator[None]:
 def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
     """Seed all generators, torch's of the CPU and of a device, for as long as the context lasts."""
     with unmoved(torch.device(device)):
+        _check(seed)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield
+
+
+def _check(seed: Any) -> None:
+    if not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"Expected seed to be a whole number from -2**63 to 2**64 - 1; got {seed!r}.")
 
 
 @contextmanager
@@ -97,6 +144,7 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         if seed is not None:
+            _check(seed)
             torch.default_generator.manual_seed(seed)
             if on_gpu:
                 with torch.cuda.device(device):
@@ -144,7 +192,7 @@ def at_test(program: Any, device: torch.device, seed: int | None = None) -> Iter
         True
     """
     modes = [(layer, layer.training) for layer in modules_of(program)]
-    with alone(), forked(device, seed), own_store():
+    with alone(program, device), forked(device, seed), own_store():
         try:
             for layer, _ in modes:
                 layer.training = False

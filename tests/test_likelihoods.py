@@ -69,7 +69,7 @@ class TestOptimalScale:
         x = torch.tensor([[1.0, 3.0]])
         with pyro.validation_enabled(False):
             graph = Graph(lambda loc: [family(loc).log_prob(x)], [torch.zeros(1, 1, 2, requires_grad=True)])
-        assert any(tensor is family.way.mean_square for tensor in graph.written)
+        assert any(tensor is family.way.mean_square for tensor in graph.state)
         assert family.way.mean_square.item() == pytest.approx(5.0)
         graph([torch.tensor([[[1.0, 1.0]]])])  # a mean square error of 2
         assert family.way.mean_square.item() == pytest.approx(0.9 * 5 + 0.1 * 2)

@@ -102,7 +102,7 @@ class TestRefine:
         seen = []
         vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(tuple(law.batch_shape)))
         refined = refine(vae, x, steps=2, num_particles=7)
-        assert seen == [(7, 2)] * 4 + [(7, 1)] * 2
+        assert [shape for shape in seen if shape[0] == 7] == [(7, 2)] * 4 + [(7, 1)] * 2
         assert (model.elbo(x, refined.encoder(x)) > model.elbo(x, vae.encoder(x))).all()
 
     @pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)

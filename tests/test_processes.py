@@ -4,11 +4,15 @@ import csv
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
+from pyro_vae import VAE
 from pyro_vae.__main__ import main
+from pyro_vae.likelihoods import Gaussian
+from pyro_vae.objectives import ELBO, MMD, TotalCorrelation
 from pyro_vae.traces.weights import chosen_by_weight
 from pyro_vae.train.processes import OF_Z, Processes
 
@@ -73,6 +77,41 @@ def test_a_batch_too_small_for_all_gets_a_sentence():
         Processes(0, 3).check([128, 2])
 
 
+def batch_normalised():
+    vae = VAE.build((4,), latent=2)
+    vae.encoder.network.layers.append(torch.nn.BatchNorm1d(4))
+    return vae
+
+
+OF_A_BATCH = {
+    "free_bits = 0.1": (lambda: VAE.build((4,), latent=2), ELBO(free_bits=0.1)),
+    "TotalCorrelation": (lambda: VAE.build((4,), latent=2), ELBO(penalty=TotalCorrelation())),
+    "MMD": (lambda: VAE.build((4,), latent=2), ELBO(penalty=MMD())),
+    "scale = 'optimal'": (lambda: VAE.build((4,), latent=2, likelihood=partial(Gaussian, scale="optimal")), ELBO()),
+    "BatchNorm1d": (batch_normalised, ELBO()),
+}
+
+
+@pytest.mark.parametrize("what", OF_A_BATCH)
+def test_what_is_of_a_whole_batch_is_for_one_process(what):
+    program, objective = OF_A_BATCH[what]
+    with pytest.raises(ValueError, match=f"one process for {what}, .*; got 2"):
+        Processes(0, 2).check_whole(program(), objective)
+    Processes().check_whole(program(), objective)
+    Processes(0, 2).check_whole(VAE.build((4,), latent=2), ELBO())
+
+
+def test_a_process_that_has_ended_is_said(monkeypatch):
+    for words, kind in (("Connection closed by peer", ConnectionError), ("Invalid scalar type", RuntimeError)):
+
+        def fail(tensor, words=words):
+            raise RuntimeError(words)
+
+        monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+        with pytest.raises(kind, match="--resume" if kind is ConnectionError else words):
+            Processes(0, 2).summed(torch.ones(1))
+
+
 DISTRIBUTED = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 BINARY = ["--binarize", "dynamic", "--likelihood", "Bernoulli"]
 TRAIN = ["train", "--epochs", "2", "--latent", "2", "--network.hidden", "[16]", *BINARY]
@@ -84,7 +123,8 @@ def torchrun(folder, *program):
         free.bind(("", 0))
         port = free.getsockname()[1]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", f"{port}"]
-    return subprocess.run([sys.executable, *launch, *program], cwd=folder, capture_output=True, text=True, check=False)
+    told = {"cwd": folder, "capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run([sys.executable, *launch, *program], check=False, **told)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +153,12 @@ def test_two_processes_give_the_numbers_of_one(whole, tmp_path, monkeypatch, cap
 
 STOPPED = """
 import os, signal, sys
+import torch
+from pyro_vae import VAE, fit
 from pyro_vae.__main__ import main
 from pyro_vae.train import loop
+
+fit(VAE.build((4,), latent=2), torch.rand(20, 4), epochs=1, progress=False, compile="off")  # and then another
 
 step, steps = loop.Training._step, iter(range(10**6))
 

@@ -489,7 +489,7 @@ class TestPatience:
         vae = build()
         history = fit(vae, DYNAMIC, patience=1, lr=0.3, epochs=40, progress=False)
         assert len(history["valid"]) < 40
-        with pytest.raises(ValueError, match="Expected patience of at least 1 epoch, or None; got 0"):
+        with pytest.raises(ValueError, match="Expected patience of at least 1; got 0"):
             fit(vae, DYNAMIC, patience=0)
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import math
 import re
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam, PyroLRScheduler
 
-from pyro_vae import VAE, CompiledSVI, compare, data, evaluate, fit, likelihoods, load, plots, report
+from pyro_vae import VAE, CompiledSVI, compare, data, evaluate, fit, likelihoods, load, plots, posterior, report
 from pyro_vae.compiled import traced
 from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, IWAE, Linear
@@ -178,6 +180,16 @@ BAD = {
     "no epochs": (lambda: fit(build(), DIGITS, epochs=0), "epochs of at least 1; got 0"),
     "no batch": (lambda: fit(build(), DIGITS, batch_size=0), "batch_size of at least 1; got 0"),
     "lr": (lambda: fit(build(), DIGITS, lr=-1.0), "positive learning rate; got lr = -1.0"),
+    "part of an epoch": (lambda: quick(build(), DIGITS, epochs=1.5), "epochs to be a whole number; got 1.5"),
+    "part of a row": (lambda: quick(build(), DIGITS, batch_size=32.0), "batch_size to be a whole number; got 32.0"),
+    "patience": (lambda: quick(build(), DIGITS, patience=2.0), "patience to be a whole number; got 2.0"),
+    "lr, no number": (lambda: quick(build(), DIGITS, lr=math.nan), "learning rate; got lr = nan"),
+    "lr, words": (lambda: quick(build(), DIGITS, lr="1e-3"), "learning rate; got lr = '1e-3'"),
+    "seed": (lambda: quick(build(), DIGITS, seed=2**64), f"seed to be a whole number .*; got {2**64}"),
+    "seed of draws": (lambda: evaluate.nll(build(), DIGITS.test[:2], 2, seed=1.5), "seed to be a whole .*; got 1.5"),
+    "objective": (lambda: quick(build(), DIGITS, objective=IWAE), "objective, as .*; got <class .*IWAE"),
+    "data parallel": (lambda: quick(torch.nn.DataParallel(build()), DIGITS), "as they are; got one in a DataParallel"),
+    "no program": (lambda: evaluate.nll(torch.nn.Linear(2, 2), torch.ones(2, 2), 2), "Linear has no model"),
     "schedule": (
         lambda: fit(build(), DIGITS, lr_schedule="linear"),
         "lr_schedule to be constant, cosine or one-cycle; got 'linear'",
@@ -383,3 +395,114 @@ def test_a_second_thread_gets_a_sentence_and_the_first_its_numbers():
     assert losses[0] == losses[1]
     assert len(refusals) == 2
     assert all(refusal.startswith("Expected one thread at a time") for refusal in refusals)
+
+
+@contextlib.contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+AROUND = {
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": float64_by_default,
+    "another device": lambda: torch.device("meta"),
+}
+
+
+class TestWhatIsAroundACall:
+    X = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    ONCE = partial(fit, epochs=1, batch_size=10, progress=False, compile="off")
+
+    @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+    def test_fit_gives_the_same_numbers(self, around):
+        vaes = build((4,)), build((4,))
+        plain = self.ONCE(vaes[0], self.X)
+        with around():
+            found = self.ONCE(vaes[1], self.X)
+            assert (
+                evaluate.nll(vaes[1], self.X, 5, seed=0).tolist() == evaluate.nll(vaes[0], self.X, 5, seed=0).tolist()
+            )
+        assert {**found, "seconds": 0} == {**plain, "seconds": 0}
+
+    def test_what_is_made_in_inference_mode_has_gradients(self):
+        calls = (
+            lambda vae, x: posterior.nuts(vae, x, draws=4, warmup=1, chains=1).z,
+            lambda vae, x: posterior.refine(vae, x, steps=1, seed=0).encoder.network.phi,
+            lambda vae, x: self.ONCE(vae, x, objective=ELBO(beta=2.0)) and vae.decoder.network.bias,
+        )
+        for call in calls:
+            likelihood = likelihoods.ContinuousBernoulli  # whose gradient needs x
+            plain = call(build((4,), likelihood=likelihood), self.X[:8])
+            with torch.inference_mode():
+                found = call(build((4,), likelihood=likelihood), self.X[:8].clone())
+            assert found.equal(plain)
+
+    def test_a_handler_gets_a_sentence(self):
+        for call in (lambda vae: self.ONCE(vae, self.X), lambda vae: evaluate.nll(vae, self.X, 2)):
+            with (
+                pytest.raises(ValueError, match="Expected no Pyro handler .* got ScaleMessenger"),
+                poutine.scale(scale=0.5),
+            ):
+                call(build((4,)))
+
+
+class TestBatchesOfOneRow:
+    X = torch.rand(13, 4, generator=torch.Generator().manual_seed(0))
+
+    def vae(self):
+        vae = build((4,))
+        vae.encoder.network.layers.insert(1, torch.nn.BatchNorm1d(4))
+        return vae
+
+    def test_batch_normalisation_gets_a_sentence_before_the_first_step(self, tmp_path):
+        dataset, vae = data.from_tensor(self.X, valid=0), self.vae()
+        rows = len(dataset.train)
+        before = vae.encoder.network.layers[1].running_mean.clone()
+        with pytest.raises(ValueError, match=f"at least 2 rows; of {rows} in batches of {rows - 1} .* batch_size"):
+            quick(vae, dataset, batch_size=rows - 1, run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        assert vae.encoder.network.layers[1].running_mean.equal(before)
+        assert len(quick(vae, dataset, batch_size=rows, compile="off")["train"]) == 2
+
+    def test_where_one_row_will_do_nothing_is_said(self):
+        assert len(quick(build((4,)), self.X, epochs=1, batch_size=1, compile="off")["train"]) == 1
+
+
+class TestWhereAScaleStarts:
+    """Of a table it is the data's own: minus the ELBO starts near the entropy of x, and not far above it."""
+
+    X = torch.randn(400, 20, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize(
+        ("likelihood", "unit"),
+        [
+            (likelihoods.Gaussian, 1.0),
+            (likelihoods.Laplace, math.sqrt(2 / math.pi)),
+            (likelihoods.StudentT, 0.86),
+            (partial(likelihoods.Gaussian, scale="per-pixel"), 1.0),
+        ],
+    )
+    def test_of_a_table(self, likelihood, unit):
+        vae, x = build((20,), likelihood=likelihood), 5 * self.X + 100
+        x[:, 0] = torch.where(torch.arange(len(x)) % 2 == 0, math.nan, x[:, 0])
+        vae.start(data.from_tensor(x, valid=0))
+        law = vae.decoder(torch.zeros(1, 3)).base_dist
+        assert law.scale.mean().item() == pytest.approx(5 * unit, rel=0.05)
+        entropy = 20 * math.log(5 * math.sqrt(2 * math.pi * math.e))
+        complete = 5 * self.X + 100
+        assert -law.log_prob(complete).sum(-1).mean().item() == pytest.approx(entropy, rel=0.03)
+
+    def test_of_grey_pixels_and_of_a_trained_vae_it_stays(self):
+        vae = build((20,))
+        vae.start(data.from_tensor(self.X.sigmoid()))
+        assert vae.decoder.family.log_scale.exp().item() == pytest.approx(0.1)
+        vae.decoder.family.log_scale.data.fill_(0.7)
+        vae.start(data.from_tensor(self.X))
+        assert vae.decoder.family.log_scale.item() == pytest.approx(0.7)
+        vae = build((20,), likelihood=partial(likelihoods.Gaussian, scale=0.1))
+        vae.start(data.from_tensor(self.X))
+        assert vae.decoder.family.log_scale.exp().item() == pytest.approx(0.1)

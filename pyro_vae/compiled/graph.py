@@ -11,11 +11,12 @@ import pyro
 import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 CALL = 4000
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_convolution")
@@ -72,17 +73,29 @@ class Graph:
         with torch.no_grad(), pyro.validation_enabled():  # which torch's compiler turns off, and is put back after
             self._run = _inductor.compile(self._module, [*tensors, *self.state], options={"fallback_random": True})
 
-    @property
-    def written(self) -> list[Tensor]:
-        """The closed-over tensors that it writes to, as the running means of batch normalisation."""
-        places = [node for node in self._module.graph.nodes if node.op == "placeholder"]
-        closed_over = dict(zip(reversed(places), reversed(self.state), strict=False))
-        return [
-            closed_over[value]
-            for node in self.nodes
-            for argument, value in zip(node.target._schema.arguments, node.args, strict=False)
-            if isinstance(value, fx.Node) and value in closed_over and writes(argument)
-        ]
+
+class Undo(TorchDispatchMode):
+    """Keeps what tensors were before operations wrote to them, as to the running means of batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        arguments = func._schema.arguments
+        given = dict(zip((one.name for one in arguments), args, strict=False)) | (kwargs or {})
+        for tensor in tree_leaves([given.get(one.name) for one in arguments if writes(one)]):
+            real = isinstance(tensor, Tensor) and not isinstance(tensor, FakeTensor)
+            if real and all(tensor is not known for known, _ in self._kept):
+                self._kept.append((tensor, tensor.clone()))
+        return func(*args, **(kwargs or {}))
+
+    def swap(self) -> None:
+        """Put back what they were, and keep what they are; the last first, since one may be a view of another."""
+        before, self._kept = self._kept, []
+        for tensor, numbers in reversed(before):
+            self._kept.append((tensor, tensor.clone()))
+            tensor.detach().copy_(numbers)
 
 
 class _OneHot(TorchFunctionMode):

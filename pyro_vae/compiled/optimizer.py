@@ -19,8 +19,8 @@ class Optimizer:
     """
 
     def __init__(self, optim: PyroOptim, clip_norm: float | None = None) -> None:
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"Expected a positive clip_norm, or None for no clipping; got {clip_norm}.")
+        if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
+            raise ValueError(f"Expected a positive clip_norm, or None for no clipping; got {clip_norm!r}.")
         self.optim, self.clip_norm = optim, clip_norm
         self._torch: torch.optim.Optimizer | None = None
         self._schedule: Any = None

@@ -181,6 +181,7 @@ class CompiledSVI(SVI):
     def _around(self, handler: AbstractContextManager | None, args: tuple, kwargs: dict) -> Iterator[None]:
         kind = device_of(args, kwargs).type
         products: Any = torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        torch.clear_autocast_cache()  # which inside another autocast has the weights of the step before
         with handler or nullcontext(), products:
             yield
 

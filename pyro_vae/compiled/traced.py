@@ -11,8 +11,8 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_vae.compiled.device import device_of, put_back
-from pyro_vae.compiled.graph import Graph, can_compile
+from pyro_vae.compiled.device import device_of
+from pyro_vae.compiled.graph import Graph, Undo, can_compile
 from pyro_vae.seeds import random_state, set_random_state
 
 Compile = Literal["auto", "off", "graph", "inductor"]
@@ -163,14 +163,17 @@ class Traced:
             entry.kept = result.kept
             return result.tensors
 
-        before = random_state(device_of(tensors))
+        before, undo = random_state(device_of(tensors)), Undo()
+        reason = "anomaly detection looks at the numbers in gradients" if torch.is_anomaly_enabled() else ""
         try:
-            with pyro.validation_enabled(False):
-                entry.graph = Graph(function, tensors, self.frozen)
+            with pyro.validation_enabled(False), undo:
+                entry.graph = None if reason else Graph(function, tensors, self.frozen)
         except Exception as error:
-            words = " ".join(str(error).split())
-            tracing = "value out of a tracing tensor" in words
-            self._go_on("it looks at a number in a tensor" if tracing else f"{type(error).__name__}: {words[:150]}")
+            tracing = "value out of a tracing tensor" in str(error)
+            reason = "it looks at a number in a tensor" if tracing else _words(error)
+        if entry.graph is None:
+            self._go_on(reason)
+            undo.swap()
             set_random_state(before, device_of(tensors))
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
@@ -180,20 +183,21 @@ class Traced:
 
     def _check(self, entry: _Entry, graph: Graph, tensors: list[Tensor], args: tuple, kwargs: dict) -> Outputs:
         """Run function and graph from one state; return the function's outputs where the graph's are others."""
-        written = graph.written
-        kept, before = [tensor.clone() for tensor in written], random_state(device_of(tensors))
-        result = self.function(*args, **kwargs)
-        after = [tensor.clone() for tensor in written]
-        put_back(written, kept)
+        before = random_state(device_of(tensors))
+        with Undo() as undo:
+            result = self.function(*args, **kwargs)
+        undo.swap()
         set_random_state(before, device_of(tensors))
         reason = "run again it gives another result; does it draw with NumPy, or change what is no tensor?"
         try:
             outputs = graph(tensors)
             if all(map(_close, result.tensors, outputs)):
                 return Outputs(outputs, entry.kept)
-        except RuntimeError:
-            reason = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
-        put_back(written, after)
+        except RuntimeError as error:
+            shapes = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
+            chosen = any(torch.Tag.dynamic_output_shape in node.target.tags for node in graph.nodes)
+            reason = shapes if chosen else _words(error)
+        undo.swap()
         self._go_on(reason)
         return result
 
@@ -223,6 +227,11 @@ class Traced:
     def _say(self, words: str, stacklevel: int) -> None:
         if not self.quiet:
             warnings.warn(words, stacklevel=stacklevel)
+
+
+def _words(error: Exception) -> str:
+    """Torch's own words, without the shapes of every site that Pyro adds."""
+    return f"{type(error).__name__}: {' '.join(str(error).partition('Trace Shapes:')[0].split())[:150]}"
 
 
 def _close(one: Tensor | None, other: Tensor | None) -> bool:

@@ -25,7 +25,7 @@ def at_data(
     program: Any, data: Any, seed: int | None = None, given: Draws | None = None, num: int | None = None
 ) -> Iterator[Posterior]:
     """Give a program at data, or at ``num`` rows to be drawn over, as :func:`at_test` runs it, without gradients."""
-    with torch.no_grad(), at_test(program, point_of(program).device, seed):
+    with at_test(program, point_of(program).device, seed), torch.no_grad():
         yield posterior_of(program, data, given) if num is None else drawn_posterior(program, data, num)
 
 

@@ -1,6 +1,7 @@
 """Densities of real x around a location, and the ways of having a scale."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -21,9 +22,25 @@ RECENT = 0.1  # the weight of the latest batch in a running value
 
 
 class Located(Family):
-    """A family whose first parameter is its mean, with one scale for all elements."""
+    """A family whose first parameter is its mean, with one scale for all elements, or the network's second parameter.
+
+    An untrained scale starts where x less its mean is likeliest, but for x in [0, 1], of which START is near the end.
+    """
 
     params = 1
+
+    @abstractmethod
+    def spread(self, off: Tensor) -> Tensor:
+        """Return the scale at which x less its mean is likeliest, over dimension 0, without what is NaN."""
+
+    def start_scale(self, off: Tensor, bias: Tensor | None) -> None:
+        """Start it so, where it is untrained, but no lower than an untrained network's mean is off."""
+        learned = getattr(self, "log_scale", None)
+        scale = self.spread(off.flatten() if self.params == 1 else off).nan_to_num(START).clamp(min=START)
+        if isinstance(learned, nn.Parameter) and math.isclose(learned.item(), math.log(START), rel_tol=1e-6):
+            learned.fill_(scale.log().item())
+        elif bias is not None and self.params == 2:
+            bias[1] = scale.log()
 
     def add_scale(self, scale: float | str, others: str = "") -> None:
         """Add ``log_scale``: a parameter if it is learned, else a buffer; refuse a scale that is not positive."""
@@ -47,7 +64,7 @@ class Gaussian(Located):
     The number of a scale that is not fixed compares only with other densities of the same data, and grows without bound
     where pixels are constant.
 
-    With ``optimal``, training takes the best :math:`\sigma` for the batch of a process: ``history["train"]`` is of a
+    With ``optimal``, training takes the best :math:`\sigma` for the batch: ``history["train"]`` is of a
     profile likelihood, and may be lower than minus an ELBO. Elsewhere (``vae.eval()``, or without gradients)
     :math:`\sigma^2` is a running mean.
 
@@ -55,9 +72,10 @@ class Gaussian(Located):
         Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021).
 
     Arguments:
-        scale: The standard deviation in the units of x; or ``learned``: one for all elements, which starts at 0.1;
-            ``per-pixel``: the network gives :math:`\log \sigma_i(z)` too, clipped softly at -6; ``optimal``:
-            :math:`\sigma^2` is the mean of :math:`(x - \mu)^2` over elements, batch and particles.
+        scale: The standard deviation in the units of x; or ``learned``: one for all elements, which starts at the
+            data's own, of x in [0, 1] at 0.1; ``per-pixel``: the network gives :math:`\log \sigma_i(z)` too, clipped
+            softly at -6; ``optimal``: :math:`\sigma^2` is the mean of :math:`(x - \mu)^2` over elements, batch and
+            particles.
 
     Raises:
         ValueError: If the scale is none of these.
@@ -80,6 +98,10 @@ class Gaussian(Located):
             return Profiled(loc, self.way)
         return dist.Normal(loc, (at_least(LOWEST, *log_scale) if log_scale else self.log_scale).exp())
 
+    def spread(self, off: Tensor) -> Tensor:
+        """Return the root of the mean square."""
+        return off.square().nanmean(0).sqrt()
+
 
 class Laplace(Located):
     r"""Independent Laplace laws: absolute error, as a density of real x.
@@ -90,7 +112,7 @@ class Laplace(Located):
         Théorie analytique des probabilités (Laplace, 1812).
 
     Arguments:
-        scale: b, the mean absolute error, in the units of x; or ``learned``: one for all elements, which starts at 0.1.
+        scale: b, the mean absolute error, in the units of x; or ``learned``, as of the Gaussian.
 
     Raises:
         ValueError: If the scale is not positive.
@@ -108,6 +130,10 @@ class Laplace(Located):
         """Return the Laplace law around ``loc``, of shape ``(*, *event)``."""
         return dist.Laplace(loc, self.log_scale.exp())
 
+    def spread(self, off: Tensor) -> Tensor:
+        """Return the mean absolute error."""
+        return off.abs().nanmean(0)
+
 
 class StudentT(Located):
     r"""Independent Student's t laws: as the Gaussian, with tails that forgive an outlier; a density of real x.
@@ -120,8 +146,8 @@ class StudentT(Located):
 
     Arguments:
         df: :math:`\nu`, the degrees of freedom: the fewer, the heavier the tails.
-        scale: s, in the units of x; or ``learned``: one for all elements, which starts at 0.1. The standard deviation
-            is :math:`s \sqrt{\nu / (\nu - 2)}`, where :math:`\nu > 2`.
+        scale: s, in the units of x; or ``learned``, as of the Gaussian. The standard deviation is
+            :math:`s \sqrt{\nu / (\nu - 2)}`, where :math:`\nu > 2`.
 
     Raises:
         ValueError: If the scale is not positive, or ``df`` is not above 1, where there is no mean.
@@ -141,6 +167,14 @@ class StudentT(Located):
     def law(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return Student's t around ``loc``, of shape ``(*, *event)``."""
         return Tails(self.df, loc, self.log_scale.exp())
+
+    def spread(self, off: Tensor) -> Tensor:
+        """Return s by expectation-maximisation, in which an outlier has little weight."""
+        square = off.square()
+        variance = square.nanmean(0)
+        for _ in range(50):
+            variance = ((self.df + 1) * square / (self.df + square / variance)).nanmean(0)
+        return variance.sqrt()
 
 
 class Tails(dist.StudentT):

@@ -63,7 +63,8 @@ class Objective(pyro.infer.ELBO, ABC):
         self.plain = torch.tensor(float("nan"))
         self._step = 0
         self._steps: int | None = None
-        self._beta = torch.tensor(0.0)  # written in place, so that the graph of a step reads each new number
+        with torch.inference_mode(False):  # written in place, so that the graph of a step reads each new number
+            self._beta = torch.tensor(0.0, device="cpu")
         self.beta = beta
         self._seen: tuple[Program, Program] | None = None
         self._marks: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}

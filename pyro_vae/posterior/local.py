@@ -11,8 +11,9 @@ from pyro_vae import ais, evaluate
 from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import Conditional
 from pyro_vae.missing import log_prob
+from pyro_vae.program import arguments, point_of
 from pyro_vae.programs import VAE
-from pyro_vae.seeds import at_test
+from pyro_vae.seeds import at_test, tracked
 
 
 class Gaps(NamedTuple):
@@ -97,8 +98,6 @@ def refine(
     for name, number in {"steps": steps, "num_particles": num_particles, "lr": lr}.items():
         if number <= 0:
             raise ValueError(f"Expected a positive {name}; got {number}.")
-    if len(x) == 0:
-        raise ValueError("Expected at least 1 image; got none.")
 
     def climb(x: Tensor, steps: int, update: Callable[[], Any]) -> Tensor:
         with torch.no_grad():
@@ -119,7 +118,9 @@ def refine(
                 update()
         return average
 
-    with at_test(vae, x.device, seed):
+    with at_test(vae, point_of(vae).device, seed):
+        x = tracked(*arguments(vae, x))
+        vae.check_data(x)
         fit = how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device)
         parts = x.split(fit)
         with tqdm(total=len(parts) * steps, desc="refine", leave=False, disable=not progress) as bar:

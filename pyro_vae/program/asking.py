@@ -7,6 +7,7 @@ import torch
 from pyro_vae.program.arguments import arguments
 from pyro_vae.program.posterior import Posterior
 from pyro_vae.program.structure import Draws
+from pyro_vae.seeds import tracked
 
 
 def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
@@ -17,7 +18,17 @@ def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posteri
     """
     if isinstance(data, Posterior):
         return data
-    return Posterior.of(program, *arguments(program, data), given=given)
+    check_methods(program)
+    return Posterior.of(program, *map(tracked, arguments(program, data)), given=given)
+
+
+def check_methods(program: Any) -> None:
+    """Refuse a program that has not two Pyro programs."""
+    if absent := [name for name in ("model", "guide") if not callable(getattr(program, name, None))]:
+        raise ValueError(
+            f"Expected a program: an nn.Module with methods model and guide; {type(program).__name__} has no "
+            f"{absent[0]}."
+        )
 
 
 def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:

@@ -18,6 +18,7 @@ from pyro_vae.data.supports import ADVICE, kind_of, of_element
 from pyro_vae.missing import observed
 
 AT_ONCE = 4096
+SOME = 2**20  # numbers that a scale is started at
 Draw = Callable[[TorchDistribution], Tensor]  # from a distribution of a latent site to its value
 
 
@@ -60,7 +61,11 @@ class Hooks(nn.Module, ABC):
         """Start untrained parts where the data are: the decoder's mean, what stands for missing x, the prior."""
         mean = dataset.mean
         if isinstance(self.decoder, Conditional):
-            self.decoder.start_at(mean)
+            train, some = dataset.train, max(1, SOME // mean.numel())
+            rows = torch.arange(0, len(train), max(1, len(train) // some))
+            # Scales start where they suit x in [0, 1].
+            free = kind_of(dataset.support) in ("real", "counts")
+            self.decoder.start_at(mean, train[rows] - mean if free else None)
         for part in self._that_fill():
             part.fill_with(mean)
         if start_at := getattr(getattr(self, "prior", None), "start_at", None):

@@ -1,7 +1,7 @@
 """Training: Pyro's SVI over minibatches."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -118,19 +118,25 @@ def fit(
         >>> history["train"][1] < history["train"][0]
         True
     """
-    arguments = locals()
+    arguments = locals() | {"device": str(device)}
     arguments = {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
     settings = Settings(**{name: arguments[name] for name in Settings.__dataclass_fields__})
     if logger and not (resume or run_dir):
         raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
-    warn_if_slower(precision, torch.device(device))
-    objective = ELBO() if objective is None else objective
-    dataset = splits_of(program, data)
-    if patience and not len(dataset.valid):
-        raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
-    store, seed = pyro.get_param_store().scope(), settings.seed
-    with alone(), together(device) as processes, seeded(seed, device), store, fast_products(precision):
-        program.to(device)
+    with ExitStack() as stack:
+        stack.enter_context(alone(program, torch.device(settings.device)))
+        warn_if_slower(precision, torch.device(settings.device))
+        objective = ELBO() if objective is None else objective
+        if not isinstance(objective, pyro.infer.ELBO):
+            raise ValueError(f"Expected an objective, as objectives.ELBO(); got {objective!r}.")
+        dataset = splits_of(program, data)
+        if patience and not len(dataset.valid):
+            raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
+        processes = stack.enter_context(together(settings.device))
+        stack.enter_context(seeded(settings.seed, settings.device))
+        stack.enter_context(pyro.get_param_store().scope())
+        stack.enter_context(fast_products(precision))
+        program.to(settings.device).eval()  # what is looked at first may be one row
         check_support(program, dataset)
         training = Training(program, dataset, objective, settings, processes)
         if isinstance(objective, Objective):

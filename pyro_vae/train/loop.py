@@ -46,6 +46,7 @@ class Training:
         self.size = min(settings.batch_size, len(self.train))
         self.odd = len(self.train) % self.size  # rows of the last batch, if they are fewer
         processes.check([self.size, self.odd or self.size])
+        processes.check_whole(program, objective)
         self.batches = math.ceil(len(self.train) / self.size)
         self.steps = settings.epochs * self.batches
         self.skips = settings.on_nan == "skip"
@@ -68,6 +69,8 @@ class Training:
         self.dawn = generators(self.device)  # where the epoch began
         self._recorded: set[int] = set()
         self.watch.outside(times, self.scales.outside, len(self.train))
+        if 1 in (self.size // processes.world, self.odd // processes.world):
+            self._check_one_row()
 
     def epoch(self, seen: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
         """Train for the rest of an epoch, with a call of ``seen`` for the images of each step, and validate."""
@@ -136,6 +139,24 @@ class Training:
         for parameter in parameters:
             parameter.grad = None
         return parameters
+
+    def _check_one_row(self) -> None:
+        """Refuse a batch of one row for a program that runs on two and not on one, as with batch normalisation."""
+        self.program.train()
+        objective: Any = self.objective
+        buffers, errors = [buffer.clone() for buffer in self.program.buffers()], list[str]()
+        for rows in (self.processes.world, min(2 * self.processes.world, len(self.train))):
+            try:
+                with torch.no_grad(), unmoved(self.device), pyro.get_param_store().scope(), self.complete():
+                    objective.loss(self.model, self.guide, *self._first(rows))
+            except ValueError as error:
+                errors.append(str(error).splitlines()[0])
+        put_back(self.program.buffers(), buffers)
+        if errors and (len(errors) == 1 or len(self.train) == 1):
+            raise ValueError(
+                f"Expected batches of at least 2 rows; of {len(self.train)} in batches of {self.size} one has 1, and "
+                f"the program cannot be trained on it: {errors[0].rstrip('.')}. Choose another batch_size."
+            )
 
     def _order(self) -> Tensor:
         """The epoch's order of images; once it has begun, drawn again from where the generators were."""

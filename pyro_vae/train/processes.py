@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +15,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+
+from pyro_vae.likelihoods.real import Optimal
 
 FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_}
 LIKE = {torch.rand_like, torch.randn_like, torch.bernoulli}
 FACTORIES = {torch.rand, torch.randn}
 # z has shape (*, data, latent), and x (data, *event).
 OF_Z, OF_X = -2, 0
+LOST = re.compile("onnection|peer|remote process|roken pipe")  # in torch's words where another process has ended
+CALLS = itertools.count()
 LOOK = 50  # steps after which several processes on GPUs ask each other, since to do so they wait
 
 
@@ -46,7 +53,10 @@ def together(device: str) -> Iterator[Processes]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # Under a name of its own each time, or a second call would find the addresses of the first in the store, and wait.
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"pyro_vae {next(CALLS)}", store)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
         dist.barrier()  # one that leaves early would take its end of the others' connections with it
@@ -72,6 +82,20 @@ class Processes:
                 "Choose another batch_size, or fewer processes."
             )
 
+    def check_whole(self, program: nn.Module, objective: Any) -> None:
+        """Refuse what is computed over a minibatch, and would be computed over each process's part of it."""
+        norms = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal)]
+        parts = ["scale = 'optimal'" if isinstance(layer, Optimal) else type(layer).__name__ for layer in norms]
+        if bits := getattr(objective, "free_bits", 0):
+            parts.append(f"free_bits = {bits}")
+        if penalty := getattr(objective, "penalty", None):
+            parts.append(type(penalty).__name__)
+        if self.world > 1 and (parts := [part for part in parts if part != "SyncBatchNorm"]):
+            raise ValueError(
+                f"Expected one process for {parts[0]}, which is computed over a whole minibatch; got {self.world}, of "
+                "which each has a part of it. Train without torchrun."
+            )
+
     def mine(self, rows: Tensor) -> Tensor:
         """Return this process's part of the rows of a batch."""
         return rows if self.world == 1 else rows[self._part(len(rows))]
@@ -85,9 +109,7 @@ class Processes:
 
     def summed(self, tensor: Tensor) -> Tensor:
         """Return the sum over processes."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        return self._with_all(dist.all_reduce, tensor)
 
     def both(self, one: Any, other: Any) -> tuple[Any, Any]:
         """Return the sums over processes of two numbers."""
@@ -108,9 +130,7 @@ class Processes:
 
     def same(self, tensor: Tensor) -> Tensor:
         """Return the first process's tensor."""
-        if self.world > 1:
-            dist.broadcast(tensor, 0)
-        return tensor
+        return self._with_all(dist.broadcast, tensor, 0)
 
     @contextmanager
     def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
@@ -147,6 +167,20 @@ class Processes:
         parts = flat.split([gradient.numel() for gradient in gradients])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
+
+    def _with_all(self, collective: Callable[..., Any], tensor: Tensor, *arguments: int) -> Tensor:
+        """Return a tensor after a message to all processes and from them; say it where one of them has ended."""
+        try:
+            if self.world > 1:
+                collective(tensor, *arguments)
+        except RuntimeError as error:
+            if not LOST.search(str(error)):
+                raise
+            raise ConnectionError(
+                f"Expected {self.world} processes that train together; another one has ended. Start all of them again, "
+                "with --resume and the run's directory to go on from the last checkpoint."
+            ) from None
+        return tensor
 
     def _part(self, total: int) -> slice:
         return slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)

@@ -17,10 +17,11 @@ from pyro_vae.compiled.traced import Compile
 from pyro_vae.data import Dataset, from_columns, from_tensor
 from pyro_vae.data.arrays import tensor_of
 from pyro_vae.objectives.base import check_choice
-from pyro_vae.program import argument_names
+from pyro_vae.program import argument_names, check_methods
 from pyro_vae.train.optimizers import Choice
 
 Logger = Literal["tensorboard"]
+WRAPPERS = {"OptimizedModule", "DataParallel", "DistributedDataParallel"}  # by torch.compile and torch.nn.parallel
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Settings:
     logger: str | None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {getattr(self, name)}.")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"Expected a positive learning rate; got lr = {self.lr}.")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"Expected patience of at least 1 epoch, or None; got {self.patience}.")
+        for name in ("epochs", "batch_size", *(["patience"] if self.patience is not None else [])):
+            if not isinstance(value := getattr(self, name), int):
+                raise ValueError(f"Expected {name} to be a whole number; got {value!r}.")
+            if value < 1:
+                raise ValueError(f"Expected {name} of at least 1; got {value}.")
+        if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
+            raise ValueError(f"Expected a positive learning rate; got lr = {self.lr!r}.")
         check_choice("optimizer", self.optimizer, get_args(Choice))
         check_choice("on_nan", self.on_nan, ("stop", "skip"))
         check_choice("lr_schedule", self.lr_schedule, ("constant", "cosine", "one-cycle"))
@@ -88,12 +89,16 @@ def hook(program: Any, name: str) -> Callable[..., Any] | None:
 
 
 def check_program(program: Any) -> None:
-    """Refuse a program that is no module with two Pyro programs."""
-    absent = [f"no {name}" for name in ("model", "guide") if not callable(getattr(program, name, None))]
-    if absent := absent or ([] if isinstance(program, nn.Module) else ["no nn.Module under it"]):
-        raise ValueError(
-            f"Expected a program: an nn.Module with methods model and guide; {type(program).__name__} has {absent[0]}."
-        )
+    """Refuse a program that is no module with two Pyro programs, or that is in a wrapper of torch's."""
+    for name, part in program.named_modules() if isinstance(program, nn.Module) else ():
+        if (kind := type(part).__name__) in WRAPPERS:
+            raise ValueError(
+                f"Expected a program of modules as they are; got {name or 'one'} in a {kind}. Give the module in it: "
+                "fit runs its steps as a graph, and on several devices under torchrun."
+            )
+    check_methods(program)
+    if not isinstance(program, nn.Module):
+        raise ValueError(f"Expected a program that is an nn.Module; got {type(program).__name__}.")
 
 
 def splits_of(program: Any, data: Any) -> Dataset:
