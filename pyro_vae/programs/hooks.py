@@ -16,6 +16,7 @@ from pyro_vae.conditional import Conditional, mean
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import ADVICE, kind_of, of_element
 from pyro_vae.missing import observed
+from pyro_vae.seeds import unmoved
 
 AT_ONCE = 4096
 SOME = 2**20  # numbers that a scale is started at
@@ -127,7 +128,7 @@ class Hooks(nn.Module, ABC):
         """Refuse x that is not of shape ``(B, *event)``, and what :meth:`check_given` refuses."""
         if not self._is_of_its_parts:
             return
-        with torch.no_grad():
+        with torch.no_grad(), unmoved(self.reference.device):
             event = self.at_prior(1).event_shape
         if x.shape[1:] != event or x.dim() != len(event) + 1 or not len(x):
             raise ValueError(
