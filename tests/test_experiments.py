@@ -308,7 +308,7 @@ class TestReliability:
     @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
     def test_a_killed_run_is_the_same_and_memory_is_flat_over_60_epochs(self, tmp_path, capsys):
         reliability = importlib.import_module("reliability")
-        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=60, settled=20, out=str(tmp_path))
+        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=40, settled=15, out=str(tmp_path))
         (row,) = rows(tmp_path / "reliability.csv")
         assert (row["step"], row["runs"], row["identical"]) == ("off", "1", "1")
         assert [*row] == [*rows(EXPERIMENTS / "results" / "reliability.csv")[0]]
