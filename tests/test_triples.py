@@ -1,4 +1,4 @@
-"""Every prior, likelihood and guide, each with each of the others: 20 steps on the digits, of finite and falling loss."""
+"""Every prior, likelihood and guide with each of the others: 20 steps on the digits, of finite and falling loss."""
 
 from functools import cache, partial
 from itertools import product
