@@ -67,17 +67,17 @@ def load(
 def _weights(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
     """Read weights, and the shape of one x, where the program was made for one."""
     path = inside(run, "model.safetensors" if which == "final" else f"checkpoint/{which}.safetensors")
-    if which != "last" and not path.is_file():
+    state = load_state(run)[0] if which == "last" else None
+    if state is None and not path.is_file():
         what, advice = ("best weights", "Use final or last.") if which == "best" else (path.name, "Is it a run?")
         if which == "final" and (run / "checkpoint" / "last.safetensors").is_file():
             advice = f"Its training has not ended: pyro-vae train --resume {run}."
         raise FileNotFoundError(f"Expected a run directory with {what}; {str(run)!r} has none. {advice}")
-    last = load_state(run)[0] if which == "last" else None
     try:
         if which == "final":
             weights, metadata = tensors_of(path)
             return weights, json.loads(metadata.get("event_shape", "[]"))
-        state = unpack(path) if last is None else last
+        state = unpack(path) if state is None else state
         if not all(isinstance(tensor, Tensor) for tensor in state["vae"].values()):
             raise ValueError("its weights are no tensors")
         return state["vae"], state["event_shape"]
