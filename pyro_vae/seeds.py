@@ -102,13 +102,15 @@ def tracked(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def unmoved(device: torch.device) -> Iterator[None]:
-    """Put all generators back afterwards."""
-    before = generators(device)
+def unmoved(device: torch.device, *tensors: Tensor) -> Iterator[None]:
+    """Put all generators back afterwards, and the numbers of tensors."""
+    before, numbers = generators(device), [tensor.clone() for tensor in tensors]
     try:
         yield
     finally:
         set_generators(before, device)
+        for tensor, values in zip(tensors, numbers, strict=True):
+            tensor.detach().copy_(values)
 
 
 @contextmanager

@@ -41,11 +41,9 @@ def describe(part: Any) -> Any:
         kind = None if inspect.isroutine(part) or isinstance(part, nn.Module | Tensor) else type(part)
         arguments = _kept(part) if kind else {}
     if kind is None:
-        raise ValueError(
-            f"Expected a class or a functools.partial of one, which a run directory can name; got {part!r}."
-        )
-    path = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
-    return path | {"init_args": {k: describe(v) for k, v in arguments.items()}} if arguments else path
+        raise ValueError(f"Expected a class, or a functools.partial of one, for a run directory to name; got {part!r}.")
+    made = {"init_args": {name: describe(value) for name, value in arguments.items()}} if arguments else {}
+    return {"class_path": _path(kind)} | made
 
 
 def describe_program(program: nn.Module) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def describe_program(program: nn.Module) -> dict[str, Any]:
     kind = type(program)
     if parts and kind is VAE:
         return parts
-    described: dict[str, Any] = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
+    described: dict[str, Any] = {"class_path": _path(kind)}
     if not parts and "<" not in kind.__qualname__:
         with suppress(ValueError, TypeError):
             arguments = getattr(program, "made_with", None) or _kept(program)  # the command notes what it was given
@@ -93,22 +91,23 @@ def _kept(instance: Any) -> dict[str, Any]:
 def _parameters(kind: type) -> dict[str, type]:
     """The arguments of a class, and whose each is: those that ``**kwargs`` hands on are a base's."""
     found: dict[str, type] = {}
-    for owner in kind.__mro__:
-        if (init := vars(owner).get("__init__")) and owner is not object:
-            parameters = [*inspect.signature(init).parameters.values()][1:]
-            named = (one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD))
-            found = {one.name: owner for one in named} | found
-            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+    for owner in kind.__mro__[:-1]:
+        if init := vars(owner).get("__init__"):
+            kinds = {one.name: one.kind for one in [*inspect.signature(init).parameters.values()][1:]}
+            found = {
+                name: owner for name, one in kinds.items() if one not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+            } | found
+            if inspect.Parameter.VAR_KEYWORD not in kinds.values():
                 break
     return found
 
 
-def _home(kind: type) -> str:
-    """The module to import a class from: the outermost that offers it, as files inside a room may move."""
+def _path(kind: type) -> str:
+    """The path to import a class by: of the outermost module that offers it, as files inside a room may move."""
     home = kind.__module__
     while getattr(sys.modules.get(home.rpartition(".")[0]), kind.__qualname__, None) is kind:
         home = home.rpartition(".")[0]
-    return home
+    return f"{home}.{kind.__qualname__}"
 
 
 def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:

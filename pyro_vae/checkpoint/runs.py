@@ -82,7 +82,7 @@ def check_data(run: str | Path, digests: Digests) -> None:
 
 @contextmanager
 def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Callable[[], Path]]:
-    """As :func:`hold`, of a new directory, which goes again after an error before it is a run; refuse a user's files."""
+    """As :func:`hold`, of a new directory, which goes again if it becomes no run; refuse files of a user's own."""
     run = Path(run_dir).absolute()
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:

@@ -2,7 +2,7 @@
 
 import timeit
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal
@@ -27,12 +27,6 @@ def device_of(*arguments: Any) -> torch.device:
     """Return the device of the tensors among arguments, a GPU before the CPU; the CPU where there are none."""
     devices = [leaf.device for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     return max(devices, key=lambda device: device.type != "cpu", default=torch.device("cpu"))
-
-
-def put_back(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
-    """Give tensors the numbers that they had."""
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.detach().copy_(value)
 
 
 @torch.no_grad()

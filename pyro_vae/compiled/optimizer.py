@@ -69,25 +69,21 @@ class Optimizer:
         groups: list[tuple[list[Tensor], dict[str, Any]]] = []  # of the same arguments
         for parameter in new:
             arguments = self.optim._get_optim_args(parameter)
-            if same := next((group for group, known in groups if known == arguments), None):
-                same.append(parameter)
-            else:
-                groups.append(([parameter], arguments))
-            clip: Any = cast(Any, self.optim)._get_grad_clip(parameter)
-            if clip:
+            if all(arguments != known for _, known in groups):
+                groups.append(([], arguments))
+            next(group for group, known in groups if known == arguments).append(parameter)
+            if clip := cast(Any, self.optim)._get_grad_clip(parameter):
                 self._clips.append((parameter, clip))
         flat = [{"params": group, **arguments} for group, arguments in groups]
         if self._torch is not None:
-            for each in flat:
-                self._torch.add_param_group(each)
+            for group in flat:
+                self._torch.add_param_group(group)
             return
         constructor: Any = self.optim.pt_optim_constructor
-        defaults = dict(groups[0][1])
         chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in flat for name in group}
         floats = all(map(torch.is_floating_point, new))
-        if floats and not chosen and "fused" in inspect.signature(constructor).parameters:
-            defaults["fused"] = True
-        self._torch = constructor(flat, **defaults)
+        fused = floats and not chosen and "fused" in inspect.signature(constructor).parameters
+        self._torch = constructor(flat, **groups[0][1] | ({"fused": True} if fused else {}))
         if isinstance(self.optim, PyroLRScheduler):
             self._schedule = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
         self.optim.optim_objs = {new[0]: self._schedule or self._torch}

@@ -102,22 +102,11 @@ class Processes:
 
     def noise(self, total: int, dim: int) -> WholeBatch | None:
         """Return a context in which noise is this process's part of a batch of so many rows, along a dimension."""
-        if self.world == 1:
-            return None
-        part = self._part(total)
-        return WholeBatch(part.start, part.stop - part.start, total, dim)
+        return None if self.world == 1 else WholeBatch(self._part(total), total, dim)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """Return the sum over processes."""
+        """Return a tensor that has become the sum over processes."""
         return self._with_all(dist.all_reduce, tensor)
-
-    def both(self, one: Any, other: Any) -> tuple[Any, Any]:
-        """Return the sums over processes of two numbers."""
-        if self.world == 1:
-            return one, other
-        one = torch.as_tensor(one)
-        first, second = self.summed(torch.stack([one, torch.as_tensor(other).to(one)]))
-        return first, second
 
     def total(self, numbers: Tensor) -> float:
         """Return the sum of numbers over processes, in float64."""
@@ -194,9 +183,9 @@ class WholeBatch(TorchFunctionMode):
     that biases no gradient, but makes its variance larger.
     """
 
-    def __init__(self, start: int, rows: int, total: int, dim: int) -> None:
+    def __init__(self, part: slice, total: int, dim: int) -> None:
         super().__init__()
-        self.key = self.start, self.rows, self.total, self.dim = start, rows, total, dim
+        self.key = self.start, self.rows, self.total, self.dim = part.start, part.stop - part.start, total, dim
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}

@@ -100,9 +100,8 @@ class Run:
                 checkpoint.save_weights(self.folder, training.program)
                 if self.folder != began:
                     run = checkpoint.shown(self.folder)
-                    warnings.warn(
-                        f"The run was moved to {run}. To draw its figures: pyro-vae evaluate {run}", stacklevel=2
-                    )
+                    moved = f"The run was moved to {run}. To draw its figures: pyro-vae evaluate {run}"
+                    warnings.warn(moved, stacklevel=2)
         return self.history
 
     @property
@@ -153,10 +152,8 @@ class Run:
             self.training.restore(state)
             self.history, self._began = state["history"], time.perf_counter() - state["seconds"]
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-            words = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"Expected a checkpoint of this run in {str(folder)!r}; could not go on ({words})."
-            ) from error
+            what = f"Expected a checkpoint of this run in {str(folder)!r}; could not go on"
+            raise ValueError(f"{what} ({checkpoint.short(error)}).") from error
         if said and self.folder:  # or it would take the place of the one that can be read
             checkpoint.inside(folder, "checkpoint/last.safetensors").unlink()
         path = checkpoint.inside(folder, "checkpoint/best.safetensors")
@@ -202,10 +199,8 @@ class Run:
         path = checkpoint.inside(folder, "diverged.json")
         checkpoint.write(path, json.dumps(error.record, indent=2) + "\n")
         where, run = checkpoint.shown(path), checkpoint.shown(folder)
-        return NotFinite(
-            f"{error} The batch's rows are in {where}; the last checkpoint is of before it: --resume {run}.",
-            error.record,
-        )
+        words = f"The batch's rows are in {where}; the last checkpoint is of before it: --resume {run}."
+        return NotFinite(f"{error} {words}", error.record)
 
 
 def _shown(numbers: dict[str, float]) -> str:
