@@ -54,9 +54,9 @@ def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
             write(inside(run, name), content)
         except (OSError, ValueError) as error:
             errors[name] = error
-    for error in errors.values():  # the first speaks for all
+    for first in errors.values():  # which speaks for all
         failed = f"Expected to write {', '.join(errors)} in {shown(run)!r}"
-        raise OSError(f"{failed}; could not ({short(error)}).") from error
+        raise OSError(f"{failed}; could not ({short(first)}).") from first
 
 
 def inside(run: str | Path, name: str) -> Path:

@@ -53,8 +53,17 @@ class Optimizer:
             return
         self._add([*parameters])
         assert self._torch is not None
-        now = self._torch.state_dict()
-        _check(state["optimizer"], now, [p for group in self._torch.param_groups for p in group["params"]])
+        now, trained = self._torch.state_dict(), [p for group in self._torch.param_groups for p in group["params"]]
+        sides = (state["optimizer"]["param_groups"], now["param_groups"])
+        was, is_now = ([(set(group), group["params"]) for group in groups] for groups in sides)
+        if was != is_now:
+            size = len(trained)
+            raise ValueError(f"Expected the state of an optimizer of {size} parameters as this one; got another's.")
+        for index, moments in state["optimizer"]["state"].items():
+            for name, value in moments.items():
+                due, got = trained[index].shape, getattr(value, "shape", torch.Size())
+                if got not in (torch.Size(), due):
+                    raise ValueError(f"Expected {name} of the shape of its parameter, {(*due,)}; got {(*got,)}.")
         self._torch.load_state_dict(state["optimizer"])
         for group, before in zip(self._torch.param_groups, now["param_groups"], strict=True):
             # Pairs, as Adam's betas, come back from a file as lists.
@@ -94,16 +103,3 @@ class Optimizer:
 def _data(schedule: Any) -> dict[str, Any]:
     """The numbers of a schedule, without the functions that some versions of torch put among them."""
     return {name: value for name, value in schedule.state_dict().items() if not callable(value)}
-
-
-def _check(state: dict[str, Any], now: dict[str, Any], trained: Sequence[Tensor]) -> None:
-    was, is_now = ([(set(group), group["params"]) for group in each["param_groups"]] for each in (state, now))
-    if was != is_now:
-        raise ValueError(f"Expected the state of an optimizer of {len(trained)} parameters as this one; got another's.")
-    for index, moments in state["state"].items():
-        shape = trained[index].shape
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.shape not in (torch.Size(), shape):
-                raise ValueError(
-                    f"Expected {name} of the shape of its parameter, {tuple(shape)}; got {tuple(value.shape)}."
-                )

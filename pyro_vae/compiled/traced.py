@@ -104,7 +104,7 @@ class Traced:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if entry.calls == entry.recorded + 1:
             return self._check(entry, entry.graph, tensors, args, kwargs)
-        if entry.compiled is None and self.compile != "graph" and self._pays(entry, entry.graph, tensors):
+        if entry.compiled is None and self.compile != "graph":
             self._compile(entry, entry.graph, tensors)
         return Outputs(entry.graph(tensors), entry.kept)
 
@@ -201,14 +201,13 @@ class Traced:
         self._go_on(reason)
         return result
 
-    def _pays(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> bool:
-        """Whether a compiler would pay for itself; the first shape is compiled by ``inductor`` in any case."""
+    def _compile(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> None:
+        """Compile where that pays for itself, and the first shape for ``inductor`` in any case."""
         # How many calls there were does not count where it is known how many come: a run that goes on is as one.
         calls = entry.calls if self.calls is None else 0.5 * self.calls * entry.first
         pays = calls * graph.work >= PAYS and can_compile(device_of(tensors))
-        return pays or (self.compile == "inductor" and entry.first)
-
-    def _compile(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> None:
+        if not pays and not (self.compile == "inductor" and entry.first):
+            return
         entry.compiled = False
         try:
             graph.compile(tensors)

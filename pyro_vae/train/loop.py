@@ -53,7 +53,12 @@ class Training:
         self.scales = Scales(program, self.model)
         with self.complete():
             times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
-        _check_batches(program, dataset, self.size)
+        if (rows := own_rows(program)) and (self.size < len(self.train) or len(dataset.valid)):
+            raise ValueError(
+                "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
+                f"batch_size = {rows}, {len(self.train)} rows and {len(dataset.valid)} held out. Use "
+                "data.from_columns(..., valid=0), and a new guide."
+            )
         if not self.scales.shown:
             self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
         optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
@@ -221,13 +226,3 @@ class Training:
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault
         words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault['words']}"
         return NotFinite(words, record)
-
-
-def _check_batches(program: Any, dataset: Dataset, size: int) -> None:
-    """Refuse batches, and rows held out, for an autoguide with parameters for each row."""
-    if (rows := own_rows(program)) and (size < len(dataset.train) or len(dataset.valid)):
-        raise ValueError(
-            "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
-            f"batch_size = {rows}, {len(dataset.train)} rows and {len(dataset.valid)} held out. Use "
-            "data.from_columns(..., valid=0), and a new guide."
-        )

@@ -117,8 +117,9 @@ def _wrong_gradients(pair: tuple[Trace, Trace], log_density: Tensor) -> list[str
     """Names of the parameters in which a log-density's gradient is not finite."""
     if not log_density.requires_grad:
         return []
-    params = [(name, trace.nodes[name]["value"].unconstrained()) for trace in pair for name in trace.param_nodes]
-    trained = {name.rpartition("$$$")[2]: value for name, value in params if value.requires_grad}
+    nodes: list[tuple[str, Any]] = [(name, trace.nodes[name]) for trace in pair for name in trace.param_nodes]
+    params = {name: site["value"].unconstrained() for name, site in nodes}
+    trained = {name.rpartition("$$$")[2]: value for name, value in params.items() if value.requires_grad}
     gradients = torch.autograd.grad(log_density.sum(), [*trained.values()], retain_graph=True, allow_unused=True)
     pairs = zip(trained, gradients, strict=True)
     return [name for name, gradient in pairs if gradient is not None and not gradient.isfinite().all()]

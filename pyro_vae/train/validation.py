@@ -1,7 +1,5 @@
 """The ELBO of the validation images, in its two terms, and by which factor a loss is more than that of its data."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -30,7 +28,9 @@ FEW = 16
 class Validation:
     """Minus the ELBO at beta = 1 of the validation data, with the same draws at every call."""
 
-    def __init__(self, model: Any, program: Any, split: Split, seed: int, processes: Processes, scale: Scales) -> None:
+    def __init__(
+        self, model: Any, program: Any, split: Split, seed: int, processes: Processes, scale: "Scales"
+    ) -> None:
         self.model, self.program, self.seed, self.processes = model, program, seed, processes
         self.scale, self.device, self.dtype = scale, point_of(program).device, point_of(program).dtype
         self.split = split.to(self.device)
