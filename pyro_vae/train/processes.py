@@ -182,7 +182,7 @@ class WholeBatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        shape: Any = args[0] if func in FACTORIES and args else args[0].shape if func in FILLS | LIKE else None
+        shape: Any = args[0] if func in FACTORIES and args else args[0].shape if func in FILLS or func in LIKE else None
         if not (isinstance(shape, Sequence) and -len(shape) <= self.dim < len(shape) and shape[self.dim] == self.rows):
             return func(*args, **kwargs)
         sizes = list(shape)
