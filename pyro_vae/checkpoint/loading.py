@@ -153,10 +153,8 @@ def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
     if different := [name for name in expected | got if expected.get(name) != got.get(name)]:
         name, more = different[0], f", nor are {len(different) - 1} others" if different[1:] else ""
         ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, got))
-        raise ValueError(
-            "Expected weights of the architecture in config.yaml; got others: by config.yaml "
-            f"{name!r} is {ours}, in the weights {theirs}{more}."
-        )
+        what = f"by config.yaml {name!r} is {ours}, in the weights {theirs}{more}"
+        raise ValueError(f"Expected weights of the architecture in config.yaml; got others: {what}.")
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     program.to(dtype=kinds.pop() if len(kinds) == 1 else None)
     program.load_state_dict(state)

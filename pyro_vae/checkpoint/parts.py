@@ -76,16 +76,14 @@ def event_shape(program: Any) -> list[int]:
 
 def _kept(instance: Any) -> dict[str, Any]:
     """The arguments that an instance was made with, from attributes of the same names."""
-    found = {}
-    for name, owner in _parameters(type(instance)).items():
-        if hasattr(instance, name):
-            found[name] = getattr(instance, name)
-        elif owner.__module__.split(".")[0] != "pyro":  # of whose losses some take what they no longer use
+    owners = _parameters(type(instance))
+    for name, owner in owners.items():
+        if not hasattr(instance, name) and owner.__module__.split(".")[0] != "pyro":  # whose losses have some of no use
             raise ValueError(
                 f"Expected {type(instance).__name__} to keep its argument {name!r} under that name, to write it down "
                 f"in config.yaml; it does not. Write self.{name} = {name} in its __init__."
             )
-    return found
+    return {name: getattr(instance, name) for name in owners if hasattr(instance, name)}
 
 
 def _parameters(kind: type) -> dict[str, type]:
@@ -199,7 +197,7 @@ def _class(spec: Any, kinds: tuple[type, ...]) -> functools.partial:
         raise ValueError(f"Expected a class of {module} that is a {due}; the run names {path!r}.")
     known = inspect.signature(found).parameters
     anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
-    if unknown := [str(key) for key in arguments if key not in known and not anything]:
+    if (unknown := [str(key) for key in arguments if key not in known]) and not anything:
         raise ValueError(f"Expected arguments of {name}, {', '.join(known)}; the run has {', '.join(unknown)}.")
     for key, value in arguments.items():
         if isinstance(value, dict) and "class_path" in value:

@@ -5,7 +5,7 @@ import operator
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -168,11 +168,9 @@ def prune(graph: fx.Graph) -> None:
 
 def _stays(node: fx.Node) -> bool:
     """Whether a node is there for more than its value."""
-    if node.op in ("placeholder", "output"):
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+    return node.op in ("placeholder", "output")
 
 
 @torch.no_grad()
@@ -194,8 +192,7 @@ def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
             node.replace_all_uses_with(first)
         elif shaped or all(each in known for each in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), lambda each: known[each] if each in known else _like(each))
-            operation: Any = node.target
-            known[node] = operation(*args, **kwargs)
+            known[node] = cast(Any, node.target)(*args, **kwargs)
     for node, value in list(known.items()):
         if node.op != "placeholder" and isinstance(value, Tensor) and any(user not in known for user in node.users):
             with graph.inserting_after(places[-1]):

@@ -4,7 +4,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import takewhile
 from typing import Any, Literal, get_args
 
@@ -56,8 +55,12 @@ class Settings:
         check_device(self.device)
         if self.logger not in (None, "tensorboard"):
             raise ValueError(f"Expected logger to be tensorboard, or None; got {self.logger!r}.")
-        if self.logger and find_spec("tensorboard") is None:
-            raise ValueError("Expected tensorboard for --logger tensorboard: pip install 'pyro_vae[tensorboard]'.")
+        if self.logger:
+            try:
+                import torch.utils.tensorboard  # noqa: F401
+            except ImportError as error:
+                words = "Expected tensorboard to be installed for --logger tensorboard: pip install"
+                raise ValueError(f"{words} 'pyro_vae[tensorboard]'.") from error
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
