@@ -55,6 +55,7 @@ class Graph:
         self.state = _lift(module)
         if frozen:
             self.state = fold(module.graph, self.state)
+        self.trained = [tensor.requires_grad for tensor in self.state]
         module.recompile()
         self.nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
         fused = [(node.target, node.meta.get("val")) for node in self.nodes]

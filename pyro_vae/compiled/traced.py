@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -41,10 +41,10 @@ class _Entry:
     state: Hashable
     calls: int = 1
     graph: Graph | None = None
-    flags: list[bool] = field(default_factory=list)
     compiled: bool | None = None  # None before a compiler was tried
 
 
+@dataclass(eq=False)
 class Traced:
     """A function of tensors, run as a graph of its tensor operations.
 
@@ -63,20 +63,17 @@ class Traced:
         frozen: Whether tensors that it closes over never change, nor handlers around it its numbers (:class:`Graph`).
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Outputs],
-        compile: Compile = "auto",
-        calls: int | None = None,
-        key: Callable[[], Hashable] = tuple,
-        state: Callable[[Any], Hashable] = lambda kept: None,
-        quiet: bool = False,
-        recorded: int = 2,
-        frozen: bool = False,
-    ) -> None:
-        self.function, self.compile, self.calls, self.key, self.state = function, compile, calls, key, state
-        self.quiet, self.recorded, self.frozen = quiet, recorded, frozen
-        self.reason = "compile='off'" if compile == "off" else ""
+    function: Callable[..., Outputs]
+    compile: Compile = "auto"
+    calls: int | None = None
+    key: Callable[[], Hashable] = tuple
+    state: Callable[[Any], Hashable] = lambda kept: None
+    quiet: bool = False
+    recorded: int = 2
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        self.reason = "compile='off'" if self.compile == "off" else ""
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -137,8 +134,8 @@ class Traced:
 
     def _holds(self, entry: _Entry) -> bool:
         """Whether the graph's tensors are still those that the function would meet, and are trained or not as then."""
-        flags = [tensor.requires_grad for tensor in entry.graph.state] if entry.graph else []
-        return entry.state == self.state(entry.kept) and entry.flags == flags
+        as_then = entry.graph is None or entry.graph.trained == [tensor.requires_grad for tensor in entry.graph.state]
+        return as_then and entry.state == self.state(entry.kept)
 
     def _remember(self, key: Hashable, kept: Any) -> None:
         before = self._entries.get(key)
@@ -177,7 +174,6 @@ class Traced:
             set_random_state(before, device_of(tensors))
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
-        entry.flags = [tensor.requires_grad for tensor in entry.graph.state]
         outputs, entry.graph.outputs = entry.graph.outputs, ()
         return Outputs([None if output is None else output.detach() for output in outputs], entry.kept)
 

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyro
 import pyro.infer
 import torch
 from pyro.infer.enum import get_importance_trace
