@@ -41,7 +41,7 @@ def describe(part: Any) -> Any:
         kind = None if inspect.isroutine(part) or isinstance(part, nn.Module | Tensor) else type(part)
         arguments = _kept(part) if kind else {}
     if kind is None:
-        raise ValueError(f"Expected a class, or a functools.partial of one, for a run directory to name; got {part!r}.")
+        raise ValueError(f"Expected a class or a functools.partial of one, for a run directory to name; got {part!r}.")
     made = {"init_args": {name: describe(value) for name, value in arguments.items()}} if arguments else {}
     return {"class_path": _path(kind)} | made
 
