@@ -86,14 +86,13 @@ def alone(program: Any, device: torch.device) -> Iterator[None]:
 
 def _own(program: Any) -> list[Tensor]:
     """Return a program's tensors, with copies in place of those of inference mode, which can have no gradient."""
-    copies: dict[int, Any] = {}
-    layers = modules_of(program)
+    copies, layers = dict[int, Any](), modules_of(program)
     held: list[dict[str, Any]] = [layer._parameters for layer in layers] + [layer._buffers for layer in layers]
-    for tensors in held:
-        for name, tensor in tensors.items():
-            if tensor is not None and tensor.is_inference():
-                tensors[name] = deepcopy(tensor, copies)
-    return [tensor for tensors in held for tensor in tensors.values() if tensor is not None]
+    own = [(tensors, name) for tensors in held for name, tensor in tensors.items() if tensor is not None]
+    for tensors, name in own:
+        if tensors[name].is_inference():
+            tensors[name] = deepcopy(tensors[name], copies)
+    return [tensors[name] for tensors, name in own]
 
 
 def tracked(tensor: Tensor) -> Tensor:
@@ -102,13 +101,15 @@ def tracked(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def unmoved(device: torch.device) -> Iterator[None]:
-    """Put all generators back afterwards."""
-    before = generators(device)
+def unmoved(device: torch.device, *tensors: Tensor) -> Iterator[None]:
+    """Put all generators back afterwards, and the numbers of tensors."""
+    before, numbers = generators(device), [tensor.clone() for tensor in tensors]
     try:
         yield
     finally:
         set_generators(before, device)
+        for tensor, values in zip(tensors, numbers, strict=True):
+            tensor.detach().copy_(values)
 
 
 @contextmanager
@@ -171,11 +172,9 @@ def modules_of(program: Any) -> list[nn.Module]:
 @contextmanager
 def own_store() -> Iterator[None]:
     """Put Pyro's param store back, and give a store without modules, whose names other modules may then have."""
-    store = pyro.get_param_store()
-    state = store.get_state()
-    kept = {name: value for name, value in state["params"].items() if "$$$" not in name}
-    limits = {name: value for name, value in state["constraints"].items() if name in kept}
-    with store.scope({"params": kept, "constraints": limits}):
+    state: Any = pyro.get_param_store().get_state()
+    own: Any = {kind: {name: one for name, one in known.items() if "$$$" not in name} for kind, known in state.items()}
+    with pyro.get_param_store().scope(own):
         yield
 
 

@@ -428,6 +428,7 @@ class TestWhatIsAroundACall:
             )
         assert {**found, "seconds": 0} == {**plain, "seconds": 0}
 
+    @pytest.mark.filterwarnings("ignore:NUTS. the chains disagree")  # of 4 draws
     def test_what_is_made_in_inference_mode_has_gradients(self):
         calls = (
             lambda vae, x: posterior.nuts(vae, x, draws=4, warmup=1, chains=1).z,

@@ -123,6 +123,14 @@ class TestStops:
         assert checkpoint.load_metrics(tmp_path / "run")["skipped"] == [1.0] * 3
 
 
+@pytest.mark.parametrize("compile", ["off", "graph"])
+def test_weights_that_are_not_finite_before_the_first_step(compile):
+    vae = build()
+    torch.nn.init.constant_(next(vae.encoder.parameters()), math.nan)
+    with pytest.raises(NotFinite, match=r"epoch 1, step 1: expected loc of a Normal to satisfy Real\(\). At q\(z\)"):
+        quick(vae, images(), compile=compile)
+
+
 def test_a_skipped_batch_is_in_no_mean():
     """The mean is over the images that were counted: a loss that is the same for all stays what it is."""
 

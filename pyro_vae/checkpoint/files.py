@@ -20,10 +20,7 @@ TEMPORARY = f".*.{'[0-9a-f]' * 16}.new"  # files that are not whole yet; a name 
 
 
 def write(path: Path, content: str | bytes, keep: Path | None = None) -> None:
-    """Write a file so that whoever opens it, at any moment and after any crash, finds the old one or the new one.
-
-    The old one goes to ``keep``, if that is given.
-    """
+    """Write a file that whoever opens finds old or new, even after a crash; the old one goes to ``keep``, if given."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
         with new.open("xb") as file:  # a new file, and no link that somebody put there
@@ -53,14 +50,13 @@ def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
     errors: dict[str, Exception] = {}
     for name, content in files.items():
         try:
-            path = inside(run, name)
-            path.parent.mkdir(exist_ok=True)
-            write(path, content)
+            inside(run, name).parent.mkdir(exist_ok=True)
+            write(inside(run, name), content)
         except (OSError, ValueError) as error:
             errors[name] = error
-    for wrong in errors.values():  # the first speaks for all
-        what = f"Expected to write {', '.join(errors)} in {shown(run)!r}"
-        raise OSError(f"{what}; could not ({short(wrong)}).") from wrong
+    for first in errors.values():  # which speaks for all
+        failed = f"Expected to write {', '.join(errors)} in {shown(run)!r}"
+        raise OSError(f"{failed}; could not ({short(first)}).") from first
 
 
 def inside(run: str | Path, name: str) -> Path:
@@ -82,10 +78,7 @@ def shown(path: Path) -> str:
 
 @contextmanager
 def hold(run: Path) -> Iterator[Callable[[], Path]]:
-    """Keep other processes from writing to a run for as long as this lasts, or this process does.
-
-    Yields a function that says where the run is, also after somebody has renamed it.
-    """
+    """Keep other processes from writing to a run; yield a function that says where it is, also if it was renamed."""
     run = run.absolute()
     try:
         import fcntl
@@ -116,9 +109,9 @@ def hold(run: Path) -> Iterator[Callable[[], Path]]:
 
 
 def pack(nest: Any) -> bytes:
-    """Return a nest of dictionaries, lists, numbers, words and tensors as the bytes of a safetensors file.
+    """Return a nest of dictionaries, lists, numbers to the last bit, words and tensors as bytes of a safetensors file.
 
-    A tuple comes back as a list, numbers to the last bit, tensors on the CPU; a digest shows if the file was cut.
+    A tuple comes back as a list, tensors on the CPU; a digest shows if the file was cut.
     """
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_plain(nest, "", tensors))
@@ -132,7 +125,9 @@ def unpack(path: Path) -> Any:
         plain = metadata["nest"]
         if _digest(plain, tensors) != metadata["sha256"]:
             raise ValueError("its content does not match its digest")
-        return _nest(json.loads(plain), tensors)
+        return json.loads(
+            plain, object_hook=lambda item: tensors[item["tensor"]] if "tensor" in item else dict(item["pairs"])
+        )
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
     except (RecursionError, TypeError) as error:
@@ -143,7 +138,7 @@ def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file and its metadata, or raise ValueError."""
     try:
         if not path.is_file():
-            raise FileNotFoundError("there is no such file")
+            raise OSError("there is no such file")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -159,16 +154,6 @@ def _plain(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
     return value
-
-
-def _nest(plain: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(plain, list):
-        return [_nest(item, tensors) for item in plain]
-    if isinstance(plain, dict):
-        if "tensor" in plain:
-            return tensors[plain["tensor"]]
-        return {key: _nest(item, tensors) for key, item in plain["pairs"]}
-    return plain
 
 
 def _digest(plain: str, tensors: dict[str, Tensor]) -> str:

@@ -67,17 +67,17 @@ def load(
 def _weights(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
     """Read weights, and the shape of one x, where the program was made for one."""
     path = inside(run, "model.safetensors" if which == "final" else f"checkpoint/{which}.safetensors")
-    if which != "last" and not path.is_file():
+    state = load_state(run)[0] if which == "last" else None
+    if state is None and not path.is_file():
         what, advice = ("best weights", "Use final or last.") if which == "best" else (path.name, "Is it a run?")
         if which == "final" and (run / "checkpoint" / "last.safetensors").is_file():
             advice = f"Its training has not ended: pyro-vae train --resume {run}."
         raise FileNotFoundError(f"Expected a run directory with {what}; {str(run)!r} has none. {advice}")
-    last = load_state(run)[0] if which == "last" else None
     try:
         if which == "final":
             weights, metadata = tensors_of(path)
             return weights, json.loads(metadata.get("event_shape", "[]"))
-        state = unpack(path) if last is None else last
+        state = unpack(path) if state is None else state
         if not all(isinstance(tensor, Tensor) for tensor in state["vae"].values()):
             raise ValueError("its weights are no tensors")
         return state["vae"], state["event_shape"]
@@ -153,10 +153,8 @@ def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
     if different := [name for name in expected | got if expected.get(name) != got.get(name)]:
         name, more = different[0], f", nor are {len(different) - 1} others" if different[1:] else ""
         ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, got))
-        raise ValueError(
-            "Expected weights of the architecture in config.yaml; got others: by config.yaml "
-            f"{name!r} is {ours}, in the weights {theirs}{more}."
-        )
+        what = f"by config.yaml {name!r} is {ours}, in the weights {theirs}{more}"
+        raise ValueError(f"Expected weights of the architecture in config.yaml; got others: {what}.")
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     program.to(dtype=kinds.pop() if len(kinds) == 1 else None)
     program.load_state_dict(state)

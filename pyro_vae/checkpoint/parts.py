@@ -41,11 +41,9 @@ def describe(part: Any) -> Any:
         kind = None if inspect.isroutine(part) or isinstance(part, nn.Module | Tensor) else type(part)
         arguments = _kept(part) if kind else {}
     if kind is None:
-        raise ValueError(
-            f"Expected a class or a functools.partial of one, which a run directory can name; got {part!r}."
-        )
-    path = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
-    return path | {"init_args": {k: describe(v) for k, v in arguments.items()}} if arguments else path
+        raise ValueError(f"Expected a class or a functools.partial of one, for a run directory to name; got {part!r}.")
+    made = {"init_args": {name: describe(value) for name, value in arguments.items()}} if arguments else {}
+    return {"class_path": _path(kind)} | made
 
 
 def describe_program(program: nn.Module) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def describe_program(program: nn.Module) -> dict[str, Any]:
     kind = type(program)
     if parts and kind is VAE:
         return parts
-    described: dict[str, Any] = {"class_path": f"{_home(kind)}.{kind.__qualname__}"}
+    described: dict[str, Any] = {"class_path": _path(kind)}
     if not parts and "<" not in kind.__qualname__:
         with suppress(ValueError, TypeError):
             arguments = getattr(program, "made_with", None) or _kept(program)  # the command notes what it was given
@@ -78,37 +76,36 @@ def event_shape(program: Any) -> list[int]:
 
 def _kept(instance: Any) -> dict[str, Any]:
     """The arguments that an instance was made with, from attributes of the same names."""
-    found = {}
-    for name, owner in _parameters(type(instance)).items():
-        if hasattr(instance, name):
-            found[name] = getattr(instance, name)
-        elif owner.__module__.split(".")[0] != "pyro":  # of whose losses some take what they no longer use
+    owners = _parameters(type(instance))
+    for name, owner in owners.items():
+        if not hasattr(instance, name) and owner.__module__.split(".")[0] != "pyro":  # whose losses have some of no use
             raise ValueError(
                 f"Expected {type(instance).__name__} to keep its argument {name!r} under that name, to write it down "
                 f"in config.yaml; it does not. Write self.{name} = {name} in its __init__."
             )
-    return found
+    return {name: getattr(instance, name) for name in owners if hasattr(instance, name)}
 
 
 def _parameters(kind: type) -> dict[str, type]:
     """The arguments of a class, and whose each is: those that ``**kwargs`` hands on are a base's."""
     found: dict[str, type] = {}
-    for owner in kind.__mro__:
-        if (init := vars(owner).get("__init__")) and owner is not object:
-            parameters = [*inspect.signature(init).parameters.values()][1:]
-            named = (one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD))
-            found = {one.name: owner for one in named} | found
-            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+    for owner in kind.__mro__[:-1]:
+        if init := vars(owner).get("__init__"):
+            kinds = {one.name: one.kind for one in [*inspect.signature(init).parameters.values()][1:]}
+            found = {
+                name: owner for name, one in kinds.items() if one not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+            } | found
+            if inspect.Parameter.VAR_KEYWORD not in kinds.values():
                 break
     return found
 
 
-def _home(kind: type) -> str:
-    """The module to import a class from: the outermost that offers it, as files inside a room may move."""
+def _path(kind: type) -> str:
+    """The path to import a class by: of the outermost module that offers it, as files inside a room may move."""
     home = kind.__module__
     while getattr(sys.modules.get(home.rpartition(".")[0]), kind.__qualname__, None) is kind:
         home = home.rpartition(".")[0]
-    return home
+    return f"{home}.{kind.__qualname__}"
 
 
 def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
@@ -200,7 +197,7 @@ def _class(spec: Any, kinds: tuple[type, ...]) -> functools.partial:
         raise ValueError(f"Expected a class of {module} that is a {due}; the run names {path!r}.")
     known = inspect.signature(found).parameters
     anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
-    if unknown := [str(key) for key in arguments if key not in known and not anything]:
+    if (unknown := [str(key) for key in arguments if key not in known]) and not anything:
         raise ValueError(f"Expected arguments of {name}, {', '.join(known)}; the run has {', '.join(unknown)}.")
     for key, value in arguments.items():
         if isinstance(value, dict) and "class_path" in value:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import warnings
@@ -81,10 +82,7 @@ def check_data(run: str | Path, digests: Digests) -> None:
 
 @contextmanager
 def hold_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Callable[[], Path]]:
-    """Make a directory for a run, and keep other processes from it for as long as this lasts, as :func:`hold`.
-
-    If it comes to an error before the directory is a run, it is taken away again. Files of the user's own are refused.
-    """
+    """As :func:`hold`, of a new directory, which goes again if it becomes no run; refuse files of a user's own."""
     run = Path(run_dir).absolute()
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
@@ -132,10 +130,9 @@ def save_weights(run: Path, program: nn.Module) -> None:
 
 def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
     """Write ``metrics.csv``, and beside it ``seconds.csv``, which no seed decides: one line an epoch."""
-    seconds = {key: values for key, values in history.items() if key == "seconds"}
-    numbers = {key: values for key, values in history.items() if key != "seconds"}
-    for name, columns in (("metrics.csv", numbers), ("seconds.csv", seconds)):
-        if columns:
+    for name in ("metrics.csv", "seconds.csv"):
+        of_time = name == "seconds.csv"
+        if columns := {key: values for key, values in history.items() if (key == "seconds") is of_time}:
             rows = ([i + 1, *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
             write(inside(run, name), table([["epoch", *columns], *rows]))
 
@@ -193,6 +190,10 @@ def begin_again(run: Path, config: dict[str, Any]) -> None:
 
 def environment(seed: int | None) -> dict[str, Any]:
     """Versions, command, seed, git commit and hardware."""
+    known, memory = Path("/proc/cpuinfo"), None
+    processors = re.findall(r"^model name\s*: *(.*\S)", known.read_text() if known.is_file() else "", re.MULTILINE)
+    with suppress(AttributeError, ValueError, OSError):  # not on Windows
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     return {
         "command": sys.argv,
         "directory": str(Path.cwd()),
@@ -201,11 +202,11 @@ def environment(seed: int | None) -> dict[str, Any]:
         "git": _git(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": next(iter(processors), platform.processor()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_GiB": _memory(),
+        "memory_GiB": memory,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: version(name) for name in PACKAGES},
     }
@@ -220,17 +221,3 @@ def _git() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.strip(), "changed": bool(changed)}
-
-
-def _processor() -> str:
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _memory() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -2,7 +2,7 @@
 
 import timeit
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal
@@ -27,12 +27,6 @@ def device_of(*arguments: Any) -> torch.device:
     """Return the device of the tensors among arguments, a GPU before the CPU; the CPU where there are none."""
     devices = [leaf.device for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     return max(devices, key=lambda device: device.type != "cpu", default=torch.device("cpu"))
-
-
-def put_back(tensors: Iterable[Tensor], values: Iterable[Tensor]) -> None:
-    """Give tensors the numbers that they had."""
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.detach().copy_(value)
 
 
 @torch.no_grad()
@@ -75,6 +69,7 @@ def fast_products(precision: Precision) -> AbstractContextManager[None]:
 
 
 @cache
+@torch.no_grad()
 def products_are_faster() -> bool:
     """Whether oneDNN's product of float32 matrices is faster than torch's default on this CPU, and as accurate.
 
@@ -85,30 +80,25 @@ def products_are_faster() -> bool:
     if SWITCH is None or not torch.backends.mkldnn.is_available():
         return False
     a, b = _factors()
-    exact = a.double() @ b.double()
-    with torch.no_grad():
-        usual = _seconds(a, b)
-        with _by_onednn():
-            error = ((a @ b).double() - exact).norm() / exact.norm()
-            fast = _seconds(a, b)
+    exact, usual = a.double() @ b.double(), _seconds(a, b)
+    with _by_onednn():
+        error, fast = ((a @ b).double() - exact).norm() / exact.norm(), _seconds(a, b)
     return error.item() < ACCURATE and FASTER * fast < usual
 
 
 def warn_if_slower(precision: Precision, device: torch.device) -> None:
     """Warn of bfloat16 on a CPU that has no instructions for it, and takes tens of times as long."""
     if precision == "bfloat16" and device.type == "cpu" and (times := _times_as_long()) > FASTER:
-        warnings.warn(
-            f"Products of bfloat16 numbers take {times:.2g} times as long as float32's on this CPU: use "
-            "precision = 'auto', which is as accurate as float32 and as fast as this CPU is.",
-            stacklevel=2,
-        )
+        slow = f"Products of bfloat16 numbers take {times:.2g} times as long as float32's on this CPU"
+        better = "use precision = 'auto', which is as accurate as float32 and as fast as this CPU is"
+        warnings.warn(f"{slow}: {better}.", stacklevel=2)
 
 
 @cache
+@torch.no_grad()
 def _times_as_long() -> float:
     a, b = _factors()
-    with torch.no_grad():
-        return _seconds(a.bfloat16(), b.bfloat16(), 3) / _seconds(a, b)
+    return _seconds(a.bfloat16(), b.bfloat16(), 3) / _seconds(a, b)
 
 
 def _factors() -> tuple[Tensor, Tensor]:

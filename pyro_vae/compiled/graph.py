@@ -5,7 +5,7 @@ import operator
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -55,9 +55,15 @@ class Graph:
         self.state = _lift(module)
         if frozen:
             self.state = fold(module.graph, self.state)
+        self.trained = [tensor.requires_grad for tensor in self.state]
         module.recompile()
         self.nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-        self.work = _work(self.nodes)  # which a compiler may save, about half a nanosecond each on a CPU
+        fused = [(node.target, node.meta.get("val")) for node in self.nodes]
+        self.work = sum(  # numbers that a compiler need not write, half a nanosecond each; a call is as some thousands
+            CALL + value.numel()
+            for operation, value in fused
+            if isinstance(value, Tensor) and not operation.is_view and operation.overloadpacket.__name__ not in PRODUCTS
+        )
         self._module = module
         self._run: Callable[..., Any] = module
 
@@ -109,31 +115,18 @@ class _OneHot(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _work(nodes: list[fx.Node]) -> int:
-    """Numbers written by the operations that a compiler fuses; to call one costs as much as to write some thousands."""
-    work = 0
-    for node in nodes:
-        operation: Any = node.target
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and not operation.is_view and operation.overloadpacket.__name__ not in PRODUCTS:
-            work += CALL + value.numel()
-    return work
-
-
 def _lift(module: fx.GraphModule) -> list[Tensor]:
     """Make every closed-over tensor an input, after the others; return them."""
-    state: list[Tensor] = []
     places: dict[str, fx.Node] = {}
     first = next(node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr"))
-    for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
-        name = str(node.target)
-        if name not in places:
+    for node in module.graph.find_nodes(op="get_attr"):
+        if node.target not in places:
             with module.graph.inserting_before(first):
-                places[name] = module.graph.placeholder(f"state_{len(state)}")
-            places[name].meta = dict(node.meta)
-            state.append(getattr(module, name))
-        node.replace_all_uses_with(places[name])
+                places[node.target] = module.graph.placeholder(f"state_{len(places)}")
+            places[node.target].meta = dict(node.meta)
+        node.replace_all_uses_with(places[node.target])
         module.graph.erase_node(node)
+    state = [getattr(module, name) for name in places]
     for name in places:
         delattr(module, name)
     return state
@@ -176,21 +169,18 @@ def prune(graph: fx.Graph) -> None:
 
 def _stays(node: fx.Node) -> bool:
     """Whether a node is there for more than its value."""
-    if node.op in ("placeholder", "output"):
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+    return node.op in ("placeholder", "output")
 
 
 @torch.no_grad()
 def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
     """Compute once what closed-over tensors decide, or comes twice, unless the graph writes; return such tensors."""
-    calls = [node for node in graph.nodes if node.op == "call_function"]
+    calls, places = ([node for node in graph.nodes if node.op == op] for op in ("call_function", "placeholder"))
     schemas = [node.target._schema for node in calls if node.target is not operator.getitem]
     if any(writes(argument) for schema in schemas for argument in schema.arguments):
         return state
-    places = [node for node in graph.nodes if node.op == "placeholder"]
     known: dict[fx.Node, Any] = dict(zip(places[len(places) - len(state) :], state, strict=True))
     seen: dict[Any, fx.Node] = {}
     for node in calls:
@@ -203,8 +193,7 @@ def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
             node.replace_all_uses_with(first)
         elif shaped or all(each in known for each in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), lambda each: known[each] if each in known else _like(each))
-            operation: Any = node.target
-            known[node] = operation(*args, **kwargs)
+            known[node] = cast(Any, node.target)(*args, **kwargs)
     for node, value in list(known.items()):
         if node.op != "placeholder" and isinstance(value, Tensor) and any(user not in known for user in node.users):
             with graph.inserting_after(places[-1]):
@@ -213,11 +202,11 @@ def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
             node.replace_all_uses_with(places[-1], lambda user: user not in known)
             known[places[-1]] = value
     graph.eliminate_dead_code(_stays)
-    kept = [node for node in places if node in known and node.users]
-    for node in places:
-        if node in known and not node.users:
+    closed_over = [node for node in places if node in known]
+    for node in closed_over:
+        if not node.users:
             graph.erase_node(node)
-    return [known[node] for node in kept]
+    return [known[node] for node in closed_over if node.users]
 
 
 def _like(node: fx.Node) -> Tensor:

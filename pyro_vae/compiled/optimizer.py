@@ -53,8 +53,17 @@ class Optimizer:
             return
         self._add([*parameters])
         assert self._torch is not None
-        now = self._torch.state_dict()
-        _check(state["optimizer"], now, [p for group in self._torch.param_groups for p in group["params"]])
+        now, trained = self._torch.state_dict(), [p for group in self._torch.param_groups for p in group["params"]]
+        sides = (state["optimizer"]["param_groups"], now["param_groups"])
+        was, is_now = ([(set(group), group["params"]) for group in groups] for groups in sides)
+        if was != is_now:
+            size = len(trained)
+            raise ValueError(f"Expected the state of an optimizer of {size} parameters as this one; got another's.")
+        for index, moments in state["optimizer"]["state"].items():
+            for name, value in moments.items():
+                due, got = trained[index].shape, getattr(value, "shape", torch.Size())
+                if got not in (torch.Size(), due):
+                    raise ValueError(f"Expected {name} of the shape of its parameter, {(*due,)}; got {(*got,)}.")
         self._torch.load_state_dict(state["optimizer"])
         for group, before in zip(self._torch.param_groups, now["param_groups"], strict=True):
             # Pairs, as Adam's betas, come back from a file as lists.
@@ -69,25 +78,21 @@ class Optimizer:
         groups: list[tuple[list[Tensor], dict[str, Any]]] = []  # of the same arguments
         for parameter in new:
             arguments = self.optim._get_optim_args(parameter)
-            if same := next((group for group, known in groups if known == arguments), None):
-                same.append(parameter)
-            else:
-                groups.append(([parameter], arguments))
-            clip: Any = cast(Any, self.optim)._get_grad_clip(parameter)
-            if clip:
+            if all(arguments != known for _, known in groups):
+                groups.append(([], arguments))
+            next(group for group, known in groups if known == arguments).append(parameter)
+            if clip := cast(Any, self.optim)._get_grad_clip(parameter):
                 self._clips.append((parameter, clip))
         flat = [{"params": group, **arguments} for group, arguments in groups]
         if self._torch is not None:
-            for each in flat:
-                self._torch.add_param_group(each)
+            for group in flat:
+                self._torch.add_param_group(group)
             return
         constructor: Any = self.optim.pt_optim_constructor
-        defaults = dict(groups[0][1])
         chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in flat for name in group}
         floats = all(map(torch.is_floating_point, new))
-        if floats and not chosen and "fused" in inspect.signature(constructor).parameters:
-            defaults["fused"] = True
-        self._torch = constructor(flat, **defaults)
+        fused = floats and not chosen and "fused" in inspect.signature(constructor).parameters
+        self._torch = constructor(flat, **groups[0][1] | ({"fused": True} if fused else {}))
         if isinstance(self.optim, PyroLRScheduler):
             self._schedule = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
         self.optim.optim_objs = {new[0]: self._schedule or self._torch}
@@ -98,16 +103,3 @@ class Optimizer:
 def _data(schedule: Any) -> dict[str, Any]:
     """The numbers of a schedule, without the functions that some versions of torch put among them."""
     return {name: value for name, value in schedule.state_dict().items() if not callable(value)}
-
-
-def _check(state: dict[str, Any], now: dict[str, Any], trained: Sequence[Tensor]) -> None:
-    was, is_now = ([(set(group), group["params"]) for group in each["param_groups"]] for each in (state, now))
-    if was != is_now:
-        raise ValueError(f"Expected the state of an optimizer of {len(trained)} parameters as this one; got another's.")
-    for index, moments in state["state"].items():
-        shape = trained[index].shape
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.shape not in (torch.Size(), shape):
-                raise ValueError(
-                    f"Expected {name} of the shape of its parameter, {tuple(shape)}; got {tuple(value.shape)}."
-                )

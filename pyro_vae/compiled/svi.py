@@ -89,12 +89,8 @@ class CompiledSVI(SVI):
         self._gradients = Traced(self._loss_and_gradients, compile, steps, self._modes, _in_store)
         self._value = Traced(self._loss_and_gradients, compile, None, self._modes, _in_store)
         if self._terms is None and compile != "off":
-            name = type(loss).__name__
-            warnings.warn(
-                f"Going on in plain Pyro: {name} looks at numbers in tensors, so a step cannot be a graph. Use an "
-                "objective of pyro_vae.objectives.",
-                stacklevel=2,
-            )
+            looks = f"{type(loss).__name__} looks at numbers in tensors, so a step cannot be a graph"
+            warnings.warn(f"Going on in plain Pyro: {looks}. Use an objective of pyro_vae.objectives.", stacklevel=2)
 
     @property
     def mode(self) -> str:
@@ -171,10 +167,9 @@ class CompiledSVI(SVI):
         assert self._terms is not None
         with self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             terms = self._terms(self.model, self.guide, *args, **kwargs)
-        known = _met(capture)
-        if not (terms.loss.requires_grad and _trained(known)):
-            return Outputs([terms.loss, terms.plain], known)
-        gradients = torch.autograd.grad(terms.loss, _trained(known), allow_unused=True)
+        known, gradients = _met(capture), tuple[Tensor, ...]()
+        if terms.loss.requires_grad and _trained(known):
+            gradients = torch.autograd.grad(terms.loss, _trained(known), allow_unused=True)
         return Outputs([terms.loss.detach(), terms.plain, *gradients], known)
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -41,10 +41,10 @@ class _Entry:
     state: Hashable
     calls: int = 1
     graph: Graph | None = None
-    flags: list[bool] = field(default_factory=list)
     compiled: bool | None = None  # None before a compiler was tried
 
 
+@dataclass(eq=False)
 class Traced:
     """A function of tensors, run as a graph of its tensor operations.
 
@@ -63,20 +63,17 @@ class Traced:
         frozen: Whether tensors that it closes over never change, nor handlers around it its numbers (:class:`Graph`).
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Outputs],
-        compile: Compile = "auto",
-        calls: int | None = None,
-        key: Callable[[], Hashable] = tuple,
-        state: Callable[[Any], Hashable] = lambda kept: None,
-        quiet: bool = False,
-        recorded: int = 2,
-        frozen: bool = False,
-    ) -> None:
-        self.function, self.compile, self.calls, self.key, self.state = function, compile, calls, key, state
-        self.quiet, self.recorded, self.frozen = quiet, recorded, frozen
-        self.reason = "compile='off'" if compile == "off" else ""
+    function: Callable[..., Outputs]
+    compile: Compile = "auto"
+    calls: int | None = None
+    key: Callable[[], Hashable] = tuple
+    state: Callable[[Any], Hashable] = lambda kept: None
+    quiet: bool = False
+    recorded: int = 2
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        self.reason = "compile='off'" if self.compile == "off" else ""
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None
         self._full = False
@@ -104,7 +101,7 @@ class Traced:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if entry.calls == entry.recorded + 1:
             return self._check(entry, entry.graph, tensors, args, kwargs)
-        if entry.compiled is None and self.compile != "graph" and self._pays(entry, entry.graph, tensors):
+        if entry.compiled is None and self.compile != "graph":
             self._compile(entry, entry.graph, tensors)
         return Outputs(entry.graph(tensors), entry.kept)
 
@@ -137,8 +134,8 @@ class Traced:
 
     def _holds(self, entry: _Entry) -> bool:
         """Whether the graph's tensors are still those that the function would meet, and are trained or not as then."""
-        flags = [tensor.requires_grad for tensor in entry.graph.state] if entry.graph else []
-        return entry.state == self.state(entry.kept) and entry.flags == flags
+        as_then = entry.graph is None or entry.graph.trained == [tensor.requires_grad for tensor in entry.graph.state]
+        return as_then and entry.state == self.state(entry.kept)
 
     def _remember(self, key: Hashable, kept: Any) -> None:
         before = self._entries.get(key)
@@ -177,7 +174,6 @@ class Traced:
             set_random_state(before, device_of(tensors))
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
-        entry.flags = [tensor.requires_grad for tensor in entry.graph.state]
         outputs, entry.graph.outputs = entry.graph.outputs, ()
         return Outputs([None if output is None else output.detach() for output in outputs], entry.kept)
 
@@ -201,14 +197,13 @@ class Traced:
         self._go_on(reason)
         return result
 
-    def _pays(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> bool:
-        """Whether a compiler would pay for itself; the first shape is compiled by ``inductor`` in any case."""
+    def _compile(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> None:
+        """Compile where that pays for itself, and the first shape for ``inductor`` in any case."""
         # How many calls there were does not count where it is known how many come: a run that goes on is as one.
         calls = entry.calls if self.calls is None else 0.5 * self.calls * entry.first
         pays = calls * graph.work >= PAYS and can_compile(device_of(tensors))
-        return pays or (self.compile == "inductor" and entry.first)
-
-    def _compile(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> None:
+        if not pays and not (self.compile == "inductor" and entry.first):
+            return
         entry.compiled = False
         try:
             graph.compile(tensors)

@@ -1,7 +1,7 @@
 """Training: Pyro's SVI over minibatches."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.seeds import alone, seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.optimizers import Choice
-from pyro_vae.train.processes import Processes, together
+from pyro_vae.train.processes import together
 from pyro_vae.train.running import Run
 from pyro_vae.train.settings import Logger, Settings, check_resumed, check_support, hook, splits_of
 
@@ -123,8 +123,10 @@ def fit(
     settings = Settings(**{name: arguments[name] for name in Settings.__dataclass_fields__})
     if logger and not (resume or run_dir):
         raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
-    with ExitStack() as stack:
-        stack.enter_context(alone(program, torch.device(settings.device)))
+    if resume and run_dir:
+        raise ValueError(f"Expected resume, which writes where it goes on, or run_dir; got {resume!r} and {run_dir!r}.")
+    before = checkpoint.config_of(Path(resume)) if resume else {}
+    with alone(program, torch.device(settings.device)), ExitStack() as stack:
         warn_if_slower(precision, torch.device(settings.device))
         objective = ELBO() if objective is None else objective
         if not isinstance(objective, pyro.infer.ELBO):
@@ -141,36 +143,25 @@ def fit(
         training = Training(program, dataset, objective, settings, processes)
         if isinstance(objective, Objective):
             objective.start(training.steps)
-        config: dict[str, Any] = {}
+        config, place = dict[str, Any](), None  # and where the run's directory is, in the process that writes it
         if run_dir or resume:
             described = checkpoint.describe_program(program) | {"objective": checkpoint.describe(objective)}
             config = dataset.config | described | asdict(settings)
-        with _directory(run_dir, resume, overwrite, processes) as place:
-            run = Run(training, place, dataset)
-            if resume:
-                check_resumed(checkpoint.about(resume).get("config") or checkpoint.config_of(Path(resume)), config)
-                checkpoint.check_data(resume, dataset.digests)
-                run.restore(Path(resume))
-                if run.folder:
-                    checkpoint.begin_again(run.folder, config)
-            else:
-                if start := hook(program, "start"):
-                    start(dataset)
-                for tensor in program.state_dict().values():
-                    processes.same(tensor)  # all start from the same numbers
-                if run.folder:
-                    checkpoint.begin(run.folder, config, dataset.digests, run.save)
-            return run.train(progress, on_epoch)
-
-
-def _directory(
-    run_dir: str | Path | None, resume: str | Path | None, overwrite: bool, processes: Processes
-) -> AbstractContextManager[Callable[[], Path] | None]:
-    """Say where the run's directory is, which is for this process alone; None where nothing is to be written."""
-    if resume and run_dir:
-        raise ValueError(f"Expected resume, which writes where it goes on, or run_dir; got {resume!r} and {run_dir!r}.")
-    if resume:
-        checkpoint.config_of(Path(resume))
-    if not (resume or run_dir) or processes.rank:
-        return nullcontext()
-    return checkpoint.hold(Path(resume)) if resume else checkpoint.hold_new(str(run_dir), overwrite)
+            if processes.rank == 0:
+                hold = checkpoint.hold(Path(resume)) if resume else checkpoint.hold_new(str(run_dir), overwrite)
+                place = stack.enter_context(hold)
+        run = Run(training, place, dataset)
+        if resume:
+            check_resumed(checkpoint.about(resume).get("config") or before, config)
+            checkpoint.check_data(resume, dataset.digests)
+            run.restore(Path(resume))
+            if run.folder:
+                checkpoint.begin_again(run.folder, config)
+        else:
+            if start := hook(program, "start"):
+                start(dataset)
+            for tensor in program.state_dict().values():
+                processes.same(tensor)  # all start from the same numbers
+            if run.folder:
+                checkpoint.begin(run.folder, config, dataset.digests, run.save)
+        return run.train(progress, on_epoch)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pyro_vae import checkpoint
 from pyro_vae.compiled import CompiledSVI
-from pyro_vae.compiled.device import put_back
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
@@ -54,7 +53,12 @@ class Training:
         self.scales = Scales(program, self.model)
         with self.complete():
             times = len(self.train) / (self.scales(batch := self._first(self.size)) * len(batch[0]))
-        _check_batches(program, dataset, self.size)
+        if (rows := own_rows(program)) and (self.size < len(self.train) or len(dataset.valid)):
+            raise ValueError(
+                "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
+                f"batch_size = {rows}, {len(self.train)} rows and {len(dataset.valid)} held out. Use "
+                "data.from_columns(..., valid=0), and a new guide."
+            )
         if not self.scales.shown:
             self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
         optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
@@ -64,7 +68,8 @@ class Training:
         self.watch = Watch(program, spread(dataset.valid if len(dataset.valid) else dataset.train))
         self.epochs, self.at, self.beta = 0, 0, 1.0  # epochs done, steps of the next one done
         # In one place, since a small tensor a step, kept, would keep the memory around it from being used again.
-        self.losses, self.plain = torch.zeros(2, self.batches, device=self.device, dtype=self.dtype)
+        self.both = torch.zeros(self.batches, 2, device=self.device, dtype=self.dtype)
+        self.losses, self.plain = self.both.T
         self.skipped: list[int] = []  # steps of this epoch
         self.dawn = generators(self.device)  # where the epoch began
         self._recorded: set[int] = set()
@@ -82,7 +87,8 @@ class Training:
         batches = self._order().split(self.size)
         for step in range(self.at, self.batches):
             self.beta = self.ours.beta_now if self.ours else 1.0
-            self.losses[step], self.plain[step] = self.processes.both(*self._step(batches[step]))
+            self.losses[step], self.plain[step] = self._step(batches[step])
+            self.processes.summed(self.both[step])
             self.at += 1
             if step % LOOK == 0 or self.at == self.batches:
                 self.look(max(0, step - LOOK))
@@ -126,16 +132,13 @@ class Training:
         """Have a step recorded, and take none, so that none depends on how many there were; return its parameters."""
         self._recorded.add(size)
         batch, handler = self._first(size), self.processes.noise(size, OF_Z)
-        buffers = [buffer.clone() for buffer in self.program.buffers()]
-        with unmoved(self.device):
+        parameters: list[Tensor] = []
+        with unmoved(self.device, *self.program.buffers()):
             try:
                 _, parameters = self.svi.gradients(batch, handler=handler, record=True)
             except ValueError as error:
-                if not out_of_range(error):
+                if not out_of_range(error):  # which is said when the step is taken
                     raise
-                with pyro.validation_enabled(False):  # which step that is will be said when it is taken
-                    _, parameters = self.svi.gradients(batch, handler=handler, record=True)
-        put_back(self.program.buffers(), buffers)
         for parameter in parameters:
             parameter.grad = None
         return parameters
@@ -143,15 +146,14 @@ class Training:
     def _check_one_row(self) -> None:
         """Refuse a batch of one row for a program that runs on two and not on one, as with batch normalisation."""
         self.program.train()
-        objective: Any = self.objective
-        buffers, errors = [buffer.clone() for buffer in self.program.buffers()], list[str]()
+        objective, errors = cast(Any, self.objective), list[str]()
         for rows in (self.processes.world, min(2 * self.processes.world, len(self.train))):
             try:
-                with torch.no_grad(), unmoved(self.device), pyro.get_param_store().scope(), self.complete():
+                kept = unmoved(self.device, *self.program.buffers())
+                with torch.no_grad(), kept, pyro.get_param_store().scope(), self.complete():
                     objective.loss(self.model, self.guide, *self._first(rows))
             except ValueError as error:
                 errors.append(str(error).splitlines()[0])
-        put_back(self.program.buffers(), buffers)
         if errors and (len(errors) == 1 or len(self.train) == 1):
             raise ValueError(
                 f"Expected batches of at least 2 rows; of {len(self.train)} in batches of {self.size} one has 1, and "
@@ -191,7 +193,8 @@ class Training:
         if not wrong:
             return loss / self.scales(batch), self.ours.plain / self.scales(batch) if self.ours else 0.0
         trouble = self._trouble(self.at, rows, wrong, batch, drawn)
-        put_back(self.program.buffers(), buffers)
+        for buffer, before in zip(self.program.buffers(), buffers, strict=True):
+            buffer.detach().copy_(before)
         if not self.skips or len(self.skipped) == self.batches - 1:
             raise trouble
         self.watch.say(f"A batch was left out: {trouble} How many are, of each epoch, is in metrics.csv.")
@@ -223,13 +226,3 @@ class Training:
         record = {"epoch": self.epochs + 1, "step": step + 1, "rows": rows.tolist()} | fault
         words = f"Training diverged in epoch {self.epochs + 1}, step {step + 1}: {wrong}. {fault['words']}"
         return NotFinite(words, record)
-
-
-def _check_batches(program: Any, dataset: Dataset, size: int) -> None:
-    """Refuse batches and rows held out for an autoguide with parameters for each row, which needs all at once."""
-    if (rows := own_rows(program)) and (size < len(dataset.train) or len(dataset.valid)):
-        raise ValueError(
-            "Expected one batch of all rows and none held out, as an autoguide has parameters for each row; got "
-            f"batch_size = {rows}, {len(dataset.train)} rows and {len(dataset.valid)} held out. Use "
-            "data.from_columns(..., valid=0), and a new guide."
-        )

@@ -1,7 +1,5 @@
 """Several processes that train one VAE together, under ``torchrun``."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os
@@ -45,7 +43,7 @@ def _launched() -> bool:
 
 
 @contextmanager
-def together(device: str) -> Iterator[Processes]:
+def together(device: str) -> "Iterator[Processes]":
     """Join the processes that ``torchrun`` started, over gloo on CPUs and NCCL on GPUs, for as long as this lasts."""
     joined = dist.is_available() and dist.is_initialized()
     if joined or not _launched():
@@ -86,10 +84,8 @@ class Processes:
         """Refuse what is computed over a minibatch, and would be computed over each process's part of it."""
         norms = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal)]
         parts = ["scale = 'optimal'" if isinstance(layer, Optimal) else type(layer).__name__ for layer in norms]
-        if bits := getattr(objective, "free_bits", 0):
-            parts.append(f"free_bits = {bits}")
-        if penalty := getattr(objective, "penalty", None):
-            parts.append(type(penalty).__name__)
+        bits, penalty = getattr(objective, "free_bits", 0), getattr(objective, "penalty", None)
+        parts += [f"free_bits = {bits}"] if bits else [type(penalty).__name__] if penalty else []
         if self.world > 1 and (parts := [part for part in parts if part != "SyncBatchNorm"]):
             raise ValueError(
                 f"Expected one process for {parts[0]}, which is computed over a whole minibatch; got {self.world}, of "
@@ -100,24 +96,13 @@ class Processes:
         """Return this process's part of the rows of a batch."""
         return rows if self.world == 1 else rows[self._part(len(rows))]
 
-    def noise(self, total: int, dim: int) -> WholeBatch | None:
+    def noise(self, total: int, dim: int) -> "WholeBatch | None":
         """Return a context in which noise is this process's part of a batch of so many rows, along a dimension."""
-        if self.world == 1:
-            return None
-        part = self._part(total)
-        return WholeBatch(part.start, part.stop - part.start, total, dim)
+        return None if self.world == 1 else WholeBatch(self._part(total), total, dim)
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """Return the sum over processes."""
+        """Return a tensor that has become the sum over processes."""
         return self._with_all(dist.all_reduce, tensor)
-
-    def both(self, one: Any, other: Any) -> tuple[Any, Any]:
-        """Return the sums over processes of two numbers."""
-        if self.world == 1:
-            return one, other
-        one = torch.as_tensor(one)
-        first, second = self.summed(torch.stack([one, torch.as_tensor(other).to(one)]))
-        return first, second
 
     def total(self, numbers: Tensor) -> float:
         """Return the sum of numbers over processes, in float64."""
@@ -135,19 +120,16 @@ class Processes:
     @contextmanager
     def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
         """Take note of SIGINT and SIGTERM; yield what raises Stopped in all processes then; a second stops at once."""
-        asked, checks = False, 0
+        asked: list[int] = []
+        checks, waits = itertools.count(1), device.type == "cuda" and self.world > 1
 
         def note(number: int, frame: FrameType | None) -> None:
-            nonlocal asked
             if asked:
                 raise KeyboardInterrupt
-            asked = True
+            asked.append(number)
 
         def check() -> None:
-            nonlocal checks
-            checks += 1
-            waits = device.type == "cuda" and self.world > 1
-            if not (waits and checks % LOOK) and self.any(asked, device):
+            if not (next(checks) % LOOK and waits) and self.any(bool(asked), device):
                 raise Stopped
 
         signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -194,30 +176,24 @@ class WholeBatch(TorchFunctionMode):
     that biases no gradient, but makes its variance larger.
     """
 
-    def __init__(self, start: int, rows: int, total: int, dim: int) -> None:
+    def __init__(self, part: slice, total: int, dim: int) -> None:
         super().__init__()
-        self.key = self.start, self.rows, self.total, self.dim = start, rows, total, dim
+        self.key = self.start, self.rows, self.total, self.dim = part.start, part.stop - part.start, total, dim
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in FACTORIES and args and isinstance(args[0], Sequence) and self._batched(args[0]):
-            return self._mine(func(self._whole(args[0]), *args[1:], **kwargs))
-        if func in FILLS and self._batched(args[0].shape):
-            whole = args[0].new_empty(self._whole(args[0].shape))
-            return args[0].copy_(self._mine(func(whole, *args[1:], **kwargs)))
-        if func in LIKE and self._batched(args[0].shape):
-            whole = args[0].new_zeros(self._whole(args[0].shape))
-            self._mine(whole).copy_(args[0])
-            return self._mine(func(whole, *args[1:], **kwargs))
-        return func(*args, **kwargs)
-
-    def _batched(self, shape: Sequence[int]) -> bool:
-        return -len(shape) <= self.dim < len(shape) and shape[self.dim] == self.rows
-
-    def _whole(self, shape: Sequence[int]) -> list[int]:
+        shape: Any = args[0] if func in FACTORIES and args else args[0].shape if func in FILLS or func in LIKE else None
+        if not (isinstance(shape, Sequence) and -len(shape) <= self.dim < len(shape) and shape[self.dim] == self.rows):
+            return func(*args, **kwargs)
         sizes = list(shape)
         sizes[self.dim] = self.total
-        return sizes
+        if func in FACTORIES:
+            return self._mine(func(sizes, *args[1:], **kwargs))
+        whole = args[0].new_zeros(sizes)
+        if func in FILLS:
+            return args[0].copy_(self._mine(func(whole, *args[1:], **kwargs)))
+        self._mine(whole).copy_(args[0])
+        return self._mine(func(whole, *args[1:], **kwargs))
 
     def _mine(self, whole: Tensor) -> Tensor:
         return whole.narrow(self.dim, self.start, self.rows)

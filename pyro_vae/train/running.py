@@ -35,11 +35,9 @@ class Run:
     def __init__(self, training: Training, place: Callable[[], Path] | None, dataset: Dataset) -> None:
         self.training, self._place, self.patience = training, place, training.settings.patience
         self.history: dict[str, list[float]] = {}
-        self._began = time.perf_counter()  # of the epoch
+        self._began, self._due = time.perf_counter(), time.monotonic() + SECONDS  # the epoch began, a save is due
         self._named = dataset.config["data"] != "tensor"
-        self._best: dict[str, Any] = {}
-        self._best_is_new = False
-        self._due = time.monotonic() + SECONDS
+        self._best, self._best_is_new = dict[str, Any](), False
         if self.folder:
             checkpoint.inside(self.folder, "checkpoint").mkdir(exist_ok=True)
 
@@ -66,9 +64,8 @@ class Run:
                 folder = checkpoint.inside(self.folder, "tensorboard")
                 # What was written of later epochs is hidden.
                 logger = stack.enter_context(SummaryWriter(folder, purge_step=training.epochs + 1))
-            unit = f" {images_or_rows(training.train.pixels.shape[1:])}"
-            show = {"unit": unit, "unit_scale": True, "disable": not (progress and first)}
-            bar = stack.enter_context(tqdm(total=settings.epochs * size, initial=done, **show))
+            show = {"unit": f" {images_or_rows(training.train.pixels.shape[1:])}", "unit_scale": True, "initial": done}
+            bar = stack.enter_context(tqdm(total=settings.epochs * size, disable=not (progress and first), **show))
 
             def seen(images: int) -> None:
                 bar.update(images)
@@ -100,9 +97,8 @@ class Run:
                 checkpoint.save_weights(self.folder, training.program)
                 if self.folder != began:
                     run = checkpoint.shown(self.folder)
-                    warnings.warn(
-                        f"The run was moved to {run}. To draw its figures: pyro-vae evaluate {run}", stacklevel=2
-                    )
+                    moved = f"The run was moved to {run}. To draw its figures: pyro-vae evaluate {run}"
+                    warnings.warn(moved, stacklevel=2)
         return self.history
 
     @property
@@ -114,8 +110,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or there was no better one for long enough."""
-        epochs = len(self.history.get("valid", []))
-        since = epochs if self.best is None else epochs - 1 - self.best
+        since = len(self.history.get("valid", [])) - (0 if self.best is None else self.best + 1)
         waited = self.patience is not None and since >= self.patience
         return self.training.epochs >= self.training.settings.epochs or waited
 
@@ -133,9 +128,8 @@ class Run:
         ours = {"history": self.history, "seconds": time.perf_counter() - self._began}
         packed = checkpoint.pack(self.training.state() | ours)
         folder = self.folder  # by now
-        last, previous, best = (
-            checkpoint.inside(folder, f"checkpoint/{name}.safetensors") for name in ("last", "previous", "best")
-        )
+        names = (f"checkpoint/{name}.safetensors" for name in ("last", "previous", "best"))
+        last, previous, best = (checkpoint.inside(folder, name) for name in names)
         if self._best_is_new:
             checkpoint.write(best, checkpoint.pack(self._best))
             self._best_is_new = False
@@ -153,10 +147,8 @@ class Run:
             self.training.restore(state)
             self.history, self._began = state["history"], time.perf_counter() - state["seconds"]
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-            words = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"Expected a checkpoint of this run in {str(folder)!r}; could not go on ({words})."
-            ) from error
+            what = f"Expected a checkpoint of this run in {str(folder)!r}; could not go on"
+            raise ValueError(f"{what} ({checkpoint.short(error)}).") from error
         if said and self.folder:  # or it would take the place of the one that can be read
             checkpoint.inside(folder, "checkpoint/last.safetensors").unlink()
         path = checkpoint.inside(folder, "checkpoint/best.safetensors")
@@ -168,9 +160,8 @@ class Run:
                 # One of a later epoch was written just before the end, and comes again.
                 self._best = best if best["epochs"] == self.best + 1 else {}
             except (ValueError, KeyError, TypeError) as error:
-                warnings.warn(
-                    f"{str(path)!r} cannot be read ({error}); going on without the best weights so far.", stacklevel=2
-                )
+                lost = f"{str(path)!r} cannot be read ({error}); going on without the best weights so far."
+                warnings.warn(lost, stacklevel=2)
 
     def _take_down(self, numbers: dict[str, float]) -> None:
         """Add an epoch's numbers to the history, and keep the state if it is the best."""
@@ -202,10 +193,8 @@ class Run:
         path = checkpoint.inside(folder, "diverged.json")
         checkpoint.write(path, json.dumps(error.record, indent=2) + "\n")
         where, run = checkpoint.shown(path), checkpoint.shown(folder)
-        return NotFinite(
-            f"{error} The batch's rows are in {where}; the last checkpoint is of before it: --resume {run}.",
-            error.record,
-        )
+        words = f"The batch's rows are in {where}; the last checkpoint is of before it: --resume {run}."
+        return NotFinite(f"{error} {words}", error.record)
 
 
 def _shown(numbers: dict[str, float]) -> str:

@@ -44,10 +44,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", *(["patience"] if self.patience is not None else [])):
-            if not isinstance(value := getattr(self, name), int):
-                raise ValueError(f"Expected {name} to be a whole number; got {value!r}.")
-            if value < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {value}.")
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                what = "of at least 1" if isinstance(value, int) else "to be a whole number"
+                raise ValueError(f"Expected {name} {what}; got {value!r}.")
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise ValueError(f"Expected a positive learning rate; got lr = {self.lr!r}.")
         check_choice("optimizer", self.optimizer, get_args(Choice))
@@ -60,26 +59,22 @@ class Settings:
             try:
                 import torch.utils.tensorboard  # noqa: F401
             except ImportError as error:
-                raise ValueError(
-                    "Expected tensorboard to be installed for --logger tensorboard: pip install "
-                    "'pyro_vae[tensorboard]'."
-                ) from error
+                words = "Expected tensorboard to be installed for --logger tensorboard: pip install"
+                raise ValueError(f"{words} 'pyro_vae[tensorboard]'.") from error
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse other settings than a run began with, and a longer run where something follows its length."""
     now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as it comes back from a file
     check_settings(before, {name: value for name, value in now.items() if name in before})
-    if (epochs := before.get("epochs", now["epochs"])) > now["epochs"]:
-        raise ValueError(f"Expected {epochs} epochs or more, as the run began with; got {now['epochs']}.")
-    if epochs != now["epochs"]:
-        beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
-        warmup = (beta.get("init_args") or {}).get("warmup") if isinstance(beta, dict) else None
-        if now["lr_schedule"] != "constant" or isinstance(warmup, float):
-            what = "beta" if isinstance(warmup, float) else f"the {now['lr_schedule']} learning rate"
-            raise ValueError(
-                f"Expected {epochs} epochs, as the run began with, since {what} follows that; got {now['epochs']}."
-            )
+    beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
+    warmup = (beta.get("init_args") or {}).get("warmup") if isinstance(beta, dict) else None
+    rate = "" if now["lr_schedule"] == "constant" else f"the {now['lr_schedule']} learning rate"
+    follows = "beta" if isinstance(warmup, float) else rate
+    epochs = before.get("epochs", now["epochs"])
+    if epochs > now["epochs"] or (follows and epochs != now["epochs"]):
+        more, why = ("", f", since {follows} follows that") if follows else (" or more", "")
+        raise ValueError(f"Expected {epochs} epochs{more}, as the run began with{why}; got {now['epochs']}.")
 
 
 def hook(program: Any, name: str) -> Callable[..., Any] | None:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyro
 import pyro.infer
 import torch
 from pyro.infer.enum import get_importance_trace
@@ -43,8 +42,9 @@ def not_finite(loss: Any, parameters: Sequence[Tensor]) -> str:
     gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
     if math.isfinite(sum(gradients, torch.as_tensor(loss)).item()):
         return ""
-    got = f"a finite gradient, of a loss of {float(loss):.6g}; got one that is not"
-    return f"expected {got if math.isfinite(loss) else f'a finite loss; got {float(loss)}'}"
+    if math.isfinite(loss):
+        return f"expected a finite gradient, of a loss of {float(loss):.6g}; got one that is not"
+    return f"expected a finite loss; got {float(loss)}"
 
 
 def out_of_range(error: ValueError) -> str:
@@ -66,12 +66,17 @@ def find_fault(
         described = {key: {name: _range(value) for name, value in numbers.items()} for key, numbers in sites.items()}
         fault = {"words": f"Each site is finite by itself. {ADVICE}", "site": "", "sites": described, "at_fault": []}
         for key, numbers in sites.items():
-            if any(not value.isfinite().all() for value in numbers.values()):
+            if not all(value.isfinite().all() for value in numbers.values()):
                 finite, at_fault = numbers["log-density"].isfinite(), list[int]()
+                words = f"At {key}: {', '.join(f'{name} {text}' for name, text in described[key].items())}"
                 if finite.dim() and finite.shape[-1] == len(rows):
                     at_fault = rows[~finite.reshape(-1, len(rows)).all(0)].tolist()
-                words = _words(key, described[key], numbers.get("scale"), at_fault, len(rows))
-                return fault | {"words": words, "site": key, "at_fault": at_fault}
+                if at_fault:
+                    shown = ", ".join(map(str, at_fault[:SHOWN])) + (", ..." if len(at_fault) > SHOWN else "")
+                    words += f"; for {len(at_fault)} of the batch's {len(rows)} images, of dataset.train rows {shown}"
+                if key.startswith("p(") and "scale" in numbers and (numbers["scale"] < TINY).any():
+                    words += ". Its scale runs to zero: fix it, as --likelihood.scale 0.1"
+                return fault | {"words": f"{words}. {ADVICE}", "site": key, "at_fault": at_fault}
         for pair in traces:
             for key, site in _sites(pair):
                 if names := _wrong_gradients(pair, site["log_prob"]):
@@ -94,37 +99,25 @@ def _numbers(site: Any) -> dict[str, Tensor]:
     law = site["fn"]
     while hasattr(law, "base_dist"):
         law = law.base_dist
-    parameters = {name: getattr(law, name, None) for name in law.arg_constraints}
-    if {"probs", "logits"} <= parameters.keys():
-        del parameters["probs"]
-    numbers = {name: value.detach() for name, value in parameters.items() if isinstance(value, Tensor)}
-    return numbers | {"value": site["value"].detach(), "log-density": site["log_prob"].detach()}
+    names = [name for name in law.arg_constraints if name != "probs" or "logits" not in law.arg_constraints]
+    numbers = {name: getattr(law, name, None) for name in names}
+    numbers |= {"value": site["value"], "log-density": site["log_prob"]}
+    return {name: value.detach() for name, value in numbers.items() if isinstance(value, Tensor)}
 
 
 def _range(value: Tensor) -> str:
-    wrong = int((~value.isfinite()).sum())
     seen = value[value.isfinite()]
-    within = f"in [{seen.min().item():.3g}, {seen.max().item():.3g}]" if len(seen) else ""
-    count = f"not finite in {wrong:,} of {value.numel():,}" if wrong else ""
-    return " and ".join(word for word in (count, within) if word)
-
-
-def _words(key: str, described: dict[str, str], scale: Tensor | None, at_fault: Sequence[int], size: int) -> str:
-    words = f"At {key}: {', '.join(f'{name} {text}' for name, text in described.items())}"
-    if at_fault:
-        shown = ", ".join(map(str, at_fault[:SHOWN])) + (", ..." if len(at_fault) > SHOWN else "")
-        words += f"; for {len(at_fault)} of the batch's {size} images, of dataset.train rows {shown}"
-    if scale is not None and key.startswith("p(") and (scale < TINY).any():
-        words += ". Its scale runs to zero: fix it, as --likelihood.scale 0.1"
-    return f"{words}. {ADVICE}"
+    words = [f"not finite in {value.numel() - len(seen):,} of {value.numel():,}"] if len(seen) < value.numel() else []
+    within = [f"in [{seen.min().item():.3g}, {seen.max().item():.3g}]"] if len(seen) else []
+    return " and ".join(words + within)
 
 
 def _wrong_gradients(pair: tuple[Trace, Trace], log_density: Tensor) -> list[str]:
     """Names of the parameters in which a log-density's gradient is not finite."""
     if not log_density.requires_grad:
         return []
-    sites: list[tuple[str, Any]] = [item for trace in pair for item in trace.nodes.items()]
-    params = {name: site["value"].unconstrained() for name, site in sites if site["type"] == "param"}
+    nodes: list[tuple[str, Any]] = [(name, trace.nodes[name]) for trace in pair for name in trace.param_nodes]
+    params = {name: site["value"].unconstrained() for name, site in nodes}
     trained = {name.rpartition("$$$")[2]: value for name, value in params.items() if value.requires_grad}
     gradients = torch.autograd.grad(log_density.sum(), [*trained.values()], retain_graph=True, allow_unused=True)
     pairs = zip(trained, gradients, strict=True)

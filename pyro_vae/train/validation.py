@@ -1,7 +1,5 @@
 """The ELBO of the validation images, in its two terms, and by which factor a loss is more than that of its data."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -30,7 +28,9 @@ FEW = 16
 class Validation:
     """Minus the ELBO at beta = 1 of the validation data, with the same draws at every call."""
 
-    def __init__(self, model: Any, program: Any, split: Split, seed: int, processes: Processes, scale: Scales) -> None:
+    def __init__(
+        self, model: Any, program: Any, split: Split, seed: int, processes: Processes, scale: "Scales"
+    ) -> None:
         self.model, self.program, self.seed, self.processes = model, program, seed, processes
         self.scale, self.device, self.dtype = scale, point_of(program).device, point_of(program).dtype
         self.split = split.to(self.device)
@@ -38,8 +38,7 @@ class Validation:
             processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
         self.smallest_scale = math.nan  # of p(x | z) for some of the data, if it has any
         self._elbo = ELBO(beta=0.0)  # whose loss is the one term, and which has the other beside it
-        self._graph = Traced(self._two_terms, "graph")
-        self._recorded: set[int] = set()
+        self._graph, self._recorded = Traced(self._two_terms, "graph"), set[int]()
 
     def __call__(self, pause: Callable[[], Any] = lambda: None, as_graph: bool = False) -> dict[str, float]:
         """Return minus the ELBO and its two terms, nats per datum, if there are data; ``pause`` before each batch."""
@@ -49,9 +48,9 @@ class Validation:
         if not len(self.split):
             return {}
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
-        distortion, whole = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
+        terms = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         measures: dict[str, list[Tensor]] = {}
-        hidden, measure = (hook(self.program, name) for name in ("hidden", "measures"))
+        hidden, measure, scale = (hook(self.program, name) for name in ("hidden", "measures", "smallest_scale"))
         with torch.no_grad(), seeded(self.seed, self.device):
             for i, rows in enumerate(batches):
                 pause()
@@ -64,18 +63,18 @@ class Validation:
                     self._recorded.add(len(rows))
                     with seeded(self.seed, self.device):
                         self._graph.record((noise, *batch), {})
-                (one, both), _ = self._graph((noise, *batch), {}) if as_graph else self._two_terms(noise, *batch)
-                distortion[i], whole[i] = one / self.scale(batch), both / self.scale(batch)
-            if smallest_scale := hook(self.program, "smallest_scale"):
-                self.smallest_scale = smallest_scale(*self._few(min(FEW, self._at_once)))
-        reconstruction, total = (self.processes.total(each) / len(self.split) for each in (distortion, whole))
+                both, _ = self._graph((noise, *batch), {}) if as_graph else self._two_terms(noise, *batch)
+                terms[:, i] = torch.stack([*both]) / self.scale(batch)
+            if scale:
+                self.smallest_scale = scale(*self._few(min(FEW, self._at_once)))
+        reconstruction, total = (self.processes.total(term) / len(self.split) for term in terms)
         numbers = {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
         return numbers | {f"valid_{name}": self._mean(torch.cat(values)) for name, values in measures.items()}
 
     def _mean(self, values: Tensor) -> float:
         """Return the mean of what is a number, over all processes."""
         known = values[~values.isnan()]
-        total, number = (self.processes.total(each) for each in (known, torch.ones_like(known)))
+        total, number = map(self.processes.total, (known, torch.ones_like(known)))
         return total / number if number else math.nan
 
     def _two_terms(self, noise: Any, *batch: Tensor) -> Outputs:
