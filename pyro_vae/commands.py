@@ -26,8 +26,7 @@ __all__ = ["run"]
 
 def run(given: list[str]) -> int:
     """Run a subcommand, the first word given; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
-    commands: dict[str, Callable[..., None]] = {"train": _train, "resume": _resume, "evaluate": _evaluate}
-    commands |= {"generate": _generate, "compare": _compare}
+    commands = {"train": _train, "resume": _resume, "evaluate": _evaluate, "generate": _generate, "compare": _compare}
     subcommand, *words = given
     name = f"pyro-vae {subcommand}"
     resumes = subcommand == "train" and any(word.split("=")[0] == "--resume" for word in words)
@@ -130,27 +129,21 @@ def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]],
 
 def _evaluate(
     run: str,
-    num_particles: int = 1000,
-    images: int = 1000,
-    chosen: int = 50,
-    temperatures: int = 500,
     seed: int = 0,
     device: str = "cpu",
     weights: Literal["final", "best", "last"] = "final",
     trust: str = "",
+    **options: Any,
 ) -> None:
     """Say how good a trained program and its guide are, with a diagnosis in words, and draw its figures.
 
     Args:
         run: Run directory.
-        num_particles: Draws per datum for -log p(x).
-        images: How many images of each split, the first ones.
-        chosen: How many of them for AIS, BDMC and refined guides, which cost much; 0 for none.
-        temperatures: Of AIS.
         seed: Seed of the draws.
         device: ``cpu`` or ``cuda``.
         weights: Those that training ended with, those of the best validation ELBO, or of the last checkpoint.
         trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        options: Arguments of ``report.evaluation``.
     """
     check_device(device)
     folder = Path(run).absolute()
@@ -158,12 +151,13 @@ def _evaluate(
     vae, _ = load(run, trust.split(), weights)
     dataset, _ = checkpoint.data_of(run)
     started = time.perf_counter()
-    found = report.evaluation(vae.to(device), dataset, num_particles, images, chosen, temperatures, seed)
+    found = report.evaluation(vae.to(device), dataset, seed=seed, **options)
     took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
     print(found, flush=True)  # before what may fail
     found.save(folder, _pictures(found.figures | report.figures(vae, dataset, seed)))
+    row = "an image" if found.called == "images" else "a row"
     print(f"\nfigures: {checkpoint.shown(folder / 'figures')}")
-    print(f"also:    evaluation.txt, .json and .csv (an image a line) in {run}\ntook:    {took}{_peak()}")
+    print(f"also:    evaluation.txt, .json and .csv ({row} a line) in {run}\ntook:    {took}{_peak()}")
 
 
 def _generate(

@@ -15,7 +15,8 @@ from pyro_vae.data.arrays import AT_ONCE, tensor_of
 from pyro_vae.data.on_disk import OnDisk
 
 Noise = Literal["bernoulli", "uniform"]
-WAYS = {"static": "statically", "dynamic": "dynamically", "threshold": "at one half"}
+WAYS = {"none": "not binarised", "static": "binarised statically", "dynamic": "binarised dynamically"}
+WAYS |= {"threshold": "binarised at one half"}
 EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
 
 
@@ -111,13 +112,14 @@ class Split:
 
     def frozen(self, generator: torch.Generator) -> Self:
         """Return the split with its noise drawn once for all, in memory."""
+        split = replace(self, pixels=self.pixels[:], noise=None)
         if self.noise == "uniform":
             u = torch.rand(self.pixels.shape, generator=generator)
-            return replace(self, pixels=self._dequantised(self.pixels[:], u), noise=None)
+            return replace(split, pixels=self._dequantised(split.pixels, u))
         if self.noise == "bernoulli":
-            x = replace(self, noise=None, mask=None)[:]
-            return replace(self, pixels=torch.bernoulli(x, generator=generator).byte(), levels=2, noise=None)
-        return self
+            x = replace(split, mask=None)[:]
+            return replace(split, pixels=torch.bernoulli(x, generator=generator).byte(), levels=2)
+        return split
 
     def _dequantised(self, pixels: Tensor, u: Tensor) -> Tensor:
         return ((pixels + u) / self.levels).clamp(EDGE, 1 - EDGE)
@@ -229,12 +231,8 @@ class Dataset:
         return sum(part.missing * len(part) for part in parts) / sum(map(len, parts))
 
     def __str__(self) -> str:
-        binarize = self.config["binarize"]
-        how = "not binarised" if binarize == "none" else f"binarised {WAYS[binarize]}"
-        if self.config["dequantize"]:
-            how = "dequantised"
-        if self.config.get("counts"):
-            how = "counts"
+        how = "dequantised" if self.config["dequantize"] else WAYS[self.config["binarize"]]
+        how = "counts" if self.config.get("counts") else how
         missing = [f"{100 * self.missing:.3g}% missing"] if self.missing else []
         return ", ".join([self.config["data"], how, *self.notes, *missing])
 
@@ -244,6 +242,5 @@ class Dataset:
         shape, names = "x".join(map(str, self.event_shape)) or "1", textwrap.shorten(", ".join(self.names), 100)
         if columns := self.config.get("columns"):
             return f"rows of {', '.join(columns)}; x is of {shape}"
-        if len(self.event_shape) > 1:
-            return f"images of {shape}"
-        return f"rows of {shape} column{'s' * (shape != '1')}" + f" ({names})" * bool(names)
+        table = f"rows of {shape} column{'s' * (shape != '1')}" + f" ({names})" * bool(names)
+        return table if len(self.event_shape) < 2 else f"images of {shape}"

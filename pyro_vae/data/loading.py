@@ -85,10 +85,9 @@ def load(
         raise ValueError(f"Expected data to be a name or a path; got a {kind}. Give arrays to data.from_tensor.")
     data = os.fspath(data)
     config = dict(data=data, root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
+    _check_ways(config | {"columns": columns})
     path = Path(data)
     if columns is not None:
-        if binarize != "none" or dequantize or counts:
-            raise ValueError("Expected columns as they are; got binarize, dequantize or counts too, for images.")
         arrays = {name: array for name, array in arrays_of(path).items() if array.dtype.kind in "buif"}
         if absent := [name for name in columns if name not in arrays]:
             raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
@@ -131,6 +130,7 @@ def from_tensor(
         tensor, not binarised, 20% missing
     """
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
+    _check_ways(config)
     rest = {"labels": labels, "mask": mask}
     labels, mask = (None if given is None else tensor_of(given, name) for name, given in rest.items())
     return _dataset(Source(tensor_of(x, "x"), "a tensor", labels, mask, floats=None), config)
@@ -175,17 +175,19 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
     return _in_splits(whole, seen, config)
 
 
+def _check_ways(config: Mapping[str, Any]) -> None:
+    """Refuse an unknown way to read x, and two at once."""
+    if config["binarize"] not in (ways := get_args(Binarize)):
+        raise ValueError(f"Expected binarize to be {', '.join(ways)}; got {config['binarize']!r}.")
+    chosen = {name: config.get(name) for name in ("binarize", "dequantize", "counts", "columns")}
+    if len(both := [f"{name}={way!r}" for name, way in chosen.items() if way and way != "none"]) > 1:
+        raise ValueError(f"Expected at most one of {', '.join(chosen)}; got {' and '.join(both)}.")
+
+
 def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
     whole, seen = images_of(source, config["counts"])
     pixels = whole.pixels
-    if binarize not in get_args(Binarize):
-        raise ValueError(f"Expected binarize to be {', '.join(get_args(Binarize))}; got {binarize!r}.")
-    if dequantize and binarize != "none":
-        raise ValueError(f"Expected either binarize or dequantize; got both, binarize={binarize!r}.")
-    if whole.counts and (dequantize or binarize != "none"):
-        other = "dequantize" if dequantize else f"binarize={binarize!r}"
-        raise ValueError(f"Expected counts alone, which are the pixels as they are stored; got {other} too.")
     if dequantize and pixels.dtype.is_floating_point:
         raise ValueError(f"Expected whole grey levels to dequantize; got {pixels.dtype} in {source.name}.")
     if binarize == "static" and whole.on_disk:
@@ -210,14 +212,10 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
 
 def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
     """Take all images apart; ``test`` of the last are for test, and the held-out ones have their noise once for all."""
-    parts = []
-    for i, rows in enumerate(_rows(len(whole), config["valid"], test)):
-        part = whole.part(rows)
-        part = replace(part, pixels=part.pixels[:]) if i and part.on_disk else part
-        frozen = i > 0 or config["binarize"] == "static"
-        parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
-    train, held_out, last = parts
-    return Dataset(train, held_out, last, support_of(whole, seen), config)
+    parts = [whole.part(rows) for rows in _rows(len(whole), config["valid"], test)]
+    for i in range(0 if config["binarize"] == "static" else 1, 3):
+        parts[i] = parts[i].frozen(torch.Generator().manual_seed(SEED + i))
+    return Dataset(*parts, support_of(whole, seen), config)
 
 
 def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data.arrays import Survey, channels_first, narrowed, survey, to_tensor
 from pyro_vae.data.dataset import Split
-from pyro_vae.data.on_disk import File, OnDisk, arrays_of
+from pyro_vae.data.on_disk import TABLES, File, OnDisk, arrays_of
 from pyro_vae.data.supports import levels as grid
-from pyro_vae.data.tables import SUFFIXES as TABLES
 
 # The name of each data set's class in torchvision.datasets, and the argument that says which split, if not ``train``.
 NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
@@ -91,8 +90,7 @@ def _arrays(found: Any) -> tuple[Tensor, Tensor]:
             drawings.append(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
             labels.append(label)
         return 255 - torch.from_numpy(np.stack(drawings)), torch.tensor(labels)
-    labels = found.labels if hasattr(found, "labels") and not hasattr(found, "targets") else found.targets
-    return torch.as_tensor(found.data), torch.as_tensor(labels)
+    return torch.as_tensor(found.data), torch.as_tensor(found.targets if hasattr(found, "targets") else found.labels)
 
 
 def file(path: Path) -> Source:

@@ -17,23 +17,17 @@ from pyro_vae.data.on_disk import arrays_of
 from pyro_vae.program import argument_names
 from pyro_vae.train import check_program
 
-# Where the classes of each option live, and what they are of.
-ROOMS: dict[str, tuple[ModuleType, type]] = {
-    "program": (programs, nn.Module),
+PARTS: dict[str, tuple[ModuleType, type]] = {
     "prior": (priors, nn.Module),
     "likelihood": (likelihoods, Family),
     "guide": (guides, Family),
     "network": (networks, networks.Network),
-    "objective": (objectives, pyro.infer.ELBO),
-    "program.prior": (priors, nn.Module),
-    "program.likelihood": (likelihoods, Family),
-    "program.guide": (guides, Family),
-    "program.family": (guides, Family),
-    "program.network": (networks, networks.Network),
-    "program.inner": (networks, networks.Network),
-    "objective.beta": (objectives, objectives.Schedule),
-    "objective.penalty": (objectives, objectives.Penalty),
 }
+# Where the classes of each option live, and what they are of.
+ROOMS = {"program": (programs, nn.Module), **PARTS, "objective": (objectives, pyro.infer.ELBO)}
+ROOMS |= {f"program.{name}": room for name, room in PARTS.items()}
+ROOMS |= {"program.family": PARTS["guide"], "program.inner": PARTS["network"]}
+ROOMS |= {"objective.beta": (objectives, objectives.Schedule), "objective.penalty": (objectives, objectives.Penalty)}
 
 
 def known(option: str) -> list[str]:
@@ -92,22 +86,19 @@ def expected(option: str) -> str:
 class Made(Protocol):
     """A class all of whose arguments are options."""
 
-    def __call__(self) -> nn.Module:
-        """Make it."""
+    def __call__(self) -> nn.Module: ...
 
 
 class Shaped(Protocol):
     """A class with an argument that is no option: the data's shape."""
 
-    def __call__(self, *, event_shape: Any) -> nn.Module:
-        """Make it."""
+    def __call__(self, *, event_shape: Any) -> nn.Module: ...
 
 
 class OfParts(Protocol):
     """A class with arguments that are no options: what :meth:`VAE.build` makes."""
 
-    def __call__(self, *, prior: Any, decoder: Any, encoder: Any) -> nn.Module:
-        """Make it."""
+    def __call__(self, *, prior: Any, decoder: Any, encoder: Any) -> nn.Module: ...
 
 
 def program(program: Made | Shaped | OfParts) -> None:
@@ -155,7 +146,7 @@ def make(kind: Any, arguments: Mapping[str, Any], event_shape: Sequence[int], pa
         return kind.build(event_shape, **parts)
     arguments = {**arguments, **parts}
     if "event_shape" in inspect.signature(kind).parameters and arguments.get("event_shape") is None:
-        arguments = {**arguments, "event_shape": tuple(event_shape)}
+        arguments["event_shape"] = tuple(event_shape)
     if absent := [name for name in _needed(kind) if name not in arguments]:
         raise ValueError(f"Expected --program.{absent[0]}, an argument of {kind.__name__}; it was not given.")
     made = kind(**arguments)

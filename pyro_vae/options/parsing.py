@@ -112,7 +112,7 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
         made.add_argument("runs", nargs="+", help="Run directories.")
         made.add_function_arguments(command, skip={"runs", "progress"})
     else:
-        made.add_function_arguments(command, as_positional=True)
+        made.add_function_arguments(command, as_positional=True, skip={"progress"} if name == "evaluate" else set())
     return made
 
 

@@ -8,8 +8,7 @@ flat greyish blue.
 from pyro_vae.plots.evaluation import bounds, calibration, dimensions, gaps, weights
 from pyro_vae.plots.images import MISSING as MISSING
 from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal, worst
-from pyro_vae.plots.latent import latent_space, posteriors
-from pyro_vae.plots.tables import columns
+from pyro_vae.plots.draws import columns, latent_space, posteriors
 from pyro_vae.plots.training import comparison, curves
 
 __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]
