@@ -26,7 +26,6 @@ __all__ = ["run"]
 
 def run(given: list[str]) -> int:
     """Run a subcommand, the first word given; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
-    commands = {"train": _train, "resume": _resume, "evaluate": _evaluate, "generate": _generate, "compare": _compare}
     subcommand, *words = given
     name = f"pyro-vae {subcommand}"
     resumes = subcommand == "train" and any(word.split("=")[0] == "--resume" for word in words)
@@ -38,7 +37,8 @@ def run(given: list[str]) -> int:
             subcommand, words = "resume", [word.removeprefix("--resume=") for word in words if word != "--resume"]
             if not words:
                 raise ValueError("Expected a run directory after --resume; got none. As in: --resume runs/first")
-        commands[subcommand](**parse(subcommand, commands[subcommand], words))
+        command: Callable[..., None] = globals()[f"_{subcommand}"]
+        command(**parse(subcommand, command, words))
     except KeyboardInterrupt as interrupt:
         if is_first():
             print(f"\n{name}: interrupted. {interrupt}".rstrip(), file=sys.stderr)

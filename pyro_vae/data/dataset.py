@@ -112,10 +112,10 @@ class Split:
 
     def frozen(self, generator: torch.Generator) -> Self:
         """Return the split with its noise drawn once for all, in memory."""
-        split = replace(self, pixels=self.pixels[:], noise=None)
+        pixels = self.pixels[:]
+        split = replace(self, pixels=pixels, noise=None)
         if self.noise == "uniform":
-            u = torch.rand(self.pixels.shape, generator=generator)
-            return replace(split, pixels=self._dequantised(split.pixels, u))
+            return replace(split, pixels=self._dequantised(pixels, torch.rand(pixels.shape, generator=generator)))
         if self.noise == "bernoulli":
             x = replace(split, mask=None)[:]
             return replace(split, pixels=torch.bernoulli(x, generator=generator).byte(), levels=2)

@@ -215,7 +215,8 @@ def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0
     parts = [whole.part(rows) for rows in _rows(len(whole), config["valid"], test)]
     for i in range(0 if config["binarize"] == "static" else 1, 3):
         parts[i] = parts[i].frozen(torch.Generator().manual_seed(SEED + i))
-    return Dataset(*parts, support_of(whole, seen), config)
+    train, held_out, last = parts
+    return Dataset(train, held_out, last, support_of(whole, seen), config)
 
 
 def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Tensor]:

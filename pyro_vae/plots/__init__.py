@@ -5,10 +5,10 @@ A notebook shows them once ``%matplotlib inline`` has been run in it, or pyplot 
 flat greyish blue.
 """
 
+from pyro_vae.plots.draws import columns, latent_space, posteriors
 from pyro_vae.plots.evaluation import bounds, calibration, dimensions, gaps, weights
 from pyro_vae.plots.images import MISSING as MISSING
 from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal, worst
-from pyro_vae.plots.draws import columns, latent_space, posteriors
 from pyro_vae.plots.training import comparison, curves
 
 __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]
