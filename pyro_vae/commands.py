@@ -105,11 +105,10 @@ def _resume(
     given = {"epochs": epochs, "on_nan": on_nan, "device": device, "logger": logger}
     config |= {name: value for name, value in given.items() if value is not None}
     objective = checkpoint.construct_objective(config.get("objective"), trust.split())
-    options = checkpoint.arguments(Settings, config)
     dataset, _ = checkpoint.data_of(resume)
     if is_first():
         print(f"{dataset}: going on with {resume}")
-    _close(vae, dataset, fit(vae, dataset, objective, **options, resume=run), run)
+    _close(vae, dataset, fit(vae, dataset, objective, **checkpoint.arguments(Settings, config), resume=run), run)
 
 
 def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]], run: Path) -> None:

@@ -109,12 +109,10 @@ def compare(
     if split not in ("test", "valid", "train"):
         raise ValueError(f"Expected split to be test, valid or train; got {split!r}.")
     check_device(device)
-    datasets: dict[str, Dataset] = {}
+    datasets, groups, rows = dict[str, Dataset](), dict[str, int](), list[Row]()
     # All of them before the first is evaluated.
     loaded = [(*_load(run, trust), *checkpoint.data_of(run, datasets)) for run in runs]
     folders = [Path(run).resolve().name for run in runs]
-    groups: dict[str, int] = {}
-    rows = []
     with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
         for run, folder, (vae, config, history, dataset, options) in zip(runs, folders, loaded, strict=True):
             bar.set_description(folder)
@@ -165,8 +163,7 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
         vae, config = checkpoint.load(run, trust)
         history = checkpoint.load_metrics(run)
     except (ValueError, OSError) as error:
-        named = str(run) in str(error)
-        raise type(error)(str(error) if named else f"{error} The run is {str(run)!r}.") from error
+        raise type(error)(f"{error}" if str(run) in str(error) else f"{error} The run is {str(run)!r}.") from error
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
     config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
     return vae, {key: value for key, value in config.items() if key not in UNSAID}, history
@@ -181,8 +178,7 @@ def _active(whole: Posterior, seed: int) -> int | None:
 
 def _rank(rows: Sequence[Row]) -> list[Row]:
     """Sort each group by -log p(x), and take the differences from its best."""
-    ranked = []
-    best: dict[int, Row] = {}
+    ranked, best = [], dict[int, Row]()
     for row in sorted(rows, key=lambda row: (row.group, math.isnan(row.nll[0]), row.nll[0])):
         first = best.setdefault(row.group, row)
         difference = (0.0, 0.0) if row is first else mean_and_error(row.values.nll - first.values.nll)
@@ -195,9 +191,13 @@ def short(spec: Any) -> str:
     if isinstance(spec, list):
         return f"[{', '.join(map(short, spec))}]"
     if not (isinstance(spec, dict) and "class_path" in spec):
-        if isinstance(spec, bool | None):
-            return str(spec).lower()
-        return f"{spec:g}" if isinstance(spec, float) else str(spec)
+        return (
+            str(spec).lower()
+            if isinstance(spec, bool | None)
+            else f"{spec:g}"
+            if isinstance(spec, float)
+            else str(spec)
+        )
     module, _, name = spec["class_path"].rpartition(".")
     usual = defaults(getattr(sys.modules.get(module), name, lambda: None))  # not imported: that would run its code
     given = {key: value for key, value in (spec.get("init_args") or {}).items() if usual.get(key, spec) != value}

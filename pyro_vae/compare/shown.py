@@ -96,11 +96,8 @@ def _difference(row: Row) -> str:
 def _heading(row: Row, first: Row) -> Iterator[str]:
     """Say of what a group is and, if it is not the first, why it is not ranked with that one."""
     yield f"{row.about}; log p(x) is {row.basis['log p(x)']}"
-    differ = [
-        f"{key} is {short(value)} here and {short(first.basis[key])} there"
-        for key, value in row.basis.items()
-        if value != first.basis[key]
-    ]
+    keys = [key for key, value in row.basis.items() if value != first.basis[key]]
+    differ = [f"{key} is {short(row.basis[key])} here and {short(first.basis[key])} there" for key in keys]
     if differ:
         yield _wrap(f"Not ranked against the first group: {'; '.join(differ)}.")
 

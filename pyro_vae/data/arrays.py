@@ -1,5 +1,7 @@
 """From arrays to tensors: the types that torch has, channels first, and a look at every number."""
 
+import hashlib
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -95,3 +97,28 @@ def channels_first(x: Tensor) -> Tensor:
     if x.dim() == 4 and x.shape[1] not in CHANNELS and x.shape[-1] in few:
         return x.movedim(-1, 1).contiguous()
     return x
+
+
+def digest(column: Any) -> str:
+    """Return a digest of a tensor, or of images on disk."""
+    seen = hashlib.blake2b(str((*column.shape, column.dtype)).encode(), digest_size=16)
+    rows = max(1, AT_ONCE // math.prod(column.shape[1:]))
+    for start in range(0, len(column), rows):
+        part = column[start : start + rows].cpu().contiguous()
+        seen.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
+
+
+def rows_of(pixels: Any, index: Tensor | slice) -> Tensor:
+    """Return ``pixels[index]``, which is ten times as slow for the rows of a batch."""
+    if isinstance(pixels, Tensor) and isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
+        return pixels.index_select(0, index)
+    return pixels[index]
+
+
+def total(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Add up what is observed of images in float64, which of bytes is exact, with no copy of them all."""
+    parts: Iterable[Tensor] = pixels.split(1024)
+    if mask is not None:
+        parts = (part * seen for part, seen in zip(parts, mask.split(1024), strict=True))
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import Survey, narrowed, survey, tensor_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.labels import labelled as show_labels
+from pyro_vae.data.dataset import labelled as show_labels
 from pyro_vae.data.on_disk import OnDisk, arrays_of
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
@@ -159,7 +159,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
         raise ValueError(f"Expected columns of as many rows each, at least 3; got {shapes or 'none'}.")
-    surveys: list[Survey] = []
+    surveys = []
     for name, column in tensors.items():
         if column.dtype.is_complex or (column.is_floating_point() and column.isinf().any()):
             raise ValueError(f"Expected finite real numbers, or NaN where they are missing, in {name!r}; got others.")
@@ -206,8 +206,7 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
         whole = replace(whole, pixels=above, levels=2)
     elif binarize != "none" or dequantize:
         whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
-    dataset = _in_splits(whole, seen, config, source.test)
-    return replace(dataset, names=source.names, notes=source.notes)
+    return replace(_in_splits(whole, seen, config, source.test), names=source.names, notes=source.notes)
 
 
 def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:

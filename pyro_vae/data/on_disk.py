@@ -161,8 +161,7 @@ def _table(path: Path) -> dict[str, np.ndarray]:
                 f"Expected numbers in every column of {str(path)!r}; got {str([*words, *column][0])!r} in "
                 f"{str(name)!r}. Leave it out, or write numbers in it, and nothing where one is missing."
             )
-        missing = {"dtype": float, "na_value": np.nan} if column.hasnans else {}
-        columns[str(name)] = column.to_numpy(**missing)
+        columns[str(name)] = column.to_numpy(**({"dtype": float, "na_value": np.nan} if column.hasnans else {}))
     return columns
 
 

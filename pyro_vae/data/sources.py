@@ -45,11 +45,7 @@ class Source(NamedTuple):
 
 
 def digits() -> Source:
-    """Return the 1,797 real handwritten digits inside scikit-learn, 8x8 with 17 grey levels.
-
-    References:
-        Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI Machine Learning Repository, 1998).
-    """
+    """Return the 1,797 real digits of scikit-learn, 8x8 with 17 grey levels (Alpaydin and Kaynak, UCI, 1998)."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -119,10 +115,7 @@ def file(path: Path) -> Source:
 
 
 def folder(path: Path) -> Source:
-    """Return the images in a folder; where they are in subfolders, those are the labels, in alphabetical order.
-
-    They are turned as their cameras say, and what is transparent lies on white.
-    """
+    """Return the images in a folder, upright and on white; subfolders, if any, are labels, in alphabetical order."""
     paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; found none.")
@@ -206,10 +199,8 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
                 f"{seen.high / 255:.2g}. Use counts if they count, or give them as floats, over {seen.high:g}.",
                 stacklevel=2,
             )
-    if isinstance(x, OnDisk):
-        pixels: Tensor | OnDisk = replace(x, dtype=dtype)
-    else:
-        pixels = (x if mask is None else x.masked_fill(~mask, 0)).to(dtype)
+    x = x if mask is None or isinstance(x, OnDisk) else x.masked_fill(~mask, 0)
+    pixels = replace(x, dtype=dtype) if isinstance(x, OnDisk) else x.to(dtype)
     return Split(pixels, source.labels, levels, None, counts, mask, source.extra), seen
 
 

@@ -20,8 +20,7 @@ class Levels(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         """Return where ``value`` is on the grid."""
         index = value * (self.number - 1)
-        nearest = index.round().clamp(0, self.number - 1)
-        return (index - nearest).abs() < ROUNDING
+        return (index - index.round().clamp(0, self.number - 1)).abs() < ROUNDING
 
     def __repr__(self) -> str:
         return f"Levels({self.number})"
@@ -47,8 +46,6 @@ def levels(number: int) -> Levels:
 
 
 class _OpenUnitInterval(constraints.Constraint):
-    """Numbers above 0 and below 1."""
-
     def check(self, value: Tensor) -> Tensor:
         return torch.logical_and(value > 0, value < 1)
 
@@ -63,32 +60,20 @@ def of_element(support: constraints.Constraint) -> constraints.Constraint:
     return support
 
 
-KINDS: dict[type, str] = {
-    type(constraints.boolean): "binary",
-    type(constraints.nonnegative_integer): "counts",
-    type(constraints.integer_interval(0, 1)): "counts",
-    type(constraints.unit_interval): "[0, 1]",
-    type(open_unit_interval): "(0, 1)",
-    type(constraints.real): "real",
-    Levels: "levels",
-}
+SUPPORTS = {"binary": constraints.boolean, "counts": constraints.nonnegative_integer, "real": constraints.real}
+SUPPORTS |= {"[0, 1]": constraints.unit_interval, "(0, 1)": open_unit_interval}
+KINDS: dict[type, str] = {type(support): kind for kind, support in SUPPORTS.items()}
+KINDS |= {type(constraints.integer_interval(0, 1)): "counts", Levels: "levels"}
+UNIT, GREY = ("[0, 1]", "(0, 1)"), ("binary", "levels", "[0, 1]", "(0, 1)")
 # What to do where x and the likelihood do not go together: by what x is, and then by what the likelihood is of.
 ADVICE: dict[str, dict[str, str]] = {
     "binary": {
         "levels": "Two values are not many levels: use Bernoulli.",
         "counts": "Two values have no rate: use Bernoulli.",
-    }
-    | dict.fromkeys(
-        ("[0, 1]", "(0, 1)", "real", "a density"), "A density of two values grows without bound: use Bernoulli."
-    ),
-    "counts": dict.fromkeys(
-        ("binary", "levels", "[0, 1]", "(0, 1)"),
-        "Use Poisson or NegativeBinomial; pixels are grey levels without --counts.",
-    ),
-    "real": dict.fromkeys(
-        ("binary", "levels", "counts", "[0, 1]", "(0, 1)"),
-        "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1].",
-    ),
+        **dict.fromkeys((*UNIT, "real", "a density"), "A density of two values grows without bound: use Bernoulli."),
+    },
+    "counts": dict.fromkeys(GREY, "Use Poisson or NegativeBinomial; pixels are grey levels without --counts."),
+    "real": dict.fromkeys((*GREY, "counts"), "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1]."),
     "levels": {
         "binary": "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
         "levels": "Use --likelihood.levels {levels}, which the data have.",

@@ -17,13 +17,9 @@ from pyro_vae.data.on_disk import arrays_of
 from pyro_vae.program import argument_names
 from pyro_vae.train import check_program
 
-PARTS: dict[str, tuple[ModuleType, type]] = {
-    "prior": (priors, nn.Module),
-    "likelihood": (likelihoods, Family),
-    "guide": (guides, Family),
-    "network": (networks, networks.Network),
-}
 # Where the classes of each option live, and what they are of.
+PARTS: dict[str, tuple[ModuleType, type]] = {"prior": (priors, nn.Module), "likelihood": (likelihoods, Family)}
+PARTS |= {"guide": (guides, Family), "network": (networks, networks.Network)}
 ROOMS = {"program": (programs, nn.Module), **PARTS, "objective": (objectives, pyro.infer.ELBO)}
 ROOMS |= {f"program.{name}": room for name, room in PARTS.items()}
 ROOMS |= {"program.family": PARTS["guide"], "program.inner": PARTS["network"]}
@@ -86,19 +82,22 @@ def expected(option: str) -> str:
 class Made(Protocol):
     """A class all of whose arguments are options."""
 
-    def __call__(self) -> nn.Module: ...
+    def __call__(self) -> nn.Module:
+        """Make it."""
 
 
 class Shaped(Protocol):
     """A class with an argument that is no option: the data's shape."""
 
-    def __call__(self, *, event_shape: Any) -> nn.Module: ...
+    def __call__(self, *, event_shape: Any) -> nn.Module:
+        """Make it."""
 
 
 class OfParts(Protocol):
     """A class with arguments that are no options: what :meth:`VAE.build` makes."""
 
-    def __call__(self, *, prior: Any, decoder: Any, encoder: Any) -> nn.Module: ...
+    def __call__(self, *, prior: Any, decoder: Any, encoder: Any) -> nn.Module:
+        """Make it."""
 
 
 def program(program: Made | Shaped | OfParts) -> None:

@@ -31,11 +31,8 @@ def table(
     Nats per datum, mean and standard error over the images, as of :func:`pyro_vae.evaluate.summary`. Arguments are
     those of :func:`evaluation`.
     """
-    device = point_of(program).device
-    values = {
-        name: evaluate.per_image(program, part.to(device), num_particles, images, seed, progress)
-        for name, part in dataset.splits.items()
-    }
+    device, rest = point_of(program).device, (num_particles, images, seed, progress)
+    values = {name: evaluate.per_image(program, part.to(device), *rest) for name, part in dataset.splits.items()}
     return write_table(program, dataset, values, num_particles)
 
 
@@ -50,8 +47,7 @@ def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Va
         given = evaluate.covariates(whole)
     images, splits = images_or_rows(dataset.event_shape), dataset.splits
     measures = {name: evaluate.measures(program, splits[name], len(found.nll)) for name, found in values.items()}
-    more = [*(["bits/dim"] if bits else []), *next(iter(measures.values()))]
-    rows = [["split", images, *COLUMNS, *more]]
+    rows = [["split", images, *COLUMNS, *(["bits/dim"] if bits else []), *next(iter(measures.values()))]]
     for name, found in values.items():
         pairs = [mean_and_error(column) for column in found]
         cells = [f"{bits(pairs[-1][0]):.3f}"] if bits else []
@@ -134,11 +130,8 @@ def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
         table, other = (rows.reshape(len(x), -1) for rows in (x, other))
         return plots.columns(table, other, names, f"{len(x):,} test rows, and {what}", pairs)
 
-    own = None
     with suppress(ValueError):  # data that cannot be drawn
-        own = whole.at(whole.simulate(1)).data[0]
-    if own is not None:
-        drawn["marginals"] = draw(own, "as many that the model draws", False)
+        drawn["marginals"] = draw(whole.at(whole.simulate(1)).data[0], "as many that the model draws", False)
     if hasattr(program, "reconstruct") and len(whole.data) == 1:
         drawn["reconstructions"] = draw(program.reconstruct(x), "their reconstructions (up)", True)
     return drawn
@@ -146,7 +139,6 @@ def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
 
 def mean_kl(program: Any, data: Any) -> Tensor | None:
     """Return the mean divergence of each dimension; None where guide or prior are not independent over them."""
-    try:
+    with suppress(ValueError):
         return evaluate.kl_per_dim(program, data).mean(0)
-    except ValueError:
-        return None
+    return None

@@ -1,7 +1,7 @@
 """What the numbers of an evaluation mean, in words, and what usually helps."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from pyro_vae.words import above, nats, pair
 
@@ -54,12 +54,11 @@ def _collapse(n: Numbers, images: str) -> str:
 
 def _trust(n: Numbers, images: str) -> str:
     advice = "Quote AIS." if "AIS" in n else "Ask AIS, with --chosen 50."
-    words = {
+    said = {
         True: f"there the guide leaves out a part of the posterior, and more particles help little. {advice}",
         False: "importance sampling from the guide is to be trusted.",
         None: "cannot tell whether importance sampling from the guide is to be trusted; more --images would say.",
-    }
-    said = words[_told(n, "k > 0.7", "images", 0.1)]
+    }[_told(n, "k > 0.7", "images", 0.1)]
     return f"k-hat is above 0.7 for {n['k > 0.7']:.1%} of the {images}: {said}"
 
 
@@ -142,16 +141,13 @@ def _calibration(n: Numbers, images: str) -> str:
         said = "it is too sure of itself. Resample its draws (to_arviz(..., resample=True)) or use NUTS."
     elif wide:
         said = "it is too wide."
-    held = n["coverage at 0.9"]
-    return f"Of data that the model draws, the guide's 90% intervals hold {held:.1%} of the true z: {said}"
+    held = f"{n['coverage at 0.9']:.1%} of the true z"
+    return f"Of data that the model draws, the guide's 90% intervals hold {held}: {said}"
 
 
 # By the number without which there is nothing to say.
-SUBJECTS: dict[str, Callable[[Numbers, str], str]] = {
-    "active": _collapse,
-    "k > 0.7": _trust,
-    "AIS - IS": _distance,
-    "BDMC gap": _sandwich,
+SUBJECTS = {"active": _collapse, "k > 0.7": _trust, "AIS - IS": _distance, "BDMC gap": _sandwich}
+SUBJECTS |= {
     "approximation": _gaps,
     "test -log p(x)": _overfit,
     "aggregate KL": _prior,

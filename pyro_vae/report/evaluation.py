@@ -96,16 +96,14 @@ def evaluation(
 
     Example:
         >>> from pyro_vae import VAE, data
-        >>> digits = data.load("digits")
-        >>> vae = VAE.build(digits.event_shape, latent=2)
-        >>> found = evaluation(vae, digits, num_particles=50, images=50, chosen=0, progress=False)
+        >>> vae = VAE.build((1, 8, 8), latent=2)
+        >>> found = evaluation(vae, data.load("digits"), num_particles=50, images=50, chosen=0, progress=False)
         >>> sorted(found.figures)
         ['bounds', 'calibration', 'dimensions', 'weights', 'worst']
     """
-    numbers = {"num_particles": num_particles, "images": images, "chosen": chosen, "temperatures": temperatures}
-    for name, number in numbers.items():
-        least = 0 if name == "chosen" else 1
-        if number < least:
+    settings = {"num_particles": num_particles, "images": images, "chosen": chosen, "temperatures": temperatures}
+    for name, number in settings.items():
+        if number < (least := 0 if name == "chosen" else 1):
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
     device = point_of(program).device
     values = {
@@ -123,17 +121,13 @@ def evaluation(
         if chosen:
             guide.append(findings.gaps(whole[:chosen], model.images.get("-log p(x) by AIS"), progress))
         guide.append(findings.calibration(whole, seed))
-        answers = {
-            "How good is the model?": [model],
-            "How good is the guide?": guide,
-            "What do codes say?": [findings.codes(whole)],
-        }
+        answers = {"How good is the model?": [model], "How good is the guide?": guide}
+        answers["What do codes say?"] = [findings.codes(whole)]
     called = findings.name_of(whole)
     found = Evaluation(write_table(program, dataset, values, num_particles), {}, {}, {}, {}, called)
     columns = dict(zip(COLUMNS, test, strict=True))
     for question, parts in answers.items():
-        lines = [line for part in parts for line in part.lines]
-        if lines:
+        if lines := [line for part in parts for line in part.lines]:
             found.sections[f"{question} The first {len(whole):,} test {called}"] = lines
         for part in parts:
             found.numbers.update(part.numbers)
@@ -141,9 +135,12 @@ def evaluation(
             columns |= part.images
     found.images.update({name: column.tolist() for name, column in columns.items()})
     (mean, error), (of_train, error_of_train) = (mean_and_error(values[name].nll) for name in ("test", "train"))
-    found.numbers.update({"test -log p(x)": mean, "train -log p(x)": of_train})
-    found.numbers["test - train, error"] = math.hypot(error, error_of_train)
-    found.numbers.update({"images": len(whole), "chosen": min(chosen, len(whole))})
+    more = {
+        "test -log p(x)": mean,
+        "train -log p(x)": of_train,
+        "test - train, error": math.hypot(error, error_of_train),
+    }
+    found.numbers.update(more | {"images": len(whole), "chosen": min(chosen, len(whole))})
     measures = evaluate.measures(program, dataset.test.to(device), images)
     found.numbers.update({f"test {name}": mean for name, (mean, _) in measures.items()})
     return found

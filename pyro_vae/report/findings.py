@@ -132,8 +132,7 @@ def calibration(whole: Posterior, seed: int) -> Finding:
 
 def codes(whole: Posterior) -> Finding:
     """Ask which dimensions tell something of x, how much, and where codes are."""
-    names = evaluate.dimensions(whole)
-    if len(whole) < 2 or not names:  # nothing changes from an image to itself
+    if len(whole) < 2 or not (names := evaluate.dimensions(whole)):  # nothing changes from an image to itself
         return Finding([])
     activity = evaluate.activity(whole.program, whole)
     latent, (active, collapsed, unsure) = len(activity), evaluate.usage(activity, len(whole))
@@ -145,10 +144,9 @@ def codes(whole: Posterior) -> Finding:
     if len(sites) > 1:
         found.lines.append("KL by site, nats: " + ", ".join(f"{n} {kl.mean():.2f}" for n, kl in sites.items()) + ".")
     kl = mean_kl(whole.program, whole)
-    if kl is not None and len(kl) == latent:
+    kl = kl if kl is not None and len(kl) == latent else None
+    if kl is not None:
         found.lines.append(f"KL by dimension, nats: {_list(kl, names)}.")
-    else:
-        kl = None
     found.lines.append(f"Activity: {_list(activity, names)}.")
     if not whole.structure.hidden:
         few = whole[:MOST_CODES]
@@ -177,6 +175,5 @@ def name_of(whole: Posterior) -> str:
 
 def _list(values: Tensor, names: Sequence[str], most: int = 12) -> str:
     """Write the largest values with their names, and the least."""
-    order = values.argsort(descending=True).tolist()
-    parts = [f"{names[i]} {values[i]:.2f}" for i in order]
+    parts = [f"{names[i]} {values[i]:.2f}" for i in values.argsort(descending=True).tolist()]
     return ", ".join(parts if len(parts) <= most else [*parts[:most], f"... {parts[-1]}"])
