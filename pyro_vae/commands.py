@@ -60,17 +60,17 @@ def run(given: list[str]) -> int:
 def _train(**options: Any) -> None:
     """Train a VAE or a program of your own, print its ELBO and -log p(x) on every split, and draw its figures."""
 
-    def take(function: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[str, Any]:
-        names = inspect.signature(function).parameters
-        return {name: options[name] for name in names if name in options and name not in skip}
+    def take(function: Callable[..., Any]) -> dict[str, Any]:
+        return {name: options[name] for name in inspect.signature(function).parameters if name in options}
 
     if not options["run_dir"]:
         source = Path(options["data"]).stem or "data"
         options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
     run = options["run_dir"] = Path(options["run_dir"]).absolute()  # though a program of the user's may go elsewhere
-    kind, arguments = kind_of(options["program"])
+    kind, arguments = kind_of(options.pop("program"))
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
+    del options["data"]  # which ``fit`` is given as it is loaded
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
     if is_first():
         print(f"{dataset}: {counts} {dataset.words}")
@@ -79,7 +79,7 @@ def _train(**options: Any) -> None:
     with forked(torch.device("cpu"), options["seed"]):
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
-    _close(program, dataset, fit(program, dataset, **take(fit, ("program", "data"))), run)
+    _close(program, dataset, fit(program, dataset, **take(fit)), run)
 
 
 def _resume(
@@ -98,7 +98,7 @@ def _resume(
         on_nan: Another way with numbers that are not finite.
         device: Another device.
         logger: Another logger.
-        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
     """
     run = Path(resume).absolute()
     vae, config = load(resume, trust.split(), weights="last")
@@ -141,7 +141,7 @@ def _evaluate(
         seed: Seed of the draws.
         device: ``cpu`` or ``cuda``.
         weights: Those that training ended with, those of the best validation ELBO, or of the last checkpoint.
-        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
         options: Arguments of ``report.evaluation``.
     """
     check_device(device)
@@ -172,7 +172,7 @@ def _generate(
         seed: Seed of the draws.
         output: A ``.png`` for a picture, a ``.npy`` for numbers, a ``.npz`` where several sites are observed. If not
             given, figures/generated.png of the run, or such a .npy or .npz.
-        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
         given: The label of all, of a program that takes one; else each label in turn, or covariates of test data.
     """
     program, config = load(run, trust.split())
@@ -214,7 +214,7 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
 
     Args:
         output: A ``.png`` for the figure.
-        trust: Modules of your own whose classes the runs may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
         options: Arguments of ``compare.compare``.
     """
     path = Path(output)

@@ -15,7 +15,8 @@ from pyro_vae import checkpoint, data, evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import ELBO
-from pyro_vae.program import Posterior, point_of, posterior_of
+from pyro_vae.objectives.base import check_choice
+from pyro_vae.program import point_of, posterior_of
 from pyro_vae.programs import VAE
 from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
@@ -106,54 +107,55 @@ def compare(
             "Expected at least 1 run, 1 particle and 2 images; "
             f"got {len(runs)} runs, num_particles = {num_particles} and images = {images}."
         )
-    if split not in ("test", "valid", "train"):
-        raise ValueError(f"Expected split to be test, valid or train; got {split!r}.")
+    check_choice("split", split, ("test", "valid", "train"))
     check_device(device)
     datasets, groups, rows = dict[str, Dataset](), dict[str, int](), list[Row]()
     # All of them before the first is evaluated.
     loaded = [(*_load(run, trust), *checkpoint.data_of(run, datasets)) for run in runs]
     folders = [Path(run).resolve().name for run in runs]
-    with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
-        for run, folder, (vae, config, history, dataset, options) in zip(runs, folders, loaded, strict=True):
-            bar.set_description(folder)
-            shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
-            if shape != dataset.event_shape:
-                raise ValueError(
-                    f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "
-                    f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}."
-                )
-            if split not in dataset.splits:
-                raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
-            part = dataset.splits[split].to(device)
-            values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
-            with at_test(vae, point_of(vae).device, seed):
-                whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
-                kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
-                given = evaluate.covariates(whole).replace(" | ", ", given ")
-            held_out = dataset.config["valid"]
-            about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
-            path = Path(options["data"])
-            basis = {key: value for key, value in options.items() if key not in UNSEEN}
-            basis["columns"] = (options.get("columns") or [None])[0]  # which is x
-            basis["data"] = str(path.resolve()) if path.exists() else options["data"]
-            basis["log p(x)"] = f"of {kind}{given}"
-            row = Row(
-                name=folder if folders.count(folder) == 1 else str(run),
-                group=groups.setdefault(str(basis), len(groups)),
-                basis=basis,
-                settings={key: short(value) for key, value in config.items() if key not in options},
-                about=f"{about}, {len(whole):,} {split} {images_or_rows(shape)}",
-                values=values,
-                difference=(0.0, 0.0),
-                num_particles=num_particles,
-                active=_active(whole, seed),
-                latent=len(evaluate.dimensions(whole)),
-                parameters=sum(parameter.numel() for parameter in vae.parameters()),
-                history=history,
-                measures=evaluate.measures(vae, part, images),
+    bar = tqdm(zip(runs, folders, loaded, strict=True), total=len(runs), unit=" runs", disable=not progress)
+    for run, folder, (vae, config, history, dataset, options) in bar:
+        bar.set_description(folder)
+        shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
+        if shape != dataset.event_shape:
+            raise ValueError(
+                f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "
+                f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}."
             )
-            rows.append(row)
-            bar.update()
+        if split not in dataset.splits:
+            raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
+        part = dataset.splits[split].to(device)
+        values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
+        with at_test(vae, point_of(vae).device, seed):
+            whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
+            kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
+            given = evaluate.covariates(whole).replace(" | ", ", given ")
+        held_out = dataset.config["valid"]
+        about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
+        path = Path(options["data"])
+        basis = {key: value for key, value in options.items() if key not in UNSEEN}
+        basis["columns"] = (options.get("columns") or [None])[0]  # which is x
+        basis["data"] = str(path.resolve()) if path.exists() else options["data"]
+        basis["log p(x)"] = f"of {kind}{given}"
+        active, _, unsure = (
+            evaluate.usage(evaluate.activity(vae, whole, seed), len(whole)) if len(whole) > 1 else (0, 0, 1)
+        )
+        row = Row(
+            name=folder if folders.count(folder) == 1 else str(run),
+            group=groups.setdefault(str(basis), len(groups)),
+            basis=basis,
+            settings={key: short(value) for key, value in config.items() if key not in options},
+            about=f"{about}, {len(whole):,} {split} {images_or_rows(shape)}",
+            values=values,
+            difference=(0.0, 0.0),
+            num_particles=num_particles,
+            active=active if active or not unsure else None,
+            latent=len(evaluate.dimensions(whole)),
+            parameters=sum(parameter.numel() for parameter in vae.parameters()),
+            history=history,
+            measures=evaluate.measures(vae, part, images),
+        )
+        rows.append(row)
     return _rank(rows)
 
 
@@ -167,13 +169,6 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
     config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
     return vae, {key: value for key, value in config.items() if key not in UNSAID}, history
-
-
-def _active(whole: Posterior, seed: int) -> int | None:
-    if len(whole) < 2:
-        return None
-    active, _, unsure = evaluate.usage(evaluate.activity(whole.program, whole, seed), len(whole))
-    return active if active or not unsure else None
 
 
 def _rank(rows: Sequence[Row]) -> list[Row]:

@@ -159,7 +159,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
         raise ValueError(f"Expected columns of as many rows each, at least 3; got {shapes or 'none'}.")
-    surveys = []
+    surveys = list[Survey]()
     for name, column in tensors.items():
         if column.dtype.is_complex or (column.is_floating_point() and column.isinf().any()):
             raise ValueError(f"Expected finite real numbers, or NaN where they are missing, in {name!r}; got others.")

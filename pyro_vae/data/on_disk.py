@@ -125,12 +125,10 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
             opened.seek(0)
             mapped = path.stat().st_size > LARGE and not zipped
             found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return {"x": found}
-            with found:
-                if all(isinstance(found[name], np.ndarray) for name in found.files):
-                    return {name: found[name] for name in found.files}
+            arrays = {"x": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("it holds more than arrays")
+            return arrays
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         # Of any other file numpy says that it is a pickle.
         numpys = path.suffix.lower() in (".npy", ".npz")

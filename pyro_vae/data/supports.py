@@ -10,25 +10,7 @@ ROUNDING = 0.01  # of a level: 255 * (p / 255) in float32 is off by 1e-5
 
 
 class Levels(constraints.Constraint):
-    """The constraint that :func:`levels` returns, of ``number`` levels."""
-
-    is_discrete = True
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def check(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is on the grid."""
-        index = value * (self.number - 1)
-        return (index - index.round().clamp(0, self.number - 1)).abs() < ROUNDING
-
-    def __repr__(self) -> str:
-        return f"Levels({self.number})"
-
-
-@cache
-def levels(number: int) -> Levels:
-    r"""Return the grid :math:`\{0, \frac{1}{L - 1}, \dots, 1\}` that grey levels are on, up to float32's rounding.
+    r"""The grid :math:`\{0, \frac{1}{L - 1}, \dots, 1\}` that grey levels are on, up to float32's rounding.
 
     Arguments:
         number: L, how many levels there are.
@@ -40,9 +22,24 @@ def levels(number: int) -> Levels:
         >>> levels(17).check(torch.tensor([0.0, 1 / 16, 0.5, 1.0, 0.51, -1 / 16]))
         tensor([ True,  True,  True,  True, False, False])
     """
-    if number < 2:
-        raise ValueError(f"Expected at least 2 levels; got {number}.")
-    return Levels(number)
+
+    is_discrete = True
+
+    def __init__(self, number: int) -> None:
+        if number < 2:
+            raise ValueError(f"Expected at least 2 levels; got {number}.")
+        self.number = number
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return where ``value`` is on the grid."""
+        index = value * (self.number - 1)
+        return (index - index.round().clamp(0, self.number - 1)).abs() < ROUNDING
+
+    def __repr__(self) -> str:
+        return f"Levels({self.number})"
+
+
+levels = cache(Levels)  # one constraint of each number, which may be compared by ``is``
 
 
 class _OpenUnitInterval(constraints.Constraint):

@@ -22,7 +22,7 @@ from pyro_vae.train import Settings
 
 PARTS = ("latent", "prior", "likelihood", "guide", "network")  # of VAE.build
 RUN = ("environment.json", "model.safetensors", "checkpoint/last.safetensors")  # beside a run's configuration
-TRUST = "Modules of your own whose classes a run's --config or --resume may name, as my_parts; spaces between."
+TRUST = "Modules of your own whose classes a run or its --config may name, as my_parts; spaces between."
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
 
@@ -98,21 +98,20 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
         allow_abbrev=False,  # --conf would be read, and not be looked through before
     )
     made.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
-    if name == "train":
-        made.add_function_arguments(data.load)
-        # A class of the user's own may leave out the types of its arguments.
-        made.add_function_arguments(program, fail_untyped=False)
-        made.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
-        made.add_function_arguments(fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False)
-        made.add_argument("--resume", type=str | None, help="Run directory to go on with; no other option is needed.")
-        made.add_argument("--trust", type=str, default="", help=TRUST)
-        usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
-        made.set_defaults(usual | (parts or {}))
-    elif name == "compare":
+    made.add_argument("--trust", type=str, default="", help=TRUST)
+    if name == "compare":
         made.add_argument("runs", nargs="+", help="Run directories.")
-        made.add_function_arguments(command, skip={"runs", "progress"})
-    else:
-        made.add_function_arguments(command, as_positional=True, skip={"progress"} if name == "evaluate" else set())
+    if name != "train":
+        made.add_function_arguments(command, as_positional=True, skip={"runs", "progress", "trust"})
+        return made
+    made.add_function_arguments(data.load)
+    # A class of the user's own may leave out the types of its arguments.
+    made.add_function_arguments(program, fail_untyped=False)
+    made.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
+    made.add_function_arguments(fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False)
+    made.add_argument("--resume", type=str | None, help="Run directory to go on with; no other option is needed.")
+    usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
+    made.set_defaults(usual | (parts or {}))
     return made
 
 

@@ -29,9 +29,8 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     there is the loss alone.
     """
     epochs = np.arange(1, len(history["train"]) + 1)
-    columns = {*history}
-    if np.array_equal(history.get("train_at_beta_1", []), history["train"]):
-        columns.discard("train_at_beta_1")
+    same = np.array_equal(history.get("train_at_beta_1", []), history["train"])
+    columns = {*history} - ({"train_at_beta_1"} if same else set())
     shown = {title: [line for line in lines if line[0] in columns] for title, lines in CURVES.items()}
     shown = {title: lines for title, lines in shown.items() if lines}
     figure = Figure(figsize=(10 * len(shown) / 3, 3.2), layout="constrained")

@@ -39,17 +39,15 @@ def _pair(n: Numbers, name: str, sign: int = 1, plus: str = "") -> str:
 def _collapse(n: Numbers, images: str) -> str:
     latent, unsure = int(n["latent"]), int(n.get("unsure", 0))
     collapsed = int(n.get("collapsed", latent - n["active"]))
-    said = [f"All {latent} dimensions are used: the activity of each is above 0.01."] * (not collapsed and not unsure)
-    if collapsed:
-        left = "All of the" if collapsed == latent else f"{collapsed} of"
-        said.append(
-            f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data "
-            "ask for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a "
-            "smaller --latent does as well."
-        )
-    if unsure:
-        said.append(f"Cannot tell whether {unsure} of {latent} dimensions are used; more --images would say.")
-    return " ".join(said)
+    used = f"All {latent} dimensions are used: the activity of each is above 0.01."
+    left = "All of the" if collapsed == latent else f"{collapsed} of"
+    lost = (
+        f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data ask "
+        "for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a smaller "
+        "--latent does as well."
+    )
+    doubt = f"Cannot tell whether {unsure} of {latent} dimensions are used; more --images would say."
+    return " ".join([lost] * bool(collapsed) + [doubt] * bool(unsure)) or used
 
 
 def _trust(n: Numbers, images: str) -> str:
@@ -64,29 +62,24 @@ def _trust(n: Numbers, images: str) -> str:
 
 def _distance(n: Numbers, images: str) -> str:
     falls, rises = (_told(n, "AIS - IS", "chosen", 0.0, 0.1, sign) for sign in (1, -1))
+    same, short = f"on the same {images}", f"falls {_pair(n, 'AIS - IS', -1 if rises else 1)} nats short of"
     if falls:
-        return (
-            f"Importance sampling falls {_pair(n, 'AIS - IS')} nats short of AIS on the same {images}: -log p(x) "
-            "above is too large by at least as much. Take more --num_particles, or quote AIS."
-        )
+        advice = "-log p(x) above is too large by at least as much. Take more --num_particles, or quote AIS."
+        return f"Importance sampling {short} AIS {same}: {advice}"
     if rises:
-        return (
-            f"AIS falls {_pair(n, 'AIS - IS', -1)} nats short of importance sampling on the same {images}: take more "
-            "--temperatures."
-        )
-    apart = f"{_pair(n, 'AIS - IS', plus='+')} nats between them on the same {images}"
+        return f"AIS {short} importance sampling {same}: take more --temperatures."
+    apart = f"{_pair(n, 'AIS - IS', plus='+')} nats between them {same}"
     if falls is rises is False:
         return f"Importance sampling and AIS agree: {apart}."
     return f"Cannot tell which is nearer to log p(x), importance sampling or AIS: {apart}; more --chosen would say."
 
 
 def _sandwich(n: Numbers, images: str) -> str:
-    gap, drawn = _pair(n, "BDMC gap"), f"on average of {images} that the model draws"
-    return {
-        True: f"AIS is within {gap} nats of log p(x), {drawn}. Take more --temperatures.",
-        False: f"AIS is within {gap} nats of log p(x), {drawn}.",
-        None: f"Cannot tell whether AIS is within 1 nat of log p(x): {gap} nats, {drawn}; more --chosen would say.",
-    }[_told(n, "BDMC gap", "chosen", 1.0)]
+    told, gap = _told(n, "BDMC gap", "chosen", 1.0), _pair(n, "BDMC gap")
+    drawn = f"on average of {images} that the model draws"
+    if told is None:
+        return f"Cannot tell whether AIS is within 1 nat of log p(x): {gap} nats, {drawn}; more --chosen would say."
+    return f"AIS is within {gap} nats of log p(x), {drawn}.{' Take more --temperatures.' * told}"
 
 
 def _gaps(n: Numbers, images: str) -> str:

@@ -107,12 +107,9 @@ def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Finding:
     parts = {"approximation": found.approximation, "amortisation": found.amortisation}
     terms = " + ".join(f"{name} {pair(mean_and_error(part))}" for name, part in parts.items())
     both = {"gap": found.log_p - found.elbo, "amortisation - approximation": found.amortisation - found.approximation}
-    return Finding(
-        [f"log p(x) - ELBO, the first {len(x)} {name_of(x)}: {terms} nats."],
-        with_errors(**parts, **both),
-        parts,
-        {"gaps": plots.gaps(**parts, images=name_of(x))},
-    )
+    line = f"log p(x) - ELBO, the first {len(x)} {name_of(x)}: {terms} nats."
+    figures = {"gaps": plots.gaps(**parts, images=name_of(x))}
+    return Finding([line], with_errors(**parts, **both), parts, figures)
 
 
 def calibration(whole: Posterior, seed: int) -> Finding:
@@ -136,10 +133,8 @@ def codes(whole: Posterior) -> Finding:
         return Finding([])
     activity = evaluate.activity(whole.program, whole)
     latent, (active, collapsed, unsure) = len(activity), evaluate.usage(activity, len(whole))
-    found = Finding(
-        [f"{active} of {latent} dimensions are active: their mean varies over the {name_of(whole)} by more than 0.01."],
-        {"active": active, "latent": latent, "collapsed": collapsed, "unsure": unsure},
-    )
+    line = f"{active} of {latent} dimensions are active: their mean varies over the {name_of(whole)} by more than 0.01."
+    found = Finding([line], {"active": active, "latent": latent, "collapsed": collapsed, "unsure": unsure})
     sites = evaluate.kl_by_site(whole.program, whole, evaluate.DRAWS)
     if len(sites) > 1:
         found.lines.append("KL by site, nats: " + ", ".join(f"{n} {kl.mean():.2f}" for n, kl in sites.items()) + ".")
