@@ -154,9 +154,10 @@ def _evaluate(
     took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
     print(found, flush=True)  # before what may fail
     found.save(folder, _pictures(found.figures | report.figures(vae, dataset, seed)))
-    row = "an image" if found.called == "images" else "a row"
     print(f"\nfigures: {checkpoint.shown(folder / 'figures')}")
-    print(f"also:    evaluation.txt, .json and .csv ({row} a line) in {run}\ntook:    {took}{_peak()}")
+    print(
+        f"also:    evaluation.txt, .json and .csv (a line for each {found.called[:-1]}) in {run}\ntook:    {took}{_peak()}"
+    )
 
 
 def _generate(

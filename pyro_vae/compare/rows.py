@@ -22,9 +22,8 @@ from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
 from pyro_vae.words import images_or_rows
 
-# Settings on which no number depends.
 UNSEEN = ("root", "labelled", "labelled_seed")  # arguments of data.load on which no test image depends
-UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")
+UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")  # settings on which no number depends
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +155,12 @@ def compare(
             measures=evaluate.measures(vae, part, images),
         )
         rows.append(row)
-    return _rank(rows)
+    ranked, best = [], dict[int, Row]()
+    for row in sorted(rows, key=lambda row: (row.group, math.isnan(row.nll[0]), row.nll[0])):
+        first = best.setdefault(row.group, row)
+        difference = (0.0, 0.0) if row is first else mean_and_error(row.values.nll - first.values.nll)
+        ranked.append(replace(row, difference=difference))
+    return ranked
 
 
 def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], dict[str, list[float]]]:
@@ -169,16 +173,6 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
     config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
     return vae, {key: value for key, value in config.items() if key not in UNSAID}, history
-
-
-def _rank(rows: Sequence[Row]) -> list[Row]:
-    """Sort each group by -log p(x), and take the differences from its best."""
-    ranked, best = [], dict[int, Row]()
-    for row in sorted(rows, key=lambda row: (row.group, math.isnan(row.nll[0]), row.nll[0])):
-        first = best.setdefault(row.group, row)
-        difference = (0.0, 0.0) if row is first else mean_and_error(row.values.nll - first.values.nll)
-        ranked.append(replace(row, difference=difference))
-    return ranked
 
 
 def short(spec: Any) -> str:

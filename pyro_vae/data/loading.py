@@ -211,16 +211,7 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
 
 def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
     """Take all images apart; ``test`` of the last are for test, and the held-out ones have their noise once for all."""
-    parts = [whole.part(rows) for rows in _rows(len(whole), config["valid"], test)]
-    for i in range(0 if config["binarize"] == "static" else 1, 3):
-        parts[i] = parts[i].frozen(torch.Generator().manual_seed(SEED + i))
-    train, held_out, last = parts
-    return Dataset(train, held_out, last, support_of(whole, seen), config)
-
-
-def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows are for training, validation and test: ``test`` of the last, or if 0, a part of all."""
-    generator = torch.Generator().manual_seed(SEED)
+    total, valid, generator = len(whole), config["valid"], torch.Generator().manual_seed(SEED)
     if test:
         rest, last = torch.randperm(total - test, generator=generator), torch.arange(total)[-test:]
         usual = len(rest) // 6
@@ -233,4 +224,7 @@ def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Ten
             f"Expected valid, a whole number of at least 0 and fewer than the {len(rest)} that are not for test; got "
             f"{held_out!r}."
         )
-    return rest[held_out:], rest[:held_out], last
+    parts = [whole.part(rows) for rows in (rest[held_out:], rest[:held_out], last)]
+    for i in range(0 if config["binarize"] == "static" else 1, 3):
+        parts[i] = parts[i].frozen(torch.Generator().manual_seed(SEED + i))
+    return Dataset(parts[0], parts[1], parts[2], support_of(whole, seen), config)

@@ -150,19 +150,6 @@ def sentence(error: Exception, name: str) -> str:
             kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
             return f"{place}: {kind}{_short(cause.msg if isinstance(cause, SyntaxError) else str(cause))}"
         cause = cause.__cause__ or cause.__context__
-    if too_large := _too_large(error):
-        return too_large
-    if isinstance(error, ArgumentError):
-        return f"{_one_sentence(str(error))} See {name} --help."
-    # Of a union of types jsonargparse lists what each said; ours is the sentence.
-    ours = re.search(r"^ *- (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
-    if isinstance(error, OSError) and error.strerror:  # the system's own
-        return f"Expected a file or folder that can be read and written; got {str(error.filename)!r}: {error.strerror}."
-    return _short(ours[1] if ours else str(error)) if isinstance(error, ValueError | OSError) else ""
-
-
-def _too_large(error: Exception) -> str:
-    """Say it where a number is too large for memory, or for the bits that numbers have."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), flags=re.IGNORECASE)
         return (
@@ -171,7 +158,13 @@ def _too_large(error: Exception) -> str:
         )
     if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
         return "Expected numbers that fit into the bits a computer has for them; got one too large. Use a smaller one."
-    return ""
+    if isinstance(error, ArgumentError):
+        return f"{_one_sentence(str(error))} See {name} --help."
+    # Of a union of types jsonargparse lists what each said; ours is the sentence.
+    ours = re.search(r"^ *- (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
+    if isinstance(error, OSError) and error.strerror:  # the system's own
+        return f"Expected a file or folder that can be read and written; got {str(error.filename)!r}: {error.strerror}."
+    return _short(ours[1] if ours else str(error)) if isinstance(error, ValueError | OSError) else ""
 
 
 def _place(error: BaseException) -> str:
