@@ -63,10 +63,10 @@ def _train(**options: Any) -> None:
     def take(function: Callable[..., Any]) -> dict[str, Any]:
         return {name: options[name] for name in inspect.signature(function).parameters if name in options}
 
-    if not options["run_dir"]:
-        source = Path(options["data"]).stem or "data"
-        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    run = options["run_dir"] = Path(options["run_dir"]).absolute()  # though a program of the user's may go elsewhere
+    usual = f"runs/{Path(options['data']).stem or 'data'}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    run = options["run_dir"] = Path(
+        options["run_dir"] or usual
+    ).absolute()  # though a program of the user's may go elsewhere
     kind, arguments = kind_of(options.pop("program"))
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
@@ -155,9 +155,8 @@ def _evaluate(
     print(found, flush=True)  # before what may fail
     found.save(folder, _pictures(found.figures | report.figures(vae, dataset, seed)))
     print(f"\nfigures: {checkpoint.shown(folder / 'figures')}")
-    print(
-        f"also:    evaluation.txt, .json and .csv (a line for each {found.called[:-1]}) in {run}\ntook:    {took}{_peak()}"
-    )
+    print(f"also:    evaluation.txt, .json and .csv (a line for each {found.called[:-1]}) in {run}")
+    print(f"took:    {took}{_peak()}")
 
 
 def _generate(
