@@ -122,8 +122,7 @@ def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]],
         checkpoint.write_all(run, _pictures({"curves": plots.curves(history)} | report.figures(program, dataset)))
         print(f"figures: {checkpoint.shown(run / 'figures')}")
     finally:
-        name = checkpoint.shown(run)
-        print(f"run:     {name}\nmore:    pyro-vae evaluate {name}")
+        print(f"run:     {checkpoint.shown(run)}\nmore:    pyro-vae evaluate {checkpoint.shown(run)}")
 
 
 def _evaluate(
