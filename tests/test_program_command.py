@@ -150,6 +150,7 @@ def test_resume_goes_on_as_if_it_had_not_stopped(here):
 def test_evaluate_and_compare(here, capsys):
     few = ["--num_particles", "25", "--images", "20"]
     assert main(["evaluate", "run", *few, "--chosen", "2", "--temperatures", "5", *TRUST]) == 0
+    assert "(a line for each row) in run" in capsys.readouterr().out
     assert json.loads(Path("run/evaluation.json").read_text())["test -log p(x)"] > 0
     assert main([*TRAIN, "--run_dir", "more", "--program.slope", "1.0"]) == 0
     capsys.readouterr()
