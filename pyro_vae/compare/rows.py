@@ -102,10 +102,8 @@ def compare(
         ValueError: If there are none, a run cannot be read or was trained on a tensor, or an argument is out of range.
     """
     if not runs or num_particles < 1 or images < 2:
-        raise ValueError(
-            "Expected at least 1 run, 1 particle and 2 images; "
-            f"got {len(runs)} runs, num_particles = {num_particles} and images = {images}."
-        )
+        got = f"{len(runs)} runs, num_particles = {num_particles} and images = {images}"
+        raise ValueError(f"Expected at least 1 run, 1 particle and 2 images; got {got}.")
     check_choice("split", split, ("test", "valid", "train"))
     check_device(device)
     datasets, groups, rows = dict[str, Dataset](), dict[str, int](), list[Row]()
@@ -117,10 +115,8 @@ def compare(
         bar.set_description(folder)
         shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
         if shape != dataset.event_shape:
-            raise ValueError(
-                f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "
-                f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}."
-            )
+            got = f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}"
+            raise ValueError(f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; {got}.")
         if split not in dataset.splits:
             raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
         part = dataset.splits[split].to(device)

@@ -82,10 +82,8 @@ def tensor_of(given: Any, argument: str) -> Tensor:
             array = np.asarray(given)
     if array.dtype.kind not in "buif":
         kind = f"a tensor of {given.layout} on {given.device}" if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(
-            f"Expected {argument} to be a dense tensor or an array of numbers; got {kind}. Make one of it: to_dense() "
-            "of a sparse one, torch.cat([x for x, *_ in loader]) of batches."
-        )
+        advice = "Make one of it: to_dense() of a sparse one, torch.cat([x for x, *_ in loader]) of batches."
+        raise ValueError(f"Expected {argument} to be a dense tensor or an array of numbers; got {kind}. {advice}")
     return to_tensor(array, argument, wide=hasattr(given, "__array__"))
 
 

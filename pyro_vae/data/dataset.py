@@ -238,10 +238,8 @@ def labelled(dataset: Dataset, num: int | None, seed: int = 0) -> Dataset:
     classes, counts = y.unique(return_counts=True)
     each, rest = divmod(num, len(classes))
     if num < 1 or rest or each > counts.min():
-        raise ValueError(
-            f"Expected labelled to be a multiple of the {len(classes)} classes, at most "
-            f"{int(counts.min()) * len(classes):,}, as many of each; got {num}."
-        )
+        right = f"a multiple of the {len(classes)} classes, at most {int(counts.min()) * len(classes):,}"
+        raise ValueError(f"Expected labelled to be {right}, as many of each; got {num}.")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     rows = torch.cat([order[y[order] == label][:each] for label in classes])
     shown = torch.full_like(y, -1, dtype=torch.int64).index_put((rows,), y[rows].long())

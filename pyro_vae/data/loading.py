@@ -102,10 +102,8 @@ def load(
     elif path.is_file() or path.suffix or path.name != data:
         source = file(path)
     else:
-        raise ValueError(
-            f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}, and nothing is of that name in "
-            f"{str(Path.cwd())!r}."
-        )
+        got = f"{data!r}, and nothing is of that name in {str(Path.cwd())!r}"
+        raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {got}.")
     return show_labels(_dataset(source, config), labelled, labelled_seed)
 
 
@@ -191,10 +189,8 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
     if dequantize and pixels.dtype.is_floating_point:
         raise ValueError(f"Expected whole grey levels to dequantize; got {pixels.dtype} in {source.name}.")
     if binarize == "static" and whole.on_disk:
-        raise ValueError(
-            f"Expected binarize to be none, dynamic or threshold for {source.name}, which stays on disk; got "
-            "'static', whose draws would have to be kept. Use dynamic."
-        )
+        got = f"for {source.name}, which stays on disk; got 'static', whose draws would have to be kept"
+        raise ValueError(f"Expected binarize to be none, dynamic or threshold {got}. Use dynamic.")
     extremes = f"[{seen.low:g}, {seen.high:g}]"
     if whole.counts and not (seen.low >= 0 and seen.whole):
         raise ValueError(f"Expected whole numbers from 0 on as counts; got others, in {extremes}, in {source.name}.")
@@ -220,10 +216,8 @@ def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0
         last, rest = order[:usual], order[usual:]
     held_out = usual if valid is None else valid
     if not hasattr(held_out, "__index__") or not 0 <= held_out < len(rest):
-        raise ValueError(
-            f"Expected valid, a whole number of at least 0 and fewer than the {len(rest)} that are not for test; got "
-            f"{held_out!r}."
-        )
+        right = f"a whole number of at least 0 and fewer than the {len(rest)} that are not for test"
+        raise ValueError(f"Expected valid, {right}; got {held_out!r}.")
     parts = [whole.part(rows) for rows in (rest[held_out:], rest[:held_out], last)]
     for i in range(0 if config["binarize"] == "static" else 1, 3):
         parts[i] = parts[i].frozen(torch.Generator().manual_seed(SEED + i))

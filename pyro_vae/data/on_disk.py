@@ -29,10 +29,8 @@ class File:
     def __init__(self, array: np.memmap) -> None:
         self.path = Path(str(array.filename)).absolute()
         if not array.flags.c_contiguous:
-            raise ValueError(
-                f"Expected an array in C order in {str(self.path)!r}, to read it image by image; got Fortran order. "
-                "Save numpy.ascontiguousarray of it."
-            )
+            got = f"in {str(self.path)!r}, to read it image by image; got Fortran order"
+            raise ValueError(f"Expected an array in C order {got}. Save numpy.ascontiguousarray of it.")
         self.shape, self.layout = array.shape, np.dtype((array.dtype, array.shape[1:]))
         self.step = max(1, AT_ONCE // self.layout.itemsize)
         self._start, self._state = array.offset, _state(os.stat(self.path))
@@ -58,10 +56,9 @@ class File:
         except FileNotFoundError:
             same = False
         if not same:
-            raise ValueError(
-                f"Expected {str(self.path)!r} as it was when it was loaded, since images are read as they are needed; "
-                "got one that was moved, cut or written since. Load it anew, and leave it as it is until the end."
-            )
+            why = "since images are read as they are needed; got one that was moved, cut or written since"
+            advice = "Load it anew, and leave it as it is until the end."
+            raise ValueError(f"Expected {str(self.path)!r} as it was when it was loaded, {why}. {advice}")
         return np.ndarray((len(rows) * count, *self.shape[1:]), self.layout.base, buffer=found)
 
 
@@ -113,10 +110,8 @@ class OnDisk:
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a .npz file or the columns of a table by name, or a .npy's as ``x``, on disk if large."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a file or a folder of images; there is nothing at {str(path)!r}, which is "
-            f"{str(path.absolute())!r} from the working directory {str(Path.cwd())!r}."
-        )
+        where = f"{str(path)!r}, which is {str(path.absolute())!r} from the working directory {str(Path.cwd())!r}"
+        raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {where}.")
     if path.suffix.lower() in TABLES:
         return _table(path)
     try:
@@ -133,10 +128,8 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
         # Of any other file numpy says that it is a pickle.
         numpys = path.suffix.lower() in (".npy", ".npz")
         what, why = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(TABLES)}", "")
-        raise ValueError(
-            f"Expected a .npy or .npz file of numbers{what}; could not read {str(path)!r}{why}. Write it anew with "
-            "numpy.save or numpy.savez, in whole."
-        ) from error
+        got = f"could not read {str(path)!r}{why}. Write it anew with numpy.save or numpy.savez, in whole."
+        raise ValueError(f"Expected a .npy or .npz file of numbers{what}; {got}") from error
 
 
 def _table(path: Path) -> dict[str, np.ndarray]:
@@ -155,10 +148,9 @@ def _table(path: Path) -> dict[str, np.ndarray]:
     for name, column in frame.items():
         if not pd.api.types.is_any_real_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             words = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
-            raise ValueError(
-                f"Expected numbers in every column of {str(path)!r}; got {str([*words, *column][0])!r} in "
-                f"{str(name)!r}. Leave it out, or write numbers in it, and nothing where one is missing."
-            )
+            got = f"{str([*words, *column][0])!r} in {str(name)!r}"
+            advice = "Leave it out, or write numbers in it, and nothing where one is missing."
+            raise ValueError(f"Expected numbers in every column of {str(path)!r}; got {got}. {advice}")
         columns[str(name)] = column.to_numpy(**({"dtype": float, "na_value": np.nan} if column.hasnans else {}))
     return columns
 

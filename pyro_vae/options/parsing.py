@@ -67,10 +67,8 @@ def check_config(given: Sequence[str]) -> None:
         if any((file.parent / name).exists() for name in RUN):
             config = checkpoint.config_of(file.parent, file.name)
             if others := [key for key in map(str, config) if key.split(".")[0] not in settings]:
-                raise ValueError(
-                    f"Expected the settings of a run in {checkpoint.shown(file)!r}; got {others[0]}, which no run "
-                    f"writes there. Take it out, or give it as --{others[0]}."
-                )
+                got = f"{others[0]}, which no run writes there. Take it out, or give it as --{others[0]}."
+                raise ValueError(f"Expected the settings of a run in {checkpoint.shown(file)!r}; got {got}")
             parts = [value for key, value in config.items() if str(key).split(".")[0] in ROOMS]
             words = (word for word in tree_leaves(parts) if isinstance(word, str) and "." in word)  # perhaps paths
             checkpoint.check_trust([{"class_path": word} for word in words], " ".join(found["--trust"]).split())
@@ -152,10 +150,8 @@ def sentence(error: Exception, name: str) -> str:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), flags=re.IGNORECASE)
-        return (
-            f"Expected what fits into memory; got more{f', {size[1]} at a time' if size else ''}. "
-            "Use a smaller latent, network, likelihood, prior or batch_size, or fewer draws."
-        )
+        advice = "Use a smaller latent, network, likelihood, prior or batch_size, or fewer draws."
+        return f"Expected what fits into memory; got more{f', {size[1]} at a time' if size else ''}. {advice}"
     if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
         return "Expected numbers that fit into the bits a computer has for them; got one too large. Use a smaller one."
     if isinstance(error, ArgumentError):

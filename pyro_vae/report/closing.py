@@ -76,10 +76,8 @@ def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[
     if dataset.support is constraints.boolean:
         note = "\nA density of two values grows without bound: compare it with nothing, or use Bernoulli."
     if isinstance(dataset.support, Levels):
-        note = (
-            "\nNo bits/dim: a density of grey levels that are not dequantised grows without bound. For bits/dim use "
-            "--dequantize true, or a mass, as DiscretizedLogistic."
-        )
+        note = "\nNo bits/dim: a density of grey levels that are not dequantised grows without bound. "
+        note += "For bits/dim use --dequantize true, or a mass, as DiscretizedLogistic."
     return None, note
 
 

@@ -105,12 +105,9 @@ def evaluation(
     for name, number in settings.items():
         if number < (least := 0 if name == "chosen" else 1):
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
-    device = point_of(program).device
-    values = {
-        name: evaluate.per_image(program, part.to(device), num_particles, images, seed, progress)
-        for name, part in dataset.splits.items()
-        if name != "test"
-    }
+    device, rest = point_of(program).device, (num_particles, images, seed, progress)
+    others = [name for name in dataset.splits if name != "test"]
+    values = {name: evaluate.per_image(program, dataset.splits[name].to(device), *rest) for name in others}
     with at_test(program, device, seed):
         whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
