@@ -64,9 +64,7 @@ def _train(**options: Any) -> None:
         return {name: options[name] for name in inspect.signature(function).parameters if name in options}
 
     usual = f"runs/{Path(options['data']).stem or 'data'}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    run = options["run_dir"] = Path(
-        options["run_dir"] or usual
-    ).absolute()  # though a program of the user's may go elsewhere
+    run = options["run_dir"] = Path(options["run_dir"] or usual).absolute()  # a program may change the directory
     kind, arguments = kind_of(options.pop("program"))
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))

@@ -132,9 +132,7 @@ def compare(
         basis["columns"] = (options.get("columns") or [None])[0]  # which is x
         basis["data"] = str(path.resolve()) if path.exists() else options["data"]
         basis["log p(x)"] = f"of {kind}{given}"
-        active, _, unsure = (
-            evaluate.usage(evaluate.activity(vae, whole, seed), len(whole)) if len(whole) > 1 else (0, 0, 1)
-        )
+        used = evaluate.usage(evaluate.activity(vae, whole, seed), len(whole)) if len(whole) > 1 else (0, 0, 1)
         row = Row(
             name=folder if folders.count(folder) == 1 else str(run),
             group=groups.setdefault(str(basis), len(groups)),
@@ -144,7 +142,7 @@ def compare(
             values=values,
             difference=(0.0, 0.0),
             num_particles=num_particles,
-            active=active if active or not unsure else None,
+            active=used[0] if used[0] or not used[2] else None,
             latent=len(evaluate.dimensions(whole)),
             parameters=sum(parameter.numel() for parameter in vae.parameters()),
             history=history,
@@ -176,13 +174,8 @@ def short(spec: Any) -> str:
     if isinstance(spec, list):
         return f"[{', '.join(map(short, spec))}]"
     if not (isinstance(spec, dict) and "class_path" in spec):
-        return (
-            str(spec).lower()
-            if isinstance(spec, bool | None)
-            else f"{spec:g}"
-            if isinstance(spec, float)
-            else str(spec)
-        )
+        plain = str(spec).lower() if isinstance(spec, bool | None) else str(spec)
+        return f"{spec:g}" if isinstance(spec, float) else plain
     module, _, name = spec["class_path"].rpartition(".")
     usual = defaults(getattr(sys.modules.get(module), name, lambda: None))  # not imported: that would run its code
     given = {key: value for key, value in (spec.get("init_args") or {}).items() if usual.get(key, spec) != value}

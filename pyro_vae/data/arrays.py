@@ -47,11 +47,10 @@ def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
     lost = error.isinf() | ((error > APART * spread) & (spread > 2.0**-44 * size))  # less is float64's own rounding
     if lost.any():
         where = tuple(lost.nonzero()[0].tolist())
-        raise ValueError(
-            f"Expected numbers that float32 keeps apart in {name}; those at [{', '.join(map(str, (':', *where)))}], "
-            f"from {low[where]:.12g} to {high[where]:.12g}, would move by up to {error[where]:.3g}. Subtract a number "
-            "or scale first, or give float32 if it is meant."
-        )
+        those = f"those at [{', '.join(map(str, (':', *where)))}], from {low[where]:.12g} to {high[where]:.12g}"
+        advice = "Subtract a number or scale first, or give float32 if it is meant."
+        got = f"{those}, would move by up to {error[where]:.3g}. {advice}"
+        raise ValueError(f"Expected numbers that float32 keeps apart in {name}; {got}")
     return Survey(infinite, missing, low.min().float().item(), high.max().float().item(), whole)
 
 

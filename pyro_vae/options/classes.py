@@ -132,10 +132,9 @@ def columns_of(kind: Any, options: Mapping[str, Any]) -> Sequence[str] | None:
         return options["columns"]
     names, arrays = argument_names(SimpleNamespace(model=partial(kind.model, None))), arrays_of(path)
     if {*arrays} - {*names} or any(needed and name not in arrays for name, needed in names.items()):
+        right = f"named as the arguments of {kind.__name__}.model, {', '.join(names)}"
         got = f"{', '.join(arrays) or 'none'} in {str(path)!r}. Rename them, or say which they are, as --columns [x]."
-        raise ValueError(
-            f"Expected arrays named as the arguments of {kind.__name__}.model, {', '.join(names)}; got {got}"
-        )
+        raise ValueError(f"Expected arrays {right}; got {got}")
     return [name for name in names if name in arrays]
 
 

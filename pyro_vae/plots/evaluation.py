@@ -28,9 +28,7 @@ def bounds(
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.errorbar(
-        particles, finite(means), finite(errors), fmt="-o", color=BLUE, markersize=4, capsize=3, linewidth=1.2
-    )
+    axes.errorbar(particles, finite(means), finite(errors), fmt="-o", color=BLUE, ms=4, capsize=3, linewidth=1.2)
     axes.annotate("-ELBO", (particles[0], finite(means)[0]), xytext=(8, 0), textcoords="offset points", fontsize=9)
     for (name, (difference, error)), colour in zip((others or {}).items(), (ORANGE, GREEN, RED), strict=False):
         at = float(finite(means[-1] + difference))

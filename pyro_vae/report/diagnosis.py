@@ -42,10 +42,10 @@ def _collapse(n: Numbers, images: str) -> str:
     used = f"All {latent} dimensions are used: the activity of each is above 0.01."
     left = "All of the" if collapsed == latent else f"{collapsed} of"
     lost = (
-        f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data ask "
-        "for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a smaller "
-        "--latent does as well."
+        f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data ask for, "
     )
+    lost += "try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a smaller "
+    lost += "--latent does as well."
     doubt = f"Cannot tell whether {unsure} of {latent} dimensions are used; more --images would say."
     return " ".join([lost] * bool(collapsed) + [doubt] * bool(unsure)) or used
 
@@ -113,10 +113,9 @@ def _overfit(n: Numbers, images: str) -> str:
 def _prior(n: Numbers, images: str) -> str:
     information, kl, most = n["mutual information"], n["aggregate KL"], n["log N"]
     if information > most - 1.0:  # too few images to tell more
-        return (
-            f"A code tells nearly all {images} apart: the mutual information is at least {information:.1f} nats, of "
-            f"log N = {most:.1f}. So KL(q(z) || p(z)) is at most {kl:.1f}; more --images would say how much."
-        )
+        least = f"the mutual information is at least {information:.1f} nats, of log N = {most:.1f}"
+        most_kl = f"So KL(q(z) || p(z)) is at most {kl:.1f}; more --images would say how much."
+        return f"A code tells nearly all {images} apart: {least}. {most_kl}"
     said = f"KL(q(z) || p(z)) is {kl:.1f} nats"
     return {
         True: f"{said}: codes together are not where the prior is. A prior that follows them may save as much: "
@@ -140,9 +139,5 @@ def _calibration(n: Numbers, images: str) -> str:
 
 # By the number without which there is nothing to say.
 SUBJECTS = {"active": _collapse, "k > 0.7": _trust, "AIS - IS": _distance, "BDMC gap": _sandwich}
-SUBJECTS |= {
-    "approximation": _gaps,
-    "test -log p(x)": _overfit,
-    "aggregate KL": _prior,
-    "coverage at 0.9": _calibration,
-}
+SUBJECTS |= {"approximation": _gaps, "test -log p(x)": _overfit, "aggregate KL": _prior}
+SUBJECTS["coverage at 0.9"] = _calibration

@@ -132,12 +132,9 @@ def evaluation(
             columns |= part.images
     found.images.update({name: column.tolist() for name, column in columns.items()})
     (mean, error), (of_train, error_of_train) = (mean_and_error(values[name].nll) for name in ("test", "train"))
-    more = {
-        "test -log p(x)": mean,
-        "train -log p(x)": of_train,
-        "test - train, error": math.hypot(error, error_of_train),
-    }
-    found.numbers.update(more | {"images": len(whole), "chosen": min(chosen, len(whole))})
+    found.numbers.update({"test -log p(x)": mean, "train -log p(x)": of_train})
+    found.numbers["test - train, error"] = math.hypot(error, error_of_train)
+    found.numbers.update({"images": len(whole), "chosen": min(chosen, len(whole))})
     measures = evaluate.measures(program, dataset.test.to(device), images)
     found.numbers.update({f"test {name}": mean for name, (mean, _) in measures.items()})
     return found

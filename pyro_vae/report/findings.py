@@ -119,12 +119,11 @@ def calibration(whole: Posterior, seed: int) -> Finding:
     except ValueError as error:  # data that cannot be drawn
         return Finding([f"No calibration: {error}"])
     covered, p = ranks.covers(0.9).double().mean(1), ranks.p_values
-    line = (
-        f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {covered.mean():.1%} of the true z; "
-        f"of {len(p)} tests whether ranks are uniform the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
-    )
+    held = f"90% intervals hold {covered.mean():.1%} of the true z"
+    least = f"of {len(p)} tests whether ranks are uniform the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})"
+    lines = [f"Calibration, {SIMULATED} data that the model draws: {held}; {least}."]
     numbers = with_errors(**{"coverage at 0.9": covered}) | {"simulated": len(covered)}
-    return Finding([line], numbers, figures={"calibration": ranks.figure()})
+    return Finding(lines, numbers, figures={"calibration": ranks.figure()})
 
 
 def codes(whole: Posterior) -> Finding:
@@ -149,10 +148,9 @@ def codes(whole: Posterior) -> Finding:
         (information, divergence), most = (part.mean().item() for part in parts), math.log(len(few))
         found.numbers |= {"log N": most, "mutual information": information, "codes": len(few)}
         found.numbers |= with_errors(**{"aggregate KL": parts[1]})
-        found.lines.append(
-            f"Of {len(few):,} codes: mutual information {information:.2f} nats (at most log N = {most:.2f}) + "
-            f"KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}."
-        )
+        parts_of_kl = f"mutual information {information:.2f} nats (at most log N = {most:.2f}) + "
+        parts_of_kl += f"KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}"
+        found.lines.append(f"Of {len(few):,} codes: {parts_of_kl}.")
     found.figures["dimensions"] = plots.dimensions(activity, kl, names=names)
     return found
 
