@@ -100,7 +100,7 @@ class OfParts(Protocol):
         """Make it."""
 
 
-def program(program: Made | Shaped | OfParts) -> None:
+def program(program: Made | OfParts | Shaped) -> None:  # jsonargparse fills in what is missing by the last
     """Train a program of pyro_vae, or of your own.
 
     Arguments:
