@@ -41,11 +41,9 @@ def _collapse(n: Numbers, images: str) -> str:
     collapsed = int(n.get("collapsed", latent - n["active"]))
     used = f"All {latent} dimensions are used: the activity of each is above 0.01."
     left = "All of the" if collapsed == latent else f"{collapsed} of"
-    lost = (
-        f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data ask for, "
-    )
-    lost += "try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a smaller "
-    lost += "--latent does as well."
+    lost = f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data ask "
+    lost += "for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a "
+    lost += "smaller --latent does as well."
     doubt = f"Cannot tell whether {unsure} of {latent} dimensions are used; more --images would say."
     return " ".join([lost] * bool(collapsed) + [doubt] * bool(unsure)) or used
 
