@@ -137,7 +137,7 @@ def compare(
             name=folder if folders.count(folder) == 1 else str(run),
             group=groups.setdefault(str(basis), len(groups)),
             basis=basis,
-            settings={key: short(value) for key, value in config.items() if key not in options},
+            settings={key: short(value) for key, value in config.items() if key not in (*options, *UNSEEN)},
             about=f"{about}, {len(whole):,} {split} {images_or_rows(shape)}",
             values=values,
             difference=(0.0, 0.0),
