@@ -22,15 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
         from pyro_vae import commands
 
         return commands.run(given)
-    parser = ArgumentParser(
-        prog="pyro-vae", description="Variational autoencoders as probabilistic programs.", exit_on_error=False
-    )
+    about = "Variational autoencoders as probabilistic programs."
+    parser = ArgumentParser(prog="pyro-vae", description=about, exit_on_error=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pyro_vae')}")
-    subcommands = parser.add_subparsers(
-        title="subcommands",
-        description="For more details of each subcommand, add it as an argument followed by --help.",
-        dest="subcommand",
-    )
+    more = "For more details of each subcommand, add it as an argument followed by --help."
+    subcommands = parser.add_subparsers(title="subcommands", description=more, dest="subcommand")
     for name, line in COMMANDS.items():
         subcommands.add_parser(name, help=line)
     wrong = f'expected "subcommand" to be one of {{{",".join(COMMANDS)}}}, but it was not provided'

@@ -26,8 +26,6 @@ __all__ = ["run"]
 
 def run(given: list[str]) -> int:
     """Run a subcommand, the first word given; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
-    commands: dict[str, Callable[..., None]] = {"train": _train, "resume": _resume, "evaluate": _evaluate}
-    commands |= {"generate": _generate, "compare": _compare}
     subcommand, *words = given
     name = f"pyro-vae {subcommand}"
     resumes = subcommand == "train" and any(word.split("=")[0] == "--resume" for word in words)
@@ -39,7 +37,8 @@ def run(given: list[str]) -> int:
             subcommand, words = "resume", [word.removeprefix("--resume=") for word in words if word != "--resume"]
             if not words:
                 raise ValueError("Expected a run directory after --resume; got none. As in: --resume runs/first")
-        commands[subcommand](**parse(subcommand, commands[subcommand], words))
+        command: Callable[..., None] = globals()[f"_{subcommand}"]
+        command(**parse(subcommand, command, words))
     except KeyboardInterrupt as interrupt:
         if is_first():
             print(f"\n{name}: interrupted. {interrupt}".rstrip(), file=sys.stderr)
@@ -61,17 +60,15 @@ def run(given: list[str]) -> int:
 def _train(**options: Any) -> None:
     """Train a VAE or a program of your own, print its ELBO and -log p(x) on every split, and draw its figures."""
 
-    def take(function: Callable[..., Any], skip: tuple[str, ...] = ()) -> dict[str, Any]:
-        names = inspect.signature(function).parameters
-        return {name: options[name] for name in names if name in options and name not in skip}
+    def take(function: Callable[..., Any]) -> dict[str, Any]:
+        return {name: options[name] for name in inspect.signature(function).parameters if name in options}
 
-    if not options["run_dir"]:
-        source = Path(options["data"]).stem or "data"
-        options["run_dir"] = f"runs/{source}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    run = options["run_dir"] = Path(options["run_dir"]).absolute()  # though a program of the user's may go elsewhere
-    kind, arguments = kind_of(options["program"])
+    usual = f"runs/{Path(options['data']).stem or 'data'}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    run = options["run_dir"] = Path(options["run_dir"] or usual).absolute()  # a program may change the directory
+    kind, arguments = kind_of(options.pop("program"))
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
+    del options["data"]  # which ``fit`` is given as it is loaded
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
     if is_first():
         print(f"{dataset}: {counts} {dataset.words}")
@@ -80,7 +77,7 @@ def _train(**options: Any) -> None:
     with forked(torch.device("cpu"), options["seed"]):
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
-    _close(program, dataset, fit(program, dataset, **take(fit, ("program", "data"))), run)
+    _close(program, dataset, fit(program, dataset, **take(fit)), run)
 
 
 def _resume(
@@ -99,18 +96,17 @@ def _resume(
         on_nan: Another way with numbers that are not finite.
         device: Another device.
         logger: Another logger.
-        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
     """
     run = Path(resume).absolute()
     vae, config = load(resume, trust.split(), weights="last")
     given = {"epochs": epochs, "on_nan": on_nan, "device": device, "logger": logger}
     config |= {name: value for name, value in given.items() if value is not None}
     objective = checkpoint.construct_objective(config.get("objective"), trust.split())
-    options = checkpoint.arguments(Settings, config)
     dataset, _ = checkpoint.data_of(resume)
     if is_first():
         print(f"{dataset}: going on with {resume}")
-    _close(vae, dataset, fit(vae, dataset, objective, **options, resume=run), run)
+    _close(vae, dataset, fit(vae, dataset, objective, **checkpoint.arguments(Settings, config), resume=run), run)
 
 
 def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]], run: Path) -> None:
@@ -124,33 +120,26 @@ def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]],
         checkpoint.write_all(run, _pictures({"curves": plots.curves(history)} | report.figures(program, dataset)))
         print(f"figures: {checkpoint.shown(run / 'figures')}")
     finally:
-        name = checkpoint.shown(run)
-        print(f"run:     {name}\nmore:    pyro-vae evaluate {name}")
+        print(f"run:     {checkpoint.shown(run)}\nmore:    pyro-vae evaluate {checkpoint.shown(run)}")
 
 
 def _evaluate(
     run: str,
-    num_particles: int = 1000,
-    images: int = 1000,
-    chosen: int = 50,
-    temperatures: int = 500,
     seed: int = 0,
     device: str = "cpu",
     weights: Literal["final", "best", "last"] = "final",
     trust: str = "",
+    **options: Any,
 ) -> None:
     """Say how good a trained program and its guide are, with a diagnosis in words, and draw its figures.
 
     Args:
         run: Run directory.
-        num_particles: Draws per datum for -log p(x).
-        images: How many images of each split, the first ones.
-        chosen: How many of them for AIS, BDMC and refined guides, which cost much; 0 for none.
-        temperatures: Of AIS.
         seed: Seed of the draws.
         device: ``cpu`` or ``cuda``.
         weights: Those that training ended with, those of the best validation ELBO, or of the last checkpoint.
-        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
+        options: Arguments of ``report.evaluation``.
     """
     check_device(device)
     folder = Path(run).absolute()
@@ -158,12 +147,13 @@ def _evaluate(
     vae, _ = load(run, trust.split(), weights)
     dataset, _ = checkpoint.data_of(run)
     started = time.perf_counter()
-    found = report.evaluation(vae.to(device), dataset, num_particles, images, chosen, temperatures, seed)
+    found = report.evaluation(vae.to(device), dataset, seed=seed, **options)
     took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
     print(found, flush=True)  # before what may fail
     found.save(folder, _pictures(found.figures | report.figures(vae, dataset, seed)))
     print(f"\nfigures: {checkpoint.shown(folder / 'figures')}")
-    print(f"also:    evaluation.txt, .json and .csv (an image a line) in {run}\ntook:    {took}{_peak()}")
+    print(f"also:    evaluation.txt, .json and .csv (a line for each {found.called[:-1]}) in {run}")
+    print(f"took:    {took}{_peak()}")
 
 
 def _generate(
@@ -179,7 +169,7 @@ def _generate(
         seed: Seed of the draws.
         output: A ``.png`` for a picture, a ``.npy`` for numbers, a ``.npz`` where several sites are observed. If not
             given, figures/generated.png of the run, or such a .npy or .npz.
-        trust: Modules of your own whose classes the run may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
         given: The label of all, of a program that takes one; else each label in turn, or covariates of test data.
     """
     program, config = load(run, trust.split())
@@ -221,7 +211,7 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
 
     Args:
         output: A ``.png`` for the figure.
-        trust: Modules of your own whose classes the runs may name, as ``my_parts``; spaces between.
+        trust: Modules that the run may name.
         options: Arguments of ``compare.compare``.
     """
     path = Path(output)

@@ -627,7 +627,11 @@ BAD = {
         ValueError,
         "whole grey levels",
     ),
-    "both": (lambda p: {"data": "digits", "binarize": "static", "dequantize": True}, ValueError, "either .* got both"),
+    "both": (
+        lambda p: {"data": "digits", "binarize": "static", "dequantize": True},
+        ValueError,
+        "got binarize='static' and dequantize=True",
+    ),
     "half an image held out": (lambda p: {"data": "digits", "valid": 2.5}, ValueError, "whole number .* got 2.5"),
     "fewer than none held out": (lambda p: {"data": "digits", "valid": -1}, ValueError, "at least 0 .* got -1"),
     "too many held out": (lambda p: {"data": "digits", "valid": 1700}, ValueError, "fewer than the 1617 .* got 1700"),

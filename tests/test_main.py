@@ -178,7 +178,7 @@ class TestEvaluate:
         assert shown.startswith(written)
         figures, also, took = shown[len(written) :].split("\n")[1:-1]
         assert figures == "figures: run/figures"
-        assert also == "also:    evaluation.txt, .json and .csv (an image a line) in run"
+        assert also == "also:    evaluation.txt, .json and .csv (a line for each image) in run"
         assert re.fullmatch(r"took:    \d+\.\d minutes(, at most \d+\.\d\d GiB of memory)?", took)
         assert {path.stem for path in (run / "figures").iterdir()} == FIGURES | EVALUATION | {"gaps"}
         vae, config = load(run)

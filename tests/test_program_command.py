@@ -150,6 +150,7 @@ def test_resume_goes_on_as_if_it_had_not_stopped(here):
 def test_evaluate_and_compare(here, capsys):
     few = ["--num_particles", "25", "--images", "20"]
     assert main(["evaluate", "run", *few, "--chosen", "2", "--temperatures", "5", *TRUST]) == 0
+    assert "(a line for each row) in run" in capsys.readouterr().out
     assert json.loads(Path("run/evaluation.json").read_text())["test -log p(x)"] > 0
     assert main([*TRAIN, "--run_dir", "more", "--program.slope", "1.0"]) == 0
     capsys.readouterr()
@@ -207,7 +208,7 @@ BAD = {
     "no guide": (own("NoGuide", "--program.hidden", "4", "--data", "data.npz"), "Expected a program: .* has no guide"),
     "other names": ([*TRAIN, "--data", "other.npz"], r"Mine.model, x, y, count; got x, w, count in 'other.npz'"),
     "other columns": ([*TRAIN, "--columns", "[x,q]"], "Expected numbers named q in 'data.npz'; got count, y, x"),
-    "binarised columns": ([*TRAIN, "--columns", "[x]", "--counts", "true"], "columns as they are; got .* counts"),
+    "binarised columns": ([*TRAIN, "--columns", "[x]", "--counts", "true"], "got counts=True and columns=\\['x'\\]"),
     "no file": ([*TRAIN, "--data", "no.npz"], "there is nothing at 'no.npz'"),
     "unknown argument": ([*TRAIN, "--program.hiden", "3"], "Expected an argument of Mine; got --program.hiden"),
     "a wrong value": ([*TRAIN, "--program.hidden", "x"], "Expected --program.hidden to be int; got x"),

@@ -15,15 +15,15 @@ from pyro_vae import checkpoint, data, evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import ELBO
-from pyro_vae.program import Posterior, point_of, posterior_of
+from pyro_vae.objectives.base import check_choice
+from pyro_vae.program import point_of, posterior_of
 from pyro_vae.programs import VAE
 from pyro_vae.seeds import at_test
 from pyro_vae.train import check_device, fit
 from pyro_vae.words import images_or_rows
 
-# Settings on which no number depends.
 UNSEEN = ("root", "labelled", "labelled_seed")  # arguments of data.load on which no test image depends
-UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")
+UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")  # settings on which no number depends
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,61 +102,59 @@ def compare(
         ValueError: If there are none, a run cannot be read or was trained on a tensor, or an argument is out of range.
     """
     if not runs or num_particles < 1 or images < 2:
-        raise ValueError(
-            "Expected at least 1 run, 1 particle and 2 images; "
-            f"got {len(runs)} runs, num_particles = {num_particles} and images = {images}."
-        )
-    if split not in ("test", "valid", "train"):
-        raise ValueError(f"Expected split to be test, valid or train; got {split!r}.")
+        got = f"{len(runs)} runs, num_particles = {num_particles} and images = {images}"
+        raise ValueError(f"Expected at least 1 run, 1 particle and 2 images; got {got}.")
+    check_choice("split", split, ("test", "valid", "train"))
     check_device(device)
-    datasets: dict[str, Dataset] = {}
+    datasets, groups, rows = dict[str, Dataset](), dict[str, int](), list[Row]()
     # All of them before the first is evaluated.
     loaded = [(*_load(run, trust), *checkpoint.data_of(run, datasets)) for run in runs]
     folders = [Path(run).resolve().name for run in runs]
-    groups: dict[str, int] = {}
-    rows = []
-    with tqdm(total=len(runs), unit=" runs", disable=not progress) as bar:
-        for run, folder, (vae, config, history, dataset, options) in zip(runs, folders, loaded, strict=True):
-            bar.set_description(folder)
-            shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
-            if shape != dataset.event_shape:
-                raise ValueError(
-                    f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; "
-                    f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}."
-                )
-            if split not in dataset.splits:
-                raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
-            part = dataset.splits[split].to(device)
-            values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
-            with at_test(vae, point_of(vae).device, seed):
-                whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
-                kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
-                given = evaluate.covariates(whole).replace(" | ", ", given ")
-            held_out = dataset.config["valid"]
-            about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
-            path = Path(options["data"])
-            basis = {key: value for key, value in options.items() if key not in UNSEEN}
-            basis["columns"] = (options.get("columns") or [None])[0]  # which is x
-            basis["data"] = str(path.resolve()) if path.exists() else options["data"]
-            basis["log p(x)"] = f"of {kind}{given}"
-            row = Row(
-                name=folder if folders.count(folder) == 1 else str(run),
-                group=groups.setdefault(str(basis), len(groups)),
-                basis=basis,
-                settings={key: short(value) for key, value in config.items() if key not in options},
-                about=f"{about}, {len(whole):,} {split} {images_or_rows(shape)}",
-                values=values,
-                difference=(0.0, 0.0),
-                num_particles=num_particles,
-                active=_active(whole, seed),
-                latent=len(evaluate.dimensions(whole)),
-                parameters=sum(parameter.numel() for parameter in vae.parameters()),
-                history=history,
-                measures=evaluate.measures(vae, part, images),
-            )
-            rows.append(row)
-            bar.update()
-    return _rank(rows)
+    bar = tqdm(zip(runs, folders, loaded, strict=True), total=len(runs), unit=" runs", disable=not progress)
+    for run, folder, (vae, config, history, dataset, options) in bar:
+        bar.set_description(folder)
+        shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
+        if shape != dataset.event_shape:
+            got = f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}"
+            raise ValueError(f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; {got}.")
+        if split not in dataset.splits:
+            raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
+        part = dataset.splits[split].to(device)
+        values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
+        with at_test(vae, point_of(vae).device, seed):
+            whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
+            kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
+            given = evaluate.covariates(whole).replace(" | ", ", given ")
+        held_out = dataset.config["valid"]
+        about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
+        path = Path(options["data"])
+        basis = {key: value for key, value in options.items() if key not in UNSEEN}
+        basis["columns"] = (options.get("columns") or [None])[0]  # which is x
+        basis["data"] = str(path.resolve()) if path.exists() else options["data"]
+        basis["log p(x)"] = f"of {kind}{given}"
+        used = evaluate.usage(evaluate.activity(vae, whole, seed), len(whole)) if len(whole) > 1 else (0, 0, 1)
+        row = Row(
+            name=folder if folders.count(folder) == 1 else str(run),
+            group=groups.setdefault(str(basis), len(groups)),
+            basis=basis,
+            settings={key: short(value) for key, value in config.items() if key not in (*options, *UNSEEN)},
+            about=f"{about}, {len(whole):,} {split} {images_or_rows(shape)}",
+            values=values,
+            difference=(0.0, 0.0),
+            num_particles=num_particles,
+            active=used[0] if used[0] or not used[2] else None,
+            latent=len(evaluate.dimensions(whole)),
+            parameters=sum(parameter.numel() for parameter in vae.parameters()),
+            history=history,
+            measures=evaluate.measures(vae, part, images),
+        )
+        rows.append(row)
+    ranked, best = [], dict[int, Row]()
+    for row in sorted(rows, key=lambda row: (row.group, math.isnan(row.nll[0]), row.nll[0])):
+        first = best.setdefault(row.group, row)
+        difference = (0.0, 0.0) if row is first else mean_and_error(row.values.nll - first.values.nll)
+        ranked.append(replace(row, difference=difference))
+    return ranked
 
 
 def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], dict[str, list[float]]]:
@@ -165,29 +163,10 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
         vae, config = checkpoint.load(run, trust)
         history = checkpoint.load_metrics(run)
     except (ValueError, OSError) as error:
-        named = str(run) in str(error)
-        raise type(error)(str(error) if named else f"{error} The run is {str(run)!r}.") from error
+        raise type(error)(f"{error}" if str(run) in str(error) else f"{error} The run is {str(run)!r}.") from error
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
     config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
     return vae, {key: value for key, value in config.items() if key not in UNSAID}, history
-
-
-def _active(whole: Posterior, seed: int) -> int | None:
-    if len(whole) < 2:
-        return None
-    active, _, unsure = evaluate.usage(evaluate.activity(whole.program, whole, seed), len(whole))
-    return active if active or not unsure else None
-
-
-def _rank(rows: Sequence[Row]) -> list[Row]:
-    """Sort each group by -log p(x), and take the differences from its best."""
-    ranked = []
-    best: dict[int, Row] = {}
-    for row in sorted(rows, key=lambda row: (row.group, math.isnan(row.nll[0]), row.nll[0])):
-        first = best.setdefault(row.group, row)
-        difference = (0.0, 0.0) if row is first else mean_and_error(row.values.nll - first.values.nll)
-        ranked.append(replace(row, difference=difference))
-    return ranked
 
 
 def short(spec: Any) -> str:
@@ -195,9 +174,8 @@ def short(spec: Any) -> str:
     if isinstance(spec, list):
         return f"[{', '.join(map(short, spec))}]"
     if not (isinstance(spec, dict) and "class_path" in spec):
-        if isinstance(spec, bool | None):
-            return str(spec).lower()
-        return f"{spec:g}" if isinstance(spec, float) else str(spec)
+        plain = str(spec).lower() if isinstance(spec, bool | None) else str(spec)
+        return f"{spec:g}" if isinstance(spec, float) else plain
     module, _, name = spec["class_path"].rpartition(".")
     usual = defaults(getattr(sys.modules.get(module), name, lambda: None))  # not imported: that would run its code
     given = {key: value for key, value in (spec.get("init_args") or {}).items() if usual.get(key, spec) != value}

@@ -78,29 +78,20 @@ def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator
     yield from (row.settings.get(key, "-") for key in differ)
     yield from (nats(value.mean().item()) for value in row.values[:3])
     yield pair(row.nll)
-    yield _difference(row)
+    told = above(*row.difference, len(row.values.nll), slack=LEVEL)
+    apart = pair(row.difference, "+") + {True: "", False: ", level", None: ", cannot tell"}[told]
+    yield apart if row.difference != (0, 0) else "best" if math.isfinite(row.nll[0]) else "-"
     yield from (f"{row.measures[name][0]:.2%}" if name in row.measures else "-" for name in measures)
     yield "cannot tell" if row.active is None else f"{'' if row.active else 'collapsed, '}{row.active} of {row.latent}"
     yield f"{row.parameters:,}"
     yield "-" if math.isnan(row.seconds) else f"{row.seconds:,.1f}"
 
 
-def _difference(row: Row) -> str:
-    """Say how far a run is from the best, and whether that can be told."""
-    if row.difference == (0, 0):
-        return "best" if math.isfinite(row.nll[0]) else "-"
-    words = {True: "", False: ", level", None: ", cannot tell"}
-    return pair(row.difference, "+") + words[above(*row.difference, len(row.values.nll), slack=LEVEL)]
-
-
 def _heading(row: Row, first: Row) -> Iterator[str]:
     """Say of what a group is and, if it is not the first, why it is not ranked with that one."""
     yield f"{row.about}; log p(x) is {row.basis['log p(x)']}"
-    differ = [
-        f"{key} is {short(value)} here and {short(first.basis[key])} there"
-        for key, value in row.basis.items()
-        if value != first.basis[key]
-    ]
+    keys = [key for key, value in row.basis.items() if value != first.basis[key]]
+    differ = [f"{key} is {short(row.basis[key])} here and {short(first.basis[key])} there" for key in keys]
     if differ:
         yield _wrap(f"Not ranked against the first group: {'; '.join(differ)}.")
 

@@ -1,5 +1,7 @@
 """From arrays to tensors: the types that torch has, channels first, and a look at every number."""
 
+import hashlib
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -45,11 +47,10 @@ def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
     lost = error.isinf() | ((error > APART * spread) & (spread > 2.0**-44 * size))  # less is float64's own rounding
     if lost.any():
         where = tuple(lost.nonzero()[0].tolist())
-        raise ValueError(
-            f"Expected numbers that float32 keeps apart in {name}; those at [{', '.join(map(str, (':', *where)))}], "
-            f"from {low[where]:.12g} to {high[where]:.12g}, would move by up to {error[where]:.3g}. Subtract a number "
-            "or scale first, or give float32 if it is meant."
-        )
+        those = f"those at [{', '.join(map(str, (':', *where)))}], from {low[where]:.12g} to {high[where]:.12g}"
+        advice = "Subtract a number or scale first, or give float32 if it is meant."
+        got = f"{those}, would move by up to {error[where]:.3g}. {advice}"
+        raise ValueError(f"Expected numbers that float32 keeps apart in {name}; {got}")
     return Survey(infinite, missing, low.min().float().item(), high.max().float().item(), whole)
 
 
@@ -80,10 +81,8 @@ def tensor_of(given: Any, argument: str) -> Tensor:
             array = np.asarray(given)
     if array.dtype.kind not in "buif":
         kind = f"a tensor of {given.layout} on {given.device}" if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(
-            f"Expected {argument} to be a dense tensor or an array of numbers; got {kind}. Make one of it: to_dense() "
-            "of a sparse one, torch.cat([x for x, *_ in loader]) of batches."
-        )
+        advice = "Make one of it: to_dense() of a sparse one, torch.cat([x for x, *_ in loader]) of batches."
+        raise ValueError(f"Expected {argument} to be a dense tensor or an array of numbers; got {kind}. {advice}")
     return to_tensor(array, argument, wide=hasattr(given, "__array__"))
 
 
@@ -95,3 +94,28 @@ def channels_first(x: Tensor) -> Tensor:
     if x.dim() == 4 and x.shape[1] not in CHANNELS and x.shape[-1] in few:
         return x.movedim(-1, 1).contiguous()
     return x
+
+
+def digest(column: Any) -> str:
+    """Return a digest of a tensor, or of images on disk."""
+    seen = hashlib.blake2b(str((*column.shape, column.dtype)).encode(), digest_size=16)
+    rows = max(1, AT_ONCE // math.prod(column.shape[1:]))
+    for start in range(0, len(column), rows):
+        part = column[start : start + rows].cpu().contiguous()
+        seen.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
+
+
+def rows_of(pixels: Any, index: Tensor | slice) -> Tensor:
+    """Return ``pixels[index]``, which is ten times as slow for the rows of a batch."""
+    if isinstance(pixels, Tensor) and isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
+        return pixels.index_select(0, index)
+    return pixels[index]
+
+
+def total(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Add up what is observed of images in float64, which of bytes is exact, with no copy of them all."""
+    parts: Iterable[Tensor] = pixels.split(1024)
+    if mask is not None:
+        parts = (part * seen for part, seen in zip(parts, mask.split(1024), strict=True))
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)

@@ -1,7 +1,5 @@
 r"""A data set: three splits of images, kept as they came and read as x when they are asked for."""
 
-import hashlib
-import math
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -11,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.data.arrays import AT_ONCE, tensor_of
+from pyro_vae.data.arrays import digest, rows_of, tensor_of, total
 from pyro_vae.data.on_disk import OnDisk
 
 Noise = Literal["bernoulli", "uniform"]
-WAYS = {"static": "statically", "dynamic": "dynamically", "threshold": "at one half"}
+WAYS = {"none": "not binarised", "static": "binarised statically", "dynamic": "binarised dynamically"}
+WAYS |= {"threshold": "binarised at one half"}
 EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
 
 
@@ -42,8 +41,7 @@ class Split:
         extra: Further arguments of a program by name, each of N rows, for :meth:`batch`.
 
     Example:
-        >>> split = Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)
-        >>> split[:]
+        >>> Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)[:]
         tensor([[0., 1.]])
     """
 
@@ -63,18 +61,17 @@ class Split:
         return len(self.pixels)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        pixels = _rows(self.pixels, index)
+        pixels = rows_of(self.pixels, index)
+        x = pixels / self.white if self.levels else pixels
         if self.noise == "uniform":
             x = self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
-        else:
-            x = pixels / self.white if self.levels else pixels
-        if self.noise == "bernoulli":
+        elif self.noise == "bernoulli":
             x = (torch.rand_like(x) < x).to(x.dtype)  # as torch.bernoulli, faster
-        return x if self.mask is None else torch.where(_rows(self.mask, index), x, torch.nan)
+        return x if self.mask is None else torch.where(rows_of(self.mask, index), x, torch.nan)
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, ...]:
         """Read a batch of x and of the other columns, in their order: the arguments of a program."""
-        return self[index], *(_rows(column, index) for column in self.extra.values())
+        return self[index], *(rows_of(column, index) for column in self.extra.values())
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -85,7 +82,7 @@ class Split:
     def digests(self) -> dict[str, str]:
         """A digest of its pixels, mask and each column, by which a run knows the data that it was trained on."""
         parts = {"x": self.pixels, "mask": self.mask} | self.columns
-        return {name: _digest(column) for name, column in parts.items() if column is not None and len(column)}
+        return {name: digest(column) for name, column in parts.items() if column is not None and len(column)}
 
     def with_columns(self, names: Iterable[str]) -> Self:
         """Return the split with these columns beside x, in this order."""
@@ -111,13 +108,12 @@ class Split:
 
     def frozen(self, generator: torch.Generator) -> Self:
         """Return the split with its noise drawn once for all, in memory."""
+        pixels, levels = self.pixels[:], self.levels
         if self.noise == "uniform":
-            u = torch.rand(self.pixels.shape, generator=generator)
-            return replace(self, pixels=self._dequantised(self.pixels[:], u), noise=None)
-        if self.noise == "bernoulli":
-            x = replace(self, noise=None, mask=None)[:]
-            return replace(self, pixels=torch.bernoulli(x, generator=generator).byte(), levels=2, noise=None)
-        return self
+            pixels = self._dequantised(pixels, torch.rand(pixels.shape, generator=generator))
+        elif self.noise == "bernoulli":
+            pixels, levels = torch.bernoulli(pixels / self.white, generator=generator).byte(), 2
+        return replace(self, pixels=pixels, levels=levels, noise=None)
 
     def _dequantised(self, pixels: Tensor, u: Tensor) -> Tensor:
         return ((pixels + u) / self.levels).clamp(EDGE, 1 - EDGE)
@@ -128,18 +124,16 @@ class Split:
 
         An element that is observed in no image has the mean of all the others.
         """
-        total = self.pixels.total if isinstance(self.pixels, OnDisk) else _total(self.pixels, self.mask)
-        mean = total / len(self)
-        if self.mask is not None:
-            count = _total(self.mask)
-            mean = torch.where(count > 0, total / count, total.sum() / count.sum())
+        whole = self.pixels.total if isinstance(self.pixels, OnDisk) else total(self.pixels, self.mask)
+        count = torch.full_like(whole, len(self)) if self.mask is None else total(self.mask)
+        mean = torch.where(count > 0, whole / count, whole.sum() / count.sum())
         mean = mean.to(torch.promote_types(self.pixels.dtype, torch.float32))
         return (mean + 0.5) / self.levels if self.noise == "uniform" else mean / self.white
 
     @property
     def missing(self) -> float:
         """The share of pixels that are missing."""
-        return 0.0 if self.mask is None else 1 - _total(self.mask).sum().item() / self.mask.numel()
+        return 0.0 if self.mask is None else 1 - total(self.mask).sum().item() / self.mask.numel()
 
     @property
     def incomplete(self) -> bool:
@@ -153,30 +147,6 @@ class Split:
         return 1 if self.counts or not self.levels or self.pixels.dtype.is_floating_point else self.levels - 1
 
 
-def _digest(column: Tensor | OnDisk) -> str:
-    seen = hashlib.blake2b(str((*column.shape, column.dtype)).encode(), digest_size=16)
-    rows = max(1, AT_ONCE // math.prod(column.shape[1:]))
-    for start in range(0, len(column), rows):
-        part = column[start : start + rows].cpu().contiguous()
-        seen.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return seen.hexdigest()
-
-
-def _rows(pixels: Tensor | OnDisk, index: Tensor | slice) -> Tensor:
-    """``pixels[index]``, which is ten times as slow for the rows of a batch."""
-    if isinstance(pixels, Tensor) and isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1:
-        return pixels.index_select(0, index)
-    return pixels[index]
-
-
-def _total(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Add up what is observed of images in float64, which of bytes is exact, with no copy of them all."""
-    parts: Iterable[Tensor] = pixels.split(1024)
-    if mask is not None:
-        parts = (part * seen for part, seen in zip(parts, mask.split(1024), strict=True))
-    return torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Three splits of one source, and how they came from its pixels.
@@ -185,9 +155,8 @@ class Dataset:
         train: For training; noise is drawn afresh at every reading.
         valid: For validation while training; noise drawn once for all, as of ``test``. May be of no images.
         test: For the end.
-        support: The constraint that every x satisfies: ``boolean``; ``levels(L)``, grey levels as they are;
-            ``unit_interval``, dequantised ones, which keep off its ends, or floats; ``nonnegative_integer``, counts;
-            ``real``.
+        support: The constraint that every x satisfies: ``boolean``; ``levels(L)``; ``unit_interval``, dequantised grey
+            levels, which keep off its ends, or floats; ``nonnegative_integer``, counts; ``real``.
         config: The arguments of :func:`load` that give the data set again.
         names: Of the columns of a table, where it has them.
         notes: What was done to read the data, in words.
@@ -225,16 +194,11 @@ class Dataset:
     @property
     def missing(self) -> float:
         """The share of pixels that are missing, of all splits together."""
-        parts = self.splits.values()
-        return sum(part.missing * len(part) for part in parts) / sum(map(len, parts))
+        return sum(part.missing * len(part) for part in self.splits.values()) / sum(map(len, self.splits.values()))
 
     def __str__(self) -> str:
-        binarize = self.config["binarize"]
-        how = "not binarised" if binarize == "none" else f"binarised {WAYS[binarize]}"
-        if self.config["dequantize"]:
-            how = "dequantised"
-        if self.config.get("counts"):
-            how = "counts"
+        how = "dequantised" if self.config["dequantize"] else WAYS[self.config["binarize"]]
+        how = "counts" if self.config.get("counts") else how
         missing = [f"{100 * self.missing:.3g}% missing"] if self.missing else []
         return ", ".join([self.config["data"], how, *self.notes, *missing])
 
@@ -244,6 +208,41 @@ class Dataset:
         shape, names = "x".join(map(str, self.event_shape)) or "1", textwrap.shorten(", ".join(self.names), 100)
         if columns := self.config.get("columns"):
             return f"rows of {', '.join(columns)}; x is of {shape}"
-        if len(self.event_shape) > 1:
-            return f"images of {shape}"
-        return f"rows of {shape} column{'s' * (shape != '1')}" + f" ({names})" * bool(names)
+        table = f"rows of {shape} column{'s' * (shape != '1')}" + f" ({names})" * bool(names)
+        return table if len(self.event_shape) < 2 else f"images of {shape}"
+
+
+def labelled(dataset: Dataset, num: int | None, seed: int = 0) -> Dataset:
+    """Show the labels of ``num`` training data, as many of each class, as column ``y``; -1 stands for the others.
+
+    Labels of the validation and test data stay, to measure a classifier by.
+
+    Arguments:
+        dataset: Of labels from 0 on.
+        num: A multiple of the number of classes; None: all labels.
+        seed: Which data: another is another set of labels.
+
+    Raises:
+        ValueError: If the data set has no labels, or too few of a class.
+
+    Example:
+        >>> from pyro_vae.data import load
+        >>> labelled(load("digits"), 20).train.columns["y"].unique(return_counts=True)[1].tolist()
+        [1417, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    """
+    y = dataset.train.labels
+    if num is None:
+        return dataset
+    if y is None:
+        raise ValueError(f"Expected labels, of which to show {num}; {dataset.config['data']!r} has none.")
+    classes, counts = y.unique(return_counts=True)
+    each, rest = divmod(num, len(classes))
+    if num < 1 or rest or each > counts.min():
+        right = f"a multiple of the {len(classes)} classes, at most {int(counts.min()) * len(classes):,}"
+        raise ValueError(f"Expected labelled to be {right}, as many of each; got {num}.")
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    rows = torch.cat([order[y[order] == label][:each] for label in classes])
+    shown = torch.full_like(y, -1, dtype=torch.int64).index_put((rows,), y[rows].long())
+    train = replace(dataset.train, extra=dataset.train.extra | {"y": shown})
+    config = dataset.config | {"labelled": num, "labelled_seed": seed}
+    return replace(dataset, train=train, config=config, notes=(*dataset.notes, f"{num:,} labels shown"))

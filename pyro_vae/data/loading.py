@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import Survey, narrowed, survey, tensor_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.labels import labelled as show_labels
+from pyro_vae.data.dataset import labelled as show_labels
 from pyro_vae.data.on_disk import OnDisk, arrays_of
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 
@@ -85,10 +85,9 @@ def load(
         raise ValueError(f"Expected data to be a name or a path; got a {kind}. Give arrays to data.from_tensor.")
     data = os.fspath(data)
     config = dict(data=data, root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
+    _check_ways(config | {"columns": columns})
     path = Path(data)
     if columns is not None:
-        if binarize != "none" or dequantize or counts:
-            raise ValueError("Expected columns as they are; got binarize, dequantize or counts too, for images.")
         arrays = {name: array for name, array in arrays_of(path).items() if array.dtype.kind in "buif"}
         if absent := [name for name in columns if name not in arrays]:
             raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
@@ -103,10 +102,8 @@ def load(
     elif path.is_file() or path.suffix or path.name != data:
         source = file(path)
     else:
-        raise ValueError(
-            f"Expected one of digits, {', '.join(NAMES)}, or a path; got {data!r}, and nothing is of that name in "
-            f"{str(Path.cwd())!r}."
-        )
+        got = f"{data!r}, and nothing is of that name in {str(Path.cwd())!r}"
+        raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {got}.")
     return show_labels(_dataset(source, config), labelled, labelled_seed)
 
 
@@ -131,6 +128,7 @@ def from_tensor(
         tensor, not binarised, 20% missing
     """
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
+    _check_ways(config)
     rest = {"labels": labels, "mask": mask}
     labels, mask = (None if given is None else tensor_of(given, name) for name, given in rest.items())
     return _dataset(Source(tensor_of(x, "x"), "a tensor", labels, mask, floats=None), config)
@@ -159,7 +157,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
         raise ValueError(f"Expected columns of as many rows each, at least 3; got {shapes or 'none'}.")
-    surveys: list[Survey] = []
+    surveys = list[Survey]()
     for name, column in tensors.items():
         if column.dtype.is_complex or (column.is_floating_point() and column.isinf().any()):
             raise ValueError(f"Expected finite real numbers, or NaN where they are missing, in {name!r}; got others.")
@@ -175,24 +173,24 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
     return _in_splits(whole, seen, config)
 
 
+def _check_ways(config: Mapping[str, Any]) -> None:
+    """Refuse an unknown way to read x, and two at once."""
+    if config["binarize"] not in (ways := get_args(Binarize)):
+        raise ValueError(f"Expected binarize to be {', '.join(ways)}; got {config['binarize']!r}.")
+    chosen = {name: config.get(name) for name in ("binarize", "dequantize", "counts", "columns")}
+    if len(both := [f"{name}={way!r}" for name, way in chosen.items() if way and way != "none"]) > 1:
+        raise ValueError(f"Expected at most one of {', '.join(chosen)}; got {' and '.join(both)}.")
+
+
 def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
     whole, seen = images_of(source, config["counts"])
     pixels = whole.pixels
-    if binarize not in get_args(Binarize):
-        raise ValueError(f"Expected binarize to be {', '.join(get_args(Binarize))}; got {binarize!r}.")
-    if dequantize and binarize != "none":
-        raise ValueError(f"Expected either binarize or dequantize; got both, binarize={binarize!r}.")
-    if whole.counts and (dequantize or binarize != "none"):
-        other = "dequantize" if dequantize else f"binarize={binarize!r}"
-        raise ValueError(f"Expected counts alone, which are the pixels as they are stored; got {other} too.")
     if dequantize and pixels.dtype.is_floating_point:
         raise ValueError(f"Expected whole grey levels to dequantize; got {pixels.dtype} in {source.name}.")
     if binarize == "static" and whole.on_disk:
-        raise ValueError(
-            f"Expected binarize to be none, dynamic or threshold for {source.name}, which stays on disk; got "
-            "'static', whose draws would have to be kept. Use dynamic."
-        )
+        got = f"for {source.name}, which stays on disk; got 'static', whose draws would have to be kept"
+        raise ValueError(f"Expected binarize to be none, dynamic or threshold {got}. Use dynamic.")
     extremes = f"[{seen.low:g}, {seen.high:g}]"
     if whole.counts and not (seen.low >= 0 and seen.whole):
         raise ValueError(f"Expected whole numbers from 0 on as counts; got others, in {extremes}, in {source.name}.")
@@ -204,25 +202,12 @@ def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
         whole = replace(whole, pixels=above, levels=2)
     elif binarize != "none" or dequantize:
         whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
-    dataset = _in_splits(whole, seen, config, source.test)
-    return replace(dataset, names=source.names, notes=source.notes)
+    return replace(_in_splits(whole, seen, config, source.test), names=source.names, notes=source.notes)
 
 
 def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
     """Take all images apart; ``test`` of the last are for test, and the held-out ones have their noise once for all."""
-    parts = []
-    for i, rows in enumerate(_rows(len(whole), config["valid"], test)):
-        part = whole.part(rows)
-        part = replace(part, pixels=part.pixels[:]) if i and part.on_disk else part
-        frozen = i > 0 or config["binarize"] == "static"
-        parts.append(part.frozen(torch.Generator().manual_seed(SEED + i)) if frozen else part)
-    train, held_out, last = parts
-    return Dataset(train, held_out, last, support_of(whole, seen), config)
-
-
-def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows are for training, validation and test: ``test`` of the last, or if 0, a part of all."""
-    generator = torch.Generator().manual_seed(SEED)
+    total, valid, generator = len(whole), config["valid"], torch.Generator().manual_seed(SEED)
     if test:
         rest, last = torch.randperm(total - test, generator=generator), torch.arange(total)[-test:]
         usual = len(rest) // 6
@@ -231,8 +216,9 @@ def _rows(total: int, valid: int | None, test: int) -> tuple[Tensor, Tensor, Ten
         last, rest = order[:usual], order[usual:]
     held_out = usual if valid is None else valid
     if not hasattr(held_out, "__index__") or not 0 <= held_out < len(rest):
-        raise ValueError(
-            f"Expected valid, a whole number of at least 0 and fewer than the {len(rest)} that are not for test; got "
-            f"{held_out!r}."
-        )
-    return rest[held_out:], rest[:held_out], last
+        right = f"a whole number of at least 0 and fewer than the {len(rest)} that are not for test"
+        raise ValueError(f"Expected valid, {right}; got {held_out!r}.")
+    parts = [whole.part(rows) for rows in (rest[held_out:], rest[:held_out], last)]
+    for i in range(0 if config["binarize"] == "static" else 1, 3):
+        parts[i] = parts[i].frozen(torch.Generator().manual_seed(SEED + i))
+    return Dataset(parts[0], parts[1], parts[2], support_of(whole, seen), config)

@@ -1,4 +1,4 @@
-"""Images that stay in their .npy file: rows are read as they are asked for, so memory stays flat."""
+"""Files of arrays and tables; and images that stay in their .npy file, read as they are asked for."""
 
 import os
 import zipfile
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.data.arrays import AT_ONCE, channels_first, to_tensor
-from pyro_vae.data.tables import SUFFIXES, table
 
 LARGE = 2**28  # bytes from which a .npy file stays on disk
 LONG = 2**30  # bytes from which a pass shows its progress
+TABLES = (".csv", ".tsv", ".parquet")
 
 
 class File:
@@ -29,23 +29,17 @@ class File:
     def __init__(self, array: np.memmap) -> None:
         self.path = Path(str(array.filename)).absolute()
         if not array.flags.c_contiguous:
-            raise ValueError(
-                f"Expected an array in C order in {str(self.path)!r}, to read it image by image; got Fortran order. "
-                "Save numpy.ascontiguousarray of it."
-            )
+            got = f"in {str(self.path)!r}, to read it image by image; got Fortran order"
+            raise ValueError(f"Expected an array in C order {got}. Save numpy.ascontiguousarray of it.")
         self.shape, self.layout = array.shape, np.dtype((array.dtype, array.shape[1:]))
+        self.step = max(1, AT_ONCE // self.layout.itemsize)
         self._start, self._state = array.offset, _state(os.stat(self.path))
 
     def parts(self) -> Iterator[np.ndarray]:
         """Read the whole file in its order, some rows at a time, with a progress bar if it is long."""
-        total, size = self.shape[0], self.layout.itemsize
-        step = max(1, AT_ONCE // size)
-        for first in tqdm(range(0, total, step), "checking", unit=" MiB", leave=False, disable=total * size < LONG):
-            yield self.read([first], min(step, total - first))
-
-    def tensor(self, array: np.ndarray) -> Tensor:
-        """Return rows that were read as a tensor, channels first."""
-        return channels_first(to_tensor(array, repr(str(self.path))))
+        total, short = self.shape[0], self.shape[0] * self.layout.itemsize < LONG
+        for first in tqdm(range(0, total, self.step), "checking", unit=" MiB", leave=False, disable=short):
+            yield self.read([first], min(self.step, total - first))
 
     def read(self, rows: list[int], count: int = 1) -> np.ndarray:
         """Read ``count`` rows from each of ``rows`` on."""
@@ -62,10 +56,9 @@ class File:
         except FileNotFoundError:
             same = False
         if not same:
-            raise ValueError(
-                f"Expected {str(self.path)!r} as it was when it was loaded, since images are read as they are needed; "
-                "got one that was moved, cut or written since. Load it anew, and leave it as it is until the end."
-            )
+            why = "since images are read as they are needed; got one that was moved, cut or written since"
+            advice = "Load it anew, and leave it as it is until the end."
+            raise ValueError(f"Expected {str(self.path)!r} as it was when it was loaded, {why}. {advice}")
         return np.ndarray((len(rows) * count, *self.shape[1:]), self.layout.base, buffer=found)
 
 
@@ -88,8 +81,10 @@ class OnDisk:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         rows = self.rows[index if isinstance(index, slice) else index.cpu()]
-        parts = rows.split(max(1, AT_ONCE // self.file.layout.itemsize))
-        return torch.cat([self._pixels(self.file.read(part.tolist())) for part in parts]).to(self.device)
+        parts = (self.file.read(part.tolist()) for part in rows.split(self.file.step))
+        x = (channels_first(to_tensor(part, repr(str(self.file.path)))) for part in parts)
+        pixels = [(part if self.cut is None else part > self.cut).to(self.dtype) for part in x]
+        return torch.cat(pixels).to(self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,41 +102,64 @@ class OnDisk:
     @cached_property
     def total(self) -> Tensor:
         """The sum over images, in float64, read in the order of the file."""
-        parts = self.rows.sort().values.split(max(1, AT_ONCE // self.file.layout.itemsize))
+        parts = self.rows.sort().values.split(self.file.step)
         images = (replace(self, rows=rows, device="cpu")[:] for rows in parts)
         return sum((part.sum(0, dtype=torch.float64) for part in images), torch.zeros(()))
-
-    def _pixels(self, array: np.ndarray) -> Tensor:
-        x = self.file.tensor(array)
-        return (x if self.cut is None else x > self.cut).to(self.dtype)
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a .npz file or the columns of a table by name, or a .npy's as ``x``, on disk if large."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a file or a folder of images; there is nothing at {str(path)!r}, which is "
-            f"{str(path.absolute())!r} from the working directory {str(Path.cwd())!r}."
-        )
-    if path.suffix.lower() in SUFFIXES:
-        return table(path)
+        where = f"{str(path)!r}, which is {str(path.absolute())!r} from the working directory {str(Path.cwd())!r}"
+        raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {where}.")
+    if path.suffix.lower() in TABLES:
+        return _table(path)
     try:
         with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
             zipped = opened.read(2) == b"PK"
             opened.seek(0)
             mapped = path.stat().st_size > LARGE and not zipped
             found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return {"x": found}
-            with found:
-                if all(isinstance(found[name], np.ndarray) for name in found.files):
-                    return {name: found[name] for name in found.files}
+            arrays = {"x": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("it holds more than arrays")
+            return arrays
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         # Of any other file numpy says that it is a pickle.
         numpys = path.suffix.lower() in (".npy", ".npz")
-        what, why = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(SUFFIXES)}", "")
-        raise ValueError(
-            f"Expected a .npy or .npz file of numbers{what}; could not read {str(path)!r}{why}. Write it anew with "
-            "numpy.save or numpy.savez, in whole."
-        ) from error
+        what, why = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(TABLES)}", "")
+        got = f"could not read {str(path)!r}{why}. Write it anew with numpy.save or numpy.savez, in whole."
+        raise ValueError(f"Expected a .npy or .npz file of numbers{what}; {got}") from error
+
+
+def _table(path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of a table by name, through pandas, with NaN where a number is missing."""
+    try:
+        import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+        frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else _separated(pd, path)
+        if frame.empty:
+            raise ValueError("it has no rows")
+    except (ImportError, ValueError, OSError) as error:
+        why = " ".join(str(error).split()).split(". ")[0]
+        advice = "Install pandas, and pyarrow for .parquet" if isinstance(error, ImportError) else "Write it anew"
+        raise ValueError(f"Expected a table; could not read {str(path)!r} ({why}). {advice}.") from error
+    columns = {}
+    for name, column in frame.items():
+        if not pd.api.types.is_any_real_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            words = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
+            got = f"{str([*words, *column][0])!r} in {str(name)!r}"
+            advice = "Leave it out, or write numbers in it, and nothing where one is missing."
+            raise ValueError(f"Expected numbers in every column of {str(path)!r}; got {got}. {advice}")
+        columns[str(name)] = column.to_numpy(**({"dtype": float, "na_value": np.nan} if column.hasnans else {}))
+    return columns
+
+
+def _separated(pd: Any, path: Path) -> Any:
+    """Read text; a first line of numbers is no line of names, but for 0, 1, 2, ..., and a column of no name no data."""
+    options = {"sep": "\t" if path.suffix.lower() == ".tsv" else ",", "skipinitialspace": True}
+    first = pd.read_csv(path, **options, header=None, nrows=1, dtype=str).iloc[0]
+    numbers = pd.to_numeric(first[first.notna()], errors="coerce")
+    named = bool(numbers.isna().any()) or [*numbers] == [*range(len(numbers))]
+    index = 0 if named and first.isna()[0] else None
+    return pd.read_csv(path, **options, header=0 if named else None, index_col=index)

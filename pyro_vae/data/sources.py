@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data.arrays import Survey, channels_first, narrowed, survey, to_tensor
 from pyro_vae.data.dataset import Split
-from pyro_vae.data.on_disk import File, OnDisk, arrays_of
+from pyro_vae.data.on_disk import TABLES, File, OnDisk, arrays_of
 from pyro_vae.data.supports import levels as grid
-from pyro_vae.data.tables import SUFFIXES as TABLES
 
 # The name of each data set's class in torchvision.datasets, and the argument that says which split, if not ``train``.
 NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
@@ -46,11 +45,7 @@ class Source(NamedTuple):
 
 
 def digits() -> Source:
-    """Return the 1,797 real handwritten digits inside scikit-learn, 8x8 with 17 grey levels.
-
-    References:
-        Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI Machine Learning Repository, 1998).
-    """
+    """Return the 1,797 real digits of scikit-learn, 8x8 with 17 grey levels (Alpaydin and Kaynak, UCI, 1998)."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -78,10 +73,9 @@ def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: 
         for folder in absent:
             with suppress(OSError):  # with something in it
                 folder.rmdir()
-        raise FileNotFoundError(
-            f"Found no {name} under {str(root)!r}, and could not download it ({' '.join(str(error).split())[:100]}). "
-            "Give the folder that holds it with --root, or run once with a network."
-        ) from error
+        why = f"could not download it ({' '.join(str(error).split())[:100]})"
+        advice = "Give the folder that holds it with --root, or run once with a network."
+        raise FileNotFoundError(f"Found no {name} under {str(root)!r}, and {why}. {advice}") from error
 
 
 def _arrays(found: Any) -> tuple[Tensor, Tensor]:
@@ -91,8 +85,7 @@ def _arrays(found: Any) -> tuple[Tensor, Tensor]:
             drawings.append(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
             labels.append(label)
         return 255 - torch.from_numpy(np.stack(drawings)), torch.tensor(labels)
-    labels = found.labels if hasattr(found, "labels") and not hasattr(found, "targets") else found.targets
-    return torch.as_tensor(found.data), torch.as_tensor(labels)
+    return torch.as_tensor(found.data), torch.as_tensor(found.targets if hasattr(found, "targets") else found.labels)
 
 
 def file(path: Path) -> Source:
@@ -110,10 +103,8 @@ def file(path: Path) -> Source:
     for array in (x, labels, mask):
         if array is not None and array.dtype.kind not in "buif":
             raise ValueError(f"Expected numbers in {name}; got {array.dtype}.")
-    if isinstance(x, np.memmap) and x.ndim:
-        images: Tensor | OnDisk = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0], name).dtype)
-    else:
-        images = to_tensor(x, name, wide=True)
+    stays = isinstance(x, np.memmap) and x.ndim
+    images = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0], name).dtype) if stays else to_tensor(x, name, True)
     rest = {key: a for key, a in arrays.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
     extra = {key: narrowed(array, f"{key} of {name}") for key, array in rest.items()}
     y, observed = (None if array is None else narrowed(array, name) for array in (labels, mask))
@@ -121,10 +112,7 @@ def file(path: Path) -> Source:
 
 
 def folder(path: Path) -> Source:
-    """Return the images in a folder; where they are in subfolders, those are the labels, in alphabetical order.
-
-    They are turned as their cameras say, and what is transparent lies on white.
-    """
+    """Return the images in a folder, upright and on white; subfolders, if any, are labels, in alphabetical order."""
     paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; found none.")
@@ -136,10 +124,8 @@ def folder(path: Path) -> Source:
         arrays.append(array)
         clear += seen_through
         if array.shape[:2] != arrays[0].shape[:2]:
-            raise ValueError(
-                f"Expected images of one size; got {arrays[0].shape[:2]} in {paths[0].name} and {array.shape[:2]} "
-                f"in {file.name}, (height, width). Resize them first."
-            )
+            got = f"{arrays[0].shape[:2]} in {paths[0].name} and {array.shape[:2]} in {file.name}"
+            raise ValueError(f"Expected images of one size; got {got}, (height, width). Resize them first.")
     if any(array.ndim == 3 for array in arrays):
         arrays = [array if array.ndim == 3 else np.stack([array] * 3, -1) for array in arrays]
     notes = (f"transparency of {clear:,} images on white",) if clear else ()
@@ -156,10 +142,8 @@ def _image(path: Path) -> tuple[np.ndarray, bool]:
             with suppress(SyntaxError):  # so Pillow says that what is written beside the pixels is broken
                 ImageOps.exif_transpose(image, in_place=True)
     except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError, RuntimeWarning) as error:
-        raise ValueError(
-            f"Expected an image; could not read {str(path)!r}. Save it anew, of at most {Image.MAX_IMAGE_PIXELS} "
-            "pixels, or leave it out of the folder."
-        ) from error
+        advice = f"Save it anew, of at most {Image.MAX_IMAGE_PIXELS} pixels, or leave it out of the folder."
+        raise ValueError(f"Expected an image; could not read {str(path)!r}. {advice}") from error
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
     mode = "L" if image.mode in GREY else "RGB"
@@ -203,15 +187,11 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
         grey = 0 <= seen.low <= seen.high <= 255
         dtype, levels = torch.uint8 if grey else torch.float32, 2 if grey and seen.high <= 1 else levels
         if grey and max(1, seen.low) < seen.high < 128 and not (counts or source.levels):
-            warnings.warn(
-                f"Whole numbers are grey levels, white at 255, and none in {name} is above {seen.high:g}: x is at most "
-                f"{seen.high / 255:.2g}. Use counts if they count, or give them as floats, over {seen.high:g}.",
-                stacklevel=2,
-            )
-    if isinstance(x, OnDisk):
-        pixels: Tensor | OnDisk = replace(x, dtype=dtype)
-    else:
-        pixels = (x if mask is None else x.masked_fill(~mask, 0)).to(dtype)
+            most = f"none in {name} is above {seen.high:g}: x is at most {seen.high / 255:.2g}"
+            advice = f"Use counts if they count, or give them as floats, over {seen.high:g}."
+            warnings.warn(f"Whole numbers are grey levels, white at 255, and {most}. {advice}", stacklevel=2)
+    x = x if mask is None or isinstance(x, OnDisk) else x.masked_fill(~mask, 0)
+    pixels = replace(x, dtype=dtype) if isinstance(x, OnDisk) else x.to(dtype)
     return Split(pixels, source.labels, levels, None, counts, mask, source.extra), seen
 
 
@@ -225,18 +205,14 @@ def _observed(x: Tensor, mask: Tensor | None, name: str, what: str) -> Tensor | 
             raise ValueError(f"Expected a mask of booleans, True where observed, in {name}; got {mask.dtype}.")
         mask = channels_first(mask)
         if mask.shape not in (x.shape, (len(x), 1, *x.shape[2:]) if x.dim() == 4 else None):
-            raise ValueError(
-                f"Expected a mask of the shape of x, {tuple(x.shape)}, or with one channel, in {name}; "
-                f"got {tuple(mask.shape)}."
-            )
+            right = f"the shape of x, {tuple(x.shape)}, or with one channel"
+            raise ValueError(f"Expected a mask of {right}, in {name}; got {tuple(mask.shape)}.")
         observed &= mask
     if observed.all():
         return None
     if none := int((~observed.flatten(1).any(1)).sum()):
-        raise ValueError(
-            f"Expected something observed of every {what} in {name}; got {none:,} of {len(x):,} that are NaN or "
-            f"masked all over. Leave those {what}s out."
-        )
+        got = f"{none:,} of {len(x):,} that are NaN or masked all over. Leave those {what}s out"
+        raise ValueError(f"Expected something observed of every {what} in {name}; got {got}.")
     return observed
 
 

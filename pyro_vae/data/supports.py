@@ -10,26 +10,7 @@ ROUNDING = 0.01  # of a level: 255 * (p / 255) in float32 is off by 1e-5
 
 
 class Levels(constraints.Constraint):
-    """The constraint that :func:`levels` returns, of ``number`` levels."""
-
-    is_discrete = True
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def check(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is on the grid."""
-        index = value * (self.number - 1)
-        nearest = index.round().clamp(0, self.number - 1)
-        return (index - nearest).abs() < ROUNDING
-
-    def __repr__(self) -> str:
-        return f"Levels({self.number})"
-
-
-@cache
-def levels(number: int) -> Levels:
-    r"""Return the grid :math:`\{0, \frac{1}{L - 1}, \dots, 1\}` that grey levels are on, up to float32's rounding.
+    r"""The grid :math:`\{0, \frac{1}{L - 1}, \dots, 1\}` that grey levels are on, up to float32's rounding.
 
     Arguments:
         number: L, how many levels there are.
@@ -41,14 +22,27 @@ def levels(number: int) -> Levels:
         >>> levels(17).check(torch.tensor([0.0, 1 / 16, 0.5, 1.0, 0.51, -1 / 16]))
         tensor([ True,  True,  True,  True, False, False])
     """
-    if number < 2:
-        raise ValueError(f"Expected at least 2 levels; got {number}.")
-    return Levels(number)
+
+    is_discrete = True
+
+    def __init__(self, number: int) -> None:
+        if number < 2:
+            raise ValueError(f"Expected at least 2 levels; got {number}.")
+        self.number = number
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return where ``value`` is on the grid."""
+        index = value * (self.number - 1)
+        return (index - index.round().clamp(0, self.number - 1)).abs() < ROUNDING
+
+    def __repr__(self) -> str:
+        return f"Levels({self.number})"
+
+
+levels = cache(Levels)  # one constraint of each number, which may be compared by ``is``
 
 
 class _OpenUnitInterval(constraints.Constraint):
-    """Numbers above 0 and below 1."""
-
     def check(self, value: Tensor) -> Tensor:
         return torch.logical_and(value > 0, value < 1)
 
@@ -63,32 +57,20 @@ def of_element(support: constraints.Constraint) -> constraints.Constraint:
     return support
 
 
-KINDS: dict[type, str] = {
-    type(constraints.boolean): "binary",
-    type(constraints.nonnegative_integer): "counts",
-    type(constraints.integer_interval(0, 1)): "counts",
-    type(constraints.unit_interval): "[0, 1]",
-    type(open_unit_interval): "(0, 1)",
-    type(constraints.real): "real",
-    Levels: "levels",
-}
+SUPPORTS = {"binary": constraints.boolean, "counts": constraints.nonnegative_integer, "real": constraints.real}
+SUPPORTS |= {"[0, 1]": constraints.unit_interval, "(0, 1)": open_unit_interval}
+KINDS: dict[type, str] = {type(support): kind for kind, support in SUPPORTS.items()}
+KINDS |= {type(constraints.integer_interval(0, 1)): "counts", Levels: "levels"}
+UNIT, GREY = ("[0, 1]", "(0, 1)"), ("binary", "levels", "[0, 1]", "(0, 1)")
 # What to do where x and the likelihood do not go together: by what x is, and then by what the likelihood is of.
 ADVICE: dict[str, dict[str, str]] = {
     "binary": {
         "levels": "Two values are not many levels: use Bernoulli.",
         "counts": "Two values have no rate: use Bernoulli.",
-    }
-    | dict.fromkeys(
-        ("[0, 1]", "(0, 1)", "real", "a density"), "A density of two values grows without bound: use Bernoulli."
-    ),
-    "counts": dict.fromkeys(
-        ("binary", "levels", "[0, 1]", "(0, 1)"),
-        "Use Poisson or NegativeBinomial; pixels are grey levels without --counts.",
-    ),
-    "real": dict.fromkeys(
-        ("binary", "levels", "counts", "[0, 1]", "(0, 1)"),
-        "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1].",
-    ),
+        **dict.fromkeys((*UNIT, "real", "a density"), "A density of two values grows without bound: use Bernoulli."),
+    },
+    "counts": dict.fromkeys(GREY, "Use Poisson or NegativeBinomial; pixels are grey levels without --counts."),
+    "real": dict.fromkeys((*GREY, "counts"), "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1]."),
     "levels": {
         "binary": "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
         "levels": "Use --likelihood.levels {levels}, which the data have.",

@@ -18,22 +18,12 @@ from pyro_vae.program import argument_names
 from pyro_vae.train import check_program
 
 # Where the classes of each option live, and what they are of.
-ROOMS: dict[str, tuple[ModuleType, type]] = {
-    "program": (programs, nn.Module),
-    "prior": (priors, nn.Module),
-    "likelihood": (likelihoods, Family),
-    "guide": (guides, Family),
-    "network": (networks, networks.Network),
-    "objective": (objectives, pyro.infer.ELBO),
-    "program.prior": (priors, nn.Module),
-    "program.likelihood": (likelihoods, Family),
-    "program.guide": (guides, Family),
-    "program.family": (guides, Family),
-    "program.network": (networks, networks.Network),
-    "program.inner": (networks, networks.Network),
-    "objective.beta": (objectives, objectives.Schedule),
-    "objective.penalty": (objectives, objectives.Penalty),
-}
+PARTS: dict[str, tuple[ModuleType, type]] = {"prior": (priors, nn.Module), "likelihood": (likelihoods, Family)}
+PARTS |= {"guide": (guides, Family), "network": (networks, networks.Network)}
+ROOMS = {"program": (programs, nn.Module), **PARTS, "objective": (objectives, pyro.infer.ELBO)}
+ROOMS |= {f"program.{name}": room for name, room in PARTS.items()}
+ROOMS |= {"program.family": PARTS["guide"], "program.inner": PARTS["network"]}
+ROOMS |= {"objective.beta": (objectives, objectives.Schedule), "objective.penalty": (objectives, objectives.Penalty)}
 
 
 def known(option: str) -> list[str]:
@@ -110,7 +100,7 @@ class OfParts(Protocol):
         """Make it."""
 
 
-def program(program: Made | Shaped | OfParts) -> None:
+def program(program: Made | OfParts | Shaped) -> None:  # jsonargparse fills in what is missing by the last
     """Train a program of pyro_vae, or of your own.
 
     Arguments:
@@ -142,10 +132,9 @@ def columns_of(kind: Any, options: Mapping[str, Any]) -> Sequence[str] | None:
         return options["columns"]
     names, arrays = argument_names(SimpleNamespace(model=partial(kind.model, None))), arrays_of(path)
     if {*arrays} - {*names} or any(needed and name not in arrays for name, needed in names.items()):
-        raise ValueError(
-            f"Expected arrays named as the arguments of {kind.__name__}.model, {', '.join(names)}; got "
-            f"{', '.join(arrays) or 'none'} in {str(path)!r}. Rename them, or say which they are, as --columns [x]."
-        )
+        right = f"named as the arguments of {kind.__name__}.model, {', '.join(names)}"
+        got = f"{', '.join(arrays) or 'none'} in {str(path)!r}. Rename them, or say which they are, as --columns [x]."
+        raise ValueError(f"Expected arrays {right}; got {got}")
     return [name for name in names if name in arrays]
 
 
@@ -155,7 +144,7 @@ def make(kind: Any, arguments: Mapping[str, Any], event_shape: Sequence[int], pa
         return kind.build(event_shape, **parts)
     arguments = {**arguments, **parts}
     if "event_shape" in inspect.signature(kind).parameters and arguments.get("event_shape") is None:
-        arguments = {**arguments, "event_shape": tuple(event_shape)}
+        arguments["event_shape"] = tuple(event_shape)
     if absent := [name for name in _needed(kind) if name not in arguments]:
         raise ValueError(f"Expected --program.{absent[0]}, an argument of {kind.__name__}; it was not given.")
     made = kind(**arguments)

@@ -22,7 +22,7 @@ from pyro_vae.train import Settings
 
 PARTS = ("latent", "prior", "likelihood", "guide", "network")  # of VAE.build
 RUN = ("environment.json", "model.safetensors", "checkpoint/last.safetensors")  # beside a run's configuration
-TRUST = "Modules of your own whose classes a run's --config or --resume may name, as my_parts; spaces between."
+TRUST = "Modules of your own whose classes a run or its --config may name, as my_parts; spaces between."
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
 
@@ -67,10 +67,8 @@ def check_config(given: Sequence[str]) -> None:
         if any((file.parent / name).exists() for name in RUN):
             config = checkpoint.config_of(file.parent, file.name)
             if others := [key for key in map(str, config) if key.split(".")[0] not in settings]:
-                raise ValueError(
-                    f"Expected the settings of a run in {checkpoint.shown(file)!r}; got {others[0]}, which no run "
-                    f"writes there. Take it out, or give it as --{others[0]}."
-                )
+                got = f"{others[0]}, which no run writes there. Take it out, or give it as --{others[0]}."
+                raise ValueError(f"Expected the settings of a run in {checkpoint.shown(file)!r}; got {got}")
             parts = [value for key, value in config.items() if str(key).split(".")[0] in ROOMS]
             words = (word for word in tree_leaves(parts) if isinstance(word, str) and "." in word)  # perhaps paths
             checkpoint.check_trust([{"class_path": word} for word in words], " ".join(found["--trust"]).split())
@@ -98,21 +96,20 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
         allow_abbrev=False,  # --conf would be read, and not be looked through before
     )
     made.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
-    if name == "train":
-        made.add_function_arguments(data.load)
-        # A class of the user's own may leave out the types of its arguments.
-        made.add_function_arguments(program, fail_untyped=False)
-        made.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
-        made.add_function_arguments(fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False)
-        made.add_argument("--resume", type=str | None, help="Run directory to go on with; no other option is needed.")
-        made.add_argument("--trust", type=str, default="", help=TRUST)
-        usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
-        made.set_defaults(usual | (parts or {}))
-    elif name == "compare":
+    made.add_argument("--trust", type=str, default="", help=TRUST)
+    if name == "compare":
         made.add_argument("runs", nargs="+", help="Run directories.")
-        made.add_function_arguments(command, skip={"runs", "progress"})
-    else:
-        made.add_function_arguments(command, as_positional=True)
+    if name != "train":
+        made.add_function_arguments(command, as_positional=True, skip={"runs", "progress", "trust"})
+        return made
+    made.add_function_arguments(data.load)
+    # A class of the user's own may leave out the types of its arguments.
+    made.add_function_arguments(program, fail_untyped=False)
+    made.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
+    made.add_function_arguments(fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False)
+    made.add_argument("--resume", type=str | None, help="Run directory to go on with; no other option is needed.")
+    usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
+    made.set_defaults(usual | (parts or {}))
     return made
 
 
@@ -151,8 +148,12 @@ def sentence(error: Exception, name: str) -> str:
             kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
             return f"{place}: {kind}{_short(cause.msg if isinstance(cause, SyntaxError) else str(cause))}"
         cause = cause.__cause__ or cause.__context__
-    if too_large := _too_large(error):
-        return too_large
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), flags=re.IGNORECASE)
+        advice = "Use a smaller latent, network, likelihood, prior or batch_size, or fewer draws."
+        return f"Expected what fits into memory; got more{f', {size[1]} at a time' if size else ''}. {advice}"
+    if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
+        return "Expected numbers that fit into the bits a computer has for them; got one too large. Use a smaller one."
     if isinstance(error, ArgumentError):
         return f"{_one_sentence(str(error))} See {name} --help."
     # Of a union of types jsonargparse lists what each said; ours is the sentence.
@@ -160,19 +161,6 @@ def sentence(error: Exception, name: str) -> str:
     if isinstance(error, OSError) and error.strerror:  # the system's own
         return f"Expected a file or folder that can be read and written; got {str(error.filename)!r}: {error.strerror}."
     return _short(ours[1] if ours else str(error)) if isinstance(error, ValueError | OSError) else ""
-
-
-def _too_large(error: Exception) -> str:
-    """Say it where a number is too large for memory, or for the bits that numbers have."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), flags=re.IGNORECASE)
-        return (
-            f"Expected what fits into memory; got more{f', {size[1]} at a time' if size else ''}. "
-            "Use a smaller latent, network, likelihood, prior or batch_size, or fewer draws."
-        )
-    if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
-        return "Expected numbers that fit into the bits a computer has for them; got one too large. Use a smaller one."
-    return ""
 
 
 def _place(error: BaseException) -> str:

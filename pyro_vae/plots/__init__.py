@@ -5,12 +5,10 @@ A notebook shows them once ``%matplotlib inline`` has been run in it, or pyplot 
 flat greyish blue.
 """
 
-from pyro_vae.plots.evaluation import bounds, calibration, dimensions, gaps, weights
+from pyro_vae.plots.draws import columns, latent_space, posteriors
 from pyro_vae.plots.images import MISSING as MISSING
 from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal, worst
-from pyro_vae.plots.latent import latent_space, posteriors
-from pyro_vae.plots.tables import columns
-from pyro_vae.plots.training import comparison, curves
+from pyro_vae.plots.values import bounds, calibration, comparison, curves, dimensions, gaps, weights
 
 __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]
 __all__ += ["latent_space", "manifold", "posteriors", "reconstructions", "samples", "traversal", "weights", "worst"]

@@ -78,10 +78,8 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
 def _mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
     """One figure of rows and columns of images, for x of shape ``(rows, columns, *event)``, ``gap`` pixels apart."""
     if x.dim() not in (4, 5):
-        raise ValueError(
-            f"Expected images (rows, columns, [channels,] height, width); got shape {tuple(x.shape)}. "
-            "Reshape vectors to images first."
-        )
+        got = f"shape {tuple(x.shape)}. Reshape vectors to images first."
+        raise ValueError(f"Expected images (rows, columns, [channels,] height, width); got {got}")
     tiles = pad(_colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
     page = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
     # Small images are drawn small: an eye reads few large blocks worse than few small ones.

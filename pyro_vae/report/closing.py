@@ -31,11 +31,8 @@ def table(
     Nats per datum, mean and standard error over the images, as of :func:`pyro_vae.evaluate.summary`. Arguments are
     those of :func:`evaluation`.
     """
-    device = point_of(program).device
-    values = {
-        name: evaluate.per_image(program, part.to(device), num_particles, images, seed, progress)
-        for name, part in dataset.splits.items()
-    }
+    device, rest = point_of(program).device, (num_particles, images, seed, progress)
+    values = {name: evaluate.per_image(program, part.to(device), *rest) for name, part in dataset.splits.items()}
     return write_table(program, dataset, values, num_particles)
 
 
@@ -50,8 +47,7 @@ def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Va
         given = evaluate.covariates(whole)
     images, splits = images_or_rows(dataset.event_shape), dataset.splits
     measures = {name: evaluate.measures(program, splits[name], len(found.nll)) for name, found in values.items()}
-    more = [*(["bits/dim"] if bits else []), *next(iter(measures.values()))]
-    rows = [["split", images, *COLUMNS, *more]]
+    rows = [["split", images, *COLUMNS, *(["bits/dim"] if bits else []), *next(iter(measures.values()))]]
     for name, found in values.items():
         pairs = [mean_and_error(column) for column in found]
         cells = [f"{bits(pairs[-1][0]):.3f}"] if bits else []
@@ -69,23 +65,20 @@ def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Va
 
 def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[float], float] | None, str]:
     """Return a function from nats to bits/dim, where that has a meaning; and a note on it."""
-    bits = partial(evaluate.bits_per_dim, dimensions=prod(dataset.event_shape))
-    if dataset.missing or (support.is_discrete and not isinstance(support, Levels)):
-        return None, ""
-    if isinstance(support, Levels):
+    bits, number, note = partial(evaluate.bits_per_dim, dimensions=prod(dataset.event_shape)), dataset.train.levels, ""
+    if isinstance(support, Levels) and not dataset.missing:
         return bits, f"\nbits/dim of -log p(x), of a mass of {support.number} levels: an optimal code's length."
+    if dataset.missing or support.is_discrete:
+        return None, ""
     if dataset.config["dequantize"]:
-        number = dataset.train.levels
         note = f"\nbits/dim of -log p(x), of a density of dequantised x, plus log2 of {number} levels."
         return partial(bits, levels=number), note
     if dataset.support is constraints.boolean:
-        return None, "\nA density of two values grows without bound: compare it with nothing, or use Bernoulli."
+        note = "\nA density of two values grows without bound: compare it with nothing, or use Bernoulli."
     if isinstance(dataset.support, Levels):
-        return None, (
-            "\nNo bits/dim: a density of grey levels that are not dequantised grows without bound. For bits/dim use "
-            "--dequantize true, or a mass, as DiscretizedLogistic."
-        )
-    return None, ""
+        note = "\nNo bits/dim: a density of grey levels that are not dequantised grows without bound. "
+        note += "For bits/dim use --dequantize true, or a mass, as DiscretizedLogistic."
+    return None, note
 
 
 def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
@@ -94,10 +87,10 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
     Returns:
         By name: ``latent_space``, of training data; of a VAE of images, ``reconstructions``, ``samples``,
         ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2; of another program
-        those of its method ``pictures``; of a table
-        ``marginals`` and, of a VAE, ``reconstructions``, of test rows.
+        those of its method ``pictures``; of a table ``marginals`` and, of a VAE, ``reconstructions``, of test rows.
     """
-    drawn, images = {}, images_or_rows(dataset.event_shape)
+    drawn, images, pages = {}, images_or_rows(dataset.event_shape), len(dataset.event_shape) in (2, 3)
+    counts = dataset.support is constraints.nonnegative_integer
     with at_test(program, point_of(program).device, seed), torch.no_grad():
         train = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2000)))
         codes = evaluate.guide_means(train)
@@ -107,9 +100,8 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
             drawn["latent_space"] = plots.latent_space(codes, labels, title)
         if images == "rows":
             drawn |= _of_columns(program, dataset)
-        elif len(dataset.event_shape) in (2, 3) and hasattr(program, "traverse") and len(train.data) == 1:
+        elif pages and hasattr(program, "traverse") and len(train.data) == 1:
             (x,) = evaluate.rows_of(program, dataset.test, slice(0, 1000))
-            counts = dataset.support is constraints.nonnegative_integer
             white = max(x.max().item(), 1.0) if counts else 1.0
             drawn["reconstructions"] = plots.reconstructions(x[:16] / white, program.reconstruct(x[:16]) / white)
             drawn["samples"] = plots.samples(program.generate(100) / white)
@@ -119,11 +111,10 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
             drawn["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
             if program.prior().event_shape == (2,):
                 drawn["manifold"] = plots.manifold(program.manifold() / white)
-        elif len(dataset.event_shape) in (2, 3) and hasattr(program, "pictures"):
+        elif pages and hasattr(program, "pictures"):
             few = evaluate.rows_of(program, dataset.test, slice(0, 10))
-            white = max(few[0].max().item(), 1.0) if dataset.support is constraints.nonnegative_integer else 1.0
-            pictures = program.pictures(*few)
-            drawn |= {name: plots.manifold(x / white, title) for name, (x, title) in pictures.items()}
+            white, pictures = max(few[0].max().item(), 1.0) if counts else 1.0, program.pictures(*few).items()
+            drawn |= {name: plots.manifold(x / white, title) for name, (x, title) in pictures}
     return drawn
 
 
@@ -131,17 +122,14 @@ def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
     """Draw test rows beside rows that the model draws, where it can draw them, and beside their reconstructions."""
     whole = posterior_of(program, evaluate.rows_of(program, dataset.test, slice(0, 1000)))
     x, drawn = whole.data[0], {}
-    names = getattr(dataset, "names", ()) or coordinates("x", x.shape[1:])
+    names = dataset.names or coordinates("x", x.shape[1:])
 
     def draw(other: Tensor, what: str, pairs: bool) -> Figure:
         table, other = (rows.reshape(len(x), -1) for rows in (x, other))
         return plots.columns(table, other, names, f"{len(x):,} test rows, and {what}", pairs)
 
-    own = None
     with suppress(ValueError):  # data that cannot be drawn
-        own = whole.at(whole.simulate(1)).data[0]
-    if own is not None:
-        drawn["marginals"] = draw(own, "as many that the model draws", False)
+        drawn["marginals"] = draw(whole.at(whole.simulate(1)).data[0], "as many that the model draws", False)
     if hasattr(program, "reconstruct") and len(whole.data) == 1:
         drawn["reconstructions"] = draw(program.reconstruct(x), "their reconstructions (up)", True)
     return drawn
@@ -149,7 +137,6 @@ def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
 
 def mean_kl(program: Any, data: Any) -> Tensor | None:
     """Return the mean divergence of each dimension; None where guide or prior are not independent over them."""
-    try:
+    with suppress(ValueError):
         return evaluate.kl_per_dim(program, data).mean(0)
-    except ValueError:
-        return None
+    return None

@@ -1,7 +1,7 @@
 """What the numbers of an evaluation mean, in words, and what usually helps."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from pyro_vae.words import above, nats, pair
 
@@ -39,55 +39,45 @@ def _pair(n: Numbers, name: str, sign: int = 1, plus: str = "") -> str:
 def _collapse(n: Numbers, images: str) -> str:
     latent, unsure = int(n["latent"]), int(n.get("unsure", 0))
     collapsed = int(n.get("collapsed", latent - n["active"]))
-    said = [f"All {latent} dimensions are used: the activity of each is above 0.01."] * (not collapsed and not unsure)
-    if collapsed:
-        left = "All of the" if collapsed == latent else f"{collapsed} of"
-        said.append(
-            f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data "
-            "ask for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a "
-            "smaller --latent does as well."
-        )
-    if unsure:
-        said.append(f"Cannot tell whether {unsure} of {latent} dimensions are used; more --images would say.")
-    return " ".join(said)
+    used = f"All {latent} dimensions are used: the activity of each is above 0.01."
+    left = "All of the" if collapsed == latent else f"{collapsed} of"
+    lost = f"{left} {latent} dimensions collapsed: their activity is at most 0.01. If that is more than the data ask "
+    lost += "for, try --objective.free_bits 0.1, or --objective.beta Linear --objective.beta.warmup 0.5; else a "
+    lost += "smaller --latent does as well."
+    doubt = f"Cannot tell whether {unsure} of {latent} dimensions are used; more --images would say."
+    return " ".join([lost] * bool(collapsed) + [doubt] * bool(unsure)) or used
 
 
 def _trust(n: Numbers, images: str) -> str:
     advice = "Quote AIS." if "AIS" in n else "Ask AIS, with --chosen 50."
-    words = {
+    said = {
         True: f"there the guide leaves out a part of the posterior, and more particles help little. {advice}",
         False: "importance sampling from the guide is to be trusted.",
         None: "cannot tell whether importance sampling from the guide is to be trusted; more --images would say.",
-    }
-    said = words[_told(n, "k > 0.7", "images", 0.1)]
+    }[_told(n, "k > 0.7", "images", 0.1)]
     return f"k-hat is above 0.7 for {n['k > 0.7']:.1%} of the {images}: {said}"
 
 
 def _distance(n: Numbers, images: str) -> str:
     falls, rises = (_told(n, "AIS - IS", "chosen", 0.0, 0.1, sign) for sign in (1, -1))
+    same, short = f"on the same {images}", f"falls {_pair(n, 'AIS - IS', -1 if rises else 1)} nats short of"
     if falls:
-        return (
-            f"Importance sampling falls {_pair(n, 'AIS - IS')} nats short of AIS on the same {images}: -log p(x) "
-            "above is too large by at least as much. Take more --num_particles, or quote AIS."
-        )
+        advice = "-log p(x) above is too large by at least as much. Take more --num_particles, or quote AIS."
+        return f"Importance sampling {short} AIS {same}: {advice}"
     if rises:
-        return (
-            f"AIS falls {_pair(n, 'AIS - IS', -1)} nats short of importance sampling on the same {images}: take more "
-            "--temperatures."
-        )
-    apart = f"{_pair(n, 'AIS - IS', plus='+')} nats between them on the same {images}"
+        return f"AIS {short} importance sampling {same}: take more --temperatures."
+    apart = f"{_pair(n, 'AIS - IS', plus='+')} nats between them {same}"
     if falls is rises is False:
         return f"Importance sampling and AIS agree: {apart}."
     return f"Cannot tell which is nearer to log p(x), importance sampling or AIS: {apart}; more --chosen would say."
 
 
 def _sandwich(n: Numbers, images: str) -> str:
-    gap, drawn = _pair(n, "BDMC gap"), f"on average of {images} that the model draws"
-    return {
-        True: f"AIS is within {gap} nats of log p(x), {drawn}. Take more --temperatures.",
-        False: f"AIS is within {gap} nats of log p(x), {drawn}.",
-        None: f"Cannot tell whether AIS is within 1 nat of log p(x): {gap} nats, {drawn}; more --chosen would say.",
-    }[_told(n, "BDMC gap", "chosen", 1.0)]
+    told, gap = _told(n, "BDMC gap", "chosen", 1.0), _pair(n, "BDMC gap")
+    drawn = f"on average of {images} that the model draws"
+    if told is None:
+        return f"Cannot tell whether AIS is within 1 nat of log p(x): {gap} nats, {drawn}; more --chosen would say."
+    return f"AIS is within {gap} nats of log p(x), {drawn}.{' Take more --temperatures.' * told}"
 
 
 def _gaps(n: Numbers, images: str) -> str:
@@ -121,10 +111,9 @@ def _overfit(n: Numbers, images: str) -> str:
 def _prior(n: Numbers, images: str) -> str:
     information, kl, most = n["mutual information"], n["aggregate KL"], n["log N"]
     if information > most - 1.0:  # too few images to tell more
-        return (
-            f"A code tells nearly all {images} apart: the mutual information is at least {information:.1f} nats, of "
-            f"log N = {most:.1f}. So KL(q(z) || p(z)) is at most {kl:.1f}; more --images would say how much."
-        )
+        least = f"the mutual information is at least {information:.1f} nats, of log N = {most:.1f}"
+        most_kl = f"So KL(q(z) || p(z)) is at most {kl:.1f}; more --images would say how much."
+        return f"A code tells nearly all {images} apart: {least}. {most_kl}"
     said = f"KL(q(z) || p(z)) is {kl:.1f} nats"
     return {
         True: f"{said}: codes together are not where the prior is. A prior that follows them may save as much: "
@@ -142,18 +131,11 @@ def _calibration(n: Numbers, images: str) -> str:
         said = "it is too sure of itself. Resample its draws (to_arviz(..., resample=True)) or use NUTS."
     elif wide:
         said = "it is too wide."
-    held = n["coverage at 0.9"]
-    return f"Of data that the model draws, the guide's 90% intervals hold {held:.1%} of the true z: {said}"
+    held = f"{n['coverage at 0.9']:.1%} of the true z"
+    return f"Of data that the model draws, the guide's 90% intervals hold {held}: {said}"
 
 
 # By the number without which there is nothing to say.
-SUBJECTS: dict[str, Callable[[Numbers, str], str]] = {
-    "active": _collapse,
-    "k > 0.7": _trust,
-    "AIS - IS": _distance,
-    "BDMC gap": _sandwich,
-    "approximation": _gaps,
-    "test -log p(x)": _overfit,
-    "aggregate KL": _prior,
-    "coverage at 0.9": _calibration,
-}
+SUBJECTS = {"active": _collapse, "k > 0.7": _trust, "AIS - IS": _distance, "BDMC gap": _sandwich}
+SUBJECTS |= {"approximation": _gaps, "test -log p(x)": _overfit, "aggregate KL": _prior}
+SUBJECTS["coverage at 0.9"] = _calibration

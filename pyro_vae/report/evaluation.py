@@ -96,23 +96,18 @@ def evaluation(
 
     Example:
         >>> from pyro_vae import VAE, data
-        >>> digits = data.load("digits")
-        >>> vae = VAE.build(digits.event_shape, latent=2)
-        >>> found = evaluation(vae, digits, num_particles=50, images=50, chosen=0, progress=False)
+        >>> vae = VAE.build((1, 8, 8), latent=2)
+        >>> found = evaluation(vae, data.load("digits"), num_particles=50, images=50, chosen=0, progress=False)
         >>> sorted(found.figures)
         ['bounds', 'calibration', 'dimensions', 'weights', 'worst']
     """
-    numbers = {"num_particles": num_particles, "images": images, "chosen": chosen, "temperatures": temperatures}
-    for name, number in numbers.items():
-        least = 0 if name == "chosen" else 1
-        if number < least:
+    settings = {"num_particles": num_particles, "images": images, "chosen": chosen, "temperatures": temperatures}
+    for name, number in settings.items():
+        if number < (least := 0 if name == "chosen" else 1):
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
-    device = point_of(program).device
-    values = {
-        name: evaluate.per_image(program, part.to(device), num_particles, images, seed, progress)
-        for name, part in dataset.splits.items()
-        if name != "test"
-    }
+    device, rest = point_of(program).device, (num_particles, images, seed, progress)
+    others = [name for name in dataset.splits if name != "test"]
+    values = {name: evaluate.per_image(program, dataset.splits[name].to(device), *rest) for name in others}
     with at_test(program, device, seed):
         whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
@@ -123,17 +118,13 @@ def evaluation(
         if chosen:
             guide.append(findings.gaps(whole[:chosen], model.images.get("-log p(x) by AIS"), progress))
         guide.append(findings.calibration(whole, seed))
-        answers = {
-            "How good is the model?": [model],
-            "How good is the guide?": guide,
-            "What do codes say?": [findings.codes(whole)],
-        }
+        answers = {"How good is the model?": [model], "How good is the guide?": guide}
+        answers["What do codes say?"] = [findings.codes(whole)]
     called = findings.name_of(whole)
     found = Evaluation(write_table(program, dataset, values, num_particles), {}, {}, {}, {}, called)
     columns = dict(zip(COLUMNS, test, strict=True))
     for question, parts in answers.items():
-        lines = [line for part in parts for line in part.lines]
-        if lines:
+        if lines := [line for part in parts for line in part.lines]:
             found.sections[f"{question} The first {len(whole):,} test {called}"] = lines
         for part in parts:
             found.numbers.update(part.numbers)

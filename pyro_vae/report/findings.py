@@ -107,12 +107,9 @@ def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Finding:
     parts = {"approximation": found.approximation, "amortisation": found.amortisation}
     terms = " + ".join(f"{name} {pair(mean_and_error(part))}" for name, part in parts.items())
     both = {"gap": found.log_p - found.elbo, "amortisation - approximation": found.amortisation - found.approximation}
-    return Finding(
-        [f"log p(x) - ELBO, the first {len(x)} {name_of(x)}: {terms} nats."],
-        with_errors(**parts, **both),
-        parts,
-        {"gaps": plots.gaps(**parts, images=name_of(x))},
-    )
+    line = f"log p(x) - ELBO, the first {len(x)} {name_of(x)}: {terms} nats."
+    figures = {"gaps": plots.gaps(**parts, images=name_of(x))}
+    return Finding([line], with_errors(**parts, **both), parts, figures)
 
 
 def calibration(whole: Posterior, seed: int) -> Finding:
@@ -122,33 +119,28 @@ def calibration(whole: Posterior, seed: int) -> Finding:
     except ValueError as error:  # data that cannot be drawn
         return Finding([f"No calibration: {error}"])
     covered, p = ranks.covers(0.9).double().mean(1), ranks.p_values
-    line = (
-        f"Calibration, {SIMULATED} data that the model draws: 90% intervals hold {covered.mean():.1%} of the true z; "
-        f"of {len(p)} tests whether ranks are uniform the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})."
-    )
+    held = f"90% intervals hold {covered.mean():.1%} of the true z"
+    least = f"of {len(p)} tests whether ranks are uniform the least p = {p.min():.2g} ({ranks.names[int(p.argmin())]})"
+    lines = [f"Calibration, {SIMULATED} data that the model draws: {held}; {least}."]
     numbers = with_errors(**{"coverage at 0.9": covered}) | {"simulated": len(covered)}
-    return Finding([line], numbers, figures={"calibration": ranks.figure()})
+    return Finding(lines, numbers, figures={"calibration": ranks.figure()})
 
 
 def codes(whole: Posterior) -> Finding:
     """Ask which dimensions tell something of x, how much, and where codes are."""
-    names = evaluate.dimensions(whole)
-    if len(whole) < 2 or not names:  # nothing changes from an image to itself
+    if len(whole) < 2 or not (names := evaluate.dimensions(whole)):  # nothing changes from an image to itself
         return Finding([])
     activity = evaluate.activity(whole.program, whole)
     latent, (active, collapsed, unsure) = len(activity), evaluate.usage(activity, len(whole))
-    found = Finding(
-        [f"{active} of {latent} dimensions are active: their mean varies over the {name_of(whole)} by more than 0.01."],
-        {"active": active, "latent": latent, "collapsed": collapsed, "unsure": unsure},
-    )
+    line = f"{active} of {latent} dimensions are active: their mean varies over the {name_of(whole)} by more than 0.01."
+    found = Finding([line], {"active": active, "latent": latent, "collapsed": collapsed, "unsure": unsure})
     sites = evaluate.kl_by_site(whole.program, whole, evaluate.DRAWS)
     if len(sites) > 1:
         found.lines.append("KL by site, nats: " + ", ".join(f"{n} {kl.mean():.2f}" for n, kl in sites.items()) + ".")
     kl = mean_kl(whole.program, whole)
-    if kl is not None and len(kl) == latent:
+    kl = kl if kl is not None and len(kl) == latent else None
+    if kl is not None:
         found.lines.append(f"KL by dimension, nats: {_list(kl, names)}.")
-    else:
-        kl = None
     found.lines.append(f"Activity: {_list(activity, names)}.")
     if not whole.structure.hidden:
         few = whole[:MOST_CODES]
@@ -156,10 +148,9 @@ def codes(whole: Posterior) -> Finding:
         (information, divergence), most = (part.mean().item() for part in parts), math.log(len(few))
         found.numbers |= {"log N": most, "mutual information": information, "codes": len(few)}
         found.numbers |= with_errors(**{"aggregate KL": parts[1]})
-        found.lines.append(
-            f"Of {len(few):,} codes: mutual information {information:.2f} nats (at most log N = {most:.2f}) + "
-            f"KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}."
-        )
+        parts_of_kl = f"mutual information {information:.2f} nats (at most log N = {most:.2f}) + "
+        parts_of_kl += f"KL(q(z) || p(z)) {divergence:.2f} = KL {information + divergence:.2f}"
+        found.lines.append(f"Of {len(few):,} codes: {parts_of_kl}.")
     found.figures["dimensions"] = plots.dimensions(activity, kl, names=names)
     return found
 
@@ -177,6 +168,5 @@ def name_of(whole: Posterior) -> str:
 
 def _list(values: Tensor, names: Sequence[str], most: int = 12) -> str:
     """Write the largest values with their names, and the least."""
-    order = values.argsort(descending=True).tolist()
-    parts = [f"{names[i]} {values[i]:.2f}" for i in order]
+    parts = [f"{names[i]} {values[i]:.2f}" for i in values.argsort(descending=True).tolist()]
     return ", ".join(parts if len(parts) <= most else [*parts[:most], f"... {parts[-1]}"])

@@ -1,6 +1,7 @@
-"""Codes in latent space, and a guide beside the true posterior."""
+"""Draws beside draws: codes, a guide beside the true posterior, and columns of a table beside those of a model."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -9,9 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_vae.plots.style import BLUE, ORANGE, numbers, styled
+from pyro_vae.plots.style import BLUE, GREY, ORANGE, numbers, styled
 
-MOST = 2000  # points drawn
+MOST, PANELS, BINS = 2000, 16, 30  # points and columns that are drawn, and bins of a histogram of a column
 SHARES = (0.5, 0.9, 0.99)  # of the mass, within contours
 
 
@@ -85,4 +86,45 @@ def posteriors(
         if j == 0 and i > 0:
             axes.set_ylabel(f"z{row}")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper right", fontsize=9)
+    return figure
+
+
+@styled
+def columns(x: Tensor, other: Tensor, names: Sequence[str], title: str, pairs: bool = False) -> Figure:
+    """Draw columns of data and of a model's rows, both of shape ``(N, columns)``, NaN left out: histograms of both.
+
+    With ``pairs`` a row of the one is of the same datum as that of the other, and they are drawn against each other.
+    First come the columns that are most apart, row by row or rank by rank, in units of the data's mean deviation.
+    """
+    one, two = (table.detach().double() if pairs else table.detach().double().sort(0).values for table in (x, other))
+    apart = (one - two).abs().nanmean(0) / (one - one.nanmean(0)).abs().nanmean(0)
+    chosen = apart.nan_to_num(0.0).argsort(descending=True)[:PANELS].tolist()
+    wide = min(4, len(chosen))
+    rows = -(-len(chosen) // wide)
+    figure = Figure(figsize=(max(5.0, 2.6 * wide), 1 + 2.1 * rows), layout="constrained")
+    figure.suptitle(title if len(chosen) == len(names) else f"{title}: {PANELS} of {len(names):,} columns", fontsize=11)
+    for axes, i in zip_longest(figure.subplots(rows, wide, squeeze=False).ravel(), chosen):
+        data, model = (numbers(table[:, i or 0]) for table in (x, other))
+        seen = np.isfinite(data) & np.isfinite(model)
+        if i is None or not seen.any():
+            axes.set_axis_off()
+            continue
+        axes.set_title(names[i], fontsize=9)
+        axes.tick_params(labelsize=7)
+        both = np.concatenate([data[seen], model[seen]])
+        low, high = np.quantile(both, 0.002, method="lower"), np.quantile(both, 0.998, method="higher")
+        if pairs:
+            axes.plot([low, high], [low, high], color=GREY, linewidth=0.8)
+            axes.plot(data[seen], model[seen], ".", color=BLUE, markersize=3, alpha=0.4)
+            continue
+        whole = low == high or ((both == both.round()).all() and high - low < BINS)
+        margin, bins = (0.5 + 1e-9 * abs(low), round(high - low) + 1) if whole else (0.0, BINS)
+        edges = np.linspace(low - margin, high + margin, bins + 1).tolist()
+        axes.hist(data[seen], edges, density=True, color=ORANGE, alpha=0.55, label="data")
+        axes.hist(model[seen], edges, density=True, color=BLUE, histtype="step", linewidth=1.5, label="model")
+        axes.set_yticks([])
+        if whole:
+            axes.locator_params(axis="x", integer=True)
+    if not pairs:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
