@@ -103,8 +103,10 @@ def file(path: Path) -> Source:
     for array in (x, labels, mask):
         if array is not None and array.dtype.kind not in "buif":
             raise ValueError(f"Expected numbers in {name}; got {array.dtype}.")
-    stays = isinstance(x, np.memmap) and x.ndim
-    images = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0], name).dtype) if stays else to_tensor(x, name, True)
+    if isinstance(x, np.memmap) and x.ndim:
+        images: Any = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0], name).dtype)
+    else:
+        images = to_tensor(x, name, True)
     rest = {key: a for key, a in arrays.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
     extra = {key: narrowed(array, f"{key} of {name}") for key, array in rest.items()}
     y, observed = (None if array is None else narrowed(array, name) for array in (labels, mask))
