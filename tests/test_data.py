@@ -643,3 +643,30 @@ def test_bad_data_gets_a_sentence(make, kind, message, tmp_path):
     with pytest.raises(kind, match=message) as caught:
         data.load(**make(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+class TestLabelled:
+    def test_shows_as_many_of_each_class_and_another_seed_others(self):
+        digits = data.load("digits")
+        shown = [data.labelled(digits, 30, seed).train.columns["y"] for seed in (0, 0, 1)]
+        for y in shown:
+            seen = y >= 0
+            assert y[seen].bincount().tolist() == [3] * 10
+            assert torch.equal(y[seen], digits.train.labels[seen].long())
+        assert torch.equal(shown[0], shown[1])
+        assert not torch.equal(shown[0], shown[2])
+
+    def test_is_of_training_data_alone(self):
+        digits = data.load("digits")
+        few = data.labelled(digits, 10)
+        assert torch.equal(few.test.columns["y"], digits.test.labels)
+        assert data.labelled(digits, None) is digits
+
+    @pytest.mark.parametrize("num", [0, -10, 25, 2000])
+    def test_refuses_numbers_that_are_not_so_many_of_each(self, num):
+        with pytest.raises(ValueError, match=f"^Expected labelled to be a multiple of the 10 classes, .* got {num}"):
+            data.labelled(data.load("digits"), num)
+
+    def test_refuses_data_without_labels(self):
+        with pytest.raises(ValueError, match="^Expected labels, of which to show 10"):
+            data.labelled(data.from_tensor(torch.rand(20, 4)), 10)

@@ -1,5 +1,6 @@
 """ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE: a contract for all, and each against an oracle."""
 
+import math
 from functools import partial
 
 import pyro
@@ -90,16 +91,13 @@ class TestContract:
     @EVERY
     def test_every_question_has_an_answer(self, name):
         program, data = PROGRAMS[name](), columns(name, 4)
-        rows = posterior.to_arviz(program, data, 30, predictive_draws=2)
+        rows = posterior.to_arviz(program, data, 25, predictive_draws=1)
         assert {*rows.posterior.data_vars} >= ({"z1", "z2"} if name.startswith("layers") else {"z"})
-        assert ais.ais(program, data, 2, 3).isfinite().all()
-        assert ais.bdmc(program, data, 2, 3, num=4).upper.isfinite().all()
-        assert (
-            evaluate.mutual_information(program, data) == evaluate.mutual_information(program, data, seed=None) or True
-        )
+        assert ais.bdmc(program, data, 2, 2, num=2).upper.isfinite().all()
+        assert evaluate.mutual_information(program, data, seed=0) < math.log(4) + 1e-5  # of 4 rows
         assert program.generate(5).shape == (5, *SHAPE)
         assert program.reconstruct(*data.values()).shape == (4, *SHAPE)
-        table = report.table(program, from_columns(columns(name)), 20, progress=False)
+        table = report.table(program, from_columns(columns(name, 20)), 5, progress=False)
         assert ("log p(x | y)" in table) == name.startswith("given a label")
 
 

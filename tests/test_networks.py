@@ -170,3 +170,25 @@ def test_data_do_not_meet_in_a_resnet():
 def test_bad_input_gets_a_sentence(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "out"),
+    [
+        (partial(MLP, hidden=(4,)), (5,), (2, 3)),
+        (partial(MLP, hidden=(4,)), (1, 4, 4), (2, 3)),
+        (partial(GatedMLP, hidden=(4,)), (1, 4, 4), (2, 3)),
+        (partial(Conv, channels=(2,), hidden=4), (1, 4, 4), (2, 3)),
+        (partial(Conv, channels=(2,), hidden=4), (5,), (1, 1, 4, 4)),
+    ],
+)
+def test_joint_is_the_network_of_the_joined_input(network, shape, out):
+    joint = networks.Joint(network, [shape, (3,), (2,)], out)
+    a, b, c = torch.randn(5, *shape), torch.randn(6, 5, 3), torch.randn(2)
+    inputs = [a.expand(6, *a.shape), b, c.expand(6, 5, 2)]
+    if shape == (1, 4, 4) and network.func is Conv:  # vectors are further channels
+        joined = torch.cat([inputs[0], *(v[..., None, None].expand(6, 5, -1, 4, 4) for v in inputs[1:])], -3)
+    else:
+        joined = torch.cat([inputs[0].flatten(2), *inputs[1:]], -1)
+    torch.testing.assert_close(joint(a, b, c), joint.network(joined))
+    assert joint(a[0], b[0, 0], c).shape == out

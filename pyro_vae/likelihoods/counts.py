@@ -11,7 +11,10 @@ References:
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -107,13 +110,39 @@ class NegativeBinomial(Counted):
         return Overdispersed(log_mean, self.log_dispersion)
 
 
-class Counts(dist.Poisson):
-    """Pyro's Poisson law, for counts of any size."""
+class Checked:
+    """A law of elements whose values are checked before :meth:`_log_p`; the log of a density or a mass, in nats."""
+
+    _validate_args: bool
+    _validate_sample: Any
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log mass."""
+        """Return it of each element."""
         if self._validate_args:
             self._validate_sample(value)
+        return self._log_p(value)
+
+    @abstractmethod
+    def _log_p(self, value: Tensor) -> Tensor: ...
+
+
+class Law(Checked, TorchDistribution):
+    """A law that is none of Pyro's, by the tensors of its ``arg_constraints``."""
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> Any:
+        """Return it in a larger batch."""
+        law = copy(self)
+        law._batch_shape = Size(batch_shape)
+        for name, constraint in self.arg_constraints.items():
+            value = getattr(self, name)
+            setattr(law, name, value.expand(*batch_shape, *value.shape[value.dim() - constraint.event_dim :]))
+        return law
+
+
+class Counts(Checked, dist.Poisson):
+    """Pyro's Poisson law, for counts of any size."""
+
+    def _log_p(self, value: Tensor) -> Tensor:
         rate = self.rate.clamp(min=torch.finfo(self.rate.dtype).tiny)
         return -deviance(value, rate, (value - rate) / rate) - factorial(value)
 
@@ -124,7 +153,7 @@ def factorial(x: Tensor) -> Tensor:
     return torch.where(x > 0, remainder(some) + (2 * math.pi * some).log() / 2, 0.0)
 
 
-class Overdispersed(TorchDistribution):
+class Overdispersed(Law):
     r"""The negative binomial law by the logarithms of its mean m and of r, whose variance is :math:`m + m^2 / r`."""
 
     arg_constraints = {"log_mean": constraints.real, "log_dispersion": constraints.real}
@@ -134,15 +163,8 @@ class Overdispersed(TorchDistribution):
         self.log_mean, self.log_dispersion = torch.broadcast_tensors(log_mean, log_dispersion)
         super().__init__(self.log_mean.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Overdispersed":
-        """Return it in a larger batch."""
-        log_mean, log_dispersion = self.log_mean.expand(batch_shape), self.log_dispersion.expand(batch_shape)
-        return Overdispersed(log_mean, log_dispersion, self._validate_args)
-
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _log_p(self, value: Tensor) -> Tensor:
         r"""Return the log mass, by :math:`s = x / r` and :math:`w = m / r`, as a Poisson law's where r is large."""
-        if self._validate_args:
-            self._validate_sample(value)
         mean, r = self.mean, self.log_dispersion.exp()
         s, w = value * (-self.log_dispersion).exp(), (self.log_mean - self.log_dispersion).exp()
         share = (1 + s) / (1 + w)

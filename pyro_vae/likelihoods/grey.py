@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyro_vae.conditional import Family
 from pyro_vae.data.supports import levels as grid
+from pyro_vae.likelihoods.counts import Law
 from pyro_vae.likelihoods.real import START, at_least, solve
 
 LOWEST = -7.0  # the least log scale, as in PixelCNN++
@@ -131,7 +132,7 @@ def _scale(log_scale: Tensor) -> Tensor:
     return at_least(LOWEST, log_scale + math.log(START)).exp()
 
 
-class _OnGrid(TorchDistribution):
+class _OnGrid(Law):
     """A law of the grey levels, as x in [0, 1]; ``last`` is the number of the level that is 1."""
 
     last: int
@@ -150,14 +151,7 @@ class GridCategorical(_OnGrid):
         self.logits, self.last = logits, logits.shape[-1] - 1
         super().__init__(logits.shape[:-1], validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "GridCategorical":
-        """Return it in a larger batch."""
-        return GridCategorical(self.logits.expand(*batch_shape, -1), self._validate_args)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log mass."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_p(self, value: Tensor) -> Tensor:
         index = (value * self.last).round().long().unsqueeze(-1)
         shape = torch.broadcast_shapes(index.shape[:-1], self.batch_shape)
         chosen = self.logits.expand(*shape, -1).gather(-1, index.expand(*shape, 1)).squeeze(-1)
@@ -182,15 +176,8 @@ class GridLogistic(_OnGrid):
         self.loc, self.scale, self.last = loc, scale, levels - 1
         super().__init__(loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "GridLogistic":
-        """Return it in a larger batch."""
-        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return GridLogistic(loc, scale, self.last + 1, self._validate_args)
-
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _log_p(self, value: Tensor) -> Tensor:
         r"""Return the log mass, by :math:`\sigma(a) - \sigma(b) = \sigma(a) \, \sigma(-b) \, (1 - e^{b - a})`."""
-        if self._validate_args:
-            self._validate_sample(value)
         index = (value * self.last).round()
         first, last = index < 0.5, index > self.last - 0.5
         below = functional.logsigmoid(((index + 0.5) / self.last - self.loc) / self.scale)

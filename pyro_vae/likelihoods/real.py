@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_vae.conditional import Family
-from pyro_vae.likelihoods.counts import remainder
+from pyro_vae.likelihoods.counts import Checked, remainder
 
 Scale = float | Literal["learned"]
 GaussianScale = float | Literal["learned", "per-pixel", "optimal"]
@@ -177,13 +177,10 @@ class StudentT(Located):
         return variance.sqrt()
 
 
-class Tails(dist.StudentT):
+class Tails(Checked, dist.StudentT):
     """Pyro's Student's t law, whatever its degrees of freedom."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_p(self, value: Tensor) -> Tensor:
         half, y = self.df / 2, (value - self.loc) / self.scale
         ratio = half * (1 / self.df).log1p() - 1 / 2 + remainder(half + 0.5) - remainder(half)
         return ratio - math.log(2 * math.pi) / 2 - self.scale.log() - (half + 0.5) * (y**2 / self.df).log1p()

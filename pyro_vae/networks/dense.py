@@ -36,19 +36,14 @@ class Network(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """Map ``(*, *in_shape)`` to ``(*, *out_shape)``; refuse an input or an output of the layers of other shapes."""
-        plates = a.dim() - len(self.in_shape)
-        if plates < 0 or a.shape[plates:] != self.in_shape:
-            raise ValueError(
-                f"Expected an input that ends in {self.in_shape}; got {tuple(a.shape)}. "
-                "Reshape the data, or build the VAE with its event_shape."
-            )
+        batch = batch_of(a, self.in_shape)
         out = self.layers(a.reshape(-1, *self.in_shape))
         if out[:1].numel() != prod(self.out_shape) and len(out):
             raise ValueError(
                 f"Expected the layers of {type(self).__name__} to give {prod(self.out_shape)} elements a row, for an "
                 f"output of shape {self.out_shape}; got {out[:1].numel()}."
             )
-        return out.reshape(*a.shape[:plates], *self.out_shape) + self.bias
+        return out.reshape(*batch, *self.out_shape) + self.bias
 
 
 class MLP(Network):
@@ -160,10 +155,7 @@ class Joint(nn.Module):
 
     def forward(self, a: Tensor, *beside: Tensor) -> Tensor:
         """Map ``(*, *in_shape)`` and vectors ``(*, size)`` to ``(*, *out_shape)``."""
-        event = len(self.in_shape)
-        if a.shape[a.dim() - event :] != self.in_shape:
-            raise ValueError(f"Expected an input that ends in {self.in_shape}; got {tuple(a.shape)}.")
-        before = a.shape[: a.dim() - event]
+        before = batch_of(a, self.in_shape)
         batch = torch.broadcast_shapes(before, *(vector.shape[:-1] for vector in beside))
         if self.convolves:
             image = self.in_shape[1:]
@@ -178,9 +170,21 @@ class Joint(nn.Module):
         out = linear(parts[0], weights[0], first.bias)
         for part, weight in zip(beside, weights[1:], strict=True):
             out = out + linear(part, weight)
+        out = out.reshape(-1, out.shape[-1])  # one batch dimension, as of Network
         for layer in rest:
             out = layer(out)
         return out.reshape(*batch, *self.network.out_shape) + self.network.bias
+
+
+def batch_of(a: Tensor, in_shape: tuple[int, ...]) -> torch.Size:
+    """Return the batch shape of inputs; refuse those of another shape."""
+    plates = a.dim() - len(in_shape)
+    if plates < 0 or a.shape[plates:] != in_shape:
+        raise ValueError(
+            f"Expected an input that ends in {in_shape}; got {tuple(a.shape)}. "
+            "Reshape the data, or build the VAE with its event_shape."
+        )
+    return a.shape[:plates]
 
 
 def dense(units: int, hidden: Sizes, out: int, activation: str, bias: bool = False) -> nn.Sequential:

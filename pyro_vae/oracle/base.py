@@ -21,8 +21,7 @@ class Oracle(nn.Module, ABC):
     """A program whose evidence, posterior and ELBO are known; to write one, give its methods and its two programs.
 
     The guide is made of the model's own parameters, so that it stays what it is while these are trained: the exact
-    posterior, or the best ``mean-field`` guide: independent Gaussians over all dimensions of all sites. Tensors that
-    are given as ``nn.Parameter`` are trained.
+    posterior, or the best ``mean-field`` guide: independent Gaussians over all dimensions of all sites.
     """
 
     guides: Sequence[str] = (EXACT, MEAN_FIELD)
@@ -33,11 +32,7 @@ class Oracle(nn.Module, ABC):
         super().__init__()
         if guide not in self.guides:
             raise ValueError(f"Expected guide to be one of {', '.join(self.guides)}; got {guide!r}.")
-        if not scale > 0:
-            raise ValueError(f"Expected a positive scale; got {scale}.")
-        self.kind, self.scale = guide, float(scale)
-        for name, value in tensors.items():
-            register(self, name, value)
+        self.kind, self.scale = guide, hold(self, scale, **tensors)
 
     @abstractmethod
     def log_evidence(self, x: Tensor, *given: Tensor) -> Tensor:
@@ -76,10 +71,14 @@ class Oracle(nn.Module, ABC):
         return law if self.kind != MEAN_FIELD else independent(law.mean, law.precision_matrix)
 
 
-def register(owner: nn.Module, name: str, value: Tensor) -> None:
-    """Make a tensor a parameter of a module if it is one already, else a buffer."""
-    make: Any = owner.register_parameter if isinstance(value, nn.Parameter) else owner.register_buffer
-    make(name, value)
+def hold(owner: nn.Module, scale: float, **tensors: Tensor) -> float:
+    """Make tensors parameters of a module where they are so already, else buffers; return the scale, if positive."""
+    if not scale > 0:
+        raise ValueError(f"Expected a positive scale; got {scale}.")
+    for name, value in tensors.items():
+        register: Any = owner.register_parameter if isinstance(value, nn.Parameter) else owner.register_buffer
+        register(name, value)
+    return float(scale)
 
 
 def times(weight: Tensor, vector: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
 
-from pyro_vae.oracle.base import MEAN_FIELD, Oracle, bayes, normals, register, times
+from pyro_vae.oracle.base import MEAN_FIELD, Oracle, bayes, normals, times
 
 
 class Layers(Oracle):
@@ -19,14 +19,8 @@ class Layers(Oracle):
         z_L \sim \mathcal{N}(0, I), \quad z_l \mid z_{l+1} \sim \mathcal{N}(A_l z_{l+1} + a_l, t_l^2 I), \quad
         x \mid z_1 \sim \mathcal{N}(W z_1 + b, s^2 I)
 
-    Arguments:
-        weights: W, of shape ``(d, k1)``, A1, of shape ``(k1, k2)``, and so on.
-        biases: b, a1, and so on.
-        scales: s, t1, and so on.
-        guide: The exact posterior, drawn ``bottom-up``, z1 given x, z2 given z1, or ``top-down``; or ``mean-field``.
-
-    Raises:
-        ValueError: If the shapes do not fit, a scale is not positive, or the guide is unknown.
+    ``weights`` are W, of shape ``(d, k1)``, A1, ``(k1, k2)``, and so on, ``biases`` b, a1, ..., ``scales`` s, t1, ....
+    The guide is the exact posterior, drawn ``bottom-up``, z1 given x, z2 given z1, or ``top-down``; or ``mean-field``.
 
     Example:
         >>> from pyro_vae import evaluate
@@ -45,7 +39,6 @@ class Layers(Oracle):
         scales: Sequence[float],
         guide: Literal["bottom-up", "top-down", "mean-field"] = "bottom-up",
     ) -> None:
-        super().__init__(guide)
         shapes = [tuple(weight.shape) for weight in weights]
         fit = all(below[1] == above[0] for below, above in zip(shapes, shapes[1:], strict=False))
         if not fit or [shape[0] for shape in shapes] != [*map(len, biases)] or len(scales) != len(shapes):
@@ -55,16 +48,17 @@ class Layers(Oracle):
             )
         if not min(scales) > 0:
             raise ValueError(f"Expected positive scales; got {scales}.")
+        tensors: dict[str, Tensor] = {}
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            register(self, f"weight{i or ''}", weight)
-            register(self, f"bias{i or ''}", bias)
+            tensors |= {f"weight{i or ''}": weight, f"bias{i or ''}": bias}
+        super().__init__(guide, 1.0, **tensors)
         self.scales, self.number = [*map(float, scales)], len(shapes)
 
     @classmethod
     def random(
         cls, d: int, latents: Sequence[int], scale: float = 0.7, seed: int = 0, guide: Any = "bottom-up"
     ) -> Self:
-        """Return one of normal weights and biases, the same for a seed, which are trained, and one scale for all."""
+        """Return one of normal weights and biases, and one scale for all."""
         shapes = [*zip((d, *latents), latents, strict=False)]
         weights, biases = normals(seed, *shapes), normals(seed + 1, *((rows,) for rows, _ in shapes))
         weights = [nn.Parameter(weight / weight.shape[1] ** 0.5) for weight in weights]

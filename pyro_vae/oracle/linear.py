@@ -1,9 +1,7 @@
 """Models with exact answers, to test guides and estimators against: the linear-Gaussian VAE, probabilistic PCA."""
 
-from __future__ import annotations
-
 import math
-from typing import Any, Literal
+from typing import Literal, Self
 
 import pyro.distributions as dist
 import torch
@@ -13,10 +11,9 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from pyro_vae.conditional import Conditional, Family
 from pyro_vae.guides import DiagonalNormal, FullNormal
+from pyro_vae.oracle.base import hold, independent
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import VAE
-
-__all__ = ["LinearGaussian"]
 
 
 class LinearGaussian(nn.Module):
@@ -31,9 +28,6 @@ class LinearGaussian(nn.Module):
     References:
         Probabilistic Principal Component Analysis (Tipping and Bishop, 1999).
         Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse (Lucas et al., 2019).
-
-    Raises:
-        ValueError: If the shapes do not fit, or the scale is not positive.
 
     Example:
         >>> from pyro_vae.objectives import IWAE
@@ -54,19 +48,14 @@ class LinearGaussian(nn.Module):
             raise ValueError(
                 f"Expected weight (d, k) and bias (d,); got {tuple(weight.shape)} and {tuple(bias.shape)}."
             )
-        if not scale > 0:
-            raise ValueError(f"Expected a positive scale; got {scale}.")
-        for name, value in (("weight", weight), ("bias", bias)):
-            register: Any = self.register_parameter if isinstance(value, nn.Parameter) else self.register_buffer
-            register(name, value)
-        self.scale = float(scale)
+        self.scale = hold(self, scale, weight=weight, bias=bias)
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z), for z of shape ``(*, k)``."""
         return dist.Normal(z @ self.weight.T + self.bias, self.scale).to_event(1)
 
     @classmethod
-    def maximum_likelihood(cls, x: Tensor, latent: int) -> LinearGaussian:
+    def maximum_likelihood(cls, x: Tensor, latent: int) -> Self:
         r"""Return the model that makes x, of shape ``(N, d)``, most likely.
 
         With eigenvalues :math:`\lambda_1 \ge \dots` and eigenvectors U of the sample covariance: b is the mean,
@@ -95,7 +84,7 @@ class LinearGaussian(nn.Module):
     def mean_field(self, x: Tensor) -> TorchDistribution:
         r"""Return the best diagonal guide: the posterior's mean, variances :math:`s^2 / M_{ii}`."""
         gain, precision = self._posterior()
-        return dist.Normal((x - self.bias) @ gain.T, precision.diagonal().rsqrt()).to_event(1)
+        return independent((x - self.bias) @ gain.T, precision)
 
     def elbo(self, x: Tensor, guide: Literal["exact", "mean-field"] | Distribution = "mean-field") -> Tensor:
         r"""Return the exact ELBO of a guide, of shape ``(B,)``, in nats, at x of shape ``(B, d)``.

@@ -1,6 +1,6 @@
 """Linear Gaussians given covariates, and mixtures of them, with exact answers."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pyro
 import pyro.distributions as dist
@@ -10,6 +10,7 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
 
 from pyro_vae.oracle.base import Oracle, bayes, loss_of_independence, normals, times
+from pyro_vae.programs.building import known
 
 Guide = Literal["exact", "mean-field"]
 
@@ -22,17 +23,8 @@ class Covariates(Oracle):
     so that :math:`x \mid y \sim \mathcal{N}(W (U y + u) + V y + b, W W^\top + s^2 I)`: of U and V the data know
     :math:`V + W U` alone.
 
-    Arguments:
-        weight: W, of shape ``(d, k)``.
-        bias: b, of shape ``(d,)``.
-        of_x: V, of shape ``(d, c)``.
-        of_z: U, of shape ``(k, c)``.
-        shift: u, of shape ``(k,)``.
-        scale: s.
-        guide: ``exact`` or ``mean-field``.
-
-    Raises:
-        ValueError: If the shapes do not fit, the scale is not positive, or the guide is unknown.
+    W is ``weight``, of shape ``(d, k)``, b is ``bias``, ``(d,)``, V is ``of_x``, ``(d, c)``, U is ``of_z``, ``(k, c)``,
+    u is ``shift``, ``(k,)``, and s is ``scale``. The guide is ``exact`` or ``mean-field``.
 
     Example:
         >>> oracle = Covariates.random(5, 2, given=3)
@@ -64,7 +56,7 @@ class Covariates(Oracle):
 
     @classmethod
     def random(cls, d: int, latent: int, given: int, scale: float = 0.7, seed: int = 0, guide: Guide = "exact") -> Self:
-        """Return one of normal parameters, the same for a seed, which are trained."""
+        """Return one of normal parameters."""
         shapes = (d, latent), (d,), (d, given), (latent, given), (latent,)
         weight, bias, of_x, of_z, shift = map(nn.Parameter, normals(seed, *shapes))
         return cls(weight, bias, of_x, of_z, shift, scale, guide)
@@ -108,20 +100,12 @@ class Classes(Oracle):
     .. math:: y \sim \mathrm{Cat}(\pi), \qquad z \sim \mathcal{N}(0, I), \qquad
         x \mid y, z \sim \mathcal{N}(W_y z + b_y, s^2 I)
 
-    The class is summed out where it is not seen: labels of -1, or none.
+    W is ``weight``, of shape ``(classes, d, k)``, b is ``bias``, ``(classes, d)``, log pi, up to a constant, is
+    ``logits``, and s is ``scale``. The guide is ``exact``; or ``mean-field``, the exact q(y | x) with independent
+    dimensions of z given y. The class is summed out where it is not seen: labels of -1, or none.
 
     References:
         Mixtures of Probabilistic Principal Component Analyzers (Tipping and Bishop, 1999).
-
-    Arguments:
-        weight: W, of shape ``(classes, d, k)``.
-        bias: b, of shape ``(classes, d)``.
-        logits: log pi, up to a constant.
-        scale: s.
-        guide: ``exact``; or ``mean-field``, the exact q(y | x) with independent dimensions of z given y.
-
-    Raises:
-        ValueError: If the shapes do not fit, the scale is not positive, or the guide is unknown.
 
     Example:
         >>> oracle = Classes.random(4, 2, classes=3)
@@ -142,13 +126,13 @@ class Classes(Oracle):
     def random(
         cls, d: int, latent: int, classes: int, scale: float = 0.7, seed: int = 0, guide: Guide = "exact"
     ) -> Self:
-        """Return one of normal parameters, the same for a seed, which are trained."""
+        """Return one of normal parameters."""
         weight, bias, logits = normals(seed, (classes, d, latent), (classes, d), (classes,))
         return cls(nn.Parameter(weight), nn.Parameter(1.5 * bias), nn.Parameter(0.5 * logits), scale, guide)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Draw y, where it is not seen, and z, then see x, of shape ``(B, d)``."""
-        y, seen = self.known(x, y)
+        y, seen = known(x, y)
         with self.rows(x):
             label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=seen)
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.weight.shape[2]), 1.0).to_event(1))
@@ -157,18 +141,12 @@ class Classes(Oracle):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sum over y, where it is not seen, and draw z given each from its posterior."""
-        y, seen = self.known(x, y)
+        y, seen = known(x, y)
         with self.rows(x):
             with poutine.mask(mask=~seen):
                 law = dist.Categorical(logits=self.log_joint(x))
                 drawn = pyro.sample("y_unobserved", law, infer={"enumerate": "parallel"})
             pyro.sample("z", self.around(self.posterior(x, torch.where(seen, y, drawn))))
-
-    @staticmethod
-    def known(x: Tensor, y: Tensor | None = None) -> Any:
-        """Return the labels, and which are seen: none without y."""
-        y = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
-        return y, y >= 0
 
     def log_joint(self, x: Tensor) -> Tensor:
         """Return log p(x, y) in nats, of shape ``(B, classes)``."""
@@ -176,7 +154,7 @@ class Classes(Oracle):
 
     def log_evidence(self, x: Tensor, *given: Tensor) -> Tensor:
         """Return log p(x), or log p(x, y) where y is seen, in nats, of shape ``(B,)``."""
-        (y, seen), log_p = self.known(x, *given), self.log_joint(x)
+        (y, seen), log_p = known(x, *given), self.log_joint(x)
         return torch.where(seen, log_p.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1), log_p.logsumexp(-1))
 
     def posterior_of_y(self, x: Tensor) -> Tensor:
@@ -192,5 +170,5 @@ class Classes(Oracle):
         """Return the mean-field guide's gap: of each class, averaged over those that x may be of."""
         noise = self.scale**2
         precision = torch.eye(self.weight.shape[2]).to(x) + self.weight.mT @ self.weight / noise
-        (y, seen), gaps = self.known(x, *given), loss_of_independence(precision)
+        (y, seen), gaps = known(x, *given), loss_of_independence(precision)
         return torch.where(seen, gaps[y.clamp(min=0)], self.posterior_of_y(x) @ gaps)

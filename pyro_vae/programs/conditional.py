@@ -8,24 +8,15 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Family, mean, module
+from pyro_vae.conditional import Family, module
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
-from pyro_vae.programs.building import (
-    attach,
-    build_part,
-    check_labels,
-    conditional,
-    family_of,
-    of_labels,
-    one_hot,
-    shape_of,
-)
-from pyro_vae.programs.hooks import Built, Draw
+from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
+from pyro_vae.programs.hooks import Draw, OfLabels, are_labels
 
 
-class ConditionalVAE(Built):
+class ConditionalVAE(OfLabels):
     r"""A VAE of x given y: a label, or a vector of covariates.
 
     .. math:: p(x, z \mid y) = p(z \mid y) \, p(x \mid z, y), \qquad q(z \mid x, y) \approx p(z \mid x, y)
@@ -55,7 +46,7 @@ class ConditionalVAE(Built):
         torch.Size([3, 64])
     """
 
-    inputs = 2
+    number_is = "given"
 
     def __init__(
         self,
@@ -73,9 +64,7 @@ class ConditionalVAE(Built):
         q_z = family_of("guide", guide, latent)
         self.given = given
         self.decoder = conditional(network, p_x, (latent,), (given,))
-        self.encoder = conditional(
-            network, q_z, event_shape, (given,), fill=torch.zeros(event_shape), features=p_x.features
-        )
+        self.encoder = of_image(network, q_z, p_x, (given,))
         self.prior: nn.Module
         if prior == "learned":
             self.prior = conditional(network, DiagonalNormal(latent), (given,))
@@ -100,8 +89,8 @@ class ConditionalVAE(Built):
 
     def vector(self, y: Tensor) -> Tensor:
         """Return labels, whole numbers ``(B,)``, or covariates, ``(B, given)``, as vectors ``(B, given)``."""
-        if y.dim() == 1 and not y.is_floating_point():
-            return one_hot(y, self.given, self.reference)
+        if are_labels(y):
+            return self.one_hot(y)
         return y.to(self.reference).reshape(len(y), -1)
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
@@ -116,30 +105,19 @@ class ConditionalVAE(Built):
         return self.decoder(draw(self.encoder(x, y)), y)
 
     @torch.no_grad()
-    def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
-        """Return ``num`` mean images E[x | z, y], of shape ``(num, *event)``, z drawn from the prior given y.
-
-        ``given`` is one label for all, or one y for each image, taken in turn; None: each label in turn.
-        """
-        y = torch.arange(self.given) if given is None else torch.as_tensor(given)
-        y = y.reshape(1) if y.dim() == 0 else y
-        self.check_given(y)
-        return mean(self.at_prior(num, y[torch.arange(num) % len(y)].to(self.reference.device)))
-
-    @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
         """Return reconstructions, samples, and of labels, styles of images held while the label goes by."""
         (y,), found = given, super().pictures(x, *given)
-        if y.dim() == 1 and not y.is_floating_point():
-            return found | of_labels(self, x, y, self.given)
+        if are_labels(y):
+            return found | self.pictures_of(x, y)
         samples = torch.stack([self.generate(len(y), y) for _ in range(8)])
         return found | {"samples": (samples, "Samples: a column for each y")}
 
     def check_given(self, *given: Tensor) -> None:
         """Refuse labels that are no classes, and covariates of another number, or missing."""
         (y,) = given
-        if y.dim() == 1 and not y.is_floating_point():
-            check_labels(y, self.given, "given")
+        if are_labels(y):
+            self.check_labels(y)
         elif self.vector(y).shape[1] != self.given or y.isnan().any():
             missing = ", some of them missing" if y.isnan().any() else ""
             raise ValueError(

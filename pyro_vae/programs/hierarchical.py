@@ -8,12 +8,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Family, mean, module
+from pyro_vae.conditional import Conditional, Family, mean, module
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import attach, build_part, conditional, family_of, shape_of
+from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
 from pyro_vae.programs.hooks import Built, Draw
 
 BOTTOM_UP, TOP_DOWN = "bottom-up", "top-down"
@@ -76,19 +76,18 @@ class HierarchicalVAE(Built):
                 f"and latents = {latents!r}."
             )
         p_x = family_of("likelihood", likelihood, event_shape)
-        image: dict[str, Any] = {"fill": torch.zeros(event_shape), "features": p_x.features}
         self.decoder = conditional(network, p_x, (sizes["z1"],))
         pairs = zip(names[-2::-1], names[:0:-1], strict=True)  # from the top
         self.layers = nn.ModuleDict(
             {low: conditional(inner, family_of("family", family, sizes[low]), (sizes[high],)) for low, high in pairs}
         )
         self.sees_x = guide == TOP_DOWN
-        seen: tuple[Sequence[int], ...] = (event_shape,)
-        encoders = {}
+        encoders: dict[str, Conditional] = {}
+        before: tuple[Sequence[int], ...] = ()  # what the guide draws a layer from, beside x or without it
         for name in reversed(names) if self.sees_x else names:
-            q, of_x = family_of("family", family, sizes[name]), seen[0] is event_shape
-            encoders[name] = conditional(network if of_x else inner, q, *seen, **(image if of_x else {}))
-            seen = (event_shape, (sizes[name],)) if self.sees_x else ((sizes[name],),)
+            q, of_x = family_of("family", family, sizes[name]), self.sees_x or not before
+            encoders[name] = of_image(network, q, p_x, *before) if of_x else conditional(inner, q, *before)
+            before = ((sizes[name],),)
         self.encoders, self.top = nn.ModuleDict(encoders), names[-1]
         self.prior = build_part("prior", prior, sizes[self.top])
         below = event_shape if self.sees_x or len(names) == 1 else (sizes[names[-2]],)

@@ -10,28 +10,19 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Family, mean, module
+from pyro_vae.conditional import Family, module
 from pyro_vae.data import Dataset
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import (
-    attach,
-    build_part,
-    check_labels,
-    conditional,
-    family_of,
-    of_labels,
-    one_hot,
-    shape_of,
-)
-from pyro_vae.programs.hooks import Built, Draw
+from pyro_vae.programs.building import attach, build_part, conditional, family_of, known, of_image, shape_of
+from pyro_vae.programs.hooks import Draw, OfLabels, are_labels
 
 LOSS: Any = {"is_loss": True}  # a term of the loss alone
 
 
-class SemiSupervisedVAE(Built):
+class SemiSupervisedVAE(OfLabels):
     r"""A VAE with a class y, which some data show: model M2.
 
     .. math:: p(x, y, z) = p(y) \, p(z) \, p(x \mid y, z), \qquad q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
@@ -59,7 +50,9 @@ class SemiSupervisedVAE(Built):
         torch.Size([5, 3])
     """
 
-    inputs = 2
+    number_is = "classes"
+    least = -1
+    vector = OfLabels.one_hot
 
     def __init__(
         self,
@@ -80,10 +73,9 @@ class SemiSupervisedVAE(Built):
             )
         self.classes, self.weight = classes, weight
         p_x = family_of("likelihood", likelihood, event_shape)
-        image: dict[str, Any] = {"fill": torch.zeros(event_shape), "features": p_x.features}
         self.decoder = conditional(network, p_x, (latent,), (classes,))
-        self.encoder = conditional(network, family_of("guide", guide, latent), event_shape, (classes,), **image)
-        self.classifier = conditional(network, _Label(classes), event_shape, **image)
+        self.encoder = of_image(network, family_of("guide", guide, latent), p_x, (classes,))
+        self.classifier = of_image(network, _Label(classes), p_x)
         self.prior = build_part("prior", prior, latent)
         attach(self.prior, latent, self.encoder, event_shape)
         self.logits = nn.Buffer(torch.zeros(classes), persistent=False)
@@ -91,7 +83,7 @@ class SemiSupervisedVAE(Built):
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Draw y, where it is not seen, and z; then see x, of shape ``(B, *event)``."""
         module("vae", self)
-        y, seen = self.known(x, y)
+        y, seen = known(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
             label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=seen)
             z = pyro.sample("z", self.prior())
@@ -100,22 +92,13 @@ class SemiSupervisedVAE(Built):
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sum over y, where it is not seen, and draw z given each; the classification term is of those seen."""
         module("vae", self)
-        (y, seen), q = self.known(x, y), dist.Categorical(logits=self.classifier(x).logits)
+        (y, seen), q = known(x, y), dist.Categorical(logits=self.classifier(x).logits)
         with pyro.plate("data", x.shape[0], dim=-1):
             with poutine.mask(mask=~seen):
                 drawn = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
             pyro.sample("z", self.encoder(x, self.vector(torch.where(seen, y, drawn))))
             loss = -self.weight * torch.where(seen, q.log_prob(y.clamp(min=0)), 0.0)
             pyro.sample("classification", dist.Unit(loss), obs=loss.new_empty(*loss.shape, 0), infer=LOSS)
-
-    def known(self, x: Tensor, y: Tensor | None = None) -> Any:
-        """Return the labels, and which are seen: none without y."""
-        y = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
-        return y, y >= 0
-
-    def vector(self, y: Tensor) -> Tensor:
-        """Return labels ``(*,)`` as vectors ``(*, classes)``."""
-        return one_hot(y, self.classes, self.reference)
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
@@ -129,31 +112,23 @@ class SemiSupervisedVAE(Built):
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
         """Return p(x | y, z) at a draw of z from the guide, or its mean; y is the likeliest where it is not given."""
-        y, seen = self.known(x, *given)
+        y, seen = known(x, *given)
         code = self.vector(torch.where(seen, y, self.classifier(x).logits.argmax(-1)))
         return self.decoder(draw(self.encoder(x, code)), code)
 
     @torch.no_grad()
-    def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
-        """Return ``num`` mean images E[x | y, z], z drawn from the prior, of one class or of each in turn."""
-        y = torch.arange(self.classes) if given is None else torch.as_tensor(given).reshape(-1)
-        self.check_given(y)
-        return mean(self.at_prior(num, y[torch.arange(num) % len(y)].to(self.reference.device)))
-
-    @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
         """Return reconstructions, samples of each class, and styles of images held while the class goes by."""
-        likeliest = self.classifier(x).logits.argmax(-1)
-        return super().pictures(x, *given) | of_labels(self, x, likeliest, self.classes)
+        return super().pictures(x, *given) | self.pictures_of(x, self.classifier(x).logits.argmax(-1))
 
     def hidden(self, *data: Tensor) -> tuple[Tensor, ...]:
         """Return x with no label known: what is reported is of log p(x)."""
-        return data[0], self.known(data[0])[0]
+        return data[0], known(data[0])[0]
 
     @torch.no_grad()
     def measures(self, *data: Tensor) -> dict[str, Tensor]:
         """Return the accuracy of q(y | x): 1 where its likeliest class is the label, 0 where not."""
-        y, seen = self.known(*data)
+        y, seen = known(*data)
         right = (self.classifier(data[0]).logits.argmax(-1) == y).to(self.reference)
         return {"accuracy": torch.where(seen, right, torch.nan)}
 
@@ -171,12 +146,12 @@ class SemiSupervisedVAE(Built):
     def check_given(self, *given: Tensor) -> None:
         """Refuse labels that are no classes."""
         for y in given:
-            if y.dim() != 1 or y.is_floating_point():
+            if not are_labels(y):
                 raise ValueError(
                     f"Expected labels y, whole numbers of shape (B,), -1 where there is none; got {y.dtype} of shape "
                     f"{tuple(y.shape)}."
                 )
-            check_labels(y, self.classes, "classes", least=-1)
+            self.check_labels(y)
 
 
 class _Label(Family):

@@ -16,7 +16,7 @@ from pyro_vae.likelihoods import Gaussian
 from pyro_vae.missing import impute
 from pyro_vae.networks import Auto, Network
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import attach, build_part, conditional, family_of, shape_of
+from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
 from pyro_vae.programs.hooks import Draw, Hooks
 
 
@@ -82,7 +82,7 @@ class VAE(Hooks):
         p_x = family_of("likelihood", likelihood, event_shape)
         q_z = family_of("guide", guide, latent)
         decoder = conditional(network, p_x, (latent,))
-        encoder = conditional(network, q_z, event_shape, fill=torch.zeros(event_shape), features=p_x.features)
+        encoder = of_image(network, q_z, p_x)
         attach(p_z, latent, encoder, event_shape)
         vae = cls(prior=p_z, decoder=decoder, encoder=encoder)
         vae.parts = dict(
