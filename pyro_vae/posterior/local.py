@@ -66,11 +66,10 @@ def refine(
 ) -> VAE:
     r"""Fit a guide of its own, of the same family, to each of some data: :math:`q^* = \arg\max_q \mathcal{L}[q](x)`.
 
-    The answer is a VAE with the same prior and decoder, and a guide for these data alone, as for
-    ``evaluate.nll(refined, x)``; x is of shape ``(B, *event)``, NaN where it is missing. It starts where the encoder
-    is. Adam, its rate falling along a cosine from ``lr``, in the units of the family's parameters, climbs the ELBO of
-    ``num_particles`` draws by the gradient that sticks the landing, noiseless near the posterior; the guide is the mean
-    over the second half of its steps.
+    The answer is a VAE with the same prior and decoder, and a guide for these data alone; x is of shape
+    ``(B, *event)``, NaN where it is missing. From where the encoder is, Adam, its rate falling along a cosine from
+    ``lr``, in the units of the family's parameters, climbs the ELBO of ``num_particles`` draws by the gradient that
+    sticks the landing; the guide is the mean over the second half of its steps.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
@@ -104,8 +103,7 @@ def refine(
             phi = encoder.propose(x).clone().requires_grad_()
         optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        tail = steps - steps // 2
-        average = torch.zeros_like(phi)
+        tail, average = steps - steps // 2, torch.zeros_like(phi)
         with torch.enable_grad():
             for step in range(steps):
                 z = encoder.family(phi).rsample((num_particles,))
@@ -121,8 +119,7 @@ def refine(
     with at_test(vae, point_of(vae).device, seed):
         x = tracked(*arguments(vae, x))
         vae.check_data(x)
-        fit = how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device)
-        parts = x.split(fit)
+        parts = x.split(how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device))
         with tqdm(total=len(parts) * steps, desc="refine", leave=False, disable=not progress) as bar:
             phi = torch.cat([climb(rows, steps, bar.update) for rows in parts])
     return VAE(vae.prior, vae.decoder, Conditional(Table(phi, x), encoder.family))
@@ -162,9 +159,8 @@ def gaps(
         True
     """
     refined = refine(vae, x, steps, seed=seed, progress=progress)
-    ours, theirs = (
-        evaluate.log_weights(each, x, num_particles, progress=progress, seed=seed) for each in (refined, vae)
-    )
+    both = (evaluate.log_weights(one, x, num_particles, progress=progress, seed=seed) for one in (refined, vae))
+    ours, theirs = both
     if log_p is None and temperatures:
         log_p = ais.ais(refined, x, temperatures=temperatures, seed=seed, progress=progress)
     bound = evaluate.iwae(ours)

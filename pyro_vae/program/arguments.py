@@ -68,3 +68,12 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
         column.to(point) if column.is_floating_point() or (floats and not i) else column.to(point.device)
         for i, column in enumerate(tensors)
     )
+
+
+def check_methods(program: Any) -> None:
+    """Refuse a program that has not two Pyro programs."""
+    if absent := [name for name in ("model", "guide") if not callable(getattr(program, name, None))]:
+        raise ValueError(
+            f"Expected a program: an nn.Module with methods model and guide; {type(program).__name__} has no "
+            f"{absent[0]}."
+        )

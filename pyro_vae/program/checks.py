@@ -82,9 +82,7 @@ def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
         rest = [site for site in values if site not in found]
         if rest and column.is_floating_point():
             numbers = torch.arange(1, column.numel() + 1).to(column).reshape(column.shape)
-            runs = [
-                _observed(one, (*one.data[:i], numbered, *one.data[i + 1 :])) for numbered in (numbers, 2 * numbers)
-            ]
+            runs = [_observed(one, (*one.data[:i], n, *one.data[i + 1 :])) for n in (numbers, 2 * numbers)]
             for site in rest:
                 first, second = (run[site] for run in runs)
                 places = first.round().long() - 1

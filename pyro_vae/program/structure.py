@@ -17,7 +17,7 @@ from pyro_vae.missing import Missing
 from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
 from pyro_vae.traces.particles import OwnRows, probe
-from pyro_vae.traces.sites import is_fixed, latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
+from pyro_vae.traces.sites import check_guide, is_fixed, latent, loss_terms, mean_scale, observed, plates, samples
 
 Draws = dict[str, Tensor]  # site -> (K, B, *rest): draw, datum, one draw of one datum
 FEW = 3  # rows that a program is looked at on
@@ -62,40 +62,26 @@ class Structure:
         return {name: unconstrained(support, self.shapes[name]) for name, support in sites.items()}
 
 
-def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None) -> Structure:
-    """Return what a program is made of, from a run on a few of its data.
-
-    A program that runs on all of its data only, as one with a parameter for each datum, is run on these. Refuse plates
-    whose rows are not those of the data, and latent sites that the guide does not draw.
-    """
-    auto = check_own_rows(program, len(data[0]))
-    few = tuple(column[:FEW] for column in data)
-    if auto:  # its first run decides for how many rows it has parameters
-        return _structure(program, data, data, given or {}, whole=True)
-    if len(data[0]) > FEW:
+def structure(program: Any, data: tuple[Tensor, ...]) -> Structure:
+    """Return what a program is made of, from a run on a few of its data, or on all if it runs on all of them only."""
+    if not check_own_rows(program, len(data[0])):  # the first run of an autoguide decides how many rows it is for
         try:
-            return _structure(program, few, data, given or {})
+            return _structure(program, tuple(column[:FEW] for column in data), data)
         except (RuntimeError, IndexError, ValueError):
-            return _structure(program, data, data, given or {}, whole=True)
-    return _structure(program, few, data, given or {})
+            if len(data[0]) <= FEW:
+                raise
+    return _structure(program, data, data, whole=True)
 
 
 @torch.no_grad()
-def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool = False) -> Structure:
+def _structure(program: Any, few: tuple, data: tuple, whole: bool = False) -> Structure:
     missing = any(column.is_floating_point() and bool(column.isnan().any()) for column in data)
     model = Missing()(program.model) if missing else program.model
     rows = OwnRows()
     depth, (model_trace, guide_trace) = probe(rows(model), rows(program.guide), few, {})
     summed = marked(model_trace, guide_trace, rows.marks)
-    terms = loss_terms(model_trace, guide_trace)
-    drawn = latent(model_trace)
-    for name in drawn:
-        if name not in guide_trace and name not in summed:
-            raise ValueError(
-                f"Expected a guide that draws every latent site; {name!r} is in the model alone. Draw it in the guide, "
-                "or observe it."
-            )
-    say_loss_terms(terms)
+    check_guide(model_trace, guide_trace, summed)
+    terms, drawn = loss_terms(model_trace, guide_trace), latent(model_trace)
     frame = _data_plate(model_trace, len(few[0]))
     dim = frame.dim if frame else 0
     inside = {name: site for name, site in drawn.items() if frame is None or frame.name in _names(site)}

@@ -10,7 +10,7 @@ row whose label is seen would count once for each class.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,9 +21,8 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, latent, plates, samples
+from pyro_vae.traces.sites import PARTICLES, Program, Site, density_sites, enumerated, latent, plates, samples
 
-Program = Callable[..., Any]
 MOST = 64  # dimensions of a tensor
 
 
@@ -82,24 +81,21 @@ def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
 
 def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
     """Whether each enumerated site has a dimension of its own, and all are in the same plates, or in those to keep."""
-    classes = [site for site in sites if (site["infer"] or {}).get("_enumerate_dim") is not None]
-    dims = [site["infer"]["_enumerate_dim"] for site in classes]
-    inside = [frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes]
-    if keep is not None:
-        return len({*dims}) == len(dims) and all(own <= keep for own in inside)
-    return len({*dims}) == len(dims) and len({*inside}) <= 1
+    classes = [site for site in sites if enumerated({"": site})]
+    inside = {frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes}
+    apart = len({site["infer"]["_enumerate_dim"] for site in classes}) == len(classes)
+    return apart and (len(inside) <= 1 if keep is None else all(own <= keep for own in inside))
 
 
 def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> Tensor:
-    """Return the log-weight of each datum by variable elimination, where classes are in plates or in Markov chains.
+    """Return the log-weight of each datum by variable elimination, the ``shared`` plates kept; the guide may be empty.
 
-    The traces have log-probabilities, that of the guide is empty for the model's joint alone, and the ``shared`` plates
-    are kept. Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
+    Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
     """
     model_trace.pack_tensors()
     symbols: dict[str, str] = model_trace.plate_to_symbol
-    parts = [(site, 1) for site in samples(model_trace).values()]
     guide_trace.pack_tensors(symbols)
+    parts = [(site, 1) for site in samples(model_trace).values()]
     parts += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     classes = set()
@@ -138,11 +134,8 @@ def _like(mask: Any, dims: str) -> Any:
 class Expectation:
     r"""The mean over what the guide enumerates, :math:`\sum_y q(y \mid x) \, f(y)`, of terms of an ELBO.
 
-    Where nothing is enumerated a term is its own mean.
-
-    Refuse classes in a plate inside a datum, in a Markov chain, or beside draws without a gradient. The traces have
-    log-probabilities, and ``nesting`` counts the plate of the particles too. ``alone`` are the dimensions of classes
-    that the model alone has, and ``members`` its sites that depend on these.
+    Where nothing is enumerated a term is its own mean. ``nesting`` counts the plate of the particles too. ``alone`` are
+    the dimensions of classes that the model alone has, and ``members`` its sites that depend on these.
     """
 
     def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int) -> None:
@@ -169,10 +162,10 @@ class Expectation:
         self.shared = {frame.dim for site in classes if enumerated({"": site}) for frame in plates(site)}
         if ours:
             self.log_q = sum((guide[name]["unscaled_log_prob"] for name in ours), torch.zeros(()))
-        for name, site in model.items():
-            shape = site["unscaled_log_prob"].shape
+        shapes = {name: site["unscaled_log_prob"].shape for name, site in model.items()}
+        for name, shape in shapes.items():
             if any(-dim <= len(shape) and shape[dim] > 1 for dim in self.alone):
-                self.members[name] = site
+                self.members[name] = model[name]
 
     def mean(self, term: Tensor, site: Site) -> Tensor:
         """Return the mean of a site's term over what the guide enumerates, for each element of the plates."""
