@@ -135,10 +135,10 @@ class Summary(NamedTuple):
 def per_image(
     program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
 ) -> Values:
-    """Evaluate a program on each of the first ``images`` of a split, on its device: :func:`summary` is the mean of it.
+    """Evaluate a program on each of the first ``images`` of a split: :func:`summary` is the mean of it.
 
     -log p(x) takes ``num_particles`` draws per datum, the ELBO's reconstruction 10. Two programs are compared image by
-    image, with the same seed: the difference varies less than each of the two does.
+    image, with the same seed.
 
     Raises:
         ValueError: If there are no particles or no images.

@@ -31,10 +31,8 @@ class Report(dict[str, SiteKL]):
     def __str__(self) -> str:
         width = max([4, *map(len, self)])
         lines = [f"{'site':{width}}  {'KL':8}  {'nats':>12}  {'scale':>8}  why"]
-        lines += [
-            f"{name:{width}}  {site.kind:8}  {site.nats:12.4f}  {site.scale:8g}  {site.reason or 'in closed form'}"
-            for name, site in self.items()
-        ]
+        for name, (kind, nats, scale, reason) in self.items():
+            lines.append(f"{name:{width}}  {kind:8}  {nats:12.4f}  {scale:8g}  {reason or 'in closed form'}")
         return "\n".join(lines)
 
 

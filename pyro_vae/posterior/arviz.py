@@ -122,8 +122,8 @@ def _covariates(posterior: Posterior) -> Variables:
         names = covariate_names(posterior)
     except (RuntimeError, IndexError, ValueError):
         names = [*columns]
-    dims = {name: tuple(f"{name}_dim_{i}" for i in range(columns[name].dim() - 1)) for name in names}
-    return {name: (("datum", *dims[name]), columns[name]) for name in names}
+    own = {name: [f"{name}_dim_{i}" for i in range(columns[name].dim() - 1)] for name in names}
+    return {name: (("datum", *own[name]), columns[name]) for name in names}
 
 
 def _in_parts(

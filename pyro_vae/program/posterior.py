@@ -13,11 +13,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.missing import Missing
-from pyro_vae.program.arguments import arguments, check_methods
-from pyro_vae.program.checks import check_drawn, check_rows, check_supports, sources
+from pyro_vae.program.checks import arguments, check_drawn, check_methods, check_rows, check_supports, sources
 from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.structure import Draws, Structure, bijection, coordinates, structure
-from pyro_vae.seeds import tracked
+from pyro_vae.seeds import forked, tracked
 from pyro_vae.traces.particles import Unseen
 from pyro_vae.traces.weights import log_weights
 
@@ -120,7 +119,7 @@ class Posterior:
 
     def seen(self) -> Draws:
         """Return where each site is not masked, of shape ``(B, *plates)``, without its event."""
-        with torch.random.fork_rng(devices=self._devices()):
+        with forked(self.data[0].device):
             return self.runner.seen(self._model)
 
     def log_likelihood(self, draws: Draws) -> Draws:
@@ -141,10 +140,7 @@ class Posterior:
         return draws | self.runner.classes(self._model, num, draws, absent) if absent else draws
 
     def simulate(self, num: int, draws: Draws | None = None, observed: bool = True) -> Draws:
-        """Return draws of all sites of the model, of the latent ones alone unless ``observed``.
-
-        Latent sites that ``draws`` has keep these values, and the others are drawn as the model draws them.
-        """
+        """Return draws of all sites of the model, of latent ones alone unless ``observed``; ``draws`` are kept."""
         model = poutine.uncondition(self.program.model) if observed else self._model
         names = [*self.structure.supports, *(self.structure.observed if observed else ())]
         return self.runner.outward(self.runner.run(model, num, draws), names)
@@ -206,9 +202,6 @@ class Posterior:
         model = Unseen()(self.program.model) if self.structure.unseen else self.program.model
         return Missing()(model) if self.structure.missing else model
 
-    def _devices(self) -> list[torch.device]:
-        return [self.data[0].device] if self.data[0].is_cuda else []
-
 
 def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
     """Return a program at data, as :func:`arguments` and :meth:`Posterior.of` take and refuse them; or a posterior."""
@@ -219,10 +212,7 @@ def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posteri
 
 
 def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
-    """Return a program at ``num`` rows to be drawn over by :meth:`Posterior.simulate` and :meth:`Posterior.at`.
-
-    The rows of ``data`` are taken in turn, so that covariates are real ones; without data the program's method
-    ``blank(num)`` gives the rows, as a VAE's does.
+    """Return a program at ``num`` rows to be drawn over: those of ``data`` in turn, or of its method ``blank(num)``.
 
     Raises:
         ValueError: If there are no data, and the program has no ``blank``.

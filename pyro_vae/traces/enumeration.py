@@ -27,10 +27,7 @@ MOST = 64  # dimensions of a tensor
 
 
 def marked(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the latent sites to sum out: those marked for it, and discrete ones of the model that no guide draws.
-
-    Replayed sites of the model have the guide's marks; ``marks`` are those that the model marks itself.
-    """
+    """Return the latent sites to sum out: marked, the model's own in ``marks``, or discrete and in the model alone."""
     names = []
     for trace in (guide_trace, model_trace):
         for name, site in latent(trace).items():

@@ -38,10 +38,9 @@ def observed(trace: Trace) -> dict[str, Site]:
 
 
 def loss_terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the sites of the guide that are no part of log q(z | x): terms of the loss alone.
+    """Return the sites of the guide that are no part of log q(z | x): what it observes, and draws of its own.
 
-    These are observed sites and factors of the guide, and draws that the model does not have, unless they are marked
-    ``infer={"is_auxiliary": True}``. Without such a draw the guide is a mixture, whose weights are unbiased for p(x).
+    Draws that are marked ``infer={"is_auxiliary": True}`` are part of it. Without the others the guide is a mixture.
     """
     drawn = latent(model_trace)
     return {
@@ -133,10 +132,7 @@ def is_fixed(support: Constraint) -> bool:
 
 
 def check_support(model_trace: Trace) -> None:
-    """Refuse what is observed, not masked, and outside the support of its distribution, if that depends on no draw.
-
-    Pyro's validation checks this too, where it is on: libraries turn it off for a whole process.
-    """
+    """Refuse what is observed, not masked, and outside a support that no draw changes: Pyro's validation may be off."""
     for name, site in observed(model_trace).items():
         law, value, mask = site["fn"].support, site["value"], site["mask"]
         if is_fixed(law) and not (law.check(value) | ~torch.as_tensor(True if mask is None else mask)).all():
