@@ -140,7 +140,7 @@ class Objective(pyro.infer.ELBO, ABC):
         return loss.item()
 
     def report(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Report:
-        """Say for each latent site whether its divergence is analytic or sampled, its nats at beta = 1, and its scale."""
+        """Say for each latent site whether its divergence is analytic or sampled, its nats at beta = 1, its scale."""
         return self.split(model, guide, *args, **kwargs)[1]
 
     @torch.no_grad()
