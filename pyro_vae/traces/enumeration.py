@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.ops.contract import contract_to_tensor
+from pyro.ops.packed import broadcast_all
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
@@ -103,29 +104,19 @@ def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) ->
             classes.add(site["infer"]["_dim_to_symbol"][dim])
             if sign < 0:
                 continue
-        packed = site["packed"]
-        log_prob: Any = packed["unscaled_log_prob"]
-        if dim is None and packed["mask"] is not None:
-            dims = log_prob._pyro_dims
-            log_prob = torch.where(_like(packed["mask"], dims), log_prob, 0.0)
-            log_prob._pyro_dims = dims
-        frames = there.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
+        log_prob, mask = site["packed"]["unscaled_log_prob"], site["packed"]["mask"]
+        dims = log_prob._pyro_dims
+        if dim is None and mask is not None:
+            mask = broadcast_all(log_prob, mask, dims=dims)[1] if isinstance(mask, Tensor) else mask
+            log_prob = torch.where(torch.as_tensor(mask), log_prob, 0.0)
         signed: Any = sign * log_prob
-        signed._pyro_dims = log_prob._pyro_dims
+        signed._pyro_dims = dims
+        frames = there.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
         tree.setdefault(frozenset(frames), []).append(signed)
     names = [symbols[frame.name] for frame in sorted(shared, key=lambda frame: frame.dim)]
     order = [symbol for symbol in names if symbol in there]
     total = contract_to_tensor(tree, classes, target_ordinal=frozenset(order))
     return total.permute([total._pyro_dims.index(symbol) for symbol in order])
-
-
-def _like(mask: Any, dims: str) -> Any:
-    """Lay out a packed mask along the dimensions of a packed log-density."""
-    if not isinstance(mask, Tensor):
-        return mask
-    held: str = vars(mask)["_pyro_dims"]
-    placed = mask.permute(*(held.index(symbol) for symbol in dims if symbol in held))
-    return placed.reshape([mask.shape[held.index(symbol)] if symbol in held else 1 for symbol in dims])
 
 
 class Expectation:

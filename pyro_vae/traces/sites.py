@@ -42,18 +42,14 @@ def loss_terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
 
     Draws that are marked ``infer={"is_auxiliary": True}`` are part of it. Without the others the guide is a mixture.
     """
-    drawn = latent(model_trace)
-    return {
-        name: site
-        for name, site in samples(guide_trace).items()
-        if site["is_observed"] or not (name in drawn or (site["infer"] or {}).get("is_auxiliary"))
-    }
+    ours = density_sites(model_trace, guide_trace)
+    return {name: site for name, site in samples(guide_trace).items() if name not in ours}
 
 
 def density_sites(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the sites of the guide whose product is q(z | x)."""
-    terms = loss_terms(model_trace, guide_trace)
-    return {name: site for name, site in samples(guide_trace).items() if name not in terms}
+    """Return the sites of the guide whose product is q(z | x): the others are :func:`loss_terms`."""
+    sites, drawn = latent(guide_trace), latent(model_trace)
+    return {name: site for name, site in sites.items() if name in drawn or (site["infer"] or {}).get("is_auxiliary")}
 
 
 def check_guide(model_trace: Trace, guide_trace: Trace, summed: Container[str]) -> None:
