@@ -187,8 +187,8 @@ def _classes(rows: Posterior, site: str, num: int) -> Tensor:
             f"{site!r}, and the program sums out {', '.join(map(repr, dims)) or 'none'}. Mark it "
             "infer={'enumerate': 'parallel'}."
         )
-    total = sum((per_datum(each, keep, nesting) for each in model.values()), torch.zeros(()))
-    total = total - sum((per_datum(guide[n], keep, nesting) for n in guide if n not in dims), torch.zeros(()))
+    drawn = (guide[name] for name in guide if name not in dims)
+    total = per_datum(model.values(), keep, nesting) - per_datum(drawn, keep, nesting)
     others = [dim for dim in range(-total.dim(), -nesting) if dim != dims[name]]
     log_p = (total.logsumexp(others, keepdim=True) if others else total).movedim(dims[name], 0)
     log_p = log_p.reshape(len(log_p), *log_p.shape[-nesting:])

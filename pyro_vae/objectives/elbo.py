@@ -23,9 +23,8 @@ class ELBO(Objective):
         \mathrm{ELBO}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
         \le \log p(x) \quad (\beta = 1)
 
-    The loss is minus that, in nats, summed over the data. A site's closed form is used where it is exact: the model and
-    the guide scale and mask the site alike, and the guide draws before it all that the model's site may depend on.
-    :meth:`report` says where.
+    The loss is minus that, in nats, summed over the data. A site's closed form is used where it is exact, as
+    :meth:`report` says: model and guide scale and mask it alike, and the guide draws before it all it may depend on.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).

@@ -36,10 +36,7 @@ class Renyi(Objective):
 
     Arguments:
         alpha: The order.
-        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`.
-
-    Raises:
-        ValueError: As :class:`IWAE`.
+        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`, as is what it raises.
     """
 
     def __init__(
@@ -109,9 +106,8 @@ class IWAE(Renyi):
         \mathrm{IWAE}_K(x) = \mathbb{E}\Big[\log \frac{1}{K} \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad
         w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
 
-    The loss is minus that, in nats, summed over the data. It is the ELBO at K = 1 and grows with K. A datum is one
-    element of the plates that all sites share, and the scale of a subsampled plate stays outside the logarithm: the
-    loss of a minibatch is an unbiased estimate of that of all the data.
+    The loss is minus that, in nats, summed over the data, the elements of the plates that all sites share. It is the
+    ELBO at K = 1 and grows with K. The scale of a subsampled plate stays outside the logarithm, so it is unbiased.
 
     With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`. The
     guide's is the same for ``pathwise``, with a signal-to-noise ratio that falls as :math:`K^{-1/2}`; without the score

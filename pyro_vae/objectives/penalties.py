@@ -112,13 +112,6 @@ class MMD(Penalty):
 
     Raises:
         ValueError: If an argument is out of range, or the minibatch has one datum.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> from pyro_vae.objectives import ELBO
-        >>> vae = VAE.build((64,), latent=4)
-        >>> isinstance(ELBO(beta=0.0, penalty=MMD(10.0)).loss(vae.model, vae.guide, torch.rand(32, 64)), float)
-        True
     """
 
     def __init__(self, weight: float = 10.0, bandwidth: float | None = None) -> None:

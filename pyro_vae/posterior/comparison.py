@@ -115,13 +115,11 @@ def compare(
     r"""Compare the guide with the true posterior under the decoder, for some data: means, spreads, correlations.
 
     Where the posterior is correlated, the best diagonal guide is narrower in each dimension: of a Gaussian posterior
-    its variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`.
+    its variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`. Arguments are those of :func:`nuts`, but
+    ``chains`` may also be what it returned for the same data. The guide has as many draws as the chains together.
 
     References:
         Pattern Recognition and Machine Learning (Bishop, 2006), section 10.1.2, for the best diagonal guide.
-
-    Arguments are those of :func:`nuts`, but ``chains`` may also be what it returned for the same data. The guide has as
-    many draws as the chains together.
 
     Raises:
         ValueError: As :func:`nuts`; or if the chains are of other data.

@@ -143,10 +143,7 @@ def gaps(
     :math:`q^*` and the split are from :func:`refine` and its source: short of its optimum the second is too small.
     log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, of as many draws
     as each ELBO, and ``log_p``, ``(B,)``; without it annealed importance sampling (:func:`pyro_vae.ais.ais`) from
-    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0.
-
-    Raises:
-        ValueError: As :func:`refine` and :func:`pyro_vae.ais.ais`.
+    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0. ``Raises`` are those of both.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian

@@ -119,8 +119,13 @@ class Posterior:
 
     def seen(self) -> Draws:
         """Return where each site is not masked, of shape ``(B, *plates)``, without its event."""
-        with forked(self.data[0].device):
-            return self.runner.seen(self._model)
+        with forked(device := self.data[0].device):
+            nodes: dict[str, Any] = self.runner.run(self._model, 1).nodes
+        found = Draws()
+        for name in (*self.structure.supports, *self.structure.observed):
+            mask = torch.as_tensor(True if nodes[name]["mask"] is None else nodes[name]["mask"], device=device)
+            found[name] = self.runner.to_rows(mask.expand(nodes[name]["fn"].batch_shape))[0]
+        return found
 
     def log_likelihood(self, draws: Draws) -> Draws:
         """Return log p(x | z) of each observed site, each of shape ``(K, B)``; classes not in draws are summed out."""

@@ -104,16 +104,6 @@ class Runner:
             site["mask"] = None
         return self.total(self.scored(trace, without), num)
 
-    def seen(self, model: Program) -> Draws:
-        """Return where each site of a model is not masked, of shape ``(B, *plates)``."""
-        nodes: dict[str, Any] = self.run(model, 1).nodes
-        found = Draws()
-        for name in (*self.structure.supports, *self.structure.observed):
-            mask = True if nodes[name]["mask"] is None else nodes[name]["mask"]
-            mask = torch.as_tensor(mask, device=self.data[0].device)
-            found[name] = self.to_rows(mask.expand(nodes[name]["fn"].batch_shape))[0]
-        return found
-
     def classes(self, program: Program, num: int, draws: Draws, names: list[str]) -> Draws:
         """Draw discrete sites from their exact law given the data and values of all other sites."""
         program = poutine.condition(marking(self._with_particles(program, num), names), self._values(num, draws))

@@ -84,9 +84,12 @@ def _structure(program: Any, few: tuple, data: tuple, whole: bool = False) -> St
     terms, drawn = loss_terms(model_trace, guide_trace), latent(model_trace)
     frame = _data_plate(model_trace, len(few[0]))
     dim = frame.dim if frame else 0
-    inside = {name: site for name, site in drawn.items() if frame is None or frame.name in _names(site)}
+
+    def in_plate(sites: dict[str, Any]) -> dict[str, Any]:
+        return {n: one for n, one in sites.items() if not frame or frame.name in [other.name for other in plates(one)]}
+
+    inside, seen = in_plate(drawn), in_plate(observed(model_trace))
     outside = {name: site for name, site in drawn.items() if name not in inside}
-    seen = {name: site for name, site in observed(model_trace).items() if frame is None or frame.name in _names(site)}
     supports = {name: site["fn"].support for name, site in inside.items()}
     hidden = {name: site for name, site in latent(guide_trace).items() if name not in drawn and name not in terms}
     # What an autoguide draws a site outside from is given with it.
@@ -124,10 +127,6 @@ def _data_plate(trace: Trace, rows: int) -> Any:
             f"pyro.plate({frame.name!r}, x.shape[0]), and give the program the rows that it is to see."
         )
     return fit[0] if fit else None
-
-
-def _names(site: Any) -> set[str]:
-    return {frame.name for frame in plates(site)}
 
 
 def _of_one(site: Any, depth: int, dim: int) -> torch.Size:

@@ -62,13 +62,15 @@ def enumerate_pair(model: Program, guide: Program, names: Iterable[str], nesting
     return EnumMessenger()(model), EnumMessenger(-1 - nesting)(guide)  # the model goes on where the guide ended
 
 
-def per_datum(site: Site, keep: set[int], nesting: int) -> Tensor:
-    """Return a site's log-density, masked and unscaled, summed over all dimensions of plates but those to keep."""
-    summed = (site["infer"] or {}).get("_enumerate_dim") is not None
-    log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, None if summed else site["mask"])
-    keep = keep | {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
-    inside = [dim for dim in range(-min(log_prob.dim(), nesting), 0) if dim not in keep]
-    return log_prob.sum(inside, keepdim=True) if inside else log_prob
+def per_datum(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
+    """Return the log-density of sites, masked and unscaled, summed over all dimensions of plates but those to keep."""
+    total = torch.zeros(())
+    for site in sites:
+        log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, None if enumerated({"": site}) else site["mask"])
+        kept = keep | {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
+        inside = [dim for dim in range(-min(log_prob.dim(), nesting), 0) if dim not in kept]
+        total = total + (log_prob.sum(inside, keepdim=True) if inside else log_prob)
+    return total
 
 
 def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
@@ -171,5 +173,5 @@ class Expectation:
         some = [self.members[name] for name in names]
         if not some:
             return torch.zeros(())
-        log_p = sum((per_datum(site, self.shared, self.nesting) for site in some), torch.zeros(()))
-        return self.mean(some[0]["scale"] * sum_out(log_p, self.alone), some[0])
+        log_p = sum_out(per_datum(some, self.shared, self.nesting), self.alone)
+        return self.mean(some[0]["scale"] * log_p, some[0])

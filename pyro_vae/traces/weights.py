@@ -1,7 +1,6 @@
 r"""Importance weights of any Pyro program: one for each particle and datum, whatever its plates and scales."""
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -31,9 +30,9 @@ class Weights(NamedTuple):
         log_w = self.log_p - self.log_q
         return log_w.flatten(0, self.classes - 1).logsumexp(0) if self.classes else log_w
 
-    def total(self, per_datum: Tensor) -> Tensor:
-        """Sum over the data, with their scale."""
-        return (self.scale * per_datum).sum()
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values of each datum, with their scale."""
+        return (self.scale * values).sum()
 
 
 def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weights:
@@ -53,7 +52,7 @@ def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weigh
 
     scale = _shared_scale(pairs[0]) if scaled else 1.0
     if not enumerated(pairs[0][0] | pairs[0][1]):
-        log_p, log_q = (gather([_total(pair[i].values(), keep, MOST) for pair in pairs]) for i in (0, 1))
+        log_p, log_q = (gather([per_datum(pair[i].values(), keep, MOST) for pair in pairs]) for i in (0, 1))
         return Weights(log_p, log_q, scale, torch.zeros(()))
     nesting = max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
     whole = frozenset(f for f in sites[0]["cond_indep_stack"] if f.vectorized and (f in shared or f.name == PARTICLES))
@@ -72,27 +71,17 @@ def _of_classes(model: dict[str, Site], guide: dict[str, Site], keep: set[int], 
     """Return log p, with the classes that the model alone has summed out; log q of draws; and log q of classes."""
     ours, nesting = enumerated(guide), len(sizes)
     alone = [dim for name, dim in enumerated(model).items() if name not in ours]
-    log_p = sum_out(_total(model.values(), keep, nesting), alone)
-    log_q = _total((site for name, site in guide.items() if name not in ours), keep, nesting)
-    parts = log_p, log_q, _total((guide[name] for name in ours), keep, nesting)
+    log_p = sum_out(per_datum(model.values(), keep, nesting), alone)
+    log_q = per_datum((site for name, site in guide.items() if name not in ours), keep, nesting)
+    parts = log_p, log_q, per_datum((guide[name] for name in ours), keep, nesting)
     shape = torch.broadcast_shapes(sizes, *(part.shape for part in parts))
     while len(shape) > nesting and shape[0] == 1:  # left by classes that are summed out
         shape = shape[1:]
     return [part.reshape(part.shape[max(0, part.dim() - len(shape)) :]).expand(shape) for part in parts]
 
 
-def _total(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
-    return sum((per_datum(site, keep, nesting) for site in sites), torch.zeros(()))
-
-
 def power_mean(log_w: Tensor, alpha: float) -> Tensor:
-    r"""Return :math:`\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}`, at 1 the mean of log w, in nats.
-
-    Example:
-        >>> log_w = torch.tensor([1.0, 3.0]).log()
-        >>> [round(power_mean(log_w, alpha).exp().item(), 3) for alpha in (0.0, 0.5, 1.0)]
-        [2.0, 1.866, 1.732]
-    """
+    r"""Return :math:`\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}`, at 1 mean log w, in nats."""
     if alpha == 1:
         return log_w.mean(0)
     power = 1 - alpha
@@ -108,10 +97,6 @@ def chosen_by_weight(log_w: Tensor, number: int) -> Tensor:
 
     Systematically: one uniform number a datum decides all its draws, so that particle k is drawn
     :math:`m \hat{w}_k` times, rounded up or down (Kitagawa, 1996).
-
-    Example:
-        >>> chosen_by_weight(torch.tensor([0.5, 0.0, 0.25, 0.25]).log(), 4)
-        tensor([0, 0, 2, 3])
     """
     shares = log_w.softmax(0).cumsum(0)
     first = torch.arange(number, dtype=log_w.dtype, device=log_w.device).reshape(-1, *(1,) * (log_w.dim() - 1))
