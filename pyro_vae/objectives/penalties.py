@@ -54,8 +54,7 @@ class TotalCorrelation(Penalty):
     .. math:: \mathrm{TC} = \mathrm{KL}\Big(\bar{q}(z) \,\Big\|\, \prod_d \bar{q}(z_d)\Big),
         \qquad \bar{q}(z) = \frac{1}{B} \sum_b q(z \mid x_b)
 
-    in nats, estimated without bias for the aggregate of the minibatch. The weight of the paper's :math:`\beta` is
-    :math:`\beta - 1`.
+    in nats, without bias for the minibatch's aggregate. The weight of the paper's :math:`\beta` is :math:`\beta - 1`.
 
     References:
         Isolating Sources of Disentanglement in Variational Autoencoders (Chen et al., 2018).

@@ -114,8 +114,8 @@ def check_supports(posterior: Any) -> None:
     """Refuse rows outside the support of their distribution, as :func:`pyro_vae.traces.sites.check_support` does."""
     if all(of_element(law) is real for law in posterior.structure.laws.values()):
         return
-    size = max(1, AT_ONCE // sum(column[0].numel() for column in posterior.data))
-    size = len(posterior) if posterior.structure.whole else size
+    one = sum(column[0].numel() for column in posterior.data)
+    size = len(posterior) if posterior.structure.whole else max(1, AT_ONCE // one)
     with forked(posterior.data[0].device), pyro.validation_enabled(False):
         for start in range(0, len(posterior), size):
             rows = posterior[start : start + size]
@@ -137,9 +137,9 @@ def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
         shown = seen[site].reshape(-1, 1).expand(-1, value.numel() // seen[site].numel()).reshape(-1)
         for i in sorted(range(len(one.data)), key=lambda i: not own[i]):
             column = one.data[i].reshape(-1)
-            if value.numel() != column.numel() or not (own[i] or shown.all()):
-                continue  # what is masked, as the label of a row that has none, is known by its name
-            if _same(value[shown], column[shown]):
+            # What is masked, as the label of a row that has none, is known by its name.
+            fits = value.numel() == column.numel() and (own[i] or shown.all())
+            if fits and _same(value[shown], column[shown]):
                 found[site] = i, torch.arange(column.numel())
                 break
     for i, column in enumerate(one.data):

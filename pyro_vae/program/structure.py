@@ -58,8 +58,12 @@ class Structure:
     @property
     def continuous(self) -> dict[str, torch.Size]:
         """Shapes of the unconstrained draws of one datum, of the sites that are continuous."""
-        sites = {name: support for name, support in self.supports.items() if not support.is_discrete}
-        return {name: unconstrained(support, self.shapes[name]) for name, support in sites.items()}
+        shapes = {name: self.shapes[name] for name, support in self.supports.items() if not support.is_discrete}
+        for name, shape in shapes.items():
+            # A bound of each row, as of Uniform(0, z), has a shape that is not the event's.
+            if of_element(self.supports[name]).event_dim:
+                shapes[name] = torch.Size(bijection(self.supports[name]).inverse_shape(shape))
+        return shapes
 
 
 def structure(program: Any, data: tuple[Tensor, ...]) -> Structure:
@@ -164,12 +168,6 @@ def bijection(support: Constraint) -> Any:
     """Return the map from real numbers to a support; a mixture's is that of its parts, which torch does not say."""
     parts: Any = support
     return biject_to(parts.base_constraint if isinstance(parts, constraints.MixtureSameFamilyConstraint) else support)
-
-
-def unconstrained(support: Constraint, shape: torch.Size) -> torch.Size:
-    """Return the shape of the real numbers that stand for a value of some shape."""
-    # A bound of each row, as of Uniform(0, z), has a shape that is not the event's.
-    return torch.Size(bijection(support).inverse_shape(shape)) if of_element(support).event_dim else shape
 
 
 def coordinates(site: str, shape: torch.Size) -> list[str]:

@@ -152,10 +152,10 @@ class Expectation:
         self.shared = {frame.dim for site in classes if enumerated({"": site}) for frame in plates(site)}
         if ours:
             self.log_q = sum((guide[name]["unscaled_log_prob"] for name in ours), torch.zeros(()))
-        shapes = {name: site["unscaled_log_prob"].shape for name, site in model.items()}
-        for name, shape in shapes.items():
+        for name, site in model.items():
+            shape = site["unscaled_log_prob"].shape
             if any(-dim <= len(shape) and shape[dim] > 1 for dim in self.alone):
-                self.members[name] = model[name]
+                self.members[name] = site
 
     def mean(self, term: Tensor, site: Site) -> Tensor:
         """Return the mean of a site's term over what the guide enumerates, for each element of the plates."""
