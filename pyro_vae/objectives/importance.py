@@ -36,7 +36,7 @@ class Renyi(Objective):
 
     Arguments:
         alpha: The order.
-        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`, as is what it raises.
+        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`, which raises the same.
     """
 
     def __init__(

@@ -140,10 +140,10 @@ def gaps(
     .. math:: \log p(x) - \mathcal{L}[q] = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation}}
         + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortisation}}
 
-    :math:`q^*` and the split are from :func:`refine` and its source: short of its optimum the second is too small.
+    Source and :math:`q^*` are those of :func:`refine`: where it has not converged the second part is too small.
     log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, of as many draws
     as each ELBO, and ``log_p``, ``(B,)``; without it annealed importance sampling (:func:`pyro_vae.ais.ais`) from
-    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0. ``Raises`` are those of both.
+    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0. ``Raises`` are those of the two functions.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian

@@ -61,13 +61,12 @@ def check_guide(model_trace: Trace, guide_trace: Trace, summed: Container[str]) 
                 "or observe it."
             )
     terms = loss_terms(model_trace, guide_trace)
-    _say(*(name for name, site in terms.items() if not (site["infer"] or {}).get("is_loss")))
+    if names := [name for name, site in terms.items() if not (site["infer"] or {}).get("is_loss")]:
+        _say(*names)
 
 
 @cache
 def _say(*names: str) -> None:
-    if not names:
-        return
     warnings.warn(
         f"The guide's {', '.join(map(repr, names))} is not in the model: it is trained with, as a term of the loss, "
         "and is left out of every density. Mark it infer={'is_auxiliary': True} if it is part of q(z | x), or "
