@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from pyro_vae.annealing import PILOT, SETTLE, Ladder, Start, densities, drawn
 from pyro_vae.evaluate import ess, iwae
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit
+from pyro_vae.objectives.base import check_choice, check_least
 from pyro_vae.program import Draws, Posterior
 
 __all__ = ["Bounds", "ais", "bdmc", "log_weights"]
@@ -48,10 +49,9 @@ def ais(
     .. math:: \log \frac{1}{C} \sum_c w_c \le \log p(x) \text{ on average,} \qquad \mathbb{E}[w_c] = p(x)
 
     C is ``chains`` for each datum, with so many ``temperatures``, each a move of so many ``leapfrog`` steps. The bound
-    rises to log p(x) with the temperatures, where importance sampling needs exponentially many draws. From the guide
-    it takes fewer of them; from the prior it owes the guide nothing. Chains move in real coordinates of the continuous
-    sites, classes are summed out; without a continuous site the answer is exact. Other arguments are as in
-    :mod:`pyro_vae.evaluate`.
+    rises to log p(x) with the temperatures, of which it takes fewer from the guide; from the prior it owes the guide
+    nothing. Chains move in real coordinates of the continuous sites, classes are summed out; without a continuous site
+    the answer is exact. Other arguments are as in :mod:`pyro_vae.evaluate`.
 
     References:
         Annealed Importance Sampling (Neal, 2001).
@@ -81,10 +81,7 @@ def log_weights(
     seed: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Return the log-weights of the chains, of shape ``(C, B)``, in nats: :func:`ais` is the bound they give.
-
-    ``evaluate.ess`` of them says how far the chains agree. Arguments are those of :func:`ais`.
-    """
+    """Return the log-weights of the chains of :func:`ais`, ``(C, B)``, in nats: ``evaluate.ess`` says if they agree."""
     with at_data(program, data, seed) as posterior:
         return _run(posterior, {}, chains, temperatures, leapfrog, start, progress)[0]
 
@@ -108,9 +105,8 @@ def bdmc(
 
     .. math:: \log \frac{1}{C} \sum_c w_c \;\le\; \log p(x) \;\le\; -\log \frac{1}{C} \sum_c \frac{1}{w'_c}
 
-    on average. How far apart the two are is how far :func:`ais` may be off with these settings on data like these. All
-    chains back of a datum start at its one z, so that more temperatures bring the upper bound down, and more chains
-    do not.
+    on average. How far apart the two are is how far :func:`ais` may be off with these settings on data like these. More
+    temperatures bring the upper bound down; more chains do not, since all chains back start at the one z.
 
     Arguments and ``Raises`` are those of :func:`ais`, and of :func:`pyro_vae.posterior.sbc` where data are drawn: B is
     ``num``, 100 if not given. ``joint`` are exact draws of the model in place of new ones: of all sites, as
@@ -129,10 +125,7 @@ def bdmc(
     if isinstance(data, int):
         data, num = None, data
     pair = joint if isinstance(joint, tuple | list) else None
-    if joint:
-        num = None
-    elif num is None:
-        num = 100
+    num = None if joint else 100 if num is None else num
     with at_data(program, pair[1] if pair else data, seed, num=num) as posterior:
         if pair:
             draws = {name: pair[0].unsqueeze(0) for name in posterior.structure.supports}
@@ -147,11 +140,8 @@ def _run(
     whole: Posterior, exact: Draws, chains: int, temperatures: int, leapfrog: int, start: Start, progress: bool
 ) -> list[Tensor]:
     """Return log-weights ``(C, B)`` of chains to the posterior and, from exact draws where there are any, back."""
-    for name, number in {"chains": chains, "temperatures": temperatures, "leapfrog": leapfrog}.items():
-        if number < 1:
-            raise ValueError(f"Expected {name} of at least 1; got {number}.")
-    if start not in ("guide", "prior"):
-        raise ValueError(f"Expected start to be guide or prior; got {start!r}.")
+    check_least(chains=chains, temperatures=temperatures, leapfrog=leapfrog)
+    check_choice("start", start, ("guide", "prior"))
     ways = 2 if exact else 1
     if not whole.structure.continuous:
         parts = batches_that_fit(whole, lambda rows: rows.log_joint({}))
@@ -169,7 +159,7 @@ def _run(
             plan = ladder.plan(chains, temperatures, ROUNDS, bar.update)
             log_w, rate = ladder.climb(drawn(rows, start, chains), plan, bar.update)
             accepted.append(rate)
-            done.append([log_w] if end is None else [log_w, ladder.descend(end, plan, bar.update)])
+            done.append([log_w] if end is None else [log_w, ladder.climb(end, plan, bar.update, back=True)[0]])
     found = [torch.cat(columns, dim=1) for columns in zip(*done, strict=True)]
     if min(accepted) < FEW:
         warnings.warn(f"AIS accepted {min(accepted):.0%} of its moves: the bound may be loose.", stacklevel=3)

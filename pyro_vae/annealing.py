@@ -19,10 +19,8 @@ __all__ = ["Ladder", "Plan", "densities", "drawn"]
 Start = Literal["guide", "prior"]
 
 TARGET = 0.65  # of the moves to accept: optimal for Hamiltonian Monte Carlo in many dimensions
-# Of a Gaussian a move of this length forgets where it was; twice the length goes to the other side, and back again. As
-# scales are not known that well, steps vary a little, too.
-QUARTER = math.pi / 2
-JITTER = 0.2
+QUARTER = math.pi / 2  # length of a move that forgets where it was, of a Gaussian; twice that goes to the other side
+JITTER = 0.2  # of steps, as scales are not known that well
 SOME = 128  # draws that a scale is estimated from
 FAR = 50.0  # standard deviations from the guide and the prior, where no chain has business
 LOST = 1000.0  # nats of density, after which a move is given up
@@ -69,10 +67,7 @@ def drawn(posterior: Posterior, start: Start, num: int) -> Tensor:
 
 
 def densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]:
-    """Return log-densities of the start and of the joint at unconstrained u, ``(C, B)``, and their gradients.
-
-    Masks on latent sites are left out of account in both: else what they hide would wander off.
-    """
+    """Return log-densities of start and joint at unconstrained u, ``(C, B)``, and gradients, without latent masks."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         draws, volume = posterior.constrain(u)
@@ -86,10 +81,9 @@ def densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]:
 class Ladder:
     r"""The densities :math:`f_\beta(z) = p_0(z)^{1 - \beta} p(x, z)^\beta` of some data.
 
-    Chains move in real coordinates u of the continuous sites, whatever their supports; classes are summed out. Moves
-    are in units of a scale of each coordinate, whose precision goes from that of the start to that of the guide.
-    :math:`p_0` is that of the start, ``leapfrog`` are the steps of each move, and ``moves`` how many are to come, if
-    known: the densities are run as a graph, compiled where that pays.
+    Moves are in units of a scale of each coordinate, whose precision goes from that of the start, :math:`p_0`, to that
+    of the guide. ``leapfrog`` are the steps of each, and ``moves`` how many are to come, if known: the densities are
+    run as a graph, compiled where that pays.
     """
 
     def __init__(self, posterior: Posterior, start: Start, leapfrog: int, moves: int | None = None) -> None:
@@ -99,12 +93,8 @@ class Ladder:
         self.low = torch.minimum(*(low - reach for low, _, reach in ends))
         self.high = torch.maximum(*(high + reach for _, high, reach in ends))
         self.precision = _scale(of_prior if start == "prior" else of_guide) ** -2, _scale(of_guide) ** -2
-        self._graph = Traced(
-            lambda u: Outputs(densities(posterior, start, u), None),
-            calls=moves and moves * leapfrog,
-            quiet=True,
-            frozen=True,
-        )
+        run, calls = (lambda u: Outputs(densities(posterior, start, u), None)), moves and moves * leapfrog
+        self._graph = Traced(run, calls=calls, quiet=True, frozen=True)
 
     def at(self, u: Tensor) -> Point:
         """Return the log-densities at u, ``(C, B, D)``, and their gradients."""
@@ -142,35 +132,27 @@ class Ladder:
             update(PILOT)
         return plan
 
-    def climb(self, u: Tensor, plan: Plan, update: Callable[[], Any]) -> tuple[Tensor, float]:
-        """Return log-weights ``(C, B)`` of chains from draws of the start to the posterior, and the share accepted."""
-        here, last = self.at(u), len(plan.betas) - 1
-        log_w, chances = torch.zeros_like(here.joint), [torch.ones_like(here.joint)]
-        for t in range(1, last + 1):
-            log_w += (plan.betas[t] - plan.betas[t - 1]) * (here.joint - here.start)
-            if t < last:
-                here, chance = self.move(here, plan.betas[t], plan.steps[t])
-                chances.append(chance)
-            update()
-        return log_w, torch.stack(chances[1:] or chances).mean().item()
+    def climb(self, u: Tensor, plan: Plan, update: Callable[[], Any], back: bool = False) -> tuple[Tensor, float]:
+        """Return log-weights ``(C, B)`` of chains from draws of the start to the posterior, and the share accepted.
 
-    def descend(self, u: Tensor, plan: Plan, update: Callable[[], Any]) -> Tensor:
-        """Return log-weights ``(C, B)`` of chains from exact draws of the posterior to the start: climbs, backwards."""
-        here, last = self.at(u), len(plan.betas) - 1
-        log_w = torch.zeros_like(here.joint)
-        for t in range(last, 0, -1):
-            if t < last:
-                here, _ = self.move(here, plan.betas[t], plan.steps[t])
+        With ``back``, of chains from exact draws of the posterior to the start.
+        """
+        here, before = self.at(u), 0
+        log_w, chances = torch.zeros_like(here.joint), []
+        for t in range(1, len(plan.betas))[:: -1 if back else 1]:
+            if before:
+                here, chance = self.move(here, plan.betas[min(t, before)], plan.steps[min(t, before)])
+                chances.append(chance)
             log_w += (plan.betas[t] - plan.betas[t - 1]) * (here.joint - here.start)
+            before = t
             update()
-        return log_w
+        return log_w, torch.stack(chances or [torch.ones_like(log_w)]).mean().item()
 
     def move(self, here: Point, beta: Tensor, step: Tensor) -> tuple[Point, Tensor]:
         """Move chains under f by Hamiltonian Monte Carlo; return where they are, and the chances of acceptance."""
         jitter = 1 + JITTER * (2 * torch.rand_like(here.joint) - 1)
-        size = (jitter * step.clamp(max=QUARTER / self.leapfrog)).unsqueeze(-1) * torch.lerp(
-            *self.precision, beta.unsqueeze(-1)
-        ).rsqrt()
+        scale = torch.lerp(*self.precision, beta.unsqueeze(-1)).rsqrt()
+        size = (jitter * step.clamp(max=QUARTER / self.leapfrog)).unsqueeze(-1) * scale
         momentum = torch.randn_like(here.u)
         energy = here.log_f(beta) - 0.5 * momentum.square().sum(-1)
         there, fine = here, self._inside(here.u)
@@ -185,11 +167,9 @@ class Ladder:
         ratio = there.log_f(beta) - 0.5 * momentum.square().sum(-1) - energy
         chance = torch.where(fine, ratio.clamp(max=0).exp(), 0.0).nan_to_num(0.0)
         moved = torch.rand_like(chance) < chance
-        chosen = (
-            torch.where(moved.unsqueeze(-1) if new.dim() > moved.dim() else moved, new, old)
-            for new, old in zip(there, here, strict=True)
-        )
-        return Point(*chosen), chance
+        wide = moved.unsqueeze(-1)
+        both = zip(there, here, strict=True)
+        return Point(*(torch.where(wide if new.dim() > 2 else moved, new, old) for new, old in both)), chance
 
     def _inside(self, u: Tensor) -> Tensor:
         return ((u > self.low) & (u < self.high)).all(-1)

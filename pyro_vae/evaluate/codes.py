@@ -12,6 +12,7 @@ from pyro_vae.compiled import how_many_fit
 from pyro_vae.conditional import mean
 from pyro_vae.data.supports import of_element
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit
+from pyro_vae.objectives.base import check_least
 from pyro_vae.program import Posterior, coordinates
 from pyro_vae.traces.enumeration import is_flat, per_datum
 from pyro_vae.traces.sites import density_sites, enumerated, samples
@@ -34,11 +35,6 @@ def activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
 
     Raises:
         ValueError: If there are fewer than 2 data.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> activity(VAE.build((64,), latent=2), torch.rand(50, 64)).shape
-        torch.Size([2])
     """
     with at_data(program, data, seed) as whole:
         if len(whole) < 2:
@@ -71,8 +67,7 @@ def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | N
 def usage(activity: Tensor, num: int, threshold: float = 0.01) -> tuple[int, int, int]:
     """Return how many dimensions are used, by their activity over so many data; how many surely are not; and the rest.
 
-    Those that surely are not have it below the threshold with its error bar, which is that of normal codes. Of the
-    rest, some of which may count as used, the error bar reaches the threshold.
+    The error bar, that of normal codes, is below the threshold where they surely are not, and reaches it for the rest.
     """
     errors = (activity.abs() * math.sqrt(2 / max(1, num - 1))).tolist()
     told = [above(a, error, num, threshold) for a, error in zip(activity.tolist(), errors, strict=True)]
@@ -115,22 +110,15 @@ def aggregate(program: Any, data: Any, num_particles: int = 1, seed: int | None 
 
     .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid x_n) \,\|\, p(z)) = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))
 
-    The first is how much z tells of which image it is the code of. It is at most :math:`\log N`: where it comes near,
-    there are too few images to measure it. The second, of the aggregate posterior from the prior, is what a prior that
-    follows the codes could save. Both are means over ``num_particles`` draws of every image's code. The work grows with
-    the square of N; a thousand are seldom too few.
+    The first is how much z tells of which image it is the code of, at most :math:`\log N`: near that there are too few
+    images to measure it. The second, of the aggregate posterior from the prior, is what a prior that follows the codes
+    could save. Both are means over ``num_particles`` draws of every image's code; the work grows with the square of N.
 
     References:
         ELBO Surgery: Yet Another Way to Carve up the Variational Evidence Lower Bound (Hoffman and Johnson, 2016).
 
     Raises:
         ValueError: If there are fewer than 2 images, or no particles.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> found = aggregate(VAE.build((64,), latent=2), torch.rand(50, 64))
-        >>> found.mutual_information <= math.log(50)
-        True
     """
     information, kl = (part.mean().item() for part in aggregate_of_codes(program, data, num_particles, seed))
     return Aggregate(information, kl)
@@ -181,8 +169,7 @@ def posterior(program: Any, data: Any, site: str, num_particles: int = 100, seed
     Raises:
         ValueError: If there is no such site, or it is not discrete, or in a Markov chain or a plate inside a datum.
     """
-    if num_particles < 1:
-        raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
+    check_least(num_particles=num_particles)
     classes = partial(_classes, site=site, num=num_particles)
     with at_data(program, data, seed) as whole:
         return torch.cat([classes(rows) for rows in batches_that_fit(whole, classes)], dim=1).T
@@ -200,8 +187,8 @@ def _classes(rows: Posterior, site: str, num: int) -> Tensor:
             f"{site!r}, and the program sums out {', '.join(map(repr, dims)) or 'none'}. Mark it "
             "infer={'enumerate': 'parallel'}."
         )
-    total = sum((per_datum(each, keep, nesting) for each in model.values()), torch.zeros(()))
-    total = total - sum((per_datum(guide[n], keep, nesting) for n in guide if n not in dims), torch.zeros(()))
+    drawn = (guide[name] for name in guide if name not in dims)
+    total = per_datum(model.values(), keep, nesting) - per_datum(drawn, keep, nesting)
     others = [dim for dim in range(-total.dim(), -nesting) if dim != dims[name]]
     log_p = (total.logsumexp(others, keepdim=True) if others else total).movedim(dims[name], 0)
     log_p = log_p.reshape(len(log_p), *log_p.shape[-nesting:])
@@ -209,8 +196,7 @@ def _classes(rows: Posterior, site: str, num: int) -> Tensor:
     if name == site:
         return share
     # Where a label is seen, its value is the same whatever the class of the site that is summed out.
-    nodes: Any = model_trace.nodes
-    values = nodes[site]["value"].movedim(dims[name], 0)
-    values = torch.stack([rows.runner.rows(part, num)[0] for part in values])
+    values: Any = model_trace.nodes[site]["value"]
+    values = torch.stack([rows.runner.rows(part, num)[0] for part in values.movedim(dims[name], 0)])
     classes = torch.arange(len(share), device=share.device).reshape(-1, 1, 1)
     return torch.where(values == classes, share, 0.0).sum(1)

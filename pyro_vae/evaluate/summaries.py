@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from pyro_vae.data import Split
 from pyro_vae.evaluate.codes import draws_of_means
 from pyro_vae.evaluate.weighing import at_data, batches, nll, room
+from pyro_vae.objectives.base import check_least
 from pyro_vae.objectives.divergence import Divergence, divergences, reconstruction_terms
 from pyro_vae.objectives.divergence import kl_per_dim as site_kl_per_dim
 from pyro_vae.program import Posterior, argument_names, arguments, point_of, posterior_of
@@ -26,8 +27,7 @@ def split(program: Any, data: Any, num_particles: int = 1, seed: int | None = No
 
     .. math:: \mathrm{ELBO} = \mathbb{E}_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
-    The first is a mean over ``num_particles`` draws per datum; the second is in closed form where there is one, else a
-    mean over the same draws. Memory is bounded.
+    The first is a mean over ``num_particles`` draws; the second in closed form where there is one, else a mean, too.
 
     Raises:
         ValueError: If there are no particles or no data, or classes are in a Markov chain or a plate inside a datum.
@@ -48,8 +48,7 @@ def kl_by_site(program: Any, data: Any, num_particles: int = 1, seed: int | None
 
 
 def _terms(program: Any, data: Any, num: int, seed: int | None) -> tuple[Tensor, dict[str, Tensor]]:
-    if num < 1:
-        raise ValueError(f"Expected num_particles of at least 1; got {num}.")
+    check_least(num_particles=num)
     with at_data(program, data, seed) as whole:
         parts = [_terms_of(rows, num) for rows in _parts(whole, num)]
     return tree_map(lambda *terms: torch.cat(terms), *parts)
@@ -93,11 +92,6 @@ def kl_per_dim(program: Any, data: Any) -> Tensor:
 
     Raises:
         ValueError: If the guide or the prior of a site is not independent over dimensions, or no closed form is known.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> kl_per_dim(VAE.build((64,), latent=2), torch.rand(5, 64)).shape
-        torch.Size([5, 2])
     """
     with at_data(program, data) as whole:
         num = draws_of_means(whole)
@@ -141,20 +135,13 @@ class Summary(NamedTuple):
 def per_image(
     program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
 ) -> Values:
-    """Evaluate a program on each of the first ``images`` of a split, on its device: :func:`summary` is the mean of it.
+    """Evaluate a program on each of the first ``images`` of a split: :func:`summary` is the mean of it.
 
     -log p(x) takes ``num_particles`` draws per datum, the ELBO's reconstruction 10. Two programs are compared image by
-    image, with the same seed: the difference varies less than each of the two does.
+    image, with the same seed.
 
     Raises:
         ValueError: If there are no particles or no images.
-
-    Example:
-        >>> from pyro_vae import VAE, data
-        >>> digits = data.load("digits")
-        >>> found = per_image(VAE.build(digits.event_shape, latent=2), digits.test, num_particles=10, images=50)
-        >>> found.elbo.shape, found.nll.shape
-        (torch.Size([50]), torch.Size([50]))
     """
     if images < 1:
         raise ValueError(f"Expected at least 1 image to evaluate on; got {images}.")
@@ -171,10 +158,7 @@ def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ..
 
 
 def measures(program: Any, data: Split, images: int = 1000) -> dict[str, tuple[float, float]]:
-    """Return means and standard errors of what a program measures beside the ELBO, as an accuracy, by name.
-
-    They are of the first ``images`` of a split, by the program's method ``measures``, where it has one.
-    """
+    """Return means and standard errors, by name, of what a program's method ``measures``, if any, says of a split."""
     if not hasattr(program, "measures"):
         return {}
     with torch.no_grad(), at_test(program, point_of(program).device):
@@ -189,8 +173,7 @@ def _arguments(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor,
 
 def covariates(whole: Posterior) -> str:
     """Return what log p(x) is given, as `` | y``: the arguments that no observed site shows; empty without any."""
-    given = covariate_names(whole) if len(whole.data) > 1 else ()
-    return f" | {', '.join(given)}" if given else ""
+    return f" | {', '.join(given)}" if len(whole.data) > 1 and (given := covariate_names(whole)) else ""
 
 
 def covariate_names(whole: Posterior) -> list[str]:
@@ -203,16 +186,11 @@ def covariate_names(whole: Posterior) -> list[str]:
 def summary(
     program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
 ) -> Summary:
-    """Summarise a program on a split: the ELBO, its two terms, and -log p(x) by importance sampling.
-
-    Each is a pair of mean and standard error over the data, in nats per datum. Arguments and ``Raises`` are those of
-    :func:`per_image`.
-    """
+    """Summarise a program on a split: the ELBO, its two terms, and -log p(x): the means of :func:`per_image`."""
     found = per_image(program, data, num_particles, images, seed, progress)
     return Summary(len(found.nll), *map(mean_and_error, found))
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Return the mean and its standard error, which of one value is nan."""
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return values.mean().item(), error
+    return values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan

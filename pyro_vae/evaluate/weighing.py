@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
+from pyro_vae.objectives.base import check_least
 from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test, forked
 
@@ -45,22 +46,12 @@ def batches_that_fit(posterior: Posterior, run: Callable[[Posterior], Any], unit
 
 @torch.no_grad()
 def room(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
-    """Return how many data can be weighed at once in a gibibyte, and how many draws of all of them.
-
-    Measured on the first few, for a program of any kind; ``most`` is the largest answer, since more is no faster.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> room(posterior_of(VAE.build((64,), latent=2), torch.rand(5, 64)))
-        (2000, 2000)
-    """
-    pair, device = posterior[:2], posterior.data[0].device  # one alone may be a case of its own
-    if posterior.structure.whole:
-        draws = how_many_fit(lambda n: posterior.log_weights(n), max(2, most // len(posterior)), device)
-        return len(posterior), draws * len(posterior)
-    images = 2 * how_many_fit(lambda n: posterior[: 2 * n].log_weights(1), most // 2, device)
-    draws = how_many_fit(lambda n: pair.log_weights(n), most // len(pair), device)
-    return images, draws * len(pair)
+    """Return how many data can be weighed at once in a gibibyte, and how many draws of all, each at most ``most``."""
+    device, few, images = posterior.data[0].device, posterior, len(posterior)
+    if not posterior.structure.whole:
+        few = posterior[:2]  # one alone may be a case of its own
+        images = 2 * how_many_fit(lambda n: posterior[: 2 * n].log_weights(1), most // 2, device)
+    return images, len(few) * how_many_fit(few.log_weights, max(2, most // len(few)), device)
 
 
 def log_weights(
@@ -79,16 +70,10 @@ def log_weights(
     z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
     model alone has, are summed out exactly. Where values, or draws, of latent sites outside the data's plate are
     ``given``, all is given these, or predictive. As many rows are run at once as fit, or ``at_once``: the draws depend
-    on it, what they estimate does not. Memory is bounded but for the answer; where that alone is too large, as of 5,000
-    draws for each of a million images, :func:`nll` adds up as it goes.
+    on it, what they estimate does not. Where the answer is too large for memory, :func:`nll` adds up as it goes.
 
     Raises:
         ValueError: If there are no particles or no images, or ``at_once`` is not positive.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> log_weights(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
-        torch.Size([100, 5])
     """
     columns = defaultdict(list)
     with at_data(program, data, seed, given) as posterior:
@@ -125,22 +110,17 @@ def nll(
     return math.log(num_particles) - torch.cat([*totals.values()])
 
 
-def _chunks(
-    posterior: Posterior, num_particles: int, at_once: int | None, progress: bool
-) -> Iterator[tuple[int, Tensor]]:
+def _chunks(posterior: Posterior, num: int, at_once: int | None, progress: bool) -> Iterator[tuple[int, Tensor]]:
     """Yield log-weights ``(k, rows)``, each with the number of the part of the data that its rows are.
 
-    Where there are many chunks they are run as a graph, compiled where that pays, as the steps of ``fit`` are: the same
-    draws, and the same numbers to rounding. Each datum is first run once by itself, with all of Pyro's validation.
+    Many chunks are run as a graph, compiled where that pays, after each datum was run once with Pyro's validation.
     """
-    for name, number in {"num_particles": num_particles, "at_once": at_once}.items():
-        if number is not None and number < 1:
-            raise ValueError(f"Expected {name} of at least 1; got {number}.")
+    check_least(num_particles=num, at_once=1 if at_once is None else at_once)
     images, draws = room(posterior) if at_once is None else (at_once, at_once)
     # Few images and many draws of each, since an image is encoded anew for every chunk of its draws.
-    parts = batches(posterior, min(images, max(1, draws // min(num_particles, TOGETHER))))
+    parts = batches(posterior, min(images, max(1, draws // min(num, TOGETHER))))
     sizes = [max(1, draws // len(rows)) for rows in parts]
-    calls = sum(math.ceil(num_particles / size) for size in sizes)
+    calls = sum(math.ceil(num / size) for size in sizes)
 
     def outputs(data: tuple[Tensor, ...], num: int) -> Outputs:
         return Outputs([replace(posterior, data=data).log_weights(num)], None)
@@ -157,12 +137,12 @@ def _chunks(
                 rows.log_weights(1)
             # The graph is recorded, and compared on other rows.
             for rows in (parts[0], parts[0], [rows for rows in parts if len(rows) == len(parts[0])][-1]):
-                weigh(rows, min(sizes[0], num_particles))
-    total = len(posterior) * num_particles
+                weigh(rows, min(sizes[0], num))
+    total = len(posterior) * num
     with tqdm(total=total, desc="-log p(x)", unit=" draws", unit_scale=True, leave=False, disable=not progress) as bar:
         for part, (rows, size) in enumerate(zip(parts, sizes, strict=True)):
-            for start in range(0, num_particles, size):
-                log_w = weigh(rows, min(size, num_particles - start))
+            for start in range(0, num, size):
+                log_w = weigh(rows, min(size, num - start))
                 if graph and log_w.isnan().any():
                     raise ValueError(
                         "Expected log-weights to be numbers; some are NaN. Look at the decoder's parameters."

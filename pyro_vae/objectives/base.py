@@ -3,7 +3,7 @@ r"""What all objectives share: traces of a Pyro model and guide in, a loss with 
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyro.infer
@@ -16,9 +16,8 @@ from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstr
 from pyro_vae.objectives.schedules import Schedule
 from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
 from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, probe
-from pyro_vae.traces.sites import PARTICLES, latent, loss_terms, mean_scale, say_loss_terms
+from pyro_vae.traces.sites import PARTICLES, Program, check_guide, loss_terms, mean_scale
 
-Program = Callable[..., Any]
 Traces = list[tuple[Trace, Trace]]
 
 
@@ -26,6 +25,13 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse a value that is none of its choices."""
     if value not in choices:
         raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
+
+
+def check_least(least: int = 1, **numbers: int) -> None:
+    """Refuse a number, given by its name, that is too small."""
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"Expected {name} of at least {least}; got {number}.")
 
 
 class Terms(NamedTuple):
@@ -55,8 +61,7 @@ class Objective(pyro.infer.ELBO, ABC):
     def __init__(
         self, num_particles: int, vectorize_particles: bool, sampled: str = "", beta: float | Schedule = 1.0
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"Expected num_particles of at least 1; got {num_particles}.")
+        check_least(num_particles=num_particles)
         # Pyro guesses no depth of plates by itself: it would say so at every new program, and draw in between.
         super().__init__(num_particles, max_plate_nesting=sys.maxsize, vectorize_particles=vectorize_particles)
         self.sampled = sampled
@@ -108,8 +113,7 @@ class Objective(pyro.infer.ELBO, ABC):
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """Return the loss in nats, summed over the data."""
-        loss = self.terms(model, guide, *args, **kwargs).loss
-        warn_if_nan(loss, "loss")
+        warn_if_nan(loss := self.terms(model, guide, *args, **kwargs).loss, "loss")
         return loss.item()
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -136,10 +140,7 @@ class Objective(pyro.infer.ELBO, ABC):
         return loss.item()
 
     def report(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Report:
-        """Say for each latent site whether its divergence is analytic or sampled, its nats at beta = 1, its scale.
-
-        Nats are summed over the data, with the scale of a subsampled plate. Printed, the report is a table.
-        """
+        """Say for each latent site whether its divergence is analytic or sampled, its nats at beta = 1, its scale."""
         return self.split(model, guide, *args, **kwargs)[1]
 
     @torch.no_grad()
@@ -151,8 +152,7 @@ class Objective(pyro.infer.ELBO, ABC):
             terms = reconstruction_terms(model_trace, expect)
             reconstruction += sum(term.sum().item() for term in terms) / self.num_particles
             for name, divergence in divergences(model_trace, guide_trace, expect, self.sampled).items():
-                before = report[name].nats if name in report else 0.0
-                nats = before + divergence.nats.item() / self.num_particles
+                nats = (report[name].nats if name in report else 0.0) + divergence.nats.item() / self.num_particles
                 kind: Literal["analytic", "sampled"] = "sampled" if divergence.reason else "analytic"
                 report[name] = SiteKL(kind, nats, mean_scale(guide_trace.nodes[name]), divergence.reason)
         return reconstruction, report
@@ -173,6 +173,7 @@ class Objective(pyro.infer.ELBO, ABC):
 
     def _traces(self, model: Program, guide: Program, args: tuple, kwargs: dict, gradients: bool = True) -> Traces:
         """Trace the two; without ``gradients`` the model's networks run for their numbers alone."""
+        traces: Traces
         batched = self.vectorize_particles and self.num_particles > 1
         if batched and self._seen != (model, guide):
             # The plates of a new program may nest deeper than those of the last.
@@ -180,7 +181,6 @@ class Objective(pyro.infer.ELBO, ABC):
             self._seen = (model, guide)
         self._classes, nesting = self._marks.get((model, guide), ((), 0))
         run = model if gradients else torch.no_grad()(model)
-        traces: Traces
         with OneSubsample() as self._subsample:
             while True:
                 if not batched:
@@ -192,21 +192,15 @@ class Objective(pyro.infer.ELBO, ABC):
                 # Run the two again, with the classes of these sites in dimensions of their own.
                 self._classes, nesting = classes, max(map(depth_of, traces))
                 self._marks = {(model, guide): (classes, nesting)}
-        for model_trace, guide_trace in traces:
-            say_loss_terms(loss_terms(model_trace, guide_trace))
-            for name in latent(model_trace):
-                if name not in guide_trace and (model_trace.nodes[name]["infer"] or {}).get("_enumerate_dim") is None:
-                    raise ValueError(
-                        f"Expected a guide that draws every latent site; {name!r} is in the model alone. "
-                        "Draw it in the guide, or observe it."
-                    )
+        for pair in traces:
+            check_guide(*pair, self._classes)
         return traces
 
-    def _again(self, program: Program, num_particles: int | None = None) -> Program:
+    def _again(self, program: Program, num: int | None = None) -> Program:
         """Return a program to run once more on the same data, for as many particles, or for so many."""
         program = Unseen()(program)
-        if num_particles is not None:
-            return self._subsample(pyro.plate(PARTICLES, num_particles, dim=-self.max_plate_nesting)(program))
+        if num is not None:
+            return self._subsample(pyro.plate(PARTICLES, num, dim=-self.max_plate_nesting)(program))
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)
 
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:

@@ -13,7 +13,7 @@ from torch.distributions.constraints import real
 
 from pyro_vae.data.supports import of_element
 from pyro_vae.traces.enumeration import Expectation
-from pyro_vae.traces.sites import Site, density_sites, enumerated, family, is_delta, latent, observed, same, samples
+from pyro_vae.traces.sites import Site, density_sites, differ, enumerated, family, is_delta, observed, same, samples
 
 
 class SiteKL(NamedTuple):
@@ -31,15 +31,13 @@ class Report(dict[str, SiteKL]):
     def __str__(self) -> str:
         width = max([4, *map(len, self)])
         lines = [f"{'site':{width}}  {'KL':8}  {'nats':>12}  {'scale':>8}  why"]
-        lines += [
-            f"{name:{width}}  {site.kind:8}  {site.nats:12.4f}  {site.scale:8g}  {site.reason or 'in closed form'}"
-            for name, site in self.items()
-        ]
+        for name, (kind, nats, scale, reason) in self.items():
+            lines.append(f"{name:{width}}  {kind:8}  {nats:12.4f}  {scale:8g}  {reason or 'in closed form'}")
         return "\n".join(lines)
 
 
 class Divergence(NamedTuple):
-    """The divergence of one latent site."""
+    """The divergence of one latent site, for the loss."""
 
     each: Tensor  # nats of each element of its batch, scaled and masked
     reason: str  # why it is not exact; empty where it is
@@ -83,14 +81,12 @@ def divergences(
     """Return each latent site's divergence, in closed form where that is exact; ``sampled`` says why none is, if so."""
     guide, model = density_sites(model_trace, guide_trace), samples(model_trace)
     drawn, order = [*guide], [name for name in model if name in guide]
-    summed = [name for name in latent(model_trace) if name in expect.members]
+    summed = [name for name, site in expect.members.items() if not site["is_observed"]]
     log_p, by_site = expect.summed(summed), {}
     for name, q in guide.items():
-        p = model.get(name)
-        scored = q.get("score_parts")
+        p, scored = model.get(name), q.get("score_parts")
         log_q = q["log_prob"].detach() if scored and is_identically_zero(scored.entropy_term) else q["log_prob"]
-        nats, reason = log_q, ""
-        prior: list[Tensor] = []
+        nats, reason, prior = log_q, "", []
         if p is None:
             reason = "it is auxiliary, in the guide alone"
         elif name in expect.members:  # the prior of all members together is taken off the first of them
@@ -122,8 +118,7 @@ def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:
     """Return a site's divergence in closed form, or why it must be sampled."""
     if late:
         return f"the guide draws it before {', '.join(sorted(late))}, which the model draws first"
-    agree = alike(q, p)
-    if agree is False or (isinstance(agree, Tensor) and is_validation_enabled() and not agree.all()):
+    if differ(alike(q, p)):
         return "the model and the guide scale or mask it differently"
     if is_delta(q):  # of which Pyro's closed form leaves out the density, as of an autoguide's change of variables
         return q["unscaled_log_prob"] - p["unscaled_log_prob"]

@@ -23,9 +23,8 @@ class ELBO(Objective):
         \mathrm{ELBO}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
         \le \log p(x) \quad (\beta = 1)
 
-    The loss is minus that, in nats, summed over the data. A site's closed form is used where it is exact: the model and
-    the guide scale and mask the site alike, and the guide draws before it all that the model's site may depend on.
-    :meth:`report` says where.
+    The loss is minus that, in nats, summed over the data. A site's closed form is used where it is exact, as
+    :meth:`report` says: model and guide scale and mask it alike, and the guide draws before it all it may depend on.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
@@ -44,7 +43,7 @@ class ELBO(Objective):
         gradient: ``pathwise``, the reparameterised one, with the score function where a site has no ``rsample``;
             ``stl``, sticking the landing: without the score of q, noiseless where q is the posterior. It samples the
             divergence.
-        vectorize_particles: Whether to draw several particles at once, in a plate to the left of the model's.
+        vectorize_particles: As of :class:`Objective`.
         penalty: A term on the aggregate posterior: :class:`TotalCorrelation` or :class:`MMD`.
 
     Raises:
@@ -134,18 +133,14 @@ class ELBO(Objective):
     def _score_function(self, rates: dict[str, Divergence], model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return a term of value zero whose gradient is that through the draws of sites without ``rsample``."""
         drawn = density_sites(model_trace, guide_trace)
-        sites = [
-            site
-            for name, site in drawn.items()
-            if name not in enumerated(drawn) and not is_identically_zero(site["score_parts"].score_function)
-        ]
+        scores = {n: site["score_parts"].score_function for n, site in drawn.items() if n not in enumerated(drawn)}
+        scores = {name: score for name, score in scores.items() if not is_identically_zero(score)}
         surrogate = torch.zeros(())
-        if sites:
+        if scores:
             gain, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)
             for name, site in samples(model_trace).items():
                 term = site["log_prob"] if site["is_observed"] else -self._beta * rates[name].each
                 gain.add((stacks[name], term.detach()))
-            for site in sites:
-                score = site["score_parts"].score_function
-                surrogate = surrogate - (gain.sum_to(site["cond_indep_stack"]) * score).sum()
+            for name, score in scores.items():
+                surrogate = surrogate - (gain.sum_to(drawn[name]["cond_indep_stack"]) * score).sum()
         return surrogate - surrogate.detach()

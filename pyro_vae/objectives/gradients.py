@@ -32,8 +32,7 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
 
     .. math:: \log q_\phi(z) - \log q_\phi(\bar{z}) + \overline{\log q_\phi(\bar{z})}
 
-    where a bar stops the gradient. Where a site is drawn given another, the guide is run again at the stopped draws,
-    so that the path from the one to the other stays; refuse one that then differs, or is known at its own draws only.
+    where a bar stops the gradient. Where a site is drawn given another, the guide is run again at the stopped draws.
     """
     if not torch.is_grad_enabled():
         return
@@ -99,14 +98,15 @@ def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
     """Return log q of each site at its stopped draw; a Delta has no score, its log-density goes with the path."""
     scores = {}
     for name, site in sites.items():
-        if not is_delta(site):
-            try:
-                scores[name] = site["fn"].log_prob(site["value"].detach())
-            except NotImplementedError as error:
-                raise ValueError(
-                    f"Expected a guide whose log q can be had at any z, to drop its score; that of {name!r} can be had "
-                    "at its own draws only. Use gradient='pathwise'."
-                ) from error
+        if is_delta(site):
+            continue
+        try:
+            scores[name] = site["fn"].log_prob(site["value"].detach())
+        except NotImplementedError as error:
+            raise ValueError(
+                f"Expected a guide whose log q can be had at any z, to drop its score; that of {name!r} can be had at "
+                "its own draws only. Use gradient='pathwise'."
+            ) from error
     return scores
 
 
@@ -114,9 +114,8 @@ def _dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> bool:
     """Return whether a stochastic site is drawn given another."""
     earlier: list[Tensor] = []
     for name, site in sites.items():
-        outcome = [t for t in (site["value"], scores[name]) if t.requires_grad] if name in scores else []
-        if outcome and earlier:
-            sums = [t.sum() for t in outcome]
+        sums = [t.sum() for t in (site["value"], scores[name]) if t.requires_grad] if name in scores else []
+        if sums and earlier:
             gradients = torch.autograd.grad(sums, earlier, retain_graph=True, allow_unused=True)
             if any(gradient is not None for gradient in gradients):
                 return True

@@ -36,16 +36,7 @@ class Renyi(Objective):
 
     Arguments:
         alpha: The order.
-        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`.
-
-    Raises:
-        ValueError: As :class:`IWAE`.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> vae = VAE.build((64,), latent=2)
-        >>> isinstance(Renyi(alpha=0.5, num_particles=10).loss(vae.model, vae.guide, torch.rand(32, 64)), float)
-        True
+        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`, which raises the same.
     """
 
     def __init__(
@@ -115,9 +106,8 @@ class IWAE(Renyi):
         \mathrm{IWAE}_K(x) = \mathbb{E}\Big[\log \frac{1}{K} \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad
         w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
 
-    The loss is minus that, in nats, summed over the data. It is the ELBO at K = 1 and grows with K. A datum is one
-    element of the plates that all sites share, and the scale of a subsampled plate stays outside the logarithm: the
-    loss of a minibatch is an unbiased estimate of that of all the data.
+    The loss is minus that, in nats, summed over the data, the elements of the plates that all sites share. It is the
+    ELBO at K = 1 and grows with K. The scale of a subsampled plate stays outside the logarithm, so it is unbiased.
 
     With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`. The
     guide's is the same for ``pathwise``, with a signal-to-noise ratio that falls as :math:`K^{-1/2}`; without the score
@@ -125,14 +115,12 @@ class IWAE(Renyi):
     :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, with a signal-to-noise
     ratio that grows as :math:`K^{1/2}`; of a guide of several layers the generalised form.
 
-    With ``resample`` = m all K are weighed, and the gradient goes through m of them, drawn by their weights: the
-    model's networks run forward for K and back for m. The gradient has the same mean with a little more noise, the loss
-    is the same number (section 3 of Burda et al., for m = 1).
+    With ``resample`` = m all K are weighed, and the gradient goes through m of them, drawn by their weights: it has the
+    same mean with a little more noise, and the loss is the same number (section 3 of Burda et al., for m = 1).
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
-        Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
-            Duvenaud, 2017).
+        Sticking the Landing (Roeder, Wu and Duvenaud, 2017).
         Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019).
         Generalized Doubly Reparameterized Gradient Estimators (Bauer and Mnih, 2021).
         Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018).
@@ -140,7 +128,7 @@ class IWAE(Renyi):
     Arguments:
         num_particles: K, draws per datum.
         gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``.
-        vectorize_particles: Whether to draw them at once, in a plate to the left of the model's.
+        vectorize_particles: As of :class:`Objective`.
         resample: m, how many of them to take the gradient through; None for all.
 
     Raises:
@@ -182,17 +170,7 @@ class ReweightedWakeSleep(Objective):
         Reweighted Wake-Sleep (Bornschein and Bengio, 2015).
         Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow (Le et al., 2019).
 
-    Arguments:
-        num_particles, vectorize_particles: As of :class:`IWAE`.
-
-    Raises:
-        ValueError: If an argument is out of range; or a site is outside the data's plate, or scaled unlike the others.
-
-    Example:
-        >>> from pyro_vae import VAE
-        >>> vae = VAE.build((64,), latent=2)
-        >>> isinstance(ReweightedWakeSleep(10).loss(vae.model, vae.guide, torch.rand(32, 64)), float)
-        True
+    Arguments and ``Raises`` are those of :class:`IWAE`, but for sites without ``rsample``.
     """
 
     def __init__(self, num_particles: int = 50, vectorize_particles: bool = True) -> None:

@@ -50,24 +50,20 @@ def to_arviz(
     constant_data         covariates     datum, its own: arguments that no observed site shows
     ===================== ============== ======================================================================
 
-    The own dimensions of a site are ``{site}_dim_0`` and so on, as ArviZ has them. Where there is one latent site it is
-    of ``latent``, and one observed site without covariates is of ``(channel, row, column)``, ``(row, column)`` or
-    ``(feature,)``; of another rank, ``feature_0`` and so on. Discrete sites that the guide draws are integers. Classes
-    that the model alone has are summed out of all densities; a predictive draw has classes from their exact posterior.
+    The own dimensions of a site are ``{site}_dim_0`` and so on. Where there is one latent site it is of ``latent``, and
+    one observed site without covariates is of ``(channel, row, column)``, ``(row, column)`` or ``(feature,)``; of
+    another rank, ``feature_0`` and so on. Discrete sites that the guide draws are integers. Classes that the model
+    alone has are summed out of all densities; a predictive draw has classes from their exact posterior.
 
     There is one chain of independent draws, so that ArviZ's effective number says nothing of the guide. ``pareto_k``
-    does: above 0.7 the guide leaves out a part of the posterior.
-
-    With ``resample``, of ``draws * num_particles`` draws of the guide for each datum, ``draws`` are taken with
-    replacement, in proportion to their weights. As ``num_particles`` grows they become draws of p(z | x), unless
-    ``pareto_k`` is above 0.7.
+    does: above 0.7 the guide leaves out a part of the posterior. With ``resample``, of ``draws * num_particles`` draws
+    of the guide for each datum, ``draws`` are taken with replacement, in proportion to their weights: as
+    ``num_particles`` grows, and unless ``pareto_k`` is above 0.7, they become draws of p(z | x).
 
     There are ``draws`` of what is latent and ``predictive_draws`` of what is observed, in float32 and at most as many,
-    for each datum and of the prior. All are held at once: a few hundred data are many. ``index`` are names of the data,
-    ``latent_names`` of the elements of the only latent site, or by site, all different; None: numbers from 0.
-
-    ``az.loo`` is here a harmonic mean over draws that have seen x, whose variance may be infinite; its k is of
-    1 / p(x | z). :func:`pyro_vae.evaluate.nll` estimates log p(x) well.
+    for each datum and of the prior; all are held at once. ``index`` are names of the data, ``latent_names`` of the
+    elements of the only latent site, or by site, all different; None: numbers from 0. ``az.loo`` is here a harmonic
+    mean over draws that have seen x, whose variance may be infinite: use :func:`pyro_vae.evaluate.nll`.
 
     References:
         Using the SIR Algorithm to Simulate Posterior Distributions (Rubin, 1988).
@@ -97,7 +93,7 @@ def to_arviz(
         one_prior = not covariates and not posterior.structure.whole  # or one for each datum
         some, first = posterior[:1] if one_prior else posterior, min(draws, predictive_draws)
         prior = _in_parts(some, bounds, draws, lambda part, num, _: part.simulate(num, observed=False), {})
-        sites, densities = _posterior(posterior, bounds, draws, num_particles if resample else None)
+        sites, densities = _posterior(posterior, bounds, draws, num_particles if resample else 0)
         predicted = _in_parts(posterior, bounds, first, _predictive, sites)
         imagined = _in_parts(some, bounds, first, _predictive, prior)
         likelihood = _in_parts(posterior, bounds, draws, _log_likelihood, sites)
@@ -126,18 +122,17 @@ def _covariates(posterior: Posterior) -> Variables:
         names = covariate_names(posterior)
     except (RuntimeError, IndexError, ValueError):
         names = [*columns]
-    dims = {name: tuple(f"{name}_dim_{i}" for i in range(columns[name].dim() - 1)) for name in names}
-    return {name: (("datum", *dims[name]), columns[name]) for name in names}
+    own = {name: [f"{name}_dim_{i}" for i in range(columns[name].dim() - 1)] for name in names}
+    return {name: (("datum", *own[name]), columns[name]) for name in names}
 
 
 def _in_parts(
     posterior: Posterior, bounds: tuple[int, int], num: int, run: Callable[[Posterior, int, Draws], Any], draws: Draws
 ) -> Any:
     """Run for ``num`` draws of all data, given draws of other sites, as many at once as are within bounds."""
-    rows, at_once = bounds
     columns, start = [], 0
-    for some in batches(posterior, rows):
-        size, parts = max(1, at_once // len(some)), []
+    for some in batches(posterior, bounds[0]):
+        size, parts = max(1, bounds[1] // len(some)), []
         for first in range(0, num, size):
             last = min(first + size, num)
             z = {name: value[first:last, start : start + len(some)] for name, value in draws.items()}
@@ -151,17 +146,16 @@ def _cat(parts: list[Any], dim: int) -> Any:
     return tree_map(lambda *values: torch.cat(values, dim), *parts)
 
 
-def _posterior(
-    posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int | None
-) -> tuple[Draws, Draws]:
+def _posterior(posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int) -> tuple[Draws, Draws]:
     """Return draws for each datum and their densities; resampled from a pool, unless there are no particles."""
     pool, kept = draws * (num_particles or 1), []
     held = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4
     for some in batches(posterior, max(1, min(bounds[0], POOL // (pool * held)))):
         sites, densities = _in_parts(some, bounds, pool, _weigh, {})
         k = pareto_k(densities["log_weight"])
-        if num_particles:
-            sites, densities = _resampled(sites, densities, draws)
+        if num_particles:  # with replacement, in proportion to their weights
+            at = Categorical(logits=densities["log_weight"].T).sample((draws,)), torch.arange(len(some)).to(k.device)
+            sites, densities = tree_map(lambda values, at=at: values[at], (sites, densities))
         # ArviZ 1.x takes every variable of sample_stats to have draws.
         kept.append((sites, densities | {"pareto_k": k.expand(draws, -1)}))
     return _cat(kept, 1)
@@ -171,13 +165,6 @@ def _weigh(posterior: Posterior, num: int, _: Draws) -> tuple[Draws, Draws]:
     sites, log_q = posterior.propose(num)
     log_p = posterior.log_joint(sites).expand_as(log_q)
     return sites, {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
-
-
-def _resampled(sites: Draws, densities: Draws, num: int) -> tuple[Draws, Draws]:
-    """Take ``num`` draws for each datum with replacement, in proportion to their weights."""
-    chosen = Categorical(logits=densities["log_weight"].T).sample((num,))
-    datum = torch.arange(chosen.shape[1], device=chosen.device)
-    return tree_map(lambda values: values[chosen, datum], (sites, densities))
 
 
 def _log_likelihood(posterior: Posterior, num: int, draws: Draws) -> Draws:

@@ -52,10 +52,7 @@ class Calibration:
         return torch.special.gammaincc(torch.full_like(statistic, (self.bins - 1) / 2), statistic / 2)
 
     def coverage(self, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> Tensor:
-        """Return the share of true z within the guide's central intervals, of shape ``(levels, latent)``.
-
-        An interval of 0.9 should hold 0.9 of them. Less is a guide that is too narrow, or off.
-        """
+        """Return the share of true z in the guide's central intervals, ``(levels, latent)``: it should be the level."""
         return torch.stack([self.covers(level).double().mean(0) for level in levels])
 
     def covers(self, level: float) -> Tensor:
@@ -77,14 +74,14 @@ def sbc(
     .. math:: z^* \sim p(z), \quad x \sim p(x \mid z^*), \quad z_1, \dots, z_S \sim q(z \mid x), \qquad
         r = \#\{s : z_s < z^*\}
 
-    Were q the posterior, :math:`z^*` would be one more draw of it, and r uniform on 0 to S, in each dimension. Ranks
-    that crowd at both ends are of a guide too narrow, in the middle too wide, at one end biased. A guide that ignores
-    x and returns the prior passes in each dimension; the ranks of log p(x, z), in the last column, find it out.
+    Were q the posterior, r would be uniform on 0 to S, in each dimension. Ranks that crowd at both ends are of a guide
+    too narrow, in the middle too wide, at one end biased. A guide that ignores x and returns the prior passes in each
+    dimension; the ranks of log p(x, z), in the last column, find it out.
 
     Ranks are of each real coordinate of the continuous sites and of each element of the discrete ones; equal draws are
     in random order, and so are all of an element that a mask hides. S is ``draws``; ``num`` data are drawn, 1000 if not
     given, with the covariates and shapes of ``data``, whose rows are taken in turn. A program with a method ``blank``,
-    as a VAE, needs none, and a number in their place is ``num``. On real data see ``evaluate.pareto_k``.
+    as a VAE, needs none, and a number in their place is ``num``.
 
     References:
         Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts, Betancourt, Simpson, Vehtari
@@ -126,17 +123,15 @@ def _ranks(rows: Posterior, num: int) -> tuple[Tensor, list[str]]:
     draws = {name: torch.cat([truth[name], value]) for name, value in posterior.propose(num)[0].items()}
     structure, seen = posterior.structure, posterior.seen()
     log_p = posterior.log_joint(draws).expand(1 + num, -1)
-    parts, names, shown = [posterior.unconstrain(draws)] if structure.continuous else [], posterior.names, []
-    shapes = dict(structure.continuous)
-    for name in draws:
-        if name not in shapes:
-            parts.append(columns(draws[name]))
-            shapes[name] = structure.shapes[name]
-            names += coordinates(name, shapes[name])
-    for name, shape in shapes.items():
+    continuous = [posterior.unconstrain(draws)] if structure.continuous else []
+    discrete = {name: structure.shapes[name] for name in draws if name not in structure.continuous}
+    names = posterior.names + [one for name, shape in discrete.items() for one in coordinates(name, shape)]
+    shown = []
+    for name, shape in {**structure.continuous, **discrete}.items():
         each = seen[name].reshape(len(rows), -1, 1)
         shown.append(each.expand(-1, -1, shape.numel() // each.shape[1]).flatten(1))
-    values = torch.cat([part.to(log_p.dtype) for part in [*parts, log_p.unsqueeze(-1)]], -1)
+    parts = [*continuous, *(columns(draws[name]) for name in discrete), log_p.unsqueeze(-1)]
+    values = torch.cat([part.to(log_p.dtype) for part in parts], -1)
     values[..., :-1] = torch.where(torch.cat(shown, -1), values[..., :-1], 0) if shown else values[..., :-1]
     tolerance = torch.zeros_like(values[0])
     if not structure.continuous:

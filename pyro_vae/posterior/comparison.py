@@ -44,10 +44,9 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Draws of NUTS, ``chains``, and of the guide, ``z`` of shape ``(draws, B, latent)``, for the same data.
+    """Draws of NUTS, ``chains``, and of the guide, ``z``, ``(draws, B, latent)``; printed, a line for each datum.
 
     ``pareto_k``, ``(B,)``, is of the guide's weights; ``exact`` is the density on a grid, where z is of 2 dimensions.
-    Printed, it is a table, a line for each datum.
     """
 
     chains: Chains
@@ -77,12 +76,11 @@ class Comparison:
 
     def __str__(self) -> str:
         rows = [["datum", "shift", "spread", "correlation", "guide's", "k-hat", "R-hat", "ESS"]]
-        correlations, shifts, spreads = (self.nuts.correlation, self.guide.correlation), self.shift, self.spread
-        r_hat, ess = self.chains.r_hat.amax(1), self.chains.ess.amin(1)
-        for b, (shift, spread) in enumerate(zip(shifts, spreads, strict=True)):
+        correlations, r_hat, ess = (self.nuts.correlation, self.guide.correlation), self.chains.r_hat, self.chains.ess
+        for b, (shift, spread) in enumerate(zip(self.shift, self.spread, strict=True)):
             pair = correlations[0][b].triu(1).abs().argmax()
             pairs = [f"{each[b].flatten()[pair]:+.2f}" for each in correlations] if len(shift) > 1 else ["-", "-"]
-            numbers = f"{self.pareto_k[b]:.2f}", f"{r_hat[b]:.2f}", f"{ess[b]:.0f}"
+            numbers = f"{self.pareto_k[b]:.2f}", f"{r_hat[b].amax():.2f}", f"{ess[b].amin():.0f}"
             worst, ends = shift[shift.abs().argmax()], f"{nats(spread.min().item())} to {nats(spread.max().item())}"
             rows.append([str(b), nats(worst.item(), "+"), ends, *pairs, *numbers])
         notes = (
@@ -94,10 +92,9 @@ class Comparison:
         return "\n".join([*aligned(rows, 0), notes])
 
     def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
-        """Draw both posteriors of a datum: densities of each dimension, and pairs of dimensions.
+        """Draw both posteriors of a datum: densities of each dimension, and of pairs over the exact one where known.
 
-        Where z is of 2 dimensions, over contours of the exact density. ``dims`` are the dimensions; if not given, up
-        to four where the posterior has the strongest correlation.
+        ``dims`` are the dimensions; if not given, up to four where the posterior has the strongest correlation.
         """
         if dims is None:
             strength = (self.nuts.correlation[datum] - torch.eye(self.z.shape[2]).to(self.z)).abs().amax(0)
@@ -118,13 +115,11 @@ def compare(
     r"""Compare the guide with the true posterior under the decoder, for some data: means, spreads, correlations.
 
     Where the posterior is correlated, the best diagonal guide is narrower in each dimension: of a Gaussian posterior
-    its variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`.
+    its variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`. Arguments are those of :func:`nuts`, but
+    ``chains`` may also be what it returned for the same data. The guide has as many draws as the chains together.
 
     References:
         Pattern Recognition and Machine Learning (Bishop, 2006), section 10.1.2, for the best diagonal guide.
-
-    Arguments are those of :func:`nuts`, but ``chains`` may also be what it returned for the same data. The guide has as
-    many draws as the chains together.
 
     Raises:
         ValueError: As :func:`nuts`; or if the chains are of other data.
@@ -148,8 +143,7 @@ def compare(
         many = max(1000, num)
         fit = how_many_fit(posterior.log_weights, many, posterior.data[0].device)
         k = pareto_k(torch.cat([posterior.log_weights(min(fit, many - i)) for i in range(0, many, fit)]))
-        exact = grid(program, posterior) if _on_plane(posterior) else None
-    return Comparison(chains, z, k, exact)
+        return Comparison(chains, z, k, grid(program, posterior) if _on_plane(posterior) else None)
 
 
 class Grid(NamedTuple):
@@ -167,8 +161,7 @@ def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
     .. math:: p(z \mid x) = \frac{p(z) \, p(x \mid z)}{p(x)}, \qquad p(x) = \int p(z) \, p(x \mid z) \, dz
 
     The first grid is over 7 standard deviations of the prior, widened until the density at its edges is 18 nats below
-    the peak; finer ones cover what is above that. Each axis has so many ``steps``, draws of the prior say where to
-    begin, and classes beside the 2 dimensions are summed out.
+    the peak; finer ones cover what is above that. Each axis has so many ``steps``; classes are summed out.
 
     Raises:
         ValueError: If z is not of all real numbers in 2 dimensions, steps are below 20, or there are no edges.

@@ -66,11 +66,10 @@ def refine(
 ) -> VAE:
     r"""Fit a guide of its own, of the same family, to each of some data: :math:`q^* = \arg\max_q \mathcal{L}[q](x)`.
 
-    The answer is a VAE with the same prior and decoder, and a guide for these data alone, as for
-    ``evaluate.nll(refined, x)``; x is of shape ``(B, *event)``, NaN where it is missing. It starts where the encoder
-    is. Adam, its rate falling along a cosine from ``lr``, in the units of the family's parameters, climbs the ELBO of
-    ``num_particles`` draws by the gradient that sticks the landing, noiseless near the posterior; the guide is the mean
-    over the second half of its steps.
+    The answer is a VAE with the same prior and decoder, and a guide for these data alone; x is of shape
+    ``(B, *event)``, NaN where it is missing. From where the encoder is, Adam, its rate falling along a cosine from
+    ``lr``, in the units of the family's parameters, climbs the ELBO of ``num_particles`` draws by the gradient that
+    sticks the landing; the guide is the mean over the second half of its steps.
 
     References:
         Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
@@ -104,8 +103,7 @@ def refine(
             phi = encoder.propose(x).clone().requires_grad_()
         optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        tail = steps - steps // 2
-        average = torch.zeros_like(phi)
+        tail, average = steps - steps // 2, torch.zeros_like(phi)
         with torch.enable_grad():
             for step in range(steps):
                 z = encoder.family(phi).rsample((num_particles,))
@@ -121,8 +119,7 @@ def refine(
     with at_test(vae, point_of(vae).device, seed):
         x = tracked(*arguments(vae, x))
         vae.check_data(x)
-        fit = how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device)
-        parts = x.split(fit)
+        parts = x.split(how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device))
         with tqdm(total=len(parts) * steps, desc="refine", leave=False, disable=not progress) as bar:
             phi = torch.cat([climb(rows, steps, bar.update) for rows in parts])
     return VAE(vae.prior, vae.decoder, Conditional(Table(phi, x), encoder.family))
@@ -143,16 +140,10 @@ def gaps(
     .. math:: \log p(x) - \mathcal{L}[q] = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation}}
         + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortisation}}
 
-    :math:`q^*` is from :func:`refine`: where that has not converged the second is too small and the first too large.
+    Source and :math:`q^*` are those of :func:`refine`: where it has not converged the second part is too small.
     log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, of as many draws
     as each ELBO, and ``log_p``, ``(B,)``; without it annealed importance sampling (:func:`pyro_vae.ais.ais`) from
-    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0.
-
-    References:
-        Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
-
-    Raises:
-        ValueError: As :func:`refine` and :func:`pyro_vae.ais.ais`.
+    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0. ``Raises`` are those of the two functions.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -162,9 +153,8 @@ def gaps(
         True
     """
     refined = refine(vae, x, steps, seed=seed, progress=progress)
-    ours, theirs = (
-        evaluate.log_weights(each, x, num_particles, progress=progress, seed=seed) for each in (refined, vae)
-    )
+    both = (evaluate.log_weights(one, x, num_particles, progress=progress, seed=seed) for one in (refined, vae))
+    ours, theirs = both
     if log_p is None and temperatures:
         log_p = ais.ais(refined, x, temperatures=temperatures, seed=seed, progress=progress)
     bound = evaluate.iwae(ours)

@@ -15,6 +15,7 @@ from pyro_vae.annealing import Start, drawn
 from pyro_vae.compiled import Outputs, Traced
 from pyro_vae.compiled.traced import SELDOM
 from pyro_vae.evaluate.weighing import at_data
+from pyro_vae.objectives.base import check_choice, check_least
 from pyro_vae.program import Draws, Posterior
 
 AGREE = 1.05  # R-hat above which chains are said to disagree
@@ -82,9 +83,8 @@ def nuts(
 
     Each chain takes ``warmup`` steps, in which its step size and mass matrix are adapted, then ``draws``; a warning
     says where chains disagree. They start at draws of the ``prior``, so that those which do not find each other show,
-    or of the ``guide``, which else has no part in it. All data are one Markov chain together, and do not depend on each
-    other: a digit takes seconds, a hundred some minutes. Chains move in real coordinates of the continuous sites;
-    classes are summed out.
+    or of the ``guide``. All data are one Markov chain together: a digit takes seconds, a hundred some minutes. Chains
+    move in real coordinates of the continuous sites; classes are summed out.
 
     References:
         The No-U-Turn Sampler (Hoffman and Gelman, 2014).
@@ -99,11 +99,9 @@ def nuts(
         >>> abs(found.mean - model.posterior(x).mean).item() < 0.1
         True
     """
-    for name, number, least in (("draws", draws, 4), ("warmup", warmup, 1), ("chains", chains, 1)):
-        if number < least:
-            raise ValueError(f"Expected {name} of at least {least}; got {number}.")
-    if start not in ("prior", "guide"):
-        raise ValueError(f"Expected start to be prior or guide; got {start!r}.")
+    check_least(4, draws=draws)
+    check_least(warmup=warmup, chains=chains)
+    check_choice("start", start, ("prior", "guide"))
     total, values = chains * (warmup + draws), []
     with (
         at_data(program, data, seed) as posterior,

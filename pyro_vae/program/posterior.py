@@ -13,12 +13,12 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.missing import Missing
-from pyro_vae.program.arguments import arguments
-from pyro_vae.program.checks import check_drawn, check_rows, check_supports, sources
+from pyro_vae.program.checks import arguments, check_drawn, check_methods, check_rows, check_supports, sources
 from pyro_vae.program.running import Mapped, Runner, number_of
 from pyro_vae.program.structure import Draws, Structure, bijection, coordinates, structure
+from pyro_vae.seeds import forked, tracked
 from pyro_vae.traces.particles import Unseen
-from pyro_vae.traces.weights import Weights, log_weights
+from pyro_vae.traces.weights import log_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,7 @@ class Posterior:
     inside it first. Densities are in nats, masked and unscaled, of shape ``(K, B)``. Discrete sites that are not among
     the draws are summed out exactly.
 
-    Make one by :meth:`of`. It runs the program as it is; :func:`pyro_vae.seeds.at_test` is a context in which nothing
-    that the program does is left behind.
+    Make one by :meth:`of`. It runs the program as it is: in :func:`pyro_vae.seeds.at_test` it leaves nothing behind.
 
     Example:
         >>> from pyro_vae import VAE
@@ -50,10 +49,7 @@ class Posterior:
     def of(cls, program: Any, *data: Tensor, given: Draws | None = None) -> Posterior:
         """Return a program at some data, its arguments, each with the data along the first dimension.
 
-        Arguments:
-            program: Anything with a ``model`` and a ``guide`` of the same arguments.
-            data: The arguments.
-            given: Values of sites outside the data's plate: one, or several draws, of which each particle takes one.
+        ``given`` are values of sites outside their plate: one, or several draws, of which each particle takes one.
 
         Raises:
             ValueError: If the program has no density of each datum: a latent site outside the data's plate is not
@@ -62,7 +58,7 @@ class Posterior:
         rows = arguments(program, data)
         if check := getattr(program, "check_data", None):
             check(*rows)
-        found = structure(program, rows, given)
+        found = structure(program, rows)
         if absent := [name for name in found.outside if name not in (given or {})]:
             raise ValueError(
                 f"Expected every latent site in the plate of the data, for a density of each datum; {absent[0]!r} is "
@@ -98,21 +94,14 @@ class Posterior:
 
     def log_weights(self, num: int) -> Tensor:
         """Return log p(x, z) - log q(z | x) of as many draws, of shape ``(num, B)``, classes summed out."""
-        return self.runner.rows(self.weights(num).log_w, num)
-
-    def weights(self, num: int) -> Weights:
-        """Return the same in its parts, all plates' dimensions kept, classes in dimensions left of them."""
-        return log_weights([self.traces(num)], scaled=False)
+        return self.runner.rows(log_weights([self.traces(num)], scaled=False).log_w, num)
 
     def traces(self, num: int) -> tuple[Trace, Trace]:
         """Return traces of model and guide for as many draws, unscaled, with all classes that are summed out."""
         return self.runner.pair(self._model, self.program.guide, num)
 
     def log_joint(self, draws: Draws, proper: bool = False) -> Tensor:
-        """Return log p(x, z), of shape ``(K, B)``, of draws of latent sites; discrete ones left out are summed out.
-
-        ``proper`` ignores masks on latent sites, so that what is masked has its prior: for chains, which move it too.
-        """
+        """Return log p(x, z), ``(K, B)``; ``proper`` ignores masks of latent sites, for chains, which move them."""
         return self.runner.density(self._model, draws, proper)
 
     def log_q(self, draws: Draws, proper: bool = False) -> Tensor:
@@ -130,15 +119,19 @@ class Posterior:
 
     def seen(self) -> Draws:
         """Return where each site is not masked, of shape ``(B, *plates)``, without its event."""
-        with torch.random.fork_rng(devices=self._devices()):
-            return self.runner.seen(self._model)
+        with forked(device := self.data[0].device):
+            nodes: dict[str, Any] = self.runner.run(self._model, 1).nodes
+        found = Draws()
+        for name in (*self.structure.supports, *self.structure.observed):
+            mask = torch.as_tensor(True if nodes[name]["mask"] is None else nodes[name]["mask"], device=device)
+            found[name] = self.runner.to_rows(mask.expand(nodes[name]["fn"].batch_shape))[0]
+        return found
 
     def log_likelihood(self, draws: Draws) -> Draws:
         """Return log p(x | z) of each observed site, each of shape ``(K, B)``; classes not in draws are summed out."""
-        names, sites = tuple(self.structure.observed), self.structure.supports
-        if draws.keys() >= sites.keys():
-            num = number_of(draws)
-            trace = self.runner.trace(self._model, num, draws)
+        names = [*self.structure.observed]
+        if draws.keys() >= self.structure.supports.keys():
+            trace = self.runner.trace(self._model, num := number_of(draws), draws)
             return {name: self.runner.total(trace, num, [name]) for name in names}
         log_prior, found = self.log_prior(draws), Draws()
         for name in names:
@@ -152,10 +145,7 @@ class Posterior:
         return draws | self.runner.classes(self._model, num, draws, absent) if absent else draws
 
     def simulate(self, num: int, draws: Draws | None = None, observed: bool = True) -> Draws:
-        """Return draws of all sites of the model, of the latent ones alone unless ``observed``.
-
-        Latent sites that ``draws`` has keep these values, and the others are drawn as the model draws them.
-        """
+        """Return draws of all sites of the model, of latent ones alone unless ``observed``; ``draws`` are kept."""
         model = poutine.uncondition(self.program.model) if observed else self._model
         names = [*self.structure.supports, *(self.structure.observed if observed else ())]
         return self.runner.outward(self.runner.run(model, num, draws), names)
@@ -181,13 +171,14 @@ class Posterior:
 
     def unconstrain(self, draws: Draws) -> Tensor:
         """Return the continuous sites as real numbers, of shape ``(K, B, D)``."""
-        shapes = self.structure.continuous
-        maps = self._maps(draws) if shapes else {}
-        flat = [
-            self.runner.to_rows(maps[n].inv(self.runner.inward(draws[n]))).reshape(number_of(draws), len(self), -1)
-            for n in shapes
-        ]
-        return torch.cat(flat, -1) if flat else self.data[0].new_zeros(number_of(draws), len(self), 0)
+        num, supports, flat = number_of(draws), self.structure.supports, []
+        if self.structure.continuous and not self.structure.fixed:
+            nodes: Any = self.runner.run(self._model, num, draws).nodes
+            supports = {name: nodes[name]["fn"].support for name in supports}
+        for name in self.structure.continuous:
+            u = bijection(supports[name]).inv(self.runner.inward(draws[name]))
+            flat.append(self.runner.to_rows(u).reshape(num, len(self), -1))
+        return torch.cat(flat, -1) if flat else self.data[0].new_zeros(num, len(self), 0)
 
     def constrain(self, u: Tensor) -> tuple[Draws, Tensor]:
         """Return the draws that real numbers ``(K, B, D)`` stand for, and log |dz / du|, of shape ``(K, B)``."""
@@ -196,18 +187,15 @@ class Posterior:
             end = start + shape.numel()
             parts[name] = self.runner.inward(u[..., start:end].reshape(u.shape[:2] + shape))
             start = end
-        volume = u.new_zeros(u.shape[:2])
+        mapped, volume = Mapped(parts), u.new_zeros(u.shape[:2])
         if self.structure.fixed:
-            found = {name: bijection(self.structure.supports[name]) for name in parts}
-            values = {name: to_support(parts[name]) for name, to_support in found.items()}
-            volumes = {name: m.log_abs_det_jacobian(parts[name], values[name]) for name, m in found.items()}
+            for name in parts:
+                mapped.put(name, self.structure.supports[name])
         else:
-            mapped = Mapped(parts)
-            trace = self.runner.run(mapped(self._model), len(u))
-            values, volumes = {name: trace.nodes[name]["value"] for name in parts}, mapped.volumes
+            self.runner.run(mapped(self._model), len(u))
         for name in parts:
-            volume = volume + sum_rightmost(self.runner.to_rows(volumes[name]), -2)
-        return {name: self.runner.to_rows(value) for name, value in values.items()}, volume
+            volume = volume + sum_rightmost(self.runner.to_rows(mapped.volumes[name]), -2)
+        return {name: self.runner.to_rows(mapped.values[name]) for name in parts}, volume
 
     @property
     def runner(self) -> Runner:
@@ -219,13 +207,34 @@ class Posterior:
         model = Unseen()(self.program.model) if self.structure.unseen else self.program.model
         return Missing()(model) if self.structure.missing else model
 
-    def _maps(self, draws: Draws) -> dict[str, Any]:
-        """Return each continuous site's map from real numbers to its support."""
-        supports = self.structure.supports
-        if not self.structure.fixed:
-            nodes: Any = self.runner.run(self._model, number_of(draws), draws).nodes
-            supports = {name: nodes[name]["fn"].support for name in supports}
-        return {name: bijection(supports[name]) for name in self.structure.continuous}
 
-    def _devices(self) -> list[torch.device]:
-        return [self.data[0].device] if self.data[0].is_cuda else []
+def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
+    """Return a program at data, as :func:`arguments` and :meth:`Posterior.of` take and refuse them; or a posterior."""
+    if isinstance(data, Posterior):
+        return data
+    check_methods(program)
+    return Posterior.of(program, *map(tracked, arguments(program, data)), given=given)
+
+
+def drawn_posterior(program: Any, data: Any, num: int) -> Posterior:
+    """Return a program at ``num`` rows to be drawn over: those of ``data`` in turn, or of its method ``blank(num)``.
+
+    Raises:
+        ValueError: If there are no data, and the program has no ``blank``.
+    """
+    if data is None:
+        if not hasattr(program, "blank"):
+            raise ValueError(
+                f"Expected data, since {type(program).__name__} is drawn given its arguments' shapes and covariates; "
+                "got none. Give some: their rows are taken in turn, and observed sites are drawn."
+            )
+        with torch.random.fork_rng(devices=[*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []):
+            data = program.blank(num)
+        return posterior_of(program, data)
+    posterior = posterior_of(program, data)
+    if posterior.structure.whole and num != len(posterior):
+        raise ValueError(
+            f"Expected num of {len(posterior)}, the rows of a program that has parameters for each, or sees them all "
+            f"together; got {num}."
+        )
+    return posterior[torch.arange(num, device=posterior.data[0].device) % len(posterior)]

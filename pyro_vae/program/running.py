@@ -1,6 +1,6 @@
 """How a program is run: for particles, at draws, with the classes of discrete sites laid out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,12 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from pyro_vae.program.structure import Draws, Structure, bijection
 from pyro_vae.traces.enumeration import enumerate_pair, marking
-from pyro_vae.traces.sites import PARTICLES, latent, samples
+from pyro_vae.traces.sites import PARTICLES, Program, latent, samples
 from pyro_vae.traces.weights import log_weights
-
-Program = Callable[..., Any]
 
 
 class Fixed(Messenger):
@@ -36,18 +35,22 @@ class Fixed(Messenger):
 
 
 class Mapped(Messenger):
-    """Takes unconstrained values to each site's support, as it is there; adds up log |dz / du| of each."""
+    """Takes unconstrained values u to each site's support: to ``values``, with log |dz / du| in ``volumes``."""
 
-    def __init__(self, values: Draws) -> None:
+    def __init__(self, u: Draws) -> None:
         super().__init__()
-        self.values, self.volumes = values, Draws()
+        self.u, self.values, self.volumes = u, Draws(), Draws()
+
+    def put(self, name: str, support: Constraint) -> Tensor:
+        """Take a site's values to a support, and return them."""
+        to_support = bijection(support)
+        self.values[name] = to_support(self.u[name])
+        self.volumes[name] = to_support.log_abs_det_jacobian(self.u[name], self.values[name])
+        return self.values[name]
 
     def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if not msg["is_observed"] and name in self.values:
-            to_support, u = bijection(msg["fn"].support), self.values[name]
-            msg["value"], msg["done"] = to_support(u), True
-            self.volumes[name] = to_support.log_abs_det_jacobian(u, msg["value"])
+        if not msg["is_observed"] and msg["name"] in self.u:
+            msg["value"], msg["done"] = self.put(msg["name"], msg["fn"].support), True
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,22 +98,11 @@ class Runner:
 
     def density(self, program: Program, draws: Draws, proper: bool, without: tuple[str, ...] = ()) -> Tensor:
         """Return the log-density of draws, ``(K, B)``: discrete sites that are not among them are summed out."""
-        num = number_of(draws) if draws else 1
-        supports = self.structure.supports
+        num, supports = number_of(draws) if draws else 1, self.structure.supports
         trace = self.run(program, num, draws, (n for n in supports if supports[n].is_discrete and n not in draws))
         for site in latent(trace).values() if proper else ():
             site["mask"] = None
         return self.total(self.scored(trace, without), num)
-
-    def seen(self, model: Program) -> Draws:
-        """Return where each site of a model is not masked, of shape ``(B, *plates)``."""
-        nodes: dict[str, Any] = self.run(model, 1).nodes
-        found = Draws()
-        for name in (*self.structure.supports, *self.structure.observed):
-            mask = True if nodes[name]["mask"] is None else nodes[name]["mask"]
-            mask = torch.as_tensor(mask, device=self.data[0].device)
-            found[name] = self.to_rows(mask.expand(nodes[name]["fn"].batch_shape))[0]
-        return found
 
     def classes(self, program: Program, num: int, draws: Draws, names: list[str]) -> Draws:
         """Draw discrete sites from their exact law given the data and values of all other sites."""

@@ -17,7 +17,7 @@ from pyro_vae.missing import Missing
 from pyro_vae.seeds import modules_of
 from pyro_vae.traces.enumeration import marked
 from pyro_vae.traces.particles import OwnRows, probe
-from pyro_vae.traces.sites import is_fixed, latent, loss_terms, mean_scale, observed, plates, samples, say_loss_terms
+from pyro_vae.traces.sites import check_guide, is_fixed, latent, loss_terms, mean_scale, observed, plates, samples
 
 Draws = dict[str, Tensor]  # site -> (K, B, *rest): draw, datum, one draw of one datum
 FEW = 3  # rows that a program is looked at on
@@ -58,49 +58,42 @@ class Structure:
     @property
     def continuous(self) -> dict[str, torch.Size]:
         """Shapes of the unconstrained draws of one datum, of the sites that are continuous."""
-        sites = {name: support for name, support in self.supports.items() if not support.is_discrete}
-        return {name: unconstrained(support, self.shapes[name]) for name, support in sites.items()}
+        shapes = {name: self.shapes[name] for name, support in self.supports.items() if not support.is_discrete}
+        for name, shape in shapes.items():
+            # A bound of each row, as of Uniform(0, z), has a shape that is not the event's.
+            if of_element(self.supports[name]).event_dim:
+                shapes[name] = torch.Size(bijection(self.supports[name]).inverse_shape(shape))
+        return shapes
 
 
-def structure(program: Any, data: tuple[Tensor, ...], given: Draws | None = None) -> Structure:
-    """Return what a program is made of, from a run on a few of its data.
-
-    A program that runs on all of its data only, as one with a parameter for each datum, is run on these. Refuse plates
-    whose rows are not those of the data, and latent sites that the guide does not draw.
-    """
-    auto = check_own_rows(program, len(data[0]))
-    few = tuple(column[:FEW] for column in data)
-    if auto:  # its first run decides for how many rows it has parameters
-        return _structure(program, data, data, given or {}, whole=True)
-    if len(data[0]) > FEW:
+def structure(program: Any, data: tuple[Tensor, ...]) -> Structure:
+    """Return what a program is made of, from a run on a few of its data, or on all if it runs on all of them only."""
+    if not check_own_rows(program, len(data[0])):  # the first run of an autoguide decides how many rows it is for
         try:
-            return _structure(program, few, data, given or {})
+            return _structure(program, tuple(column[:FEW] for column in data), data)
         except (RuntimeError, IndexError, ValueError):
-            return _structure(program, data, data, given or {}, whole=True)
-    return _structure(program, few, data, given or {})
+            if len(data[0]) <= FEW:
+                raise
+    return _structure(program, data, data, whole=True)
 
 
 @torch.no_grad()
-def _structure(program: Any, few: tuple, data: tuple, given: Draws, whole: bool = False) -> Structure:
+def _structure(program: Any, few: tuple, data: tuple, whole: bool = False) -> Structure:
     missing = any(column.is_floating_point() and bool(column.isnan().any()) for column in data)
     model = Missing()(program.model) if missing else program.model
     rows = OwnRows()
     depth, (model_trace, guide_trace) = probe(rows(model), rows(program.guide), few, {})
     summed = marked(model_trace, guide_trace, rows.marks)
-    terms = loss_terms(model_trace, guide_trace)
-    drawn = latent(model_trace)
-    for name in drawn:
-        if name not in guide_trace and name not in summed:
-            raise ValueError(
-                f"Expected a guide that draws every latent site; {name!r} is in the model alone. Draw it in the guide, "
-                "or observe it."
-            )
-    say_loss_terms(terms)
+    check_guide(model_trace, guide_trace, summed)
+    terms, drawn = loss_terms(model_trace, guide_trace), latent(model_trace)
     frame = _data_plate(model_trace, len(few[0]))
     dim = frame.dim if frame else 0
-    inside = {name: site for name, site in drawn.items() if frame is None or frame.name in _names(site)}
+
+    def in_plate(sites: dict[str, Any]) -> dict[str, Any]:
+        return {n: one for n, one in sites.items() if not frame or frame.name in [other.name for other in plates(one)]}
+
+    inside, seen = in_plate(drawn), in_plate(observed(model_trace))
     outside = {name: site for name, site in drawn.items() if name not in inside}
-    seen = {name: site for name, site in observed(model_trace).items() if frame is None or frame.name in _names(site)}
     supports = {name: site["fn"].support for name, site in inside.items()}
     hidden = {name: site for name, site in latent(guide_trace).items() if name not in drawn and name not in terms}
     # What an autoguide draws a site outside from is given with it.
@@ -140,10 +133,6 @@ def _data_plate(trace: Trace, rows: int) -> Any:
     return fit[0] if fit else None
 
 
-def _names(site: Any) -> set[str]:
-    return {frame.name for frame in plates(site)}
-
-
 def _of_one(site: Any, depth: int, dim: int) -> torch.Size:
     """Return the shape of a site's value for one datum, other plates first, all of them."""
     value, event_dim = site["value"], site["fn"].event_dim
@@ -179,12 +168,6 @@ def bijection(support: Constraint) -> Any:
     """Return the map from real numbers to a support; a mixture's is that of its parts, which torch does not say."""
     parts: Any = support
     return biject_to(parts.base_constraint if isinstance(parts, constraints.MixtureSameFamilyConstraint) else support)
-
-
-def unconstrained(support: Constraint, shape: torch.Size) -> torch.Size:
-    """Return the shape of the real numbers that stand for a value of some shape."""
-    # A bound of each row, as of Uniform(0, z), has a shape that is not the event's.
-    return torch.Size(bijection(support).inverse_shape(shape)) if of_element(support).event_dim else shape
 
 
 def coordinates(site: str, shape: torch.Size) -> list[str]:

@@ -10,28 +10,25 @@ row whose label is seen would count once for each class.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.ops.contract import contract_to_tensor
+from pyro.ops.packed import broadcast_all
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, latent, plates, samples
+from pyro_vae.traces.sites import PARTICLES, Program, Site, density_sites, enumerated, latent, plates, samples
 
-Program = Callable[..., Any]
 MOST = 64  # dimensions of a tensor
 
 
 def marked(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the latent sites to sum out: those marked for it, and discrete ones of the model that no guide draws.
-
-    Replayed sites of the model have the guide's marks; ``marks`` are those that the model marks itself.
-    """
+    """Return the latent sites to sum out: marked, the model's own in ``marks``, or discrete and in the model alone."""
     names = []
     for trace in (guide_trace, model_trace):
         for name, site in latent(trace).items():
@@ -65,13 +62,15 @@ def enumerate_pair(model: Program, guide: Program, names: Iterable[str], nesting
     return EnumMessenger()(model), EnumMessenger(-1 - nesting)(guide)  # the model goes on where the guide ended
 
 
-def per_datum(site: Site, keep: set[int], nesting: int) -> Tensor:
-    """Return a site's log-density, masked and unscaled, summed over all dimensions of plates but those to keep."""
-    summed = (site["infer"] or {}).get("_enumerate_dim") is not None
-    log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, None if summed else site["mask"])
-    keep = keep | {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
-    inside = [dim for dim in range(-min(log_prob.dim(), nesting), 0) if dim not in keep]
-    return log_prob.sum(inside, keepdim=True) if inside else log_prob
+def per_datum(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
+    """Return the log-density of sites, masked and unscaled, summed over all dimensions of plates but those to keep."""
+    total = torch.zeros(())
+    for site in sites:
+        log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, None if enumerated({"": site}) else site["mask"])
+        kept = keep | {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
+        inside = [dim for dim in range(-min(log_prob.dim(), nesting), 0) if dim not in kept]
+        total = total + (log_prob.sum(inside, keepdim=True) if inside else log_prob)
+    return total
 
 
 def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
@@ -82,24 +81,21 @@ def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
 
 def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
     """Whether each enumerated site has a dimension of its own, and all are in the same plates, or in those to keep."""
-    classes = [site for site in sites if (site["infer"] or {}).get("_enumerate_dim") is not None]
-    dims = [site["infer"]["_enumerate_dim"] for site in classes]
-    inside = [frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes]
-    if keep is not None:
-        return len({*dims}) == len(dims) and all(own <= keep for own in inside)
-    return len({*dims}) == len(dims) and len({*inside}) <= 1
+    classes = [site for site in sites if enumerated({"": site})]
+    inside = {frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes}
+    apart = len({site["infer"]["_enumerate_dim"] for site in classes}) == len(classes)
+    return apart and (len(inside) <= 1 if keep is None else all(own <= keep for own in inside))
 
 
 def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> Tensor:
-    """Return the log-weight of each datum by variable elimination, where classes are in plates or in Markov chains.
+    """Return the log-weight of each datum by variable elimination, the ``shared`` plates kept; the guide may be empty.
 
-    The traces have log-probabilities, that of the guide is empty for the model's joint alone, and the ``shared`` plates
-    are kept. Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
+    Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
     """
     model_trace.pack_tensors()
     symbols: dict[str, str] = model_trace.plate_to_symbol
-    parts = [(site, 1) for site in samples(model_trace).values()]
     guide_trace.pack_tensors(symbols)
+    parts = [(site, 1) for site in samples(model_trace).values()]
     parts += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     classes = set()
@@ -110,15 +106,14 @@ def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) ->
             classes.add(site["infer"]["_dim_to_symbol"][dim])
             if sign < 0:
                 continue
-        packed = site["packed"]
-        log_prob: Any = packed["unscaled_log_prob"]
-        if dim is None and packed["mask"] is not None:
-            dims = log_prob._pyro_dims
-            log_prob = torch.where(_like(packed["mask"], dims), log_prob, 0.0)
-            log_prob._pyro_dims = dims
-        frames = there.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
+        log_prob, mask = site["packed"]["unscaled_log_prob"], site["packed"]["mask"]
+        dims = log_prob._pyro_dims
+        if dim is None and mask is not None:
+            mask = broadcast_all(log_prob, mask, dims=dims)[1] if isinstance(mask, Tensor) else mask
+            log_prob = torch.where(torch.as_tensor(mask), log_prob, 0.0)
         signed: Any = sign * log_prob
-        signed._pyro_dims = log_prob._pyro_dims
+        signed._pyro_dims = dims
+        frames = there.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
         tree.setdefault(frozenset(frames), []).append(signed)
     names = [symbols[frame.name] for frame in sorted(shared, key=lambda frame: frame.dim)]
     order = [symbol for symbol in names if symbol in there]
@@ -126,23 +121,11 @@ def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) ->
     return total.permute([total._pyro_dims.index(symbol) for symbol in order])
 
 
-def _like(mask: Any, dims: str) -> Any:
-    """Lay out a packed mask along the dimensions of a packed log-density."""
-    if not isinstance(mask, Tensor):
-        return mask
-    held: str = vars(mask)["_pyro_dims"]
-    placed = mask.permute(*(held.index(symbol) for symbol in dims if symbol in held))
-    return placed.reshape([mask.shape[held.index(symbol)] if symbol in held else 1 for symbol in dims])
-
-
 class Expectation:
     r"""The mean over what the guide enumerates, :math:`\sum_y q(y \mid x) \, f(y)`, of terms of an ELBO.
 
-    Where nothing is enumerated a term is its own mean.
-
-    Refuse classes in a plate inside a datum, in a Markov chain, or beside draws without a gradient. The traces have
-    log-probabilities, and ``nesting`` counts the plate of the particles too. ``alone`` are the dimensions of classes
-    that the model alone has, and ``members`` its sites that depend on these.
+    Where nothing is enumerated a term is its own mean. ``nesting`` counts the plate of the particles too. ``alone`` are
+    the dimensions of classes that the model alone has, and ``members`` its sites that depend on these.
     """
 
     def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int) -> None:
@@ -190,5 +173,5 @@ class Expectation:
         some = [self.members[name] for name in names]
         if not some:
             return torch.zeros(())
-        log_p = sum((per_datum(site, self.shared, self.nesting) for site in some), torch.zeros(()))
-        return self.mean(some[0]["scale"] * sum_out(log_p, self.alone), some[0])
+        log_p = sum_out(per_datum(some, self.shared, self.nesting), self.alone)
+        return self.mean(some[0]["scale"] * log_p, some[0])

@@ -6,8 +6,7 @@ program is run alone and in the plate, and its log-densities are compared.
 
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pyro
@@ -21,7 +20,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_vae.traces.sites import PARTICLES, Site, check_support, latent, plates, samples
+from pyro_vae.traces.sites import PARTICLES, Program, Site, check_support, latent, plates, samples
 
 ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run them one after another."
 
@@ -45,11 +44,8 @@ class OneSubsample(Messenger):
 class OwnRows(Messenger):
     """Refuses a run in which a plate is given other rows of the data than the program gave it.
 
-    A plate with ``subsample=rows`` is a site like others: replayed from a guide whose plate drew rows of its own, it
-    would be of these, in silence, while the program goes on to observe ``x[rows]``. A subsampled plate that was made
-    outside the program shows no rows at all.
-
-    It also reads into ``marks`` which sites a model marks for enumeration: a replayed site has the guide's marks.
+    A plate replayed from a guide that drew rows of its own would be of these, while the model observes ``x[rows]``. It
+    also reads into ``marks`` which sites a model marks for enumeration: a replayed site has the guide's marks.
     """
 
     def __init__(self) -> None:
@@ -73,20 +69,16 @@ class OwnRows(Messenger):
                     "model and inside the guide; it was made outside, and its rows cannot be compared."
                 )
         own = self._given.get(msg["name"]) if site_is_subsample(msg) else None
-        if own is not None and own is not msg["value"]:
-            one, other = (torch.as_tensor(rows) for rows in (own, msg["value"]))
-            if one.shape != other.shape or not one.equal(other):
-                raise ValueError(
-                    f"Expected the model and the guide to see the same rows of the data in plate {msg['name']!r}; the "
-                    "guide drew others than the model was given. Give the guide's plate the same subsample=rows."
-                )
+        if own is None or own is msg["value"] or torch.as_tensor(own).equal(torch.as_tensor(msg["value"])):
+            return
+        raise ValueError(
+            f"Expected the model and the guide to see the same rows of the data in plate {msg['name']!r}; the guide "
+            "drew others than the model was given. Give the guide's plate the same subsample=rows."
+        )
 
 
 class Unseen(Messenger):
-    """Puts a class in place of what is observed, masked, and no class, as of the label -1 of a row that has none.
-
-    Its log-density is masked, and yet looked at by Pyro's validation, and indexed by.
-    """
+    """Puts a class in place of what is observed, masked and no class, as the label -1: models index by it even so."""
 
     def _pyro_sample(self, msg: Site) -> None:
         law = msg["fn"]
@@ -99,25 +91,18 @@ class Unseen(Messenger):
             msg["value"] = torch.where(legal | seen, value, first)
 
 
-def importance_traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict, nesting: int
-) -> tuple[Trace, Trace]:
-    """Run the guide, and the model at its draws; return both traces with log-probabilities, without subsample sites.
-
-    As ``pyro.infer.enum.get_importance_trace`` with all of its checks, but for names that only one of the two has:
-    :mod:`pyro_vae.traces.sites` and :mod:`pyro_vae.traces.enumeration` say what these are.
-    """
+def importance_traces(model: Program, guide: Program, args: tuple, kwargs: dict, nesting: int) -> tuple[Trace, Trace]:
+    """Run the guide, and the model at its draws, as ``get_importance_trace``: but either may have sites of its own."""
     if isinstance(poutine.unwrap(guide), Messenger):
         return get_importance_trace("flat", nesting, model, guide, args, kwargs)
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     if is_validation_enabled():
-        if samples(guide_trace).keys() == latent(model_trace).keys():
-            check_model_guide_match(model_trace, guide_trace, nesting)
-        else:
-            with warnings.catch_warnings():
+        same = samples(guide_trace).keys() == latent(model_trace).keys()
+        with nullcontext() if same else warnings.catch_warnings():
+            if not same:
                 warnings.filterwarnings("ignore", "Found ", UserWarning)
-                check_model_guide_match(model_trace, guide_trace, nesting)
+            check_model_guide_match(model_trace, guide_trace, nesting)
     guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
     model_trace.compute_log_prob()
     guide_trace.compute_score_parts()
@@ -136,14 +121,8 @@ def depth_of(pair: tuple[Trace, Trace]) -> int:
 
 
 @torch.no_grad()
-def probe(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple, kwargs: dict
-) -> tuple[int, tuple[Trace, Trace]]:
-    """Return how deep the plates of a program nest, and traces of model and guide; check it for several particles.
-
-    Refuse one that has another log-density for a particle in a plate than alone, or does not run in a plate. A program
-    that draws noise of its own, as dropout, differs from itself too, and passes.
-    """
+def probe(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[int, tuple[Trace, Trace]]:
+    """Return how deep the plates of a program nest, and traces of model and guide; check it for several particles."""
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     model = Unseen()(model)
     with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():
@@ -151,30 +130,27 @@ def probe(
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
         traces = model_trace, prune_subsample_sites(guide_trace)
-        sites = [site for trace in traces for site in samples(trace).values()]
         depth = depth_of(traces)
         check_support(traces[0])
         if is_validation_enabled():
             for trace in traces:
                 trace.compute_log_prob()
-            for site in sites:
-                check_site_shape(site, sys.maxsize)
+                for site in samples(trace).values():
+                    check_site_shape(site, sys.maxsize)
             with suppress(NotImplementedError):  # a density that is known at its own draws only
                 _check(model, guide, depth, _joined(traces[0], traces[1].copy()), args, kwargs)
     return depth, traces
 
 
-def _check(
-    model: Callable[..., Any], guide: Callable[..., Any], depth: int, alone: Trace, args: tuple, kwargs: dict
-) -> None:
-    """Run two particles in a plate, and the second alone; compare their log-densities."""
+def _check(model: Program, guide: Program, depth: int, alone: Trace, args: tuple, kwargs: dict) -> None:
+    """Run two particles in a plate, and the second alone; refuse a program that fails, or has other log-densities."""
 
     def log_probs(trace: Trace) -> dict[str, Tensor]:
         trace = prune_subsample_sites(trace)
         trace.compute_log_prob()
         return {name: site["log_prob"] for name, site in samples(trace).items()}
 
-    def run(program: Callable[..., Any], values: Trace) -> Trace:
+    def run(program: Program, values: Trace) -> Trace:
         return poutine.trace(poutine.replay(program, trace=values)).get_trace(*args, **kwargs)
 
     plate = pyro.plate(PARTICLES, 2, dim=-1 - depth)

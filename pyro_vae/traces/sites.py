@@ -1,12 +1,14 @@
 """The sample sites of a trace."""
 
 import warnings
+from collections.abc import Callable, Container
 from functools import cache
 from typing import Any
 
 import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
@@ -14,6 +16,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.data.supports import of_element
 
+Program = Callable[..., Any]
 Site = Any  # a node of a trace, one of Pyro's messages
 PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate
 
@@ -35,34 +38,35 @@ def observed(trace: Trace) -> dict[str, Site]:
 
 
 def loss_terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the sites of the guide that are no part of log q(z | x): terms of the loss alone.
+    """Return the sites of the guide that are no part of log q(z | x): what it observes, and draws of its own.
 
-    These are observed sites and factors of the guide, and draws that the model does not have, unless they are marked
-    ``infer={"is_auxiliary": True}``. Without such a draw the guide is a mixture, whose weights are unbiased for p(x).
+    Draws that are marked ``infer={"is_auxiliary": True}`` are part of it. Without the others the guide is a mixture.
     """
-    drawn = latent(model_trace)
-    return {
-        name: site
-        for name, site in samples(guide_trace).items()
-        if site["is_observed"] or not (name in drawn or (site["infer"] or {}).get("is_auxiliary"))
-    }
+    ours = density_sites(model_trace, guide_trace)
+    return {name: site for name, site in samples(guide_trace).items() if name not in ours}
 
 
 def density_sites(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the sites of the guide whose product is q(z | x)."""
+    """Return the sites of the guide whose product is q(z | x): the others are :func:`loss_terms`."""
+    sites, drawn = latent(guide_trace), latent(model_trace)
+    return {name: site for name, site in sites.items() if name in drawn or (site["infer"] or {}).get("is_auxiliary")}
+
+
+def check_guide(model_trace: Trace, guide_trace: Trace, summed: Container[str]) -> None:
+    """Refuse latent sites that are not drawn or summed out; warn once of terms of the loss not marked ``is_loss``."""
+    for name in latent(model_trace):
+        if name not in guide_trace and name not in summed:
+            raise ValueError(
+                f"Expected a guide that draws every latent site; {name!r} is in the model alone. Draw it in the guide, "
+                "or observe it."
+            )
     terms = loss_terms(model_trace, guide_trace)
-    return {name: site for name, site in samples(guide_trace).items() if name not in terms}
-
-
-def say_loss_terms(terms: dict[str, Site]) -> None:
-    """Warn once that these sites of a guide are in no density, unless they are marked ``infer={"is_loss": True}``."""
-    _say(*(name for name, site in terms.items() if not (site["infer"] or {}).get("is_loss")))
+    if names := [name for name, site in terms.items() if not (site["infer"] or {}).get("is_loss")]:
+        _say(*names)
 
 
 @cache
 def _say(*names: str) -> None:
-    if not names:
-        return
     warnings.warn(
         f"The guide's {', '.join(map(repr, names))} is not in the model: it is trained with, as a term of the loss, "
         "and is left out of every density. Mark it infer={'is_auxiliary': True} if it is part of q(z | x), or "
@@ -105,14 +109,16 @@ def mean_scale(site: Site) -> float:
 
 
 def same(a: float | Tensor | None, b: float | Tensor | None) -> bool | Tensor:
-    """Say whether two scales or masks are the same: element by element where tensors have to be looked at.
-
-    Nothing here looks at a number in a tensor, so that a step can be recorded as a graph. A mask of None is True.
-    """
+    """Say whether two scales or masks are the same, by element where they are tensors; a mask of None is True."""
     if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         return a is b or a == b
     one, other = (True if value is None else value for value in (a, b))
     return torch.as_tensor(one) == torch.as_tensor(other)
+
+
+def differ(agree: bool | Tensor) -> bool:
+    """Whether what :func:`same` says is no: a tensor is looked at under Pyro's validation, which no graph has."""
+    return agree is False or (isinstance(agree, Tensor) and is_validation_enabled() and not agree.all())
 
 
 def is_fixed(support: Constraint) -> bool:
@@ -121,10 +127,7 @@ def is_fixed(support: Constraint) -> bool:
 
 
 def check_support(model_trace: Trace) -> None:
-    """Refuse what is observed, not masked, and outside the support of its distribution, if that depends on no draw.
-
-    Pyro's validation checks this too, where it is on: libraries turn it off for a whole process.
-    """
+    """Refuse what is observed, not masked, and outside a support that no draw changes: Pyro's validation may be off."""
     for name, site in observed(model_trace).items():
         law, value, mask = site["fn"].support, site["value"], site["mask"]
         if is_fixed(law) and not (law.check(value) | ~torch.as_tensor(True if mask is None else mask)).all():

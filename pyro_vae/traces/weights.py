@@ -1,16 +1,14 @@
 r"""Importance weights of any Pyro program: one for each particle and datum, whatever its plates and scales."""
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.traces.enumeration import MOST, contracted, is_flat, per_datum, sum_out
-from pyro_vae.traces.sites import PARTICLES, Site, density_sites, enumerated, plates, same, samples
+from pyro_vae.traces.sites import PARTICLES, Site, density_sites, differ, enumerated, plates, same, samples
 
 
 class Weights(NamedTuple):
@@ -32,39 +30,40 @@ class Weights(NamedTuple):
         log_w = self.log_p - self.log_q
         return log_w.flatten(0, self.classes - 1).logsumexp(0) if self.classes else log_w
 
-    def total(self, per_datum: Tensor) -> Tensor:
-        """Sum over the data, with their scale."""
-        return (self.scale * per_datum).sum()
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values of each datum, with their scale."""
+        return (self.scale * values).sum()
 
 
 def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weights:
-    """Return the importance weights of each particle and datum.
+    """Return the importance weights of each particle and datum, of traces of all particles in a plate, or of each.
 
-    A datum is one element of the plates that all sites are in; further plates, inside it, are summed over. The scale
-    that all sites share is kept apart. Sites of the guide that are terms of the loss alone are left out.
-
-    The traces have log-probabilities, all particles in a plate, or a pair for each. Refuse sites that share no plate,
-    and different scales where the scale is asked for.
+    A datum is one element of the plates that all sites are in; further plates, inside it, are summed over. Refuse sites
+    that share no plate, and different scales where the scale is asked for.
     """
     pairs = [(samples(model), density_sites(model, guide)) for model, guide in traces]
     sites = [site for pair in pairs for part in pair for site in part.values()]
     shared = shared_plates(sites)
     keep = {frame.dim for frame in shared}
     vectorized = any(frame.name == PARTICLES for frame in sites[0]["cond_indep_stack"])
+
+    def gather(parts: list[Tensor], dim: int = 0) -> Tensor:
+        return parts[0] if vectorized else torch.stack(parts, dim)
+
     scale = _shared_scale(pairs[0]) if scaled else 1.0
     if not enumerated(pairs[0][0] | pairs[0][1]):
-        log_p, log_q = (_gather([_total(pair[i].values(), keep, MOST) for pair in pairs], vectorized) for i in (0, 1))
+        log_p, log_q = (gather([per_datum(pair[i].values(), keep, MOST) for pair in pairs]) for i in (0, 1))
         return Weights(log_p, log_q, scale, torch.zeros(()))
     nesting = max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
     whole = frozenset(f for f in sites[0]["cond_indep_stack"] if f.vectorized and (f in shared or f.name == PARTICLES))
     plate = {frame.dim: frame.size for frame in whole}
     sizes = [plate.get(dim, 1) for dim in range(-nesting, 0)]
     if not is_flat((pairs[0][1] | pairs[0][0]).values(), keep):
-        log_w = _gather([contracted(*pair, whole).reshape(sizes) for pair in traces], vectorized)
+        log_w = gather([contracted(*pair, whole).reshape(sizes) for pair in traces])
         return Weights(log_w, torch.zeros(()), scale, torch.zeros(()))
     parts = [_of_classes(model, guide, keep, sizes) for model, guide in pairs]
     classes = max(part.dim() for part in parts[0]) - nesting
-    log_p, log_q, log_r = (_gather([one[i] for one in parts], vectorized, -1 - nesting) for i in range(3))
+    log_p, log_q, log_r = (gather([one[i] for one in parts], -1 - nesting) for i in range(3))
     return Weights(log_p, log_q, scale, log_r, classes)
 
 
@@ -72,31 +71,17 @@ def _of_classes(model: dict[str, Site], guide: dict[str, Site], keep: set[int], 
     """Return log p, with the classes that the model alone has summed out; log q of draws; and log q of classes."""
     ours, nesting = enumerated(guide), len(sizes)
     alone = [dim for name, dim in enumerated(model).items() if name not in ours]
-    log_p = sum_out(_total(model.values(), keep, nesting), alone)
-    log_q = _total((site for name, site in guide.items() if name not in ours), keep, nesting)
-    parts = log_p, log_q, _total((guide[name] for name in ours), keep, nesting)
+    log_p = sum_out(per_datum(model.values(), keep, nesting), alone)
+    log_q = per_datum((site for name, site in guide.items() if name not in ours), keep, nesting)
+    parts = log_p, log_q, per_datum((guide[name] for name in ours), keep, nesting)
     shape = torch.broadcast_shapes(sizes, *(part.shape for part in parts))
     while len(shape) > nesting and shape[0] == 1:  # left by classes that are summed out
         shape = shape[1:]
     return [part.reshape(part.shape[max(0, part.dim() - len(shape)) :]).expand(shape) for part in parts]
 
 
-def _gather(parts: list[Tensor], vectorized: bool, dim: int = 0) -> Tensor:
-    return parts[0] if vectorized else torch.stack(parts, dim)
-
-
-def _total(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
-    return sum((per_datum(site, keep, nesting) for site in sites), torch.zeros(()))
-
-
 def power_mean(log_w: Tensor, alpha: float) -> Tensor:
-    r"""Return :math:`\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}`, at 1 the mean of log w, in nats.
-
-    Example:
-        >>> log_w = torch.tensor([1.0, 3.0]).log()
-        >>> [round(power_mean(log_w, alpha).exp().item(), 3) for alpha in (0.0, 0.5, 1.0)]
-        [2.0, 1.866, 1.732]
-    """
+    r"""Return :math:`\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}`, at 1 mean log w, in nats."""
     if alpha == 1:
         return log_w.mean(0)
     power = 1 - alpha
@@ -112,10 +97,6 @@ def chosen_by_weight(log_w: Tensor, number: int) -> Tensor:
 
     Systematically: one uniform number a datum decides all its draws, so that particle k is drawn
     :math:`m \hat{w}_k` times, rounded up or down (Kitagawa, 1996).
-
-    Example:
-        >>> chosen_by_weight(torch.tensor([0.5, 0.0, 0.25, 0.25]).log(), 4)
-        tensor([0, 0, 2, 3])
     """
     shares = log_w.softmax(0).cumsum(0)
     first = torch.arange(number, dtype=log_w.dtype, device=log_w.device).reshape(-1, *(1,) * (log_w.dim() - 1))
@@ -130,36 +111,30 @@ def shared_plates(sites: list[Site]) -> frozenset:
     names = [frame.name for site in sites for frame in plates(site)]
     if names and not shared:
         data = max(names, key=names.count)
-        outside = next((site for site in sites if data not in {frame.name for frame in plates(site)}), None)
-        if outside is None:
+        outside = [site["name"] for site in sites if data not in {frame.name for frame in plates(site)}]
+        if not outside:
             raise ValueError(
                 f"Expected a vectorized plate for the data, for a weight per datum; {data!r} is a loop. Write it as "
                 f"`with pyro.plate({data!r}, size):`, or use objectives.ELBO."
             )
         raise ValueError(
-            f"Expected every site in one plate, the data's, for a weight per datum; {outside['name']!r} is outside "
+            f"Expected every site in one plate, the data's, for a weight per datum; {outside[0]!r} is outside "
             f"{data!r}. Use objectives.ELBO, or .to_event in place of a plate that is inside one datum."
         )
     return shared
 
 
 def _shared_scale(pair: tuple[dict[str, Site], dict[str, Site]]) -> float | Tensor:
-    named = [
-        (f"{name!r} of the {part}", site)
-        for part, sites in zip(("model", "guide"), pair, strict=True)
-        for name, site in sites.items()
-    ]
-    first, scale = named[0][0], named[0][1]["scale"]
-    for name, site in named:
-        agree = same(scale, site["scale"])
-        if agree is False or (isinstance(agree, Tensor) and is_validation_enabled() and not agree.all()):
+    parts = zip(("model", "guide"), pair, strict=True)
+    named = [(f"{name!r} of the {part}", site["scale"]) for part, sites in parts for name, site in sites.items()]
+    first, scale = named[0]
+    for name, own in named:
+        if differ(same(scale, own)):
+            one, other = (
+                f"a tensor of shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"{s:g}" for s in (own, scale)
+            )
             raise ValueError(
-                "Expected one scale for every site, to stay outside the log-sum-exp of the weights; "
-                f"{name} has {_show(site['scale'])} and {first} {_show(scale)}. Scale model and guide as wholes, or "
-                "use objectives.ELBO, which has a beta."
+                f"Expected one scale for every site, to stay outside the log-sum-exp of the weights; {name} has {one} "
+                f"and {first} {other}. Scale model and guide as wholes, or use objectives.ELBO, which has a beta."
             )
     return scale
-
-
-def _show(scale: float | Tensor) -> str:
-    return f"a tensor of shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else f"{scale:g}"
