@@ -321,7 +321,9 @@ class TestRuns:
         sizes = []
         monkeypatch.setattr(evaluate.weighing, "how_many_fit", lambda run, most, device: 2)
         genuine = Ladder.climb
-        monkeypatch.setattr(Ladder, "climb", lambda self, *a: sizes.append(len(self.posterior)) or genuine(self, *a))
+        monkeypatch.setattr(
+            Ladder, "climb", lambda self, *a, **k: sizes.append(len(self.posterior)) or genuine(self, *a, **k)
+        )
         for bound in (ais.ais(model.vae(), x, 3, 4), *ais.bdmc(model.vae(), None, 3, 4, joint=(z, x))):
             torch.testing.assert_close(bound, model.log_evidence(x), rtol=0, atol=1e-10)
         assert sizes == [2, 2, 1] * 2
