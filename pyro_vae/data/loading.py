@@ -132,8 +132,8 @@ def from_tensor(
     """
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
     rest = {"labels": labels, "mask": mask}
-    labels, mask = (None if given is None else tensor_of(given, name) for name, given in rest.items())
-    return _dataset(Source(tensor_of(x, "x"), "a tensor", labels, mask, floats=None), config)
+    labels, mask = (None if given is None else _held(given, name) for name, given in rest.items())
+    return _dataset(Source(_held(x, "x"), "a tensor", labels, mask, floats=None), config)
 
 
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
@@ -154,7 +154,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
         >>> [column.shape for column in dataset.train.batch(slice(0, 7))]
         [torch.Size([7, 5]), torch.Size([7])]
     """
-    tensors = {name: tensor_of(column, name) for name, column in columns.items()}
+    tensors = {name: _held(column, name) for name, column in columns.items()}
     sizes = {len(column) if column.dim() else 0 for column in tensors.values()}
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
@@ -173,6 +173,10 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
     whole = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
     config = dict(data="tensor", root="", binarize="none", dequantize=False, valid=valid, counts=False)
     return _in_splits(whole, seen, config)
+
+
+def _held(given: Any, argument: str) -> Tensor:
+    return tensor_of(given, argument).detach().cpu()
 
 
 def _dataset(source: Source, config: dict[str, Any]) -> Dataset:

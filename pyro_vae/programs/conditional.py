@@ -22,7 +22,7 @@ from pyro_vae.programs.building import (
     one_hot,
     shape_of,
 )
-from pyro_vae.programs.hooks import Built, Draw
+from pyro_vae.programs.hooks import Built, Draw, quietly
 
 
 class ConditionalVAE(Built):
@@ -115,7 +115,7 @@ class ConditionalVAE(Built):
         y = self.vector(*given)
         return self.decoder(draw(self.encoder(x, y)), y)
 
-    @torch.no_grad()
+    @quietly
     def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
         """Return ``num`` mean images E[x | z, y], of shape ``(num, *event)``, z drawn from the prior given y.
 

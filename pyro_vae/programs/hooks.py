@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
+from functools import wraps
 from itertools import chain
 from typing import Any, Self
 
@@ -16,10 +17,23 @@ from pyro_vae.conditional import Conditional, mean
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import ADVICE, kind_of, of_element
 from pyro_vae.missing import observed
+from pyro_vae.program import arguments
+from pyro_vae.seeds import undisturbed
 
 AT_ONCE = 4096
 SOME = 2**20  # numbers that a scale is started at
 Draw = Callable[[TorchDistribution], Tensor]  # from a distribution of a latent site to its value
+
+
+def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a program's method without gradients, and else as in a script of its own, whatever is around."""
+
+    @wraps(method)
+    def run(program: Any, *args: Any, **options: Any) -> Any:
+        with undisturbed(program, program.reference.device), torch.no_grad():
+            return method(program, *args, **options)
+
+    return run
 
 
 class Hooks(nn.Module, ABC):
@@ -41,15 +55,22 @@ class Hooks(nn.Module, ABC):
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
         """Return p(x | z) with ``draw`` of the guide's distribution for each latent site."""
 
-    @torch.no_grad()
+    @quietly
     def generate(self, num: int = 64) -> Tensor:
         """Return the mean image E[x | z] for ``num`` draws of z from the prior, of shape ``(num, *event)``."""
         return mean(self.at_prior(num))
 
-    @torch.no_grad()
+    @quietly
     def reconstruct(self, x: Tensor, *given: Tensor) -> Tensor:
         """Return the mean image at the guide's mean for each x, of x's shape."""
-        return mean(self.at_guide(mean, x, *given))
+        return mean(self.at_guide(mean, *self.checked(x, *given)))
+
+    def checked(self, *data: Any) -> tuple[Tensor, ...]:
+        """Return data as the model's arguments, as a posterior takes them; refuse what :meth:`check_data` refuses."""
+        rows = arguments(self, data) if self._is_of_its_parts else data
+        with torch.random.fork_rng(devices=[self.reference.device] if self.reference.is_cuda else []):
+            self.check_data(*rows)
+        return rows
 
     @property
     def reference(self) -> Tensor:

@@ -26,7 +26,7 @@ from pyro_vae.programs.building import (
     one_hot,
     shape_of,
 )
-from pyro_vae.programs.hooks import Built, Draw
+from pyro_vae.programs.hooks import Built, Draw, quietly
 
 LOSS: Any = {"is_loss": True}  # a term of the loss alone
 
@@ -117,10 +117,10 @@ class SemiSupervisedVAE(Built):
         """Return labels ``(*,)`` as vectors ``(*, classes)``."""
         return one_hot(y, self.classes, self.reference)
 
-    @torch.no_grad()
+    @quietly
     def classify(self, x: Tensor) -> Tensor:
         """Return q(y | x) of each class, of shape ``(B, classes)``; p(y | x) is :func:`pyro_vae.evaluate.posterior`."""
-        return self.classifier(x).probs
+        return self.classifier(*self.checked(x)).probs
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
         """Return p(x | y, z) at ``num`` draws of z, and of y where it is not given."""
@@ -133,7 +133,7 @@ class SemiSupervisedVAE(Built):
         code = self.vector(torch.where(seen, y, self.classifier(x).logits.argmax(-1)))
         return self.decoder(draw(self.encoder(x, code)), code)
 
-    @torch.no_grad()
+    @quietly
     def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
         """Return ``num`` mean images E[x | y, z], z drawn from the prior, of one class or of each in turn."""
         y = torch.arange(self.classes) if given is None else torch.as_tensor(given).reshape(-1)
