@@ -17,7 +17,7 @@ from pyro_vae.compiled.traced import Compile
 from pyro_vae.data import Dataset, Split, from_columns, from_tensor
 from pyro_vae.data.arrays import tensor_of
 from pyro_vae.objectives.base import check_choice
-from pyro_vae.program import argument_names, check_methods
+from pyro_vae.program import argument_names, check_methods, point_of
 from pyro_vae.train.optimizers import Choice
 
 Logger = Literal["tensorboard"]
@@ -125,17 +125,17 @@ def splits_of(program: Any, data: Any) -> Dataset:
         got = ", ".join(columns or [first, *known])
         raise ValueError(f"Expected data by the names of the model's arguments, {', '.join(names)}; got {got}.")
     splits = {name: getattr(data, name).with_columns(served) for name in ("train", "valid", "test")}
-    if hook(program, "check_data"):  # whose x is floats, as for a posterior
-        splits = {name: _with_floats(split) for name, split in splits.items()}
+    if hook(program, "check_data"):  # whose x is in its dtype, as for a posterior
+        splits = {name: _in_dtype(split, point_of(program).dtype) for name, split in splits.items()}
     data = replace(data, **splits)
     _check_differ(data)
     return data
 
 
-def _with_floats(split: Split) -> Split:
-    """Return a split with x as floats, where it is whole numbers or booleans that are no grey levels."""
-    as_it_is = not (split.levels or split.on_disk or split.pixels.is_floating_point())
-    return replace(split, pixels=split.pixels.float()) if as_it_is else split
+def _in_dtype(split: Split, dtype: torch.dtype) -> Split:
+    """Return a split with x in a dtype, unless it is whole grey levels."""
+    as_it_is = not split.on_disk and (split.pixels.dtype.is_floating_point or not split.levels)
+    return replace(split, pixels=split.pixels[:].to(dtype)) if as_it_is else split
 
 
 def check_device(device: str) -> None:
