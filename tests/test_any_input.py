@@ -1,6 +1,6 @@
 """Whatever form the data have, and whatever is around a call, it gives the plain call's numbers, or a sentence.
 
-The plain call is of float32 in one piece, with nothing around it. 80 draws; ``ANY_INPUT=500 pytest
+The plain call is of float32 in one piece, with nothing around it. 50 draws; ``ANY_INPUT=500 pytest
 tests/test_any_input.py`` takes so many.
 """
 
@@ -25,7 +25,7 @@ from pyro_vae import VAE, ais, evaluate, fit, likelihoods, networks, posterior
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.programs import ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 
-DRAWN = int(os.environ.get("ANY_INPUT", "80"))
+DRAWN = int(os.environ.get("ANY_INPUT", "50"))
 ROWS = 6
 
 
