@@ -52,35 +52,41 @@ def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def alone(program: Any, device: torch.device) -> Iterator[None]:
-    """Run as in a script of its own: with gradients, without autocast, in the program's dtype, whatever is around.
+def undisturbed(program: Any, device: torch.device) -> Iterator[None]:
+    """Run as in a script of its own: with gradients, without autocast, in the program's dtype, whatever is around."""
+    usual = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, usual)
+        stack.enter_context(torch.inference_mode(False))  # which turns gradients on, too
+        for kind in filter(torch.is_autocast_enabled, {"cpu", device.type}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type not in ("cpu", device.type):
+            stack.enter_context(torch.device("cpu"))
+        dtypes = [tensor.dtype for tensor in _own(program) if tensor.is_floating_point()]
+        torch.set_default_dtype(usual if usual in dtypes[:1] or not dtypes else torch.float32)
+        yield
 
-    Refuse to begin while another thread has begun: all threads share generators, Pyro's handlers and its store. Refuse
-    handlers of the caller's, which would change the program.
+
+@contextmanager
+def alone(program: Any, device: torch.device) -> Iterator[None]:
+    """As :func:`undisturbed`; refuse to begin while another thread has begun, and handlers that change the program.
+
+    All threads share generators, Pyro's handlers and its store.
     """
     if not BUSY.acquire(blocking=False):
         raise RuntimeError(
             "Expected one thread at a time, since torch's generators and Pyro's handlers are shared; another thread "
             "trains or evaluates. Wait for it, or use a process for each."
         )
-    usual = torch.get_default_dtype()
     try:
         if handlers := [type(one).__name__ for one in _PYRO_STACK if not isinstance(one, HARMLESS)]:
             raise ValueError(
                 "Expected no Pyro handler around a call that runs a program with handlers of its own; got "
                 f"{handlers[-1]}. Put it around the program's model or guide."
             )
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))  # which turns gradients on, too
-            for kind in filter(torch.is_autocast_enabled, {"cpu", device.type}):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            if torch.get_default_device().type not in ("cpu", device.type):
-                stack.enter_context(torch.device("cpu"))
-            dtypes = [tensor.dtype for tensor in _own(program) if tensor.is_floating_point()]
-            torch.set_default_dtype(usual if usual in dtypes[:1] or not dtypes else torch.float32)
+        with undisturbed(program, device):
             yield
     finally:
-        torch.set_default_dtype(usual)
         BUSY.release()
 
 

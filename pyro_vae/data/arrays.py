@@ -70,18 +70,18 @@ def narrowed(array: np.ndarray, name: str) -> Tensor:
 
 
 def tensor_of(given: Any, argument: str) -> Tensor:
-    """Return numbers that a caller gives, as a dense tensor on the CPU."""
+    """Return numbers that a caller gives, as a dense tensor: a tensor as it is, an array as one on the CPU."""
+    dense = isinstance(given, Tensor) and given.layout == torch.strided and not (given.is_nested or given.is_meta)
+    if dense and given.dtype not in UNSIGNED:
+        return given
     array = np.array(None)
     with suppress(TypeError, ValueError, RuntimeError):
-        if isinstance(given, Tensor):
-            dense = given.detach().cpu()
-            if dense.layout == torch.strided and not dense.is_nested and dense.dtype not in UNSIGNED:
-                return dense
-        if hasattr(given, "__array__") or isinstance(given, list | tuple):
+        if (hasattr(given, "__array__") and not np.ma.is_masked(given)) or isinstance(given, list | tuple):
             array = np.asarray(given)
     if array.dtype.kind not in "buif":
         kind = f"a tensor of {given.layout} on {given.device}" if isinstance(given, Tensor) else type(given).__name__
-        advice = "Make one of it: to_dense() of a sparse one, torch.cat([x for x, *_ in loader]) of batches."
+        advice = "Make one of it: to_dense() of a sparse one, astype(float).filled(numpy.nan) of a masked one, "
+        advice += "torch.cat([x for x, *_ in loader]) of batches."
         raise ValueError(f"Expected {argument} to be a dense tensor or an array of numbers; got {kind}. {advice}")
     return to_tensor(array, argument, wide=hasattr(given, "__array__"))
 

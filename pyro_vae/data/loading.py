@@ -130,8 +130,8 @@ def from_tensor(
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
     _check_ways(config)
     rest = {"labels": labels, "mask": mask}
-    labels, mask = (None if given is None else tensor_of(given, name) for name, given in rest.items())
-    return _dataset(Source(tensor_of(x, "x"), "a tensor", labels, mask, floats=None), config)
+    labels, mask = (None if given is None else _held(given, name) for name, given in rest.items())
+    return _dataset(Source(_held(x, "x"), "a tensor", labels, mask, floats=None), config)
 
 
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
@@ -152,7 +152,7 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
         >>> [column.shape for column in dataset.train.batch(slice(0, 7))]
         [torch.Size([7, 5]), torch.Size([7])]
     """
-    tensors = {name: tensor_of(column, name) for name, column in columns.items()}
+    tensors = {name: _held(column, name) for name, column in columns.items()}
     sizes = {len(column) if column.dim() else 0 for column in tensors.values()}
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
@@ -180,6 +180,10 @@ def _check_ways(config: Mapping[str, Any]) -> None:
     chosen = {name: config.get(name) for name in ("binarize", "dequantize", "counts", "columns")}
     if len(both := [f"{name}={way!r}" for name, way in chosen.items() if way and way != "none"]) > 1:
         raise ValueError(f"Expected at most one of {', '.join(chosen)}; got {' and '.join(both)}.")
+
+
+def _held(given: Any, argument: str) -> Tensor:
+    return tensor_of(given, argument).detach().cpu()
 
 
 def _dataset(source: Source, config: dict[str, Any]) -> Dataset:

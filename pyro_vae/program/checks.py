@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import pyro
@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions.constraints import real
 
+from pyro_vae.data.arrays import tensor_of
 from pyro_vae.data.supports import of_element
 from pyro_vae.program.structure import FEW, Draws
 from pyro_vae.seeds import forked, modules_of
@@ -57,10 +58,7 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
     data = data if isinstance(data, tuple | list) else (data,)
     if names and not sum(names.values()) <= len(data) <= len(names):
         raise ValueError(f"Expected data for the model's arguments, {', '.join(names)}; got {len(data)} of them.")
-    try:
-        tensors = [torch.as_tensor(column) for column in data]
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"Expected tensors; got {', '.join(type(column).__name__ for column in data)}.") from error
+    tensors = [tensor_of(column, name) for name, column in zip(chain(names, repeat("data")), data, strict=False)]
     sizes = {len(column) if column.dim() else 0 for column in tensors}
     if sizes == {0}:
         raise ValueError("Expected at least 1 image; got none.")
@@ -69,7 +67,8 @@ def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
         raise ValueError(f"Expected real arguments with as many rows each; got {shapes}.")
     point, floats = point_of(program), hasattr(program, "check_data")  # x, its first argument
     return tuple(
-        column.to(point) if column.is_floating_point() or (floats and not i) else column.to(point.device)
+        # In one piece, since the last bit of a product depends on how its factors lie.
+        column.to(point.device, point.dtype if column.is_floating_point() or (floats and not i) else None).contiguous()
         for i, column in enumerate(tensors)
     )
 

@@ -13,7 +13,8 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
-from pyro_vae.programs.hooks import Draw, OfLabels, are_labels
+from pyro_vae.programs.built import OfLabels, are_labels
+from pyro_vae.programs.hooks import Draw
 
 
 class ConditionalVAE(OfLabels):

@@ -14,7 +14,8 @@ from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
-from pyro_vae.programs.hooks import Built, Draw
+from pyro_vae.programs.built import Built
+from pyro_vae.programs.hooks import Draw, quietly
 
 BOTTOM_UP, TOP_DOWN = "bottom-up", "top-down"
 
@@ -148,7 +149,7 @@ class HierarchicalVAE(Built):
         """Return what the guide draws zL from: training images, or the codes of a few of them."""
         return x if self.sees_x or len(self.encoders) == 1 else self.codes(x[:2000])[[*self.encoders][-2]]
 
-    @torch.no_grad()
+    @quietly
     def blank(self, num: int) -> Tensor:
         """Return ``num`` draws of x, of shape ``(num, *event)``."""
         return self.at_prior(num).sample()

@@ -4,9 +4,10 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
+from functools import wraps
 from itertools import chain
-from typing import Any, Self
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -16,11 +17,23 @@ from pyro_vae.conditional import Conditional, mean
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import ADVICE, kind_of, of_element
 from pyro_vae.missing import observed
-from pyro_vae.seeds import unmoved
+from pyro_vae.program import arguments
+from pyro_vae.seeds import undisturbed, unmoved
 
 AT_ONCE = 4096
 SOME = 2**20  # numbers that a scale is started at
 Draw = Callable[[TorchDistribution], Tensor]  # from a distribution of a latent site to its value
+
+
+def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a program's method without gradients, and else as in a script of its own, whatever is around."""
+
+    @wraps(method)
+    def run(program: Any, *args: Any, **options: Any) -> Any:
+        with undisturbed(program, program.reference.device), torch.no_grad():
+            return method(program, *args, **options)
+
+    return run
 
 
 class Hooks(nn.Module, ABC):
@@ -42,15 +55,21 @@ class Hooks(nn.Module, ABC):
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
         """Return p(x | z) with ``draw`` of the guide's distribution for each latent site."""
 
-    @torch.no_grad()
+    @quietly
     def generate(self, num: int = 64) -> Tensor:
         """Return the mean image E[x | z] for ``num`` draws of z from the prior, of shape ``(num, *event)``."""
         return mean(self.at_prior(num))
 
-    @torch.no_grad()
+    @quietly
     def reconstruct(self, x: Tensor, *given: Tensor) -> Tensor:
         """Return the mean image at the guide's mean for each x, of x's shape."""
-        return mean(self.at_guide(mean, x, *given))
+        return mean(self.at_guide(mean, *self.checked(x, *given)))
+
+    def checked(self, *data: Any) -> tuple[Tensor, ...]:
+        """Return data as the model's arguments, as a posterior takes them; refuse what :meth:`check_data` refuses."""
+        rows = arguments(self, data) if self._is_of_its_parts else data
+        self.check_data(*rows)
+        return rows
 
     @property
     def reference(self) -> Tensor:
@@ -168,82 +187,3 @@ class Hooks(nn.Module, ABC):
     @property
     def _is_of_its_parts(self) -> bool:
         return len(inspect.signature(self.model).parameters) == self.inputs
-
-
-class Built(Hooks):
-    """A program whose constructor makes it of parts: its arguments are kept as :attr:`made_with`, for a run."""
-
-    made_with: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Note the arguments, a subclass's too."""
-        program = super().__new__(cls)
-        with suppress(TypeError):  # which __init__ raises in its own words
-            bound = inspect.signature(cls.__init__).bind(program, *args, **kwargs)
-            object.__setattr__(program, "made_with", dict([*bound.arguments.items()][1:]))
-        return program
-
-    @classmethod
-    def build(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make the program, as the constructor does: as :meth:`pyro_vae.VAE.build`, of a class for each part."""
-        return cls(*args, **kwargs)
-
-
-class OfLabels(Built):
-    """A program of x and y, which may be a label; to write one, give ``vector(y)``, and ``at_prior(num, y)``."""
-
-    inputs = 2
-    number_is: str  # the argument that says how many labels there are
-    least = 0  # label
-    encoder: Any
-    vector: Callable[[Tensor], Tensor]
-
-    @property
-    def labels(self) -> range:
-        """All labels, from 0 on."""
-        return range(getattr(self, self.number_is))
-
-    @torch.no_grad()
-    def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
-        """Return ``num`` mean images E[x | z, y], of shape ``(num, *event)``, z drawn from the prior.
-
-        ``given`` is one label for all, or one y for each image, taken in turn; None: each label in turn.
-        """
-        y = torch.atleast_1d(torch.arange(len(self.labels)) if given is None else torch.as_tensor(given))
-        self.check_given(y)
-        at_prior: Any = self.at_prior
-        return mean(at_prior(num, y[torch.arange(num) % len(y)].to(self.reference.device)))
-
-    def one_hot(self, y: Tensor) -> Tensor:
-        """Return labels ``(*,)`` as vectors of which one element is 1; none, of a label that is no class.
-
-        Nothing here looks at values, so that a step can be a graph.
-        """
-        return (y.unsqueeze(-1) == torch.arange(len(self.labels), device=y.device)).to(self.reference)
-
-    def pictures_of(self, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return samples of each label, at the same noise, and the z of each image under each label."""
-        samples, style, held = [], mean(self.encoder(x, self.vector(y))), [x]
-        for label in self.labels:
-            with torch.random.fork_rng():
-                samples.append(self.generate(len(x), label))
-            held.append(mean(self.decoder(style, self.vector(torch.full_like(y, label)))))
-        return {
-            "samples": (torch.stack(samples), "Samples: a row for each label, a column for each style"),
-            "styles": (torch.stack(held), "Images above; below, their style under each label"),
-        }
-
-    def check_labels(self, y: Tensor) -> None:
-        """Refuse labels that are no classes."""
-        low, high, number = int(y.min()), int(y.max()), len(self.labels)
-        if not self.least <= low <= high < number:
-            unknown = ", or -1 where there is none" if self.least < 0 else ""
-            raise ValueError(
-                f"Expected labels y from 0 to {number - 1}, {self.number_is} = {number}{unknown}; got {low} to {high}. "
-                f"Build the program with more of {self.number_is}, or count the labels from 0."
-            )
-
-
-def are_labels(y: Tensor) -> bool:
-    """Return whether y is whole numbers of shape ``(B,)``."""
-    return y.dim() == 1 and not y.is_floating_point()

@@ -17,7 +17,8 @@ from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs.building import attach, build_part, conditional, family_of, known, of_image, shape_of
-from pyro_vae.programs.hooks import Draw, OfLabels, are_labels
+from pyro_vae.programs.built import OfLabels, are_labels
+from pyro_vae.programs.hooks import Draw, quietly
 
 LOSS: Any = {"is_loss": True}  # a term of the loss alone
 
@@ -100,10 +101,10 @@ class SemiSupervisedVAE(OfLabels):
             loss = -self.weight * torch.where(seen, q.log_prob(y.clamp(min=0)), 0.0)
             pyro.sample("classification", dist.Unit(loss), obs=loss.new_empty(*loss.shape, 0), infer=LOSS)
 
-    @torch.no_grad()
+    @quietly
     def classify(self, x: Tensor) -> Tensor:
         """Return q(y | x) of each class, of shape ``(B, classes)``; p(y | x) is :func:`pyro_vae.evaluate.posterior`."""
-        return self.classifier(x).probs
+        return self.classifier(*self.checked(x)).probs
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
         """Return p(x | y, z) at ``num`` draws of z, and of y where it is not given."""

@@ -17,7 +17,8 @@ from pyro_vae.missing import impute
 from pyro_vae.networks import Auto, Network
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
-from pyro_vae.programs.hooks import Draw, Hooks
+from pyro_vae.programs.hooks import Draw, Hooks, quietly
+from pyro_vae.seeds import undisturbed
 
 
 class VAE(Hooks):
@@ -98,7 +99,7 @@ class VAE(Hooks):
         """Return p(x | z) at a draw of z from the guide, or at its mean."""
         return self.decoder(draw(self.encoder(x)))
 
-    @torch.no_grad()
+    @quietly
     def blank(self, num: int) -> Tensor:
         """Return ``num`` draws of x, of shape ``(num, *event)``."""
         return self.at_prior(num).sample()
@@ -126,27 +127,29 @@ class VAE(Hooks):
             >>> drawn.shape, bool((drawn[:, :, 20:] == x[:, 20:]).all())
             (torch.Size([10, 5, 64]), True)
         """
-        return impute(self.prior(), self.encoder, self.decoder, x, num, num_particles)
+        with undisturbed(self, self.reference.device):
+            (x,) = self.checked(x)
+            return impute(self.prior(), self.encoder, self.decoder, x, num, num_particles)
 
-    @torch.no_grad()
+    @quietly
     def interpolate(self, start: Tensor, end: Tensor, steps: int = 10) -> Tensor:
         """Return mean images ``(B, steps, *event)`` on latent lines between images ``(B, *event)``, ends included."""
-        a, b = (mean(self.encoder(x)).unsqueeze(1) for x in (start, end))
+        a, b = (mean(self.encoder(*self.checked(x))).unsqueeze(1) for x in (start, end))
         return mean(self.decoder(a.lerp(b, torch.linspace(0, 1, steps).to(a).unsqueeze(-1))))
 
-    @torch.no_grad()
+    @quietly
     def traverse(self, x: Tensor, span: float = 3.0, steps: int = 11) -> Tensor:
         """Return mean images as one latent dimension at a time goes through the prior, ``(latent, steps, *event)``.
 
         It goes from ``-span`` to ``span`` standard deviations; the others stay at the guide's mean for an image x.
         """
-        z = mean(self.encoder(x.unsqueeze(0))).repeat(steps, 1)
+        z = mean(self.encoder(*self.checked(x[None]))).repeat(steps, 1)
         rows = z.repeat(z.shape[1], 1, 1)
         walk = torch.linspace(-span, span, steps).to(z).unsqueeze(-1)
         rows.diagonal(dim1=0, dim2=2).copy_(mean(self.prior()) + walk * stddev(self.prior()))
         return mean(self.decoder(rows))
 
-    @torch.no_grad()
+    @quietly
     def manifold(self, steps: int = 20) -> Tensor:
         """Return mean images on a grid over a 2-D latent space, of shape ``(steps, steps, *event)``.
 

@@ -14,10 +14,10 @@ from torch import nn
 from pyro_vae.checkpoint import check_settings
 from pyro_vae.compiled.device import Precision
 from pyro_vae.compiled.traced import Compile
-from pyro_vae.data import Dataset, from_columns, from_tensor
+from pyro_vae.data import Dataset, Split, from_columns, from_tensor
 from pyro_vae.data.arrays import tensor_of
 from pyro_vae.objectives.base import check_choice
-from pyro_vae.program import argument_names, check_methods
+from pyro_vae.program import argument_names, check_methods, point_of
 from pyro_vae.train.optimizers import Choice
 
 Logger = Literal["tensorboard"]
@@ -119,9 +119,18 @@ def splits_of(program: Any, data: Any) -> Dataset:
     if lacks or not isinstance(data, Dataset) or (columns and {*columns} != {first, *served}):
         got = ", ".join(columns or [first, *known])
         raise ValueError(f"Expected data by the names of the model's arguments, {', '.join(names)}; got {got}.")
-    data = replace(data, **{name: getattr(data, name).with_columns(served) for name in ("train", "valid", "test")})
+    splits = {name: getattr(data, name).with_columns(served) for name in ("train", "valid", "test")}
+    if hook(program, "check_data"):  # whose x is in its dtype, as for a posterior
+        splits = {name: _in_dtype(split, point_of(program).dtype) for name, split in splits.items()}
+    data = replace(data, **splits)
     _check_differ(data)
     return data
+
+
+def _in_dtype(split: Split, dtype: torch.dtype) -> Split:
+    """Return a split with x in a dtype, unless it is whole grey levels."""
+    as_it_is = not split.on_disk and (split.pixels.dtype.is_floating_point or not split.levels)
+    return replace(split, pixels=split.pixels[:].to(dtype)) if as_it_is else split
 
 
 def check_device(device: str) -> None:
