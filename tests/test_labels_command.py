@@ -104,7 +104,7 @@ GIVEN = ["--program", "ConditionalVAE"]
 PARTLY = ["--program", "SemiSupervisedVAE"]
 BAD = {
     "labels out of range": ([*GIVEN, "--program.given", "3"], ROWS % 5, "labels y from 0 to 2, given = 3; got 0 to 4"),
-    "no column of labels": (GIVEN, None, "numbers named y in 'rows.npz'; got x"),
+    "no column of labels": (GIVEN, None, "x, y; got x"),
     "no labelled rows": (PARTLY, -np.ones(60, dtype=int), "labels y of some training data, .* got none"),
     "one class": (PARTLY, np.where(ROWS % 2, 2, -1), r"of at least 2 classes; got \[2\]"),
 }

@@ -133,7 +133,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"latent": 0}, "at least 1 latent dimension; got latent = 0"),
+        ({"latent": 0}, "at least 1 of latent; got latent = 0"),
         ({"prior": Scalar}, r"prior over event shape \(3,\); got \(\). Add .to_event\(1\)"),
         ({"prior": likelihoods.Bernoulli}, "prior whose forward.. takes no arguments; Bernoulli's raised: .*phi"),
         ({"prior": lambda latent: Constant()}, "forward.. returns a distribution; Constant's returned .*Tensor"),
