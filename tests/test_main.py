@@ -290,7 +290,7 @@ class TestHelp:
             main(["train", "--help"])
         shown = " ".join(capsys.readouterr().out.split())
         for room in (priors, likelihoods, guides, networks):
-            assert f"known: {', '.join(name for name in room.__all__ if name != 'Network')})" in shown
+            assert f"known: {', '.join(name for name in room.__all__ if name not in ('Network', 'Joint'))})" in shown
         assert "known: ELBO, IWAE, Renyi," in shown
         assert shown.count("known: ") == len([option for option in options.ROOMS if "." not in option])
 
@@ -355,10 +355,10 @@ BAD = {
     "unknown data set": (lambda: ["train", "--data", "minst"], "Expected one of digits, mnist, .*; got 'minst'"),
     "NaN": (
         lambda: array(np.full((9, 4), np.nan)),
-        "something observed of every image in 'x.npy'; got 9 of 9 that are NaN",
+        "something observed of every row in 'x.npy'; got 9 of 9 that are NaN",
     ),
     "support": (lambda: ["train", "--likelihood", "Bernoulli"], "support of Bernoulli, .* --binarize dynamic"),
-    "latent 0": (lambda: ["train", "--latent", "0"], "at least 1 latent dimension; got latent = 0"),
+    "latent 0": (lambda: ["train", "--latent", "0"], "at least 1 of latent; got latent = 0"),
     "no path": (lambda: ["train", "--data", "no/x.npy"], "there is nothing at 'no/x.npy'"),
     "no run": (lambda: ["evaluate", "nowhere"], "Expected a run directory; there is nothing at 'nowhere'"),
     "not a run": (lambda: ["generate", "."], "Expected a run directory with config.yaml; '.' has none"),
