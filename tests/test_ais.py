@@ -326,7 +326,7 @@ class TestRuns:
         )
         for bound in (ais.ais(model.vae(), x, 3, 4), *ais.bdmc(model.vae(), None, 3, 4, joint=(z, x))):
             torch.testing.assert_close(bound, model.log_evidence(x), rtol=0, atol=1e-10)
-        assert sizes == [2, 2, 1] * 2
+        assert sizes == [2, 2, 1, 2, 2, 2, 2, 1, 1]  # up, and up and down of each part
         assert ais.log_weights(off(model.vae("mean-field")), x, 3, 4, start="prior").isfinite().all()
 
     def test_a_seed_draws_the_same(self, model, short):
