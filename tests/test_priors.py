@@ -387,10 +387,11 @@ def test_bad_arguments_get_a_sentence(make, message):
 def test_a_traversal_goes_where_the_prior_is():
     vae = built(partial(priors.GaussianMixture, components=1), latent=2)
     vae.decoder = Conditional(torch.nn.Unflatten(-1, (1, 2)), likelihoods.Gaussian(2))
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Unflatten(-1, (2, 2)))
+    vae.encoder = Conditional(layers, guides.DiagonalNormal(2))
     with torch.no_grad():
         vae.prior.loc.copy_(torch.tensor([[5.0, -1.0]]))
         vae.prior.log_scale.fill_(math.log(2.0))
-    x = torch.rand(EVENT)
-    rows = vae.traverse(x, span=3, steps=3)
+    rows = vae.traverse(torch.rand(2), span=3, steps=3)
     torch.testing.assert_close(rows[0, :, 0], torch.tensor([-1.0, 5.0, 11.0]))
     torch.testing.assert_close(rows[1, :, 1], torch.tensor([-7.0, -1.0, 5.0]))

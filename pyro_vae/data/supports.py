@@ -43,6 +43,8 @@ levels = cache(Levels)  # one constraint of each number, which may be compared b
 
 
 class _OpenUnitInterval(constraints.Constraint):
+    """The numbers between 0 and 1, without these two."""
+
     def check(self, value: Tensor) -> Tensor:
         return torch.logical_and(value > 0, value < 1)
 
