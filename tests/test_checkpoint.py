@@ -384,7 +384,7 @@ BAD = {
     "another architecture": (
         lambda run: edit(run, network={"class_path": "pyro_vae.networks.MLP", "init_args": {"hidden": [9]}}) or run,
         ValueError,
-        "Expected weights of the architecture in config.yaml; got others",
+        "Expected weights that fit the architecture in config.yaml; ",
     ),
     "an unknown class": (
         lambda run: edit(run, prior={"class_path": "pyro_vae.priors.Nothing"}) or run,

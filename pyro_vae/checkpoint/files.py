@@ -39,7 +39,7 @@ def write(path: Path, content: str | bytes, keep: Path | None = None) -> None:
     except OSError as error:
         with suppress(OSError):
             new.unlink()
-        advice = "What was there is as it was: make room, or see who may write there."
+        advice = "The files from before are unchanged: free some space, or check who may write there."
         if not path.parent.is_dir():
             advice = "Its folder was moved or removed: put it back, and go on with the run by --resume."
         raise OSError(f"Expected to write {shown(path)!r}; could not ({error.strerror or error}). {advice}") from error

@@ -151,10 +151,10 @@ def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
         state.setdefault("encoder.fill", own["encoder.fill"])  # runs of before there was one
     expected, got = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (own, state))
     if different := [name for name in expected | got if expected.get(name) != got.get(name)]:
-        name, more = different[0], f", nor are {len(different) - 1} others" if different[1:] else ""
+        name, more = different[0], f"; {len(different) - 1} others differ too" if different[1:] else ""
         ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, got))
-        what = f"by config.yaml {name!r} is {ours}, in the weights {theirs}{more}"
-        raise ValueError(f"Expected weights of the architecture in config.yaml; got others: {what}.")
+        what = f"{name!r} is {ours} there and {theirs} in the weights{more}"
+        raise ValueError(f"Expected weights that fit the architecture in config.yaml; {what}.")
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     program.to(dtype=kinds.pop() if len(kinds) == 1 else None)
     program.load_state_dict(state)

@@ -64,7 +64,7 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if name not in FREE and before.get(name) != value:
             raise ValueError(
                 f"Expected the settings that the run began with; {name} was {before.get(name)!r} and is now {value!r}. "
-                "Leave it as it was, or train anew."
+                "Put the old value back, or start a new run."
             )
 
 
@@ -169,7 +169,7 @@ def load_state(run: Path) -> tuple[dict[str, Any], str]:
                 broken.append(f"{str(path)!r} cannot be read ({error})")
     raise ValueError(
         f"Expected a run to go on with; {' and '.join(broken) or f'there is no checkpoint in {str(run)!r}'}. "
-        "Train anew: pyro-vae train --config RUN/config.yaml --run_dir ANOTHER."
+        "Start a new run: pyro-vae train --config RUN/config.yaml --run_dir ANOTHER."
     )
 
 

@@ -21,7 +21,7 @@ TABLES = (".csv", ".tsv", ".parquet")
 
 
 class File:
-    """The rows of a .npy file, which each read opens anew: nothing to close, or to share by a fork.
+    """The rows of a .npy file, which each read opens: nothing to close, or to share by a fork.
 
     Not a memory map, whose pages count as this process's own, and which kills it when the file is cut short.
     """
@@ -56,9 +56,9 @@ class File:
         except FileNotFoundError:
             same = False
         if not same:
-            why = "since images are read as they are needed; got one that was moved, cut or written since"
-            advice = "Load it anew, and leave it as it is until the end."
-            raise ValueError(f"Expected {str(self.path)!r} as it was when it was loaded, {why}. {advice}")
+            why = "since images are read from it as they are needed; it was moved, cut or written"
+            advice = "Load it again, and do not change it before the end."
+            raise ValueError(f"Expected {str(self.path)!r} not to change after it was loaded, {why}. {advice}")
         return np.ndarray((len(rows) * count, *self.shape[1:]), self.layout.base, buffer=found)
 
 
@@ -128,7 +128,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
         # Of any other file numpy says that it is a pickle.
         numpys = path.suffix.lower() in (".npy", ".npz")
         what, why = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(TABLES)}", "")
-        got = f"could not read {str(path)!r}{why}. Write it anew with numpy.save or numpy.savez, in whole."
+        got = f"could not read {str(path)!r}{why}. Write the whole file again with numpy.save or numpy.savez."
         raise ValueError(f"Expected a .npy or .npz file of numbers{what}; {got}") from error
 
 
@@ -142,7 +142,7 @@ def _table(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("it has no rows")
     except (ImportError, ValueError, OSError) as error:
         why = " ".join(str(error).split()).split(". ")[0]
-        advice = "Install pandas, and pyarrow for .parquet" if isinstance(error, ImportError) else "Write it anew"
+        advice = "Install pandas, and pyarrow for .parquet" if isinstance(error, ImportError) else "Write it again"
         raise ValueError(f"Expected a table; could not read {str(path)!r} ({why}). {advice}.") from error
     columns = {}
     for name, column in frame.items():

@@ -144,8 +144,9 @@ def _image(path: Path) -> tuple[np.ndarray, bool]:
             with suppress(SyntaxError):  # so Pillow says that what is written beside the pixels is broken
                 ImageOps.exif_transpose(image, in_place=True)
     except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError, RuntimeWarning) as error:
-        advice = f"Save it anew, of at most {Image.MAX_IMAGE_PIXELS} pixels, or leave it out of the folder."
-        raise ValueError(f"Expected an image; could not read {str(path)!r}. {advice}") from error
+        large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        advice = f"Save it with at most {Image.MAX_IMAGE_PIXELS} pixels" if large else "Save it again"
+        raise ValueError(f"Expected an image; could not read {str(path)!r}. {advice}, or leave it out.") from error
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
     mode = "L" if image.mode in GREY else "RGB"

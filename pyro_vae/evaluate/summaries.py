@@ -152,9 +152,9 @@ def per_image(
 
 
 def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ...]:
-    """Return some rows of a split as the arguments of a program that it is judged by: by its ``hidden``, if any."""
+    """Return some rows of a split as the arguments of a program that it is judged by: by its ``unlabelled``, if any."""
     found = _arguments(program, data, rows)
-    return program.hidden(*found) if hasattr(program, "hidden") else found
+    return program.unlabelled(*found) if hasattr(program, "unlabelled") else found
 
 
 def measures(program: Any, data: Split, images: int = 1000) -> dict[str, tuple[float, float]]:

@@ -117,7 +117,7 @@ def _chunks(posterior: Posterior, num: int, at_once: int | None, progress: bool)
     """
     check_least(num_particles=num, at_once=1 if at_once is None else at_once)
     images, draws = room(posterior) if at_once is None else (at_once, at_once)
-    # Few images and many draws of each, since an image is encoded anew for every chunk of its draws.
+    # Few images and many draws of each, since an image is encoded again for every chunk of its draws.
     parts = batches(posterior, min(images, max(1, draws // min(num, TOGETHER))))
     sizes = [max(1, draws // len(rows)) for rows in parts]
     calls = sum(math.ceil(num / size) for size in sizes)

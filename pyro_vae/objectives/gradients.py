@@ -56,20 +56,20 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
         site["log_prob"] = scale_and_mask(site["unscaled_log_prob"], site["scale"], site["mask"])
 
 
-class Apart(Messenger):
-    """Gives a model each draw of the guide as a tensor of its own, whose gradient comes from the model alone."""
+class SeparateDraws(Messenger):
+    """Hands a model a view of each draw of the guide, so that the view's gradient comes from the model alone."""
 
     def _pyro_sample(self, msg: Site) -> None:
         if not msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].requires_grad:
             msg["value"] = msg["value"].view_as(msg["value"])
 
 
-def weigh_paths(model_trace: Trace, guide_trace: Trace, factor: Tensor, again: bool = False) -> bool:
-    r"""Multiply the gradient that comes back through each draw of a guide by a factor of its own.
+def weigh_paths(model_trace: Trace, guide_trace: Trace, factor: Tensor, replay: bool = False) -> bool:
+    r"""Multiply the gradient that comes back through each draw of a guide by the factor of its particle.
 
     Return whether one site is drawn given another. Then a gradient goes through several draws and is multiplied once:
-    here where it comes from the model, run in :class:`Apart`, or to be run ``again`` at the guide trace's draws; what
-    comes from log q is the caller's. So
+    here where it comes from the model, run in :class:`SeparateDraws`, or in a ``replay`` of the guide trace's draws;
+    the caller multiplies what comes from log q. So
 
     .. math:: \sum_k f_k \hat{w}_k \sum_l \frac{d \log w_k}{d z_{kl}} \frac{\partial z_{kl}}{\partial \phi}
 
@@ -86,7 +86,7 @@ def weigh_paths(model_trace: Trace, guide_trace: Trace, factor: Tensor, again: b
         if not value.requires_grad:
             continue
         if layered:
-            value = site["value"] = value.view_as(value) if again else model_trace.nodes[name]["value"]
+            value = site["value"] = value.view_as(value) if replay else model_trace.nodes[name]["value"]
         event_dim = site["fn"].event_dim
         rank = value.dim() - event_dim  # the factor's others, to the left, are of size 1: plates without z
         own = factor.reshape(factor.shape[max(0, factor.dim() - rank) :] + (1,) * event_dim)

@@ -12,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.objectives.base import Objective, Program, Terms, check_choice
-from pyro_vae.objectives.gradients import Apart, check_reparameterized, drop_scores, weigh_paths
+from pyro_vae.objectives.gradients import SeparateDraws, check_reparameterized, drop_scores, weigh_paths
 from pyro_vae.traces.sites import Site, enumerated, latent, samples
 from pyro_vae.traces.weights import chosen_by_weight, log_weights, power_mean
 
@@ -61,7 +61,7 @@ class Renyi(Objective):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return minus the bound, and minus the ELBO from the same weights."""
         resample = self.resample if torch.is_grad_enabled() else None
-        with Apart() if self.gradient == "dreg" else nullcontext():
+        with SeparateDraws() if self.gradient == "dreg" else nullcontext():
             traces = self._traces(model, guide, args, kwargs, gradients=resample is None)
         for model_trace, guide_trace in traces:
             check_reparameterized(guide_trace, type(self).__name__)

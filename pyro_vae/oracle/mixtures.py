@@ -10,7 +10,7 @@ from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
 
 from pyro_vae.oracle.base import Oracle, bayes, loss_of_independence, normals, times
-from pyro_vae.programs.building import known
+from pyro_vae.programs.building import labels_of
 
 Guide = Literal["exact", "mean-field"]
 
@@ -132,7 +132,7 @@ class Classes(Oracle):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Draw y, where it is not seen, and z, then see x, of shape ``(B, d)``."""
-        y, seen = known(x, y)
+        y, seen = labels_of(x, y)
         with self.rows(x):
             label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=seen)
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.weight.shape[2]), 1.0).to_event(1))
@@ -141,7 +141,7 @@ class Classes(Oracle):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sum over y, where it is not seen, and draw z given each from its posterior."""
-        y, seen = known(x, y)
+        y, seen = labels_of(x, y)
         with self.rows(x):
             with poutine.mask(mask=~seen):
                 law = dist.Categorical(logits=self.log_joint(x))
@@ -154,7 +154,7 @@ class Classes(Oracle):
 
     def log_evidence(self, x: Tensor, *given: Tensor) -> Tensor:
         """Return log p(x), or log p(x, y) where y is seen, in nats, of shape ``(B,)``."""
-        (y, seen), log_p = known(x, *given), self.log_joint(x)
+        (y, seen), log_p = labels_of(x, *given), self.log_joint(x)
         return torch.where(seen, log_p.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1), log_p.logsumexp(-1))
 
     def posterior_of_y(self, x: Tensor) -> Tensor:
@@ -170,5 +170,5 @@ class Classes(Oracle):
         """Return the mean-field guide's gap: of each class, averaged over those that x may be of."""
         noise = self.scale**2
         precision = torch.eye(self.weight.shape[2]).to(x) + self.weight.mT @ self.weight / noise
-        (y, seen), gaps = known(x, *given), loss_of_independence(precision)
+        (y, seen), gaps = labels_of(x, *given), loss_of_independence(precision)
         return torch.where(seen, gaps[y.clamp(min=0)], self.posterior_of_y(x) @ gaps)

@@ -7,8 +7,9 @@ flat greyish blue.
 
 from pyro_vae.plots.draws import columns, latent_space, posteriors
 from pyro_vae.plots.images import MISSING as MISSING
-from pyro_vae.plots.images import interpolation, manifold, reconstructions, samples, traversal, worst
+from pyro_vae.plots.images import interpolation, manifold, mosaic, reconstructions, samples, traversal, worst
 from pyro_vae.plots.values import bounds, calibration, comparison, curves, dimensions, gaps, weights
 
 __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]
-__all__ += ["latent_space", "manifold", "posteriors", "reconstructions", "samples", "traversal", "weights", "worst"]
+__all__ += ["latent_space", "manifold", "mosaic", "posteriors", "reconstructions", "samples", "traversal", "weights"]
+__all__ += ["worst"]

@@ -15,22 +15,22 @@ def samples(x: Tensor, title: str = "Samples from the prior") -> Figure:
     """Draw images in a square, for x of shape ``(N, *event)``."""
     side = int(np.ceil(np.sqrt(len(x))))
     blank = torch.ones(side * side - len(x), *x.shape[1:]).to(x)
-    return _mosaic(torch.cat([x, blank]).reshape(side, side, *x.shape[1:]), title)
+    return mosaic(torch.cat([x, blank]).reshape(side, side, *x.shape[1:]), title)
 
 
 def reconstructions(x: Tensor, x_hat: Tensor, title: str = "Originals above, reconstructions below") -> Figure:
     """Draw images beside their reconstructions, both of shape ``(N, *event)``: two rows."""
-    return _mosaic(torch.stack([x, x_hat]), title, gap=2)
+    return mosaic(torch.stack([x, x_hat]), title, gap=2)
 
 
 def interpolation(x: Tensor, title: str = "Straight lines in latent space, from image to image") -> Figure:
     """Draw one row for each pair of images, for x of shape ``(B, steps, *event)``."""
-    return _mosaic(x, title)
+    return mosaic(x, title)
 
 
 def manifold(x: Tensor, title: str = "The 2-D latent space, decoded") -> Figure:
     """Draw a grid of images, for x of shape ``(rows, columns, *event)``."""
-    return _mosaic(x, title)
+    return mosaic(x, title)
 
 
 def traversal(
@@ -42,7 +42,7 @@ def traversal(
     last, all if None; ``nats``, the divergence of each, is written beside its row.
     """
     order = range(len(x)) if order is None else order
-    figure = _mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
+    figure = mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
     axes = figure.axes[0]
     height = x.shape[-2]
     middles = [i * (height + 1) + height / 2 - 0.5 for i in range(len(order))]
@@ -75,8 +75,8 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
     return figure
 
 
-def _mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
-    """One figure of rows and columns of images, for x of shape ``(rows, columns, *event)``, ``gap`` pixels apart."""
+def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
+    """Draw rows and columns of images, ``gap`` pixels apart, for x of shape ``(rows, columns, *event)``."""
     if x.dim() not in (4, 5):
         got = f"shape {tuple(x.shape)}. Reshape vectors to images first."
         raise ValueError(f"Expected images (rows, columns, [channels,] height, width); got {got}")

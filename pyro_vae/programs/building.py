@@ -83,7 +83,7 @@ def build_part(name: str, part: Callable[..., Any], *shapes: Any) -> Any:
         raise ValueError(f"Expected a {name} that can be made by {call}; got: {error}.") from error
 
 
-def known(x: Tensor, y: Tensor | None = None) -> Any:
+def labels_of(x: Tensor, y: Tensor | None = None) -> Any:
     """Return the labels, -1 where there is none, and which are seen: none without y."""
     y = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
     return y, y >= 0

@@ -65,14 +65,14 @@ class OfLabels(Built):
 
     def pictures_of(self, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, str]]:
         """Return samples of each label, at the same noise, and the z of each image under each label."""
-        samples, style, held = [], mean(self.encoder(x, self.vector(y))), [x]
+        samples, style, rows = [], mean(self.encoder(x, self.vector(y))), [x]
         for label in self.labels:
             with torch.random.fork_rng():
                 samples.append(self.generate(len(x), label))
-            held.append(mean(self.decoder(style, self.vector(torch.full_like(y, label)))))
+            rows.append(mean(self.decoder(style, self.vector(torch.full_like(y, label)))))
         return {
             "samples": (torch.stack(samples), "Samples: a row for each label, a column for each style"),
-            "styles": (torch.stack(held), "Images above; below, their style under each label"),
+            "styles": (torch.stack(rows), "Images above; below, their style under each label"),
         }
 
     def check_labels(self, y: Tensor) -> None:

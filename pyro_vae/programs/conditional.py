@@ -108,11 +108,11 @@ class ConditionalVAE(OfLabels):
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
         """Return reconstructions, samples, and of labels, styles of images held while the label goes by."""
-        (y,), found = given, super().pictures(x, *given)
+        (y,), pictures = given, super().pictures(x, *given)
         if are_labels(y):
-            return found | self.pictures_of(x, y)
+            return pictures | self.pictures_of(x, y)
         samples = torch.stack([self.generate(len(y), y) for _ in range(8)])
-        return found | {"samples": (samples, "Samples: a column for each y")}
+        return pictures | {"samples": (samples, "Samples: a column for each y")}
 
     def check_given(self, *given: Tensor) -> None:
         """Refuse labels that are no classes, and covariates of another number, or missing."""

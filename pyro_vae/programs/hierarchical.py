@@ -82,17 +82,18 @@ class HierarchicalVAE(Built):
         self.layers = nn.ModuleDict(
             {low: conditional(inner, family_of("family", family, sizes[low]), (sizes[high],)) for low, high in pairs}
         )
-        self.sees_x = guide == TOP_DOWN
+        self.order, self.top = guide, names[-1]
         encoders: dict[str, Conditional] = {}
-        before: tuple[Sequence[int], ...] = ()  # what the guide draws a layer from, beside x or without it
-        for name in reversed(names) if self.sees_x else names:
-            q, of_x = family_of("family", family, sizes[name]), self.sees_x or not before
-            encoders[name] = of_image(network, q, p_x, *before) if of_x else conditional(inner, q, *before)
-            before = ((sizes[name],),)
-        self.encoders, self.top = nn.ModuleDict(encoders), names[-1]
+        shapes: dict[str, Sequence[int]] = {}  # of the first input of each encoder
+        before: list[Sequence[int]] = []
+        for name in reversed(names) if guide == TOP_DOWN else names:
+            q, (shapes[name], *beside) = family_of("family", family, sizes[name]), self.inputs_of(event_shape, *before)
+            of_x = shapes[name] is event_shape
+            encoders[name] = of_image(network, q, p_x, *beside) if of_x else conditional(inner, q, shapes[name])
+            before = [(sizes[name],)]
+        self.encoders = nn.ModuleDict(encoders)
         self.prior = build_part("prior", prior, sizes[self.top])
-        below = event_shape if self.sees_x or len(names) == 1 else (sizes[names[-2]],)
-        attach(self.prior, sizes[self.top], encoders[self.top], below)
+        attach(self.prior, sizes[self.top], encoders[self.top], shapes[self.top])
 
     def model(self, x: Tensor) -> Tensor:
         """Draw zL from the prior, each layer given the one above, then see x, of shape ``(B, *event)``."""
@@ -107,19 +108,22 @@ class HierarchicalVAE(Built):
         """Draw each layer given the one before; top-down, given x too."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
-            seen: tuple[Tensor, ...] = (x,)
+            before: list[Tensor] = []
             for name, encoder in self.encoders.items():
-                z = pyro.sample(name, encoder(*seen))
-                seen = (x, z) if self.sees_x else (z,)
+                before = [pyro.sample(name, encoder(*self.inputs_of(x, *before)))]
+
+    def inputs_of(self, x: Any, *before: Any) -> tuple[Any, ...]:
+        """Return what the guide draws a layer from: x, and the layer before it; bottom-up that layer alone."""
+        return (x, *before) if self.order == TOP_DOWN else before or (x,)
 
     def at_prior(self, num: int) -> TorchDistribution:
         """Return p(x | z1) at ``num`` draws of all layers."""
         return self.below(self.prior().sample((num,)))
 
-    def below(self, z: Tensor, draw: Draw = lambda law: law.sample()) -> TorchDistribution:
-        """Return p(x | z1), z1 drawn down from zL, of shape ``(*, latent)``; or each layer at its mean."""
+    def below(self, z: Tensor) -> TorchDistribution:
+        """Return p(x | z1) at a draw of all layers below zL, of shape ``(*, latent)``."""
         for layer in self.layers.values():
-            z = draw(layer(z))
+            z = layer(z).sample()
         return self.decoder(z)
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
@@ -128,26 +132,25 @@ class HierarchicalVAE(Built):
 
     def codes(self, x: Tensor, draw: Draw = mean) -> dict[str, Tensor]:
         """Return each layer at its mean under the guide, or at a draw, ``(B, latent)`` by name."""
-        seen: tuple[Tensor, ...] = (x,)
         codes: dict[str, Tensor] = {}
+        before: list[Tensor] = []
         for name, encoder in self.encoders.items():
-            codes[name] = draw(encoder(*seen))
-            seen = (x, codes[name]) if self.sees_x else (codes[name],)
+            before = [draw(encoder(*self.inputs_of(x, *before)))]
+            codes[name] = before[0]
         return codes
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return reconstructions, samples, and what the top layer says of images: draws of the layers below it."""
+        """Return reconstructions, samples, and draws of x given the top layer of each image alone."""
         top = self.codes(x)[self.top]
-        drawn = torch.stack([x, self.reconstruct(x), *(mean(self.below(top)) for _ in range(6))])
-        return super().pictures(x) | {
-            "samples": (self.generate(100).unflatten(0, (10, 10)), "Samples from the prior"),
-            "layers": (drawn, f"Images, reconstructions, draws of p(x | {self.top})"),
-        }
+        rows = torch.stack([x, self.reconstruct(x), *(mean(self.below(top)) for _ in range(6))])
+        return super().pictures(x) | {"layers": (rows, f"Images, reconstructions, draws of p(x | {self.top})")}
 
     def seen_by_prior(self, x: Any) -> Any:
         """Return what the guide draws zL from: training images, or the codes of a few of them."""
-        return x if self.sees_x or len(self.encoders) == 1 else self.codes(x[:2000])[[*self.encoders][-2]]
+        few = x[:2000]
+        (seen, *_) = self.inputs_of(few, *[*self.codes(few).values()][-2:-1])
+        return x if seen is few else seen
 
     @quietly
     def blank(self, num: int) -> Tensor:

@@ -163,10 +163,13 @@ class Hooks(nn.Module, ABC):
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
         """Return grids of images, ``(rows, columns, *event)``, and their titles, by the names of their files."""
         rows = torch.stack([x, self.reconstruct(x, *given)])
-        return {"reconstructions": (rows, "Originals above, reconstructions below")}
+        return {
+            "reconstructions": (rows, "Originals above, reconstructions below"),
+            "samples": (self.generate(100).unflatten(0, (10, 10)), "Samples from the prior"),
+        }
 
-    def hidden(self, *data: Tensor) -> tuple[Tensor, ...]:
-        """Return the data that a run is judged by: without what is to be found out, as labels."""
+    def unlabelled(self, *data: Tensor) -> tuple[Tensor, ...]:
+        """Return the data without labels that the program can infer: those that reports ask for log p(x) of."""
         return data
 
     def measures(self, *data: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import attach, build_part, conditional, family_of, known, of_image, shape_of
+from pyro_vae.programs.building import attach, build_part, conditional, family_of, labels_of, of_image, shape_of
 from pyro_vae.programs.built import OfLabels, are_labels
 from pyro_vae.programs.hooks import Draw, quietly
 
@@ -84,7 +84,7 @@ class SemiSupervisedVAE(OfLabels):
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Draw y, where it is not seen, and z; then see x, of shape ``(B, *event)``."""
         module("vae", self)
-        y, seen = known(x, y)
+        y, seen = labels_of(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
             label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=seen)
             z = pyro.sample("z", self.prior())
@@ -93,7 +93,7 @@ class SemiSupervisedVAE(OfLabels):
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sum over y, where it is not seen, and draw z given each; the classification term is of those seen."""
         module("vae", self)
-        (y, seen), q = known(x, y), dist.Categorical(logits=self.classifier(x).logits)
+        (y, seen), q = labels_of(x, y), dist.Categorical(logits=self.classifier(x).logits)
         with pyro.plate("data", x.shape[0], dim=-1):
             with poutine.mask(mask=~seen):
                 drawn = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
@@ -113,7 +113,7 @@ class SemiSupervisedVAE(OfLabels):
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
         """Return p(x | y, z) at a draw of z from the guide, or its mean; y is the likeliest where it is not given."""
-        y, seen = known(x, *given)
+        y, seen = labels_of(x, *given)
         code = self.vector(torch.where(seen, y, self.classifier(x).logits.argmax(-1)))
         return self.decoder(draw(self.encoder(x, code)), code)
 
@@ -122,14 +122,14 @@ class SemiSupervisedVAE(OfLabels):
         """Return reconstructions, samples of each class, and styles of images held while the class goes by."""
         return super().pictures(x, *given) | self.pictures_of(x, self.classifier(x).logits.argmax(-1))
 
-    def hidden(self, *data: Tensor) -> tuple[Tensor, ...]:
+    def unlabelled(self, *data: Tensor) -> tuple[Tensor, ...]:
         """Return x with no label known: what is reported is of log p(x)."""
-        return data[0], known(data[0])[0]
+        return data[0], labels_of(data[0])[0]
 
     @torch.no_grad()
     def measures(self, *data: Tensor) -> dict[str, Tensor]:
         """Return the accuracy of q(y | x): 1 where its likeliest class is the label, 0 where not."""
-        y, seen = known(*data)
+        y, seen = labels_of(*data)
         right = (self.classifier(data[0]).logits.argmax(-1) == y).to(self.reference)
         return {"accuracy": torch.where(seen, right, torch.nan)}
 
@@ -137,10 +137,10 @@ class SemiSupervisedVAE(OfLabels):
         """Refuse what :meth:`Hooks.check_dataset` does, and labels of no training data, or of one class alone."""
         super().check_dataset(dataset, strict)
         y = dataset.train.columns.get("y")
-        known = y[y >= 0].unique().tolist() if y is not None else []
-        if len(known) < 2:
+        classes = y[y >= 0].unique().tolist() if y is not None else []
+        if len(classes) < 2:
             raise ValueError(
-                f"Expected labels y of some training data, of at least 2 classes; got {known or 'none'}. Give y, -1 "
+                f"Expected labels y of some training data, of at least 2 classes; got {classes or 'none'}. Give y, -1 "
                 "where it is unknown, or train a VAE."
             )
 

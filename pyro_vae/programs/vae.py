@@ -104,6 +104,15 @@ class VAE(Hooks):
         """Return ``num`` draws of x, of shape ``(num, *event)``."""
         return self.at_prior(num).sample()
 
+    @quietly
+    def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
+        """Return reconstructions, samples, lines between images, and the plane where ``latent = 2``."""
+        lines = self.interpolate(x[:8], x.roll(-8, 0)[:8]), "Straight lines in latent space, from image to image"
+        pictures = super().pictures(x) | {"interpolation": lines}
+        if self.prior().event_shape == (2,):
+            pictures["manifold"] = self.manifold(), "The 2-D latent space, decoded"
+        return pictures
+
     def impute(self, x: Tensor, num: int = 100, num_particles: int = 100) -> Tensor:
         r"""Draw what is missing of x, its NaN, given what is observed.
 

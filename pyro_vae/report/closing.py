@@ -85,12 +85,11 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
     """Draw a program's codes and its images, or the columns of a table; torch's own state is left alone.
 
     Returns:
-        By name: ``latent_space``, of training data; of a VAE of images, ``reconstructions``, ``samples``,
-        ``interpolation`` and ``traversal``, of test images, and ``manifold`` where latent = 2; of another program
-        those of its method ``pictures``; of a table ``marginals`` and, of a VAE, ``reconstructions``, of test rows.
+        By name: ``latent_space``, of training data; of images those of the program's method ``pictures``, if any, of
+        test images, and of a VAE ``traversal``; of a table ``marginals`` and, of a program here, ``reconstructions``,
+        of test rows.
     """
-    drawn, images, pages = {}, images_or_rows(dataset.event_shape), len(dataset.event_shape) in (2, 3)
-    counts = dataset.support is constraints.nonnegative_integer
+    drawn, images = {}, images_or_rows(dataset.event_shape)
     with at_test(program, point_of(program).device, seed), torch.no_grad():
         train = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2000)))
         codes = evaluate.guide_means(train)
@@ -100,22 +99,21 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
             drawn["latent_space"] = plots.latent_space(codes, labels, title)
         if images == "rows":
             drawn |= _of_columns(program, dataset)
-        elif pages and hasattr(program, "traverse") and len(train.data) == 1:
-            (x,) = evaluate.rows_of(program, dataset.test, slice(0, 1000))
-            white = max(x.max().item(), 1.0) if counts else 1.0
-            drawn["reconstructions"] = plots.reconstructions(x[:16] / white, program.reconstruct(x[:16]) / white)
-            drawn["samples"] = plots.samples(program.generate(100) / white)
-            drawn["interpolation"] = plots.interpolation(program.interpolate(x[:8], x.roll(-8, 0)[:8]) / white)
-            kl = mean_kl(program, x)
-            nats, order = (None, None) if kl is None else (kl.tolist(), kl.argsort(descending=True)[:20].tolist())
-            drawn["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
-            if program.prior().event_shape == (2,):
-                drawn["manifold"] = plots.manifold(program.manifold() / white)
-        elif pages and hasattr(program, "pictures"):
-            few = evaluate.rows_of(program, dataset.test, slice(0, 10))
-            white, pictures = max(few[0].max().item(), 1.0) if counts else 1.0, program.pictures(*few).items()
-            drawn |= {name: plots.manifold(x / white, title) for name, (x, title) in pictures}
+        elif len(dataset.event_shape) in (2, 3) and shows(program, "pictures", train.data):
+            x, *given = evaluate.rows_of(program, dataset.test, slice(0, 1000))
+            white = max(x.max().item(), 1.0) if dataset.support is constraints.nonnegative_integer else 1.0
+            few = (column[:16] for column in (x, *given))
+            drawn |= {name: plots.mosaic(page / white, title) for name, (page, title) in program.pictures(*few).items()}
+            if shows(program, "traverse", train.data):
+                kl = mean_kl(program, x)
+                nats, order = (None, None) if kl is None else (kl.tolist(), kl.argsort(descending=True)[:20].tolist())
+                drawn["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
     return drawn
+
+
+def shows(program: Any, method: str, data: tuple[Tensor, ...]) -> bool:
+    """Return whether a program has a method for figures, of as many arguments as the data are."""
+    return hasattr(program, method) and len(data) == getattr(program, "inputs", 1)
 
 
 def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
@@ -130,8 +128,8 @@ def _of_columns(program: Any, dataset: Dataset) -> dict[str, Figure]:
 
     with suppress(ValueError):  # data that cannot be drawn
         drawn["marginals"] = draw(whole.at(whole.simulate(1)).data[0], "as many that the model draws", False)
-    if hasattr(program, "reconstruct") and len(whole.data) == 1:
-        drawn["reconstructions"] = draw(program.reconstruct(x), "their reconstructions (up)", True)
+    if shows(program, "reconstruct", whole.data):
+        drawn["reconstructions"] = draw(program.reconstruct(*whole.data), "their reconstructions (up)", True)
     return drawn
 
 

@@ -13,7 +13,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
-from pyro_vae.report.closing import mean_kl
+from pyro_vae.report.closing import mean_kl, shows
 from pyro_vae.words import aligned, images_or_rows, pair
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
@@ -88,10 +88,10 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
         {"weights": plots.weights(k, ess, len(log_w), images)},
     )
     x = whole.data[0]
-    if x.dim() in (3, 4) and hasattr(whole.program, "reconstruct") and len(whole.data) == 1:
+    if x.dim() in (3, 4) and shows(whole.program, "reconstruct", whole.data):
         white = max(x.nan_to_num(0.0).max().item(), 1.0)
         ends = torch.cat([order[:SHOWN], order[SHOWN:][-SHOWN:]])  # of all, few are drawn
-        x_hat = whole.program.reconstruct(x[ends])
+        x_hat = whole.program.reconstruct(*(column[ends] for column in whole.data))
         found.figures["worst"] = plots.worst(x[ends] / white, x_hat / white, k[ends], SHOWN)
     return found
 

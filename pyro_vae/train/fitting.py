@@ -64,7 +64,7 @@ def fit(
             of them by name, split by :func:`pyro_vae.data.from_columns`; a tensor for a VAE is of images, split by
             :func:`pyro_vae.data.from_tensor`.
         objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; None:
-            :class:`pyro_vae.objectives.ELBO`. A schedule of its beta starts anew.
+            :class:`pyro_vae.objectives.ELBO`. A schedule of its beta starts from its first step.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, of all processes together.
         lr: The learning rate; with ``one-cycle`` the largest.

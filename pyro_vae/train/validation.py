@@ -50,7 +50,7 @@ class Validation:
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
         terms = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         measures: dict[str, list[Tensor]] = {}
-        hidden, measure, scale = (hook(self.program, name) for name in ("hidden", "measures", "smallest_scale"))
+        hidden, measure, scale = (hook(self.program, name) for name in ("unlabelled", "measures", "smallest_scale"))
         with torch.no_grad(), seeded(self.seed, self.device):
             for i, rows in enumerate(batches):
                 pause()
