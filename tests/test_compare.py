@@ -264,7 +264,7 @@ BAD = {
     "not YAML": (lambda run: spoil(run, "config.yaml", "a: b: c"), "could not read '.*wide/config.yaml'"),
     "another's weights": (
         lambda run: spoil(run, "config.yaml", (run / "config.yaml").read_text().replace("latent: 2", "latent: 3")),
-        "Expected weights of the architecture .* The run is '.*wide'",
+        "Expected weights that fit the architecture .* The run is '.*wide'",
     ),
     "not trusted": (
         lambda run: spoil(

@@ -197,7 +197,7 @@ HOSTILE = {
     "a header without an end": (long_header, "could not read|cannot be read"),
     "weights of another architecture": (
         others,
-        r"by config.yaml 'decoder.network.layers.1.weight' is of shape \(16, 2\), in the weights of shape \(16, 3\)",
+        r"'decoder.network.layers.1.weight' is of shape \(16, 2\) there and of shape \(16, 3\) in the weights",
     ),
     "links that lead out": (elsewhere, r"in its own directory; 'run/.*' leads to '/.*outside-"),
     "a link to itself": (

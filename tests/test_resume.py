@@ -507,7 +507,8 @@ def test_a_full_disk_ends_it_with_a_sentence_and_the_last_checkpoint_stands(half
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            OSError, match=r"Expected to write '.*'; could not \(No space left on device\). What was there is"
+            OSError,
+            match=r"Expected to write '.*'; could not \(No space left on device\). The files from before are unchanged",
         ):
             train(tmp_path / "run", epochs=2)
     assert not [*(tmp_path / "run").rglob("*.new")]
