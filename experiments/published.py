@@ -80,8 +80,8 @@ def picture(found: dict[str, dict[str, str]], points: Sequence[dict[str, str]]) 
     """Draw -log p(x) of test images against minutes of training, the published numbers as lines."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     made = [name for name in ROWS if name in found]
-    groups = [[name for name in made if name.startswith("gated") is gated] for gated in (False, True)]
-    shown = [group for group in groups if group]
+    panels = [("vae", "iwae"), ("gated",), ("two",)]
+    shown = [group for panel in panels if (group := [name for name in made if name.startswith(panel)])]
     for axes, names in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         last = []
         for i, name in enumerate(names):

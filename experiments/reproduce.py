@@ -126,8 +126,9 @@ def main(
     words += f" --precision {precision}" if chosen else ""
     found = {"row": row, "source": wanted.source, "published": wanted.published, "ours": ours, "stderr": error}
     found |= {"particles": num_particles, "images": len(values.nll), "minutes": minutes, "seed": seed, "command": words}
-    more = {"row": row, "seed": seed, "-ELBO": -elbo, "active": evaluate.active_units(vae, part[:images], seed=seed)}
-    more |= {"latent": wanted.latent, "epochs": length} | machine(run)
+    activity = evaluate.activity(vae, part[:images], seed=seed)
+    more = {"row": row, "seed": seed, "-ELBO": -elbo, "active": int((activity > 0.01).sum()), "latent": len(activity)}
+    more |= {"epochs": length} | machine(run)
     slack = annealed(vae, dataset, values.nll, temperatures, seed) if row in WITH_AIS else ("", "")
     more |= dict(zip(("AIS", "bound on the same"), slack, strict=True))
     append(stem.with_suffix(".csv"), [found])

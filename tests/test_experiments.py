@@ -381,13 +381,12 @@ class TestReproduce:
     def test_every_row_can_be_built(self):
         papers = importlib.import_module("papers")
         for row in papers.ROWS.values():
-            vae = row.build((1, 28, 28), seed=0)
-            assert vae.prior().event_shape == (row.latent,)
+            assert row.build((1, 28, 28), seed=0).generate(2).shape == (2, 1, 28, 28)
             row.objective()
 
     def test_the_rows_are_listed(self):
         listed = importlib.import_module("reproduce").listed()
-        assert [line.split()[0] for line in listed.splitlines()[1:9]] == [*importlib.import_module("papers").ROWS]
+        assert [line.split()[0] for line in listed.splitlines()[1:-2]] == [*importlib.import_module("papers").ROWS]
         program = [sys.executable, str(EXPERIMENTS / "reproduce.py")]
         bad = subprocess.run([*program, "vea"], capture_output=True, text=True, check=False)
         assert bad.returncode == 1

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vae.data.arrays import digest, rows_of, tensor_of, total
 from pyro_vae.data.on_disk import OnDisk
 
-Noise = Literal["bernoulli", "uniform"]
+Noise = Literal["bernoulli", "uniform", "normal"]
 WAYS = {"none": "not binarised", "static": "binarised statically", "dynamic": "binarised dynamically"}
 WAYS |= {"threshold": "binarised at one half"}
 EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
@@ -24,7 +24,8 @@ class Split:
 
     From pixel p of L grey levels, :math:`x = p / (L - 1)`; with ``noise`` ``bernoulli``, x is drawn with that
     probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation), off 0
-    and 1, to which float32 would round it. With ``counts``, :math:`x = p`. What is missing is NaN.
+    and 1, to which float32 would round it; with ``normal``, :math:`x = p + \sigma \epsilon`, of a ``scale`` for each
+    element. With ``counts``, :math:`x = p`. What is missing is NaN.
 
     References:
         On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov and Murray, 2008), for binarisation.
@@ -39,6 +40,7 @@ class Split:
         counts: Whether x is the pixel as it is.
         mask: True where a pixel is observed, of the shape of the pixels; None: all are.
         extra: Further arguments of a program by name, each of N rows, for :meth:`batch`.
+        scale: Of normal noise, of the shape of the pixels.
 
     Example:
         >>> Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)[:]
@@ -52,6 +54,7 @@ class Split:
     counts: bool = False
     mask: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.pixels, OnDisk) or getattr(self.pixels, "layout", None) == torch.strided):
@@ -67,6 +70,8 @@ class Split:
             x = self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
         elif self.noise == "bernoulli":
             x = (torch.rand_like(x) < x).to(x.dtype)  # as torch.bernoulli, faster
+        elif self.scale is not None:
+            x = torch.addcmul(x, rows_of(self.scale, index), torch.randn_like(x))
         return x if self.mask is None else torch.where(rows_of(self.mask, index), x, torch.nan)
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, ...]:
@@ -81,7 +86,7 @@ class Split:
     @property
     def digests(self) -> dict[str, str]:
         """A digest of its pixels, mask and each column, by which a run knows the data that it was trained on."""
-        parts = {"x": self.pixels, "mask": self.mask} | self.columns
+        parts = {"x": self.pixels, "mask": self.mask, "scale": self.scale} | self.columns
         return {name: digest(column) for name, column in parts.items() if column is not None and len(column)}
 
     def with_columns(self, names: Iterable[str]) -> Self:
@@ -97,9 +102,10 @@ class Split:
         return self._each(lambda column: column.part(rows) if isinstance(column, OnDisk) else column[rows])
 
     def _each(self, change: Callable[[Any], Any]) -> Self:
-        labels, mask = (None if column is None else change(column) for column in (self.labels, self.mask))
+        beside = {"labels": self.labels, "mask": self.mask, "scale": self.scale}
+        changed: dict[str, Any] = {name: change(column) for name, column in beside.items() if column is not None}
         extra = {name: change(column) for name, column in self.extra.items()}
-        return replace(self, pixels=change(self.pixels), labels=labels, mask=mask, extra=extra)
+        return replace(self, pixels=change(self.pixels), extra=extra, **changed)
 
     @property
     def on_disk(self) -> bool:
@@ -113,7 +119,9 @@ class Split:
             pixels = self._dequantised(pixels, torch.rand(pixels.shape, generator=generator))
         elif self.noise == "bernoulli":
             pixels, levels = torch.bernoulli(pixels / self.white, generator=generator).byte(), 2
-        return replace(self, pixels=pixels, levels=levels, noise=None)
+        elif self.scale is not None:
+            pixels = torch.addcmul(pixels, self.scale, torch.randn(pixels.shape, generator=generator))
+        return replace(self, pixels=pixels, levels=levels, noise=None, scale=None)
 
     def _dequantised(self, pixels: Tensor, u: Tensor) -> Tensor:
         return ((pixels + u) / self.levels).clamp(EDGE, 1 - EDGE)

@@ -20,6 +20,7 @@ from pyro_vae.evaluate.codes import (
     posterior,
     usage,
 )
+from pyro_vae.evaluate.encoding import encode
 from pyro_vae.evaluate.summaries import (
     DRAWS,
     Summary,
@@ -37,7 +38,7 @@ from pyro_vae.evaluate.summaries import (
 from pyro_vae.evaluate.weighing import log_weights, nll
 from pyro_vae.evaluate.weights import bits_per_dim, elbo, ess, iwae, iwae_curve, pareto_k
 
-__all__ = ["DRAWS", "Aggregate", "Summary", "Values", "active_units", "activity", "aggregate", "aggregate_of_codes"]
-__all__ += ["bits_per_dim", "covariates", "dimensions", "elbo", "ess", "guide_means", "is_exact", "iwae", "iwae_curve"]
-__all__ += ["kl_by_site", "kl_per_dim", "log_weights", "measures", "mutual_information", "nll", "pareto_k", "per_image"]
-__all__ += ["posterior", "rows_of", "split", "summary", "usage"]
+__all__ = ["Aggregate", "DRAWS", "Summary", "Values", "active_units", "activity", "aggregate", "aggregate_of_codes"]
+__all__ += ["bits_per_dim", "covariates", "dimensions", "elbo", "encode", "ess", "guide_means", "is_exact", "iwae"]
+__all__ += ["iwae_curve", "kl_by_site", "kl_per_dim", "log_weights", "measures", "mutual_information", "nll"]
+__all__ += ["pareto_k", "per_image", "posterior", "rows_of", "split", "summary", "usage"]
