@@ -346,6 +346,13 @@ class TestFolders:
         assert found.event_shape[0] == (1 if mode == "LA" else 3)
         assert "transparency of 9 images on white" in str(found)
 
+    @pytest.mark.parametrize("ending", ["gif", "tif"])
+    def test_of_several_frames_the_first_is_taken_and_the_text_says_it(self, ending, tmp_path):
+        first, second = (Image.fromarray(np.full((4, 6), level, dtype="u1")) for level in (100, 200))
+        found = self.load(tmp_path, ending, [first] * 5, save_all=True, append_images=[second])
+        assert (found.train[:] == 100 / 255).all()
+        assert "the first frame of 5 images" in str(found)
+
     def test_opaque_grey_and_colour_together_are_colour(self, tmp_path):
         images = [Image.fromarray(self.PICTURE[..., 0]).convert(mode) for mode in ("1", "L", "LA", "RGB", "RGBA", "P")]
         found = self.load(tmp_path, "png", images)

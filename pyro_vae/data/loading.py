@@ -44,8 +44,8 @@ def load(
             ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``
             and ``mask``; others of as many rows are further arguments of a program, by name); a .csv, .tsv or .parquet
             table, whose rows are x (through pandas); or a folder of images (subfolders, if any, are the labels), turned
-            as their EXIF data say, and on white where they are transparent. NaN is missing, and what ``mask`` says:
-            booleans, True where observed, of the shape of x or with one channel.
+            as their EXIF data say, on white where they are transparent, the first of several frames. NaN is missing,
+            and what ``mask`` says: booleans, True where observed, of the shape of x or with one channel.
         root: Folder where torchvision finds the data set, or puts it.
         binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn afresh
             for every training batch, and once for the validation and test images; ``threshold``, 1 above one half.

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +28,7 @@ SPLITS: dict[str, Any] = {"svhn": ({"split": "train"}, {"split": "test"})}
 SPLITS["omniglot"] = ({"background": True}, {"background": False})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L", "LA")
+CLEAR, FRAME = "transparency of {} on white", "the first frame of {}"  # what is changed of so many images
 
 
 class Source(NamedTuple):
@@ -120,26 +122,27 @@ def folder(path: Path) -> Source:
         raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; found none.")
     classes = sorted({file.parent for file in paths})
     labels = torch.tensor([classes.index(file.parent) for file in paths]) if len(classes) > 1 else None
-    arrays, clear = list[np.ndarray](), 0
+    arrays, changes = list[np.ndarray](), Counter[str]()
     for file in tqdm(paths, desc="reading", unit=" images", leave=False, disable=len(paths) < 1000):
-        array, seen_through = _image(file)
+        array, changed = _image(file)
         arrays.append(array)
-        clear += seen_through
+        changes.update(changed)
         if array.shape[:2] != arrays[0].shape[:2]:
             got = f"{arrays[0].shape[:2]} in {paths[0].name} and {array.shape[:2]} in {file.name}"
             raise ValueError(f"Expected images of one size; got {got}, (height, width). Resize them first.")
     if any(array.ndim == 3 for array in arrays):
         arrays = [array if array.ndim == 3 else np.stack([array] * 3, -1) for array in arrays]
-    notes = (f"transparency of {clear:,} images on white",) if clear else ()
+    notes = tuple(change.format(f"{number:,} images") for change, number in changes.items())
     return Source(torch.from_numpy(np.stack(arrays)), repr(str(path)), labels, notes=notes)
 
 
-def _image(path: Path) -> tuple[np.ndarray, bool]:
-    """Read an image as grey or RGB, upright and on white, and whether any of it is transparent."""
+def _image(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Read an image as grey or RGB, upright and on white, the first where there are several; and which of these."""
     try:
         with path.open("rb") as opened:  # of a path Pillow maps some .tif files, and does not turn them
             with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
                 image: Image.Image = Image.open(opened)
+            changes = [FRAME] if getattr(image, "n_frames", 1) > 1 else []
             image.load()
             with suppress(SyntaxError):  # so Pillow says that what is written beside the pixels is broken
                 ImageOps.exif_transpose(image, in_place=True)
@@ -151,10 +154,11 @@ def _image(path: Path) -> tuple[np.ndarray, bool]:
         raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
     mode = "L" if image.mode in GREY else "RGB"
     if not image.has_transparency_data:
-        return np.array(image.convert(mode)), False
+        return np.array(image.convert(mode)), changes
     whole = image.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
-    return np.array(flat.convert(mode)), whole.getchannel("A").getextrema() != (255, 255)
+    changes += [CLEAR] if whole.getchannel("A").getextrema() != (255, 255) else []
+    return np.array(flat.convert(mode)), changes
 
 
 def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
