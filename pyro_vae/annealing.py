@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.compiled import Outputs, Traced, fast_products
 from pyro_vae.program import Posterior
 
-__all__ = ["Ladder", "Plan", "densities", "drawn"]
+__all__ = ["SOME", "Ladder", "Plan", "densities", "drawn", "walls"]
 
 Start = Literal["guide", "prior"]
 
@@ -89,9 +89,7 @@ class Ladder:
     def __init__(self, posterior: Posterior, start: Start, leapfrog: int, moves: int | None = None) -> None:
         self.posterior, self.start, self.leapfrog = posterior, start, leapfrog
         of_guide, of_prior = drawn(posterior, "guide", SOME), drawn(posterior, "prior", SOME)
-        ends = [(u.amin(0), u.amax(0), FAR * _scale(u)) for u in (of_guide, of_prior)]
-        self.low = torch.minimum(*(low - reach for low, _, reach in ends))
-        self.high = torch.maximum(*(high + reach for _, high, reach in ends))
+        self.low, self.high = walls(of_guide, of_prior)
         self.precision = _scale(of_prior if start == "prior" else of_guide) ** -2, _scale(of_guide) ** -2
         run, calls = (lambda u: Outputs(densities(posterior, start, u), None)), moves and moves * leapfrog
         self._graph = Traced(run, calls=calls, quiet=True, frozen=True)
@@ -173,6 +171,13 @@ class Ladder:
 
     def _inside(self, u: Tensor) -> Tensor:
         return ((u > self.low) & (u < self.high)).all(-1)
+
+
+def walls(of_guide: Tensor, of_prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest u, of shape ``(B, D)``, that are within reach of draws ``(K, B, D)``."""
+    ends = [(u.amin(0), u.amax(0), FAR * _scale(u)) for u in (of_guide, of_prior)]
+    low = torch.minimum(*(low - reach for low, _, reach in ends))
+    return low, torch.maximum(*(high + reach for _, high, reach in ends))
 
 
 def _scale(u: Tensor) -> Tensor:

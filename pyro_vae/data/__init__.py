@@ -1,6 +1,7 @@
 """Data sets as tensors: images kept as bytes, batches indexed, splits fixed, and the support of x stated."""
 
-from pyro_vae.data.dataset import Dataset, Split, labelled
+from pyro_vae.data.dataset import Dataset, Split
+from pyro_vae.data.labels import labelled
 from pyro_vae.data.loading import from_columns, from_tensor, load
 from pyro_vae.data.supports import levels, open_unit_interval
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import Survey, narrowed, survey, tensor_of
 from pyro_vae.data.dataset import Dataset, Split
-from pyro_vae.data.dataset import labelled as show_labels
+from pyro_vae.data.labels import labelled as show_labels
 from pyro_vae.data.on_disk import OnDisk, arrays_of
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
 

@@ -1,0 +1,151 @@
+r"""A proposal fitted to the posterior of each datum, by draws of it that are weighted.
+
+References:
+    Population Monte Carlo (Cappé, Guillin, Marin and Robert, 2004).
+
+    Adaptive Multiple Importance Sampling (Cornuet, Marin, Mira and Robert, 2012).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.annealing import SOME, drawn, walls
+from pyro_vae.evaluate.weights import ess, iwae
+from pyro_vae.program import Posterior
+
+ROUNDS = (25, 25, 25, 25, 50, 50, 100)  # of fitting: draws for each dimension
+MORE = 10  # rounds like the last but one, at most, for data of which few draws count
+FEW = 0.1  # of the draws
+DF = 10.0  # degrees of freedom: few would waste draws, many would leave tails out
+SPREAD = 3.0  # draws that count, for each dimension, that a covariance is told of
+SHRINK = 0.1  # of the correlations, which few draws overstate
+SMALL = 1e-6  # of a variance
+HALVINGS = 30
+
+
+class Student(NamedTuple):
+    r"""A multivariate Student t of each datum: :math:`u = \mu_b + L_b \, \epsilon`.
+
+    ``loc`` is of shape ``(B, D)``, ``scale``, lower triangular, ``(B, D, D)``.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def draw(self, num: int) -> tuple[Tensor, Tensor]:
+        """Return draws ``(num, B, D)`` and their log-densities ``(num, B)``."""
+        dims = self.loc.shape[-1]
+        chi2 = torch.distributions.Chi2(self.loc.new_tensor(DF)).sample((num, len(self.loc)))
+        noise = torch.randn(num, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        noise = noise * (DF / chi2).sqrt().unsqueeze(-1)
+        constant = math.lgamma((DF + dims) / 2) - math.lgamma(DF / 2) - dims / 2 * math.log(math.pi * DF)
+        volume = self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_q = constant - volume - (DF + dims) / 2 * (noise.square().sum(-1) / DF).log1p()
+        return self.loc + torch.einsum("bij,kbj->kbi", self.scale, noise), log_q
+
+
+def fit(u: Tensor, log_w: Tensor) -> Student:
+    """Return the Student t of weighted draws, u of shape ``(K, B, D)``, log-weights ``(K, B)``.
+
+    Weights are tempered, to a power of at most 1 at which enough of the draws count for a covariance.
+    """
+    num, _, dims = u.shape
+    weight = tempered(log_w, min(SPREAD * dims, num / 2))
+    loc = torch.einsum("kb,kbi->bi", weight, u)
+    off = u - loc
+    covariance = torch.einsum("kb,kbi,kbj->bij", weight, off, off)
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    covariance = (1 - SHRINK) * covariance + torch.diag_embed(SHRINK * variance + SMALL)
+    return Student(loc, torch.linalg.cholesky(covariance * ((DF - 2) / DF)))
+
+
+def tempered(log_w: Tensor, count: float) -> Tensor:
+    """Return normalised weights ``(K, B)`` to the largest power, at most 1, at which so many of the draws count."""
+    low, high = torch.zeros_like(log_w[0]), torch.ones_like(log_w[0])
+    for _ in range(HALVINGS):
+        power = (low + high) / 2
+        enough = ess(power * log_w) >= count
+        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
+    return (torch.where(ess(log_w) >= count, 1.0, low) * log_w).softmax(0)
+
+
+class Adapted:
+    """The proposals of some data: for each the guide, or a Student t, if more of its draws count, or it sees more.
+
+    Both are fitted, and chosen, by draws of their own: those that are weighed later are independent of them, so that
+    the mean weight is p(x).
+
+    Arguments:
+        rows: A program at data.
+        density: log p(x, u) of the data of rows at unconstrained u, ``(K, B, D)``, of so many draws at once.
+        at_once: How many.
+        update: Is told of so many draws.
+    """
+
+    def __init__(
+        self, rows: Posterior, density: Callable[..., Tensor], at_once: int, update: Callable[[int], object]
+    ) -> None:
+        self.rows, self._density, self._at_once, self._update = rows, density, at_once, update
+        self._walls = walls(drawn(rows, "guide", SOME), drawn(rows, "prior", SOME))
+        dims = self._walls[0].shape[-1]
+        first, *rounds, last = (math.ceil(number * dims / at_once) * at_once for number in ROUNDS)
+        u, log_w = self._started(first)
+        share, bound = ess(log_w) / len(u), iwae(log_w)
+        if rows.structure.hidden:
+            share, bound = torch.zeros_like(share), torch.full_like(bound, -math.inf)
+        for num in rounds:
+            u, log_w = self._weighed(fit(u, log_w), num)
+        for _ in range(MORE):
+            if (ess(log_w) >= FEW * len(u)).all():
+                break
+            u, log_w = self._weighed(fit(u, log_w), num)
+        u, log_w = self._weighed(fit(u, log_w), last)
+        # Where the guide is far off, all of its draws may be, and count as much as each other.
+        self.law, self.better = fit(u, log_w), (ess(log_w) / len(u) > share) | (iwae(log_w) > bound + 1)
+
+    def log_weights(self, num: int) -> Tensor:
+        """Return log-weights of new draws, of shape ``(num, B)``."""
+        if not self.better.any():
+            return self.rows.log_weights(num)
+        log_w = self._weighed(self.law, num)[1]
+        if self.better.all():
+            return log_w
+        if self.rows.structure.whole:
+            return torch.where(self.better, log_w, self.rows.log_weights(num))
+        others = (~self.better).nonzero().squeeze(-1)
+        return log_w.index_copy(1, others, self.rows[others].log_weights(num))
+
+    def _started(self, num: int) -> tuple[Tensor, Tensor]:
+        """Return draws of the guide, and their log-weights; 0 where its density is not known."""
+        us, log_ws = list[Tensor](), list[Tensor]()
+        for _ in range(0, num, self._at_once):
+            u = self.rows.unconstrain(self.rows.propose(self._at_once)[0])
+            log_w = u.new_zeros(u.shape[:2])
+            if not self.rows.structure.hidden:
+                draws, volume = self.rows.constrain(u)  # of the continuous sites alone
+                log_w = self._at(u) - self.rows.log_q(draws, proper=True) - volume
+            us.append(u)
+            log_ws.append(log_w)
+        return torch.cat(us), torch.cat(log_ws)
+
+    def _weighed(self, law: Student, num: int) -> tuple[Tensor, Tensor]:
+        u, log_q = law.draw(num)
+        return u, torch.cat([self._at(part) for part in u.split(self._at_once)]) - log_q
+
+    def _at(self, u: Tensor) -> Tensor:
+        """Return log p(x, u); minus infinity out of reach, where laws are not asked."""
+        self._update(u.shape[0] * u.shape[1])
+        low, high = self._walls
+        fine = ((u > low) & (u < high)).all(-1)
+        log_p = self._density(self.rows.data, torch.where(fine.unsqueeze(-1), u, (low + high) / 2))
+        return torch.where(fine, log_p, -math.inf)
+
+
+def density(rows: Posterior, u: Tensor) -> Tensor:
+    """Return log p(x, u) of unconstrained u, ``(K, B, D)``, of shape ``(K, B)``, without masks of latent sites."""
+    draws, volume = rows.constrain(u)
+    return rows.log_joint(draws, proper=True) + volume

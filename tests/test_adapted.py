@@ -1,0 +1,171 @@
+"""Importance sampling from a proposal fitted to each datum, of programs whose log p(x) is known exactly."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import PROGRAMS
+from test_posterior_programs import EVERY, MOVED, Off
+from torch import nn
+
+from pyro_vae import evaluate
+from pyro_vae.evaluate import adapted, weighing
+from pyro_vae.oracle import LinearGaussian
+
+pytestmark = pytest.mark.usefixtures("float64", "param_store")
+
+
+class TestStudent:
+    def law(self, rows=2, dims=3):
+        scale = torch.randn(rows, dims, dims).tril(-1) + torch.diag_embed(0.5 + torch.rand(rows, dims))
+        return adapted.Student(torch.randn(rows, dims), scale)
+
+    def test_densities_are_those_of_a_multivariate_student(self):
+        law = self.law()
+        u, log_q = law.draw(5)
+        expected = dist.MultivariateStudentT(adapted.DF, law.loc, law.scale)
+        assert u.shape == (5, 2, 3)
+        torch.testing.assert_close(log_q, expected.log_prob(u), rtol=0, atol=1e-10)
+
+    def test_draws_have_its_covariance(self):
+        """Of 200,000 draws, to 0.03 of the variances: five standard errors, once in a million runs."""
+        law = self.law(1)
+        u, _ = law.draw(200_000)
+        expected = law.scale[0] @ law.scale[0].T * adapted.DF / (adapted.DF - 2)
+        assert (u[:, 0].T.cov() - expected).abs().max() < 0.03 * expected.diagonal().max()
+
+    def test_a_fit_has_mean_and_covariance_of_the_weighted_draws(self):
+        """But for a tenth of the correlations: draws of q weighted by p / q, both Gaussian."""
+        p = dist.MultivariateNormal(torch.tensor([1.0, -1.0]), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
+        q = dist.Normal(torch.zeros(2), 2.0).to_event(1)
+        u = q.sample((200_000, 1))
+        law = adapted.fit(u, p.log_prob(u) - q.log_prob(u))
+        covariance = law.scale[0] @ law.scale[0].T * adapted.DF / (adapted.DF - 2)
+        torch.testing.assert_close(law.loc[0], p.mean, rtol=0, atol=0.03)
+        torch.testing.assert_close(covariance, torch.tensor([[1.0, 0.54], [0.54, 1.0]]), rtol=0, atol=0.05)
+
+    def test_so_many_draws_count_at_the_power_that_is_taken(self):
+        log_w = torch.stack([10 * torch.randn(1000), torch.zeros(1000)], dim=1)
+        weight = adapted.tempered(log_w, 30.0)
+        torch.testing.assert_close(1 / weight.square().sum(0), torch.tensor([30.0, 1000.0]), rtol=1e-4, atol=0)
+
+
+class TestWeights:
+    @EVERY
+    def test_an_exact_guide_stays(self, make):
+        program = make()
+        data = program.sample(4)
+        log_w = evaluate.log_weights(program, data, 3, proposal="adapted", seed=0)
+        torch.testing.assert_close(log_w, program.evidence(*data).detach().expand(3, 4), rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("name", MOVED)
+    def test_of_a_guide_that_is_off_they_come_to_log_p(self, name):
+        """2,000 draws, of which hundreds count: standard errors are below 0.05. The seed is fixed."""
+        program = Off(PROGRAMS[name])
+        data = program.exact.sample(4)
+        log_w = evaluate.log_weights(program, data, 2000, proposal="adapted", seed=0)
+        torch.testing.assert_close(evaluate.iwae(log_w), program.evidence(*data).detach(), rtol=0, atol=0.2)
+        nll = evaluate.nll(program, data, 2000, proposal="adapted", seed=0)
+        torch.testing.assert_close(nll, -evaluate.iwae(log_w), rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("graph", [False, True])
+    def test_their_mean_is_p(self, graph, monkeypatch):
+        """Of 400 fits for one x, 4 draws each: within 5 standard errors, once in a million runs."""
+        monkeypatch.setattr(weighing, "MANY", 0 if graph else 10**9)
+        model = LinearGaussian(torch.randn(4, 2), torch.randn(4), scale=0.5)
+        x = torch.randn(1, 4)
+        log_w = evaluate.log_weights(model.vae("mean-field"), x.expand(400, 4), 4, proposal="adapted", seed=0)
+        ratio = (log_w - model.log_evidence(x)).exp().mean(0)
+        assert (ratio.std() > 0).all()
+        assert abs(ratio.mean() - 1) < 5 * ratio.std() / len(ratio) ** 0.5
+
+    def test_a_guide_far_too_narrow_is_mended(self):
+        """A tenth of the posterior's scale in five dimensions: k says no of the guide, yes of the fit."""
+        model = LinearGaussian(torch.randn(20, 5), torch.zeros(20), scale=2.0)
+        vae, x = model.vae(), torch.randn(10, 20)
+        vae.encoder = Narrow(vae.encoder)
+        of_guide, of_fit = (
+            evaluate.log_weights(vae, x, 1000, seed=0, proposal=proposal) for proposal in ("guide", "adapted")
+        )
+        assert (evaluate.pareto_k(of_guide) > 0.7).all()
+        assert (evaluate.pareto_k(of_fit) < 0.7).all()
+        torch.testing.assert_close(evaluate.iwae(of_fit), model.log_evidence(x), rtol=0, atol=0.2)
+
+    def test_chunks_do_not_change_what_is_estimated(self):
+        model = LinearGaussian(torch.randn(6, 3), torch.randn(6), scale=0.7)
+        x = torch.randn(5, 6)
+        for at_once in (7, 64):
+            found = evaluate.nll(model.vae("mean-field"), x, 1000, at_once, seed=0, proposal="adapted")
+            torch.testing.assert_close(found, -model.log_evidence(x), rtol=0, atol=0.2)
+
+    def test_pixels_that_are_missing_are_integrated_out(self):
+        model = LinearGaussian(torch.randn(6, 2), torch.randn(6), scale=0.7)
+        x = torch.randn(5, 6)
+        x[:, 0] = math.nan
+        seen = LinearGaussian(model.weight[1:], model.bias[1:], model.scale)
+        found = evaluate.nll(model.vae("mean-field"), x, 2000, seed=0, proposal="adapted")
+        torch.testing.assert_close(found, -seen.log_evidence(x[:, 1:]), rtol=0, atol=0.2)
+
+    def test_a_posterior_of_two_modes_is_not_said_to_be_right(self):
+        """z and -z are as likely. Where the fit sees both, log p(x) is right; where one, k or a bound that is less."""
+        program, x = Square(), torch.full((5, 1), 9.0)
+        log_w = evaluate.log_weights(program, x, 2000, seed=0, proposal="adapted")
+        assert (evaluate.iwae(log_w) < program.evidence(x) + 0.1).all()
+
+    def test_another_name_gets_a_sentence(self):
+        model = LinearGaussian(torch.randn(4, 2), torch.randn(4), scale=0.5)
+        with pytest.raises(ValueError, match="Expected proposal to be guide or adapted; got 'adpated'"):
+            evaluate.nll(model.vae(), torch.randn(2, 4), 2, proposal="adpated")
+
+
+class Narrow(nn.Module):
+    """A tenth of the scale of another encoder."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.exact = encoder
+
+    def forward(self, x):
+        law = self.exact(x)
+        return dist.MultivariateNormal(law.mean, scale_tril=0.1 * law.scale_tril)
+
+
+class Square(nn.Module):
+    """x ~ N(z^2, 1), z ~ N(0, 9); the guide is of one mode."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 3.0))
+            pyro.sample("x", dist.Normal(z.square().unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0].clamp(min=0).sqrt(), 0.3))
+
+    def evidence(self, x):
+        z = torch.linspace(-20, 20, 400_001)
+        log_p = dist.Normal(0.0, 3.0).log_prob(z) + dist.Normal(z.square(), 1.0).log_prob(x[:1, 0])
+        return (log_p.logsumexp(0) + math.log(z[1] - z[0])).expand(len(x))
+
+
+class Wandering(nn.Module):
+    """A guide that draws a site which the model does not have, so that q(z | x) is not known."""
+
+    def __init__(self):
+        super().__init__()
+        self.exact = LinearGaussian(torch.randn(6, 2), torch.randn(6), scale=0.7).vae()
+        self.model = self.exact.model
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            shift = pyro.sample("shift", dist.Normal(0.0, 0.3), infer={"is_auxiliary": True})
+            law = self.exact.encoder(x)
+            pyro.sample("z", dist.Normal(law.mean + shift.unsqueeze(-1), 0.5).to_event(1))
+
+
+def test_a_guide_of_unknown_density_is_where_the_fit_starts():
+    program, x = Wandering(), torch.randn(5, 6)
+    found = evaluate.nll(program, x, 2000, seed=0, proposal="adapted")
+    torch.testing.assert_close(found, -program.exact.decoder.log_evidence(x).detach(), rtol=0, atol=0.2)
