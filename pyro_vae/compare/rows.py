@@ -55,6 +55,7 @@ class Row:
     values: evaluate.Values
     difference: tuple[float, float]
     num_particles: int
+    proposal: evaluate.Proposal
     active: int | None
     latent: int
     parameters: int
@@ -81,6 +82,7 @@ def compare(
     device: str = "cpu",
     trust: Sequence[str] = (),
     progress: bool = True,
+    proposal: evaluate.Proposal = "guide",
 ) -> list[Row]:
     """Evaluate runs on the same images and rank them by -log p(x), best first, in groups of those that compare.
 
@@ -96,6 +98,7 @@ def compare(
         device: ``cpu`` or ``cuda``.
         trust: Modules of your own whose classes the runs may name.
         progress: Whether to show a progress bar.
+        proposal: What the draws for -log p(x) are from: ``guide``, or ``adapted`` to each image.
 
     Raises:
         FileNotFoundError: If a run is not there.
@@ -120,7 +123,7 @@ def compare(
         if split not in dataset.splits:
             raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
         part = dataset.splits[split].to(device)
-        values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress)
+        values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress, proposal)
         with at_test(vae, point_of(vae).device, seed):
             whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
             kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
@@ -142,6 +145,7 @@ def compare(
             values=values,
             difference=(0.0, 0.0),
             num_particles=num_particles,
+            proposal=proposal,
             active=used[0] if used[0] or not used[2] else None,
             latent=len(evaluate.dimensions(whole)),
             parameters=sum(parameter.numel() for parameter in vae.parameters()),

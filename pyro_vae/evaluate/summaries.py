@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_vae.data import Split
 from pyro_vae.evaluate.codes import draws_of_means
-from pyro_vae.evaluate.weighing import at_data, batches, nll, room
+from pyro_vae.evaluate.weighing import Proposal, at_data, batches, nll, room
 from pyro_vae.objectives.base import check_least
 from pyro_vae.objectives.divergence import Divergence, divergences, reconstruction_terms
 from pyro_vae.objectives.divergence import kl_per_dim as site_kl_per_dim
@@ -133,12 +133,18 @@ class Summary(NamedTuple):
 
 
 def per_image(
-    program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
+    program: Any,
+    data: Split,
+    num_particles: int = 1000,
+    images: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+    proposal: Proposal = "guide",
 ) -> Values:
     """Evaluate a program on each of the first ``images`` of a split: :func:`summary` is the mean of it.
 
-    -log p(x) takes ``num_particles`` draws per datum, the ELBO's reconstruction 10. Two programs are compared image by
-    image, with the same seed.
+    -log p(x) takes ``num_particles`` draws per datum from the ``proposal``, the ELBO's reconstruction 10. Two programs
+    are compared image by image, with the same seed.
 
     Raises:
         ValueError: If there are no particles or no images.
@@ -148,7 +154,8 @@ def per_image(
     with at_test(program, point_of(program).device, seed):  # which draws the noise of the rows, too
         whole = posterior_of(program, rows_of(program, data, slice(0, images)))
         reconstruction, kl = split(program, whole, DRAWS)
-        return Values(reconstruction - kl, reconstruction, kl, nll(program, whole, num_particles, progress=progress))
+        minus_log_p = nll(program, whole, num_particles, progress=progress, proposal=proposal)
+        return Values(reconstruction - kl, reconstruction, kl, minus_log_p)
 
 
 def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ...]:
@@ -184,10 +191,16 @@ def covariate_names(whole: Posterior) -> list[str]:
 
 
 def summary(
-    program: Any, data: Split, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = False
+    program: Any,
+    data: Split,
+    num_particles: int = 1000,
+    images: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+    proposal: Proposal = "guide",
 ) -> Summary:
     """Summarise a program on a split: the ELBO, its two terms, and -log p(x): the means of :func:`per_image`."""
-    found = per_image(program, data, num_particles, images, seed, progress)
+    found = per_image(program, data, num_particles, images, seed, progress, proposal)
     return Summary(len(found.nll), *map(mean_and_error, found))
 
 

@@ -36,7 +36,13 @@ def table(
     return write_table(program, dataset, values, num_particles)
 
 
-def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Values], num_particles: int) -> str:
+def write_table(
+    program: Any,
+    dataset: Dataset,
+    values: Mapping[str, evaluate.Values],
+    num_particles: int,
+    proposal: evaluate.Proposal = "guide",
+) -> str:
     """Write the values of each split, by its name, as a table."""
     with at_test(program, point_of(program).device), torch.no_grad():
         whole = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2)))
@@ -58,7 +64,7 @@ def write_table(program: Any, dataset: Dataset, values: Mapping[str, evaluate.Va
     notes = (
         f"nats per datum, mean ± standard error over the {images}; {dataset}; log p(x{given}) is of a {kind}{left_out}."
         f"\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
-        f"{num_particles:,} draws from the guide: too large on average.{note}"
+        f"{num_particles:,} draws {evaluate.DRAWN[proposal]}: too large on average.{note}"
     )
     return "\n".join([*aligned(rows), notes])
 

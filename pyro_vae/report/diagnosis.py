@@ -50,6 +50,12 @@ def _collapse(n: Numbers, images: str) -> str:
 
 def _trust(n: Numbers, images: str) -> str:
     advice = "Quote AIS." if "AIS" in n else "Ask AIS, with --chosen 50."
+    if "adapted, k > 0.7" in n:
+        trusted = _told(n, "adapted, k > 0.7", "images", 0.1) is False
+        advice = f"With the proposal adapted to each it is for {n['adapted, k > 0.7']:.1%}: "
+        advice += "quote -log p(x) above." if trusted else "quote AIS."
+    else:
+        advice += " Or take --proposal adapted."
     said = {
         True: f"there the guide leaves out a part of the posterior, and more particles help little. {advice}",
         False: "importance sampling from the guide is to be trusted.",

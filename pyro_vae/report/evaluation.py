@@ -77,6 +77,7 @@ def evaluation(
     temperatures: int = 500,
     seed: int = 0,
     progress: bool = True,
+    proposal: evaluate.Proposal = "guide",
 ) -> Evaluation:
     """Evaluate a program: its table on each split and, on test images, its model, its guide and its codes.
 
@@ -90,6 +91,8 @@ def evaluation(
         temperatures: Of annealed importance sampling, 16 chains.
         seed: Seed of the draws; torch's own state is left alone.
         progress: Whether to show progress bars.
+        proposal: What the draws for -log p(x) are from: ``guide``, or ``adapted`` to each image; the guide is judged
+            by its own draws either way.
 
     Raises:
         ValueError: If there are no particles, images or temperatures, or ``chosen`` is negative.
@@ -105,23 +108,30 @@ def evaluation(
     for name, number in settings.items():
         if number < (least := 0 if name == "chosen" else 1):
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
-    device, rest = point_of(program).device, (num_particles, images, seed, progress)
+    device, rest = point_of(program).device, (num_particles, images, seed, progress, proposal)
     others = [name for name in dataset.splits if name != "test"]
     values = {name: evaluate.per_image(program, dataset.splits[name].to(device), *rest) for name in others}
     with at_test(program, device, seed):
         whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
-        log_w = evaluate.log_weights(program, whole, num_particles, progress=progress)
+        of_guide = log_w = evaluate.log_weights(program, whole, num_particles, progress=progress)
+        if proposal != "guide":
+            log_w = evaluate.log_weights(program, whole, num_particles, progress=progress, proposal=proposal)
         test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, -evaluate.iwae(log_w))
         model = findings.bounds(whole, log_w, chosen, temperatures, progress)
-        guide = [findings.weights(whole, log_w)]
+        guide = [findings.weights(whole, of_guide)]
+        if proposal != "guide":
+            adapted = findings.weights(whole, log_w)
+            model.lines += [f"Of the adapted proposal: {line}" for line in adapted.lines]
+            model.numbers |= {f"adapted, {name}": number for name, number in adapted.numbers.items()}
+            model.numbers |= findings.with_errors(**{"guide - adapted": evaluate.iwae(log_w) - evaluate.iwae(of_guide)})
         if chosen:
             guide.append(findings.gaps(whole[:chosen], model.images.get("-log p(x) by AIS"), progress))
         guide.append(findings.calibration(whole, seed))
         answers = {"How good is the model?": [model], "How good is the guide?": guide}
         answers["What do codes say?"] = [findings.codes(whole)]
     called = findings.name_of(whole)
-    found = Evaluation(write_table(program, dataset, values, num_particles), {}, {}, {}, {}, called)
+    found = Evaluation(write_table(program, dataset, values, num_particles, proposal), {}, {}, {}, {}, called)
     columns = dict(zip(COLUMNS, test, strict=True))
     for question, parts in answers.items():
         if lines := [line for part in parts for line in part.lines]:
