@@ -25,6 +25,7 @@ SPREAD = 3.0  # draws that count, for each dimension, that a covariance is told 
 SHRINK = 0.1  # of the correlations, which few draws overstate
 SMALL = 1e-6  # of a variance
 HALVINGS = 30
+ALL = slice(None)
 
 
 class Student(NamedTuple):
@@ -100,9 +101,11 @@ class Adapted:
         for num in rounds:
             u, log_w = self._weighed(fit(u, log_w), num)
         for _ in range(MORE):
-            if (ess(log_w) >= FEW * len(u)).all():
+            poor = (ess(log_w) < FEW * len(u)).nonzero().squeeze(-1)
+            if not len(poor):
                 break
-            u, log_w = self._weighed(fit(u, log_w), num)
+            part = torch.arange(len(rows)) if rows.structure.whole else poor
+            u[:, part], log_w[:, part] = self._weighed(fit(u[:, part], log_w[:, part]), num, part)
         u, log_w = self._weighed(fit(u, log_w), last)
         # Where the guide is far off, all of its draws may be, and count as much as each other.
         self.law, self.better = fit(u, log_w), (ess(log_w) / len(u) > share) | (iwae(log_w) > bound + 1)
@@ -132,16 +135,19 @@ class Adapted:
             log_ws.append(log_w)
         return torch.cat(us), torch.cat(log_ws)
 
-    def _weighed(self, law: Student, num: int) -> tuple[Tensor, Tensor]:
+    def _weighed(self, law: Student, num: int, part: Tensor | slice = ALL) -> tuple[Tensor, Tensor]:
+        """Return draws of some rows, ``(num, rows, D)``, and their log-weights."""
         u, log_q = law.draw(num)
-        return u, torch.cat([self._at(part) for part in u.split(self._at_once)]) - log_q
+        at_once = self._at_once * len(self.rows) // u.shape[1]
+        return u, torch.cat([self._at(draws, part) for draws in u.split(at_once)]) - log_q
 
-    def _at(self, u: Tensor) -> Tensor:
-        """Return log p(x, u); minus infinity out of reach, where laws are not asked."""
+    def _at(self, u: Tensor, part: Tensor | slice = ALL) -> Tensor:
+        """Return log p(x, u) of some rows; minus infinity out of reach, where laws are not asked."""
         self._update(u.shape[0] * u.shape[1])
-        low, high = self._walls
+        low, high = (wall[part] for wall in self._walls)
         fine = ((u > low) & (u < high)).all(-1)
-        log_p = self._density(self.rows.data, torch.where(fine.unsqueeze(-1), u, (low + high) / 2))
+        data = tuple(column[part] for column in self.rows.data)
+        log_p = self._density(data, torch.where(fine.unsqueeze(-1), u, (low + high) / 2))
         return torch.where(fine, log_p, -math.inf)
 
 
