@@ -5,7 +5,6 @@ import operator
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from types import MappingProxyType
 from typing import Any, cast
 
 import pyro
@@ -108,11 +107,11 @@ class Undo(TorchDispatchMode):
 class _Shapes(FakeTensorMode):
     """Makes at once the tensors without numbers that stand for each result, of which there are no others here."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = MappingProxyType({})) -> Any:
-        if func is not torch.ops.aten.empty_strided.default:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        meta = torch.empty_strided(*args, **{**kwargs, "device": "meta"})
-        return FakeTensor(self, meta, kwargs.get("device") or torch.device("cpu"))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.empty_strided.default and kwargs and "device" in kwargs:
+            meta = torch.empty_strided(*args, **{**kwargs, "device": "meta"})
+            return FakeTensor(self, meta, kwargs["device"])
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
 class _OneHot(TorchFunctionMode):
