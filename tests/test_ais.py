@@ -5,6 +5,7 @@ Monte Carlo means are compared by z-tests at 5 standard errors: each number fail
 
 import math
 from functools import partial
+from itertools import cycle
 
 import pyro.distributions as dist
 import pytest
@@ -18,7 +19,8 @@ from pyro_vae.annealing import Ladder, densities, drawn
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.program import Posterior
 
-STARTS = pytest.mark.parametrize("start", ["guide", "prior"])
+STARTS = ["guide", "prior"]
+EITHER = pytest.mark.parametrize("start", STARTS)
 
 
 @pytest.fixture
@@ -62,18 +64,18 @@ class TestEvidence:
         exact = model.log_evidence(x)
         log_w = ais.log_weights(model.vae(), x, **settings)
         torch.testing.assert_close(log_w, exact.expand(chains, 5), rtol=0, atol=1e-10)
-        for bound in (ais.ais(model.vae(), x, **settings), *ais.bdmc(model.vae(), joint=(z, x), **settings)):
+        for bound in ais.bdmc(model.vae(), joint=(z, x), **settings):
             torch.testing.assert_close(bound, exact, rtol=0, atol=1e-10)
 
-    def test_from_the_prior_it_is_within_two_hundredths_of_a_nat(self, float64):
-        """8 data, 128 chains of 1000 temperatures: standard errors of some 0.005, 4 of them, once in 2000 runs."""
+    def test_from_the_prior_it_is_within_four_hundredths_of_a_nat(self, float64):
+        """8 data, 128 chains of 300 temperatures: standard errors of some 0.01, 4 of them, once in 2000 runs."""
         weight = torch.tensor([[1.0, 0.5], [-0.6, 0.8], [0.3, -1.0], [0.2, 0.4]])
         model = LinearGaussian(weight, torch.zeros(4), scale=1.0)
         x = model(torch.randn(8, 2)).sample()
-        bound = ais.ais(model.vae("mean-field"), x, chains=128, temperatures=1000, start="prior", seed=0)
-        assert ((bound - model.log_evidence(x)).abs() < 0.02).all()
+        bound = ais.ais(model.vae("mean-field"), x, chains=128, temperatures=300, start="prior", seed=0)
+        assert ((bound - model.log_evidence(x)).abs() < 0.04).all()
 
-    @STARTS
+    @EITHER
     @pytest.mark.usefixtures("param_store")
     def test_of_one_temperature_it_is_importance_sampling(self, model, start, short):
         """Chains that do not move: from the guide the same draws give the log-weights of ``evaluate``."""
@@ -88,7 +90,7 @@ class TestEvidence:
             expected = vae.prior().log_prob(z) + vae.decoder(z).log_prob(x) - law.log_prob(z)
         torch.testing.assert_close(log_w, expected, rtol=0, atol=1e-10)
 
-    @STARTS
+    @EITHER
     @pytest.mark.parametrize("temperatures", [2, 5])
     def test_weights_are_unbiased_however_few_temperatures(self, model, start, temperatures, short):
         """E[w] = p(x), whatever the pilot found: the mean of w / p(x) over 5000 chains, for each of 3 data."""
@@ -134,7 +136,7 @@ class TestEvidence:
 
 
 class TestBothWays:
-    @STARTS
+    @EITHER
     def test_bounds_are_unbiased_each_in_its_way(self, model, start, short):
         """E[w] = p(x) of chains to the posterior, E[1 / w] = 1 / p(x) of chains from it; one of each for 4000 data."""
         x, z = data(model, 4000)
@@ -144,7 +146,7 @@ class TestBothWays:
             assert ratio.std() > 0.1
             assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(4000)
 
-    @STARTS
+    @EITHER
     def test_bounds_are_on_either_side_and_near(self, model, start):
         """Means over 20 data: either side at 5 standard errors, and 0.1 nats between the two, where it is some 0.05.
 
@@ -252,55 +254,62 @@ def quadrature(vae, x):
 
 
 PARTS = {
-    **{f"prior: {name}": (prior, GUIDES["DiagonalNormal"]) for name, prior in PRIORS.items()},
-    **{f"guide: {name}": (PRIORS["StandardNormal"], guide) for name, guide in GUIDES.items() if "Diag" not in name},
+    "both": (PRIORS["StandardNormal"], GUIDES["DiagonalNormal"], STARTS),
+    **{f"prior: {name}": (part, GUIDES["DiagonalNormal"], ["prior"]) for name, part in [*PRIORS.items()][1:]},
+    **{
+        f"guide: {name}": (PRIORS["StandardNormal"], part, ["guide"])
+        for name, part in GUIDES.items()
+        if "Diag" not in name
+    },
 }
 
 
 @pytest.mark.filterwarnings("ignore:AIS accepted")  # after so short a pilot run
 @pytest.mark.usefixtures("param_store")
 class TestParts:
-    @pytest.mark.parametrize(("prior", "guide"), PARTS.values(), ids=PARTS)
-    def test_every_prior_and_guide_comes_to_log_p(self, prior, guide, short, float64):
-        """By quadrature: E[w] = p(x) of 100 chains from either start; within half a nat."""
+    @pytest.mark.parametrize(("prior", "guide", "starts"), PARTS.values(), ids=PARTS)
+    def test_every_prior_and_guide_comes_to_log_p(self, prior, guide, starts, short, float64):
+        """By quadrature: E[w] = p(x) of 100 chains from where the part is; within half a nat."""
         vae = built(prior, guide, latent=2, stir=False).double()
         x = vae.generate(3) + 0.5 * torch.randn(3, *EVENT)
         with torch.no_grad():
             vae.decoder.family.log_scale.fill_(math.log(0.7))
         exact = quadrature(vae, x)
-        for start in ("guide", "prior"):
+        for start in starts:
             w = (ais.log_weights(vae, x, 100, 8, start=start) - exact).exp()
             assert ((w.mean(0) - 1).abs() < 5 * w.std(0) / math.sqrt(len(w)) + 1e-3).all()
             assert (w.mean(0).log().abs() < 0.5).all()
 
-    @pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
-    def test_every_likelihood_is_finite(self, likelihood, short):
-        vae = VAE.build((6,), 2, likelihood=likelihood, network=partial(networks.MLP, hidden=(8,)))
-        lower, upper = ais.bdmc(vae, 3, 2, 5)
-        assert lower.isfinite().all()
-        assert upper.isfinite().all()
-
-    @pytest.mark.parametrize(("prior", "guide"), PARTS.values(), ids=PARTS)
-    def test_a_graph_has_the_densities_of_every_prior_and_guide(self, prior, guide, float64):
-        vae = built(prior, guide).double()
-        self.same(vae, torch.randn(3, *EVENT))
-        self.same(vae, torch.where(torch.rand(3, *EVENT) < 0.3, math.nan, torch.randn(3, *EVENT)), ("guide",))
-
-    @pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
-    def test_a_graph_has_the_densities_of_every_likelihood(self, likelihood, float64):
-        vae = VAE.build(EVENT, 4, likelihood=likelihood, network=partial(networks.MLP, hidden=(8,))).double()
-        self.same(vae, vae.decoder(torch.randn(3, 4)).sample())
-
-    def same(self, vae, x, starts=("guide", "prior")):
+    @pytest.mark.parametrize(("prior", "guide", "starts"), PARTS.values(), ids=PARTS)
+    def test_a_graph_has_the_densities_of_every_prior_and_guide(self, prior, guide, starts, float64):
         """At the fifth z, of which the first is Pyro's, the second recorded and the third compared."""
+        vae, x = built(prior, guide).double().eval(), torch.randn(3, *EVENT)
+        x[1, 0, 0, 1] = math.nan
         for start in starts:
             with torch.no_grad():
                 ladder = climbing(vae, x, start)
-                for z in torch.randn(5, 2, 3, 4):
-                    found = ladder.at(z)
-                expected = densities(ladder.posterior, ladder.start, z)
-            assert ladder._graph.mode == "graph", ladder._graph.reason
-            torch.testing.assert_close(list(found[1:]), list(expected), rtol=1e-10, atol=1e-10)
+                for z in torch.randn(4, 2, 3, 4):
+                    ladder.at(z)
+            self.same(ladder, torch.randn(2, 3, 4))
+
+    @pytest.mark.parametrize(("likelihood", "start"), [*zip(LIKELIHOODS.values(), cycle(STARTS))], ids=LIKELIHOODS)
+    def test_every_likelihood_is_finite_and_its_graph_has_its_densities(self, likelihood, start, short, monkeypatch):
+        ladders = []
+        monkeypatch.setattr(ais, "Ladder", lambda *a, **k: ladders.append(Ladder(*a, **k)) or ladders[-1])
+        vae = VAE.build((6,), 2, likelihood=likelihood, network=partial(networks.MLP, hidden=(8,))).eval()
+        lower, upper = ais.bdmc(vae, 3, 2, 5, start=start)
+        assert lower.isfinite().all()
+        assert upper.isfinite().all()
+        self.same(*ladders, torch.randn(2, 3, 2), 1e-5)
+
+    def same(self, ladder, z, tolerance=1e-10):
+        """A graph's densities are Pyro's."""
+        assert ladder._graph.mode == "graph", ladder._graph.reason
+        before = ladder._graph._last.calls
+        with torch.no_grad():
+            found, expected = ladder.at(z), densities(ladder.posterior, ladder.start, z)
+        assert ladder._graph._last.calls == before + 1
+        torch.testing.assert_close(list(found[1:]), list(expected), rtol=tolerance, atol=tolerance)
 
     def test_a_prior_of_infinite_variance(self, model, short):
         """E[w] = p(x), by quadrature."""
@@ -317,7 +326,7 @@ class TestParts:
 
 class TestRuns:
     def test_chunks_over_images_change_no_exact_answer(self, model, short, monkeypatch):
-        x, z = data(model, 5)
+        x, z = data(model, 3)
         sizes = []
         monkeypatch.setattr(evaluate.weighing, "how_many_fit", lambda run, most, device: 2)
         genuine = Ladder.climb
@@ -326,8 +335,7 @@ class TestRuns:
         )
         for bound in (ais.ais(model.vae(), x, 3, 4), *ais.bdmc(model.vae(), None, 3, 4, joint=(z, x))):
             torch.testing.assert_close(bound, model.log_evidence(x), rtol=0, atol=1e-10)
-        assert sizes == [2, 2, 1, 2, 2, 2, 2, 1, 1]  # up, and up and down of each part
-        assert ais.log_weights(off(model.vae("mean-field")), x, 3, 4, start="prior").isfinite().all()
+        assert sizes == [2, 1, 2, 2, 1, 1]  # up, and up and down of each part
 
     def test_a_seed_draws_the_same(self, model, short):
         vae, (x, z) = off(model.vae("mean-field")), data(model, 3)
@@ -336,11 +344,11 @@ class TestRuns:
             lambda seed=None: torch.stack(ais.bdmc(vae, None, 3, 4, joint=(z, x), seed=seed)),
             lambda seed=None: torch.stack(ais.bdmc(vae, 3, 3, 4, seed=seed)),
         ):
-            same, other = run(seed=3), run(seed=4)
+            same, other = run(seed=3), run()
             assert not torch.equal(same, other)
+            assert torch.equal(run(), other)
             torch.rand(1)
             assert torch.equal(run(seed=3), same)
-            assert torch.equal(run(), run())
 
     def test_says_where_moves_are_not_accepted(self, model, short, monkeypatch):
         monkeypatch.setattr("pyro_vae.annealing.FAR", -1e6)  # everywhere is too far
@@ -379,7 +387,7 @@ class Positive(nn.Module):
         return self.law
 
 
-@pytest.mark.parametrize("start", ["guide", "prior"])
+@EITHER
 def test_a_prior_over_positive_codes_comes_to_log_p(start, float64):
     """Counts at Gamma rates are negative binomial; 128 chains of 50 temperatures to 0.05 nats, 5 standard errors."""
     shape, rate = torch.tensor([2.0, 4.0]), torch.tensor([1.0, 2.0])

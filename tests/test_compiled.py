@@ -9,30 +9,31 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import PER_DATUM, PROGRAMS, X, chain, local, mixture, regression
+from programs import PER_DATUM, PROGRAMS, X, chain, local, regression
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoLowRankMultivariateNormal, AutoNormal
 from pyro.optim import SGD, Adam, AdamW, ClippedAdam, ExponentialLR, PyroOptim
 
-from pyro_vae import VAE, likelihoods
+from pyro_vae import VAE, likelihoods, networks
 from pyro_vae.compiled import CompiledSVI, device, fast_products, graph, traced
 from pyro_vae.objectives import ELBO, IWAE, MMD, Linear, Renyi, ReweightedWakeSleep
 
 pytestmark = pytest.mark.usefixtures("float64", "param_store")
-STEPS = 7
+STEPS = 5
 # The covariance factor of `regression` is free: a step takes it out of its support, and stock Pyro stops there.
 TRAINABLE = [program for program in PROGRAMS if program is not regression]
 REPARAMETERISED = [program for program in PER_DATUM if program is not chain]
+# Every program with the two ELBOs that serve all; the other losses in turn.
 PAIRS = [
     *((program, Trace_ELBO) for program in TRAINABLE),
-    *((program, TraceMeanField_ELBO) for program in TRAINABLE if program is not mixture),
     *((program, lambda: ELBO(beta=Linear(4))) for program in TRAINABLE),
-    *((program, lambda: ELBO(3, gradient="stl")) for program in REPARAMETERISED),
-    *((program, lambda: IWAE(3, gradient="dreg")) for program in REPARAMETERISED),
-    *((program, lambda: IWAE(5, gradient="stl", resample=2)) for program in REPARAMETERISED),
-    *((program, lambda: Renyi(0.5, 3)) for program in PER_DATUM),
-    *((program, lambda: ReweightedWakeSleep(3)) for program in PER_DATUM),
+    *((program, TraceMeanField_ELBO) for program in TRAINABLE[::3]),
+    *((program, lambda: ELBO(3, gradient="stl")) for program in REPARAMETERISED[::2]),
+    *((program, lambda: IWAE(3, gradient="dreg")) for program in REPARAMETERISED[1::2]),
+    *((program, lambda: IWAE(5, gradient="stl", resample=2)) for program in REPARAMETERISED[::2]),
+    *((program, lambda: Renyi(0.5, 3)) for program in PER_DATUM[::2]),
+    *((program, lambda: ReweightedWakeSleep(3)) for program in PER_DATUM[1::2]),
 ]
 
 
@@ -59,8 +60,8 @@ def test_it_gives_the_numbers_of_pyros_svi(program, loss):
     assert_same(ours, trained(SVI, program, loss()))
 
 
-def vae_program(likelihood=likelihoods.Gaussian):
-    vae = VAE.build((4,), latent=2, likelihood=likelihood)
+def vae_program():
+    vae = VAE.build((4,), latent=2, network=partial(networks.MLP, hidden=(8,)))
     return vae.model, vae.guide
 
 
@@ -70,10 +71,13 @@ IMAGES = torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manua
 @pytest.mark.skipif(not graph.can_compile(torch.device("cpu")), reason="there is no C++ compiler")
 def test_compiled_by_inductor_the_numbers_are_the_same():
     """To rounding, and of the same draws."""
-    for loss in (lambda: ELBO(beta=Linear(3)), lambda: IWAE(5, gradient="dreg")):
-        ours = trained(CompiledSVI, vae_program, loss(), args=(IMAGES,), compile="inductor")
+    for program, loss, x in (
+        (local, lambda: ELBO(beta=Linear(3)), X),
+        (vae_program, lambda: IWAE(5, gradient="dreg"), IMAGES),
+    ):
+        ours = trained(CompiledSVI, program, loss(), args=(x,), compile="inductor")
         assert ours[2].mode == "inductor"
-        assert_same(ours, trained(SVI, vae_program, loss(), args=(IMAGES,)))
+        assert_same(ours, trained(SVI, program, loss(), args=(x,)))
 
 
 AUTOGUIDES = [AutoNormal, AutoDelta, AutoLowRankMultivariateNormal, AutoIAFNormal]

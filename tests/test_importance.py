@@ -329,7 +329,7 @@ class TestScale:
         assert sum(losses) / 6 == pytest.approx(-self.evidence, abs=1e-10)
 
     def test_the_mean_over_minibatches_is_the_full_datas_loss(self):
-        """z-test at 5 standard errors: fails once in 1.7 million runs."""
+        """z-tests at 5 standard errors: one of the two fails once in 300,000 runs."""
 
         def model(x):
             with pyro.plate("data", 4, subsample_size=2) as index:
@@ -341,11 +341,11 @@ class TestScale:
                 pyro.sample("z", dist.Normal(x[index] / 1.25, 1.0))
 
         for objective in (IWAE(3), IWAE(3, vectorize_particles=False)):
-            part = torch.tensor([objective.loss(model, guide, X) for _ in range(300)])
+            part = torch.tensor([objective.loss(model, guide, X) for _ in range(100)])
             whole = torch.tensor(
-                [IWAE(3).loss(*one_datum([0, 1, 2, 3], 1.0, 1 / math.sqrt(0.2)), X) for _ in range(300)]
+                [IWAE(3).loss(*one_datum([0, 1, 2, 3], 1.0, 1 / math.sqrt(0.2)), X) for _ in range(100)]
             )
-            assert abs(part.mean() - whole.mean()) < 5 * ((part.var() + whole.var()) / 300).sqrt()
+            assert abs(part.mean() - whole.mean()) < 5 * ((part.var() + whole.var()) / 100).sqrt()
             assert whole.mean() > -self.evidence
 
     def test_pyros_number_is_no_bound_and_ours_is(self):
@@ -610,10 +610,10 @@ class TestWakeSleep:
         """Its bound is that of the joint weights: looser than the sum of the data's own, by 5 standard errors."""
         model, guide = one_datum([0, 1, 2, 3], 1.0, 3.0)
         stock = PyrosWakeSleep(num_particles=K, vectorize_particles=True, max_plate_nesting=1, model_has_params=False)
-        pyros = torch.tensor([stock.loss(model, guide, X)[0] for _ in range(300)])
-        ours = torch.tensor([ReweightedWakeSleep(K).loss(model, guide, X) for _ in range(300)])
-        assert pyros.mean() - ours.mean() > 5 * ((pyros.var() + ours.var()) / 300).sqrt()
-        assert ours.mean() + TestScale.evidence > 5 * (ours.var() / 300).sqrt()
+        pyros = torch.tensor([stock.loss(model, guide, X)[0] for _ in range(150)])
+        ours = torch.tensor([ReweightedWakeSleep(K).loss(model, guide, X) for _ in range(150)])
+        assert pyros.mean() - ours.mean() > 5 * ((pyros.var() + ours.var()) / 150).sqrt()
+        assert ours.mean() + TestScale.evidence > 5 * (ours.var() / 150).sqrt()
 
 
 def test_the_encoder_runs_once_for_all_particles(monkeypatch):
@@ -810,10 +810,10 @@ class TestParticlesInAPlate:
 
     def test_and_right_one_after_another(self):
         def mean(objective, model):
-            return torch.tensor([objective.loss(model, self.guide, X) for _ in range(300)])
+            return torch.tensor([objective.loss(model, self.guide, X) for _ in range(100)])
 
         a, b = mean(ELBO(5, vectorize_particles=False), self.left), mean(ELBO(5), self.right)
-        assert abs(a.mean() - b.mean()) < 5 * ((a.var() + b.var()) / 300).sqrt()
+        assert abs(a.mean() - b.mean()) < 5 * ((a.var() + b.var()) / 100).sqrt()
 
     def test_a_noisy_program_is_let_pass(self):
         def model(x):
@@ -851,7 +851,7 @@ def test_positive_parameters_under_a_constraint_train():
     for objective in (ELBO(gradient="stl"), IWAE(5, "dreg"), ReweightedWakeSleep(50)):
         pyro.clear_param_store()
         svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), objective)
-        for _ in range(300):
+        for _ in range(220):
             svi.step(X)
         torch.testing.assert_close(pyro.param("loc").detach(), X / 1.25, rtol=0, atol=0.1)
         torch.testing.assert_close(pyro.param("scale").detach(), torch.full((4,), math.sqrt(0.2)), rtol=0, atol=0.1)

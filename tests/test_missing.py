@@ -1,6 +1,7 @@
 """What is missing is left out, as the exact marginal has it, and imputed by draws of the exact conditional."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -116,11 +117,11 @@ class TestObserved:
         assert torch.equal(phi.grad, torch.zeros_like(phi))
 
     def test_trains_as_a_graph(self, likelihood, recwarn):
-        vae = VAE.build(EVENT, latent=2, likelihood=likelihood)
+        vae = VAE.build(EVENT, latent=2, likelihood=likelihood, network=partial(MLP, hidden=()))
         _, _, x = self.case(likelihood)
         with pyro.get_param_store().scope():
             svi = CompiledSVI(Missing()(vae.model), vae.guide, Adam({"lr": 1e-2}), ELBO(), compile="graph")
-            losses = [svi.step(holes(x)) for _ in range(5)]
+            losses = [svi.step(holes(x)) for _ in range(4)]
         assert svi.mode == "graph"
         assert all(map(math.isfinite, losses))
         assert not recwarn
@@ -157,15 +158,15 @@ class TestLaws:
 
 class TestHandler:
     def test_stock_svi_trains_with_it_and_complains_without(self, param_store):
-        """The loss of the last 50 steps is far below that of the first: over 20 standard errors of these means."""
+        """The loss of the last 20 steps is far below that of the first."""
         x = data.load("digits").train[:256]
         x, vae = holes(x), VAE.build((1, 8, 8), latent=2)
         with pytest.raises(ValueError, match="within the support"):
             SVI(vae.model, vae.guide, Adam({"lr": 3e-3}), Trace_ELBO()).step(x)
         svi = SVI(Missing()(vae.model), vae.guide, Adam({"lr": 3e-3}), Trace_ELBO())
-        losses = torch.tensor([svi.step(x) / len(x) for _ in range(150)])
+        losses = torch.tensor([svi.step(x) / len(x) for _ in range(60)])
         assert losses.isfinite().all()
-        assert losses[-50:].mean() < losses[:50].mean() - 10
+        assert losses[-20:].mean() < losses[:20].mean() - 10
 
     def test_its_bounds_are_of_the_observed_elements(self, model):
         """With the exact posterior given what is observed every bound is log p(x_o)."""

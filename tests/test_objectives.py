@@ -1,6 +1,7 @@
 """The ELBO: the same as stock Pyro where stock Pyro is right, and right where it is not; and what all objectives do."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -21,9 +22,9 @@ from programs import (
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae import VAE, CompiledSVI, checkpoint, data, fit
+from pyro_vae import VAE, CompiledSVI, checkpoint, data, fit, networks
+from pyro_vae.compiled.graph import Graph
 from pyro_vae.objectives import ELBO, IWAE, MMD, Linear, Renyi, ReweightedWakeSleep, TotalCorrelation
 from pyro_vae.oracle import LinearGaussian
 
@@ -70,15 +71,15 @@ class TestAgainstStockPyro:
         torch.testing.assert_close(found, gradients, rtol=1e-10, atol=1e-12)
 
     def test_the_closed_form_has_the_sampled_mean(self, program):
-        """z-test at 5 standard errors on 60 losses of 50 particles each: fails once in 1.7 million runs."""
+        """z-test at 6 standard errors on 20 losses of 50 particles each: fails once in 100,000 runs."""
         model, guide = program()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            analytic = torch.tensor([ELBO(50).loss(model, guide, X) for _ in range(60)])
+            analytic = torch.tensor([ELBO(50).loss(model, guide, X) for _ in range(20)])
             stock = Trace_ELBO(50, vectorize_particles=True)
-            sampled = torch.tensor([stock.loss(model, guide, X) for _ in range(60)])
-        error = ((analytic.var() + sampled.var()) / 60).sqrt()
-        assert abs(analytic.mean() - sampled.mean()) < 5 * error
+            sampled = torch.tensor([stock.loss(model, guide, X) for _ in range(20)])
+        error = ((analytic.var() + sampled.var()) / 20).sqrt()
+        assert abs(analytic.mean() - sampled.mean()) < 6 * error
 
 
 class TestReport:
@@ -183,9 +184,9 @@ class TestTraps:
         assert found["b"].reason == "the guide draws it before a, which the model draws first"
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            ours = torch.tensor([ELBO().loss(model, guide, X) for _ in range(500)])
-            stock = torch.tensor([Trace_ELBO().loss(model, guide, X) for _ in range(500)])
-        assert abs(ours.mean() - stock.mean()) < 5 * ((ours.var() + stock.var()) / 500).sqrt()
+            ours = torch.tensor([ELBO().loss(model, guide, X) for _ in range(200)])
+            stock = torch.tensor([Trace_ELBO().loss(model, guide, X) for _ in range(200)])
+        assert abs(ours.mean() - stock.mean()) < 5 * ((ours.var() + stock.var()) / 200).sqrt()
 
     def test_pyros_renyi_bound_is_none_when_subsampled_and_ours_is_one(self):
         """Pyro's scale enters the log-sum-exp; the ELBO is linear in it, so ours stays above -log p(x)."""
@@ -260,7 +261,7 @@ def test_sites_without_rsample_keep_their_score_function():
     draws = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for _ in range(1500):
+        for _ in range(500):
             draws.append(torch.autograd.grad(ELBO().differentiable_loss(model, guide), pyro.param("logit"))[0])
     gradient = torch.stack(draws)
     assert abs(gradient.mean() - expected) < 5 * gradient.std() / len(gradient) ** 0.5
@@ -296,7 +297,7 @@ def label(objective):
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{type(o).__name__} {label(o)}")
 class TestEveryObjective:
     def build(self):
-        return VAE.build((3,), latent=2).double()
+        return VAE.build((3,), latent=2, network=partial(networks.MLP, hidden=(16,))).double()
 
     def test_svi_steps_it(self, objective):
         vae = self.build()
@@ -304,7 +305,7 @@ class TestEveryObjective:
         x = torch.rand(64, 3)
         before = ELBO(10).loss(vae.model, vae.guide, x)
         start = [p.clone() for p in vae.parameters()]
-        for _ in range(60):
+        for _ in range(20):
             assert isinstance(svi.step(x), float)
         assert all((old != new).any() for old, new in zip(start, vae.parameters(), strict=True))
         assert ELBO(10).loss(vae.model, vae.guide, x) < before
@@ -334,10 +335,10 @@ class TestEveryObjective:
         torch.testing.assert_close(values[1][1], values[2][1], rtol=1e-12, atol=1e-14)
 
     def test_sums_over_data_and_is_per_datum(self, objective):
-        """Of one datum repeated the loss per datum is the same for few and for many: fails once in 1.7 million runs."""
+        """Of one datum repeated the loss per datum is the same for few and for many: fails once in 100,000 runs."""
         objective.start(100)
-        few, many = (torch.tensor([objective.loss(*self.programs(n)) / n for _ in range(60)]) for n in (5, 500))
-        assert abs(few.mean() - many.mean()) < 5 * ((few.var() + many.var()) / 60).sqrt() + 1e-12
+        few, many = (torch.tensor([objective.loss(*self.programs(n)) / n for _ in range(20)]) for n in (5, 500))
+        assert abs(few.mean() - many.mean()) < 6 * ((few.var() + many.var()) / 20).sqrt() + 1e-12
 
     def programs(self, data):
         def model():
@@ -359,13 +360,13 @@ class TestEveryObjective:
 
         def step(x):
             loss = objective.terms(vae.model, vae.guide, x).loss
-            return loss, torch.autograd.grad(loss, [*vae.parameters()])
+            return [loss, *torch.autograd.grad(loss, [*vae.parameters()])]
 
         with pyro.validation_enabled(False):
-            graph = make_fx(step)(x)
+            graph = Graph(step, [x])
         found = []
         for _ in range(2):
-            for run in (step, graph):
+            for run in (step, lambda x: graph([x])):
                 with torch.random.fork_rng():
                     torch.manual_seed(3)
                     found.append(run(x))
@@ -384,9 +385,8 @@ class TestEveryObjective:
     def test_fit_takes_it_and_a_run_names_it(self, objective, tmp_path):
         torch.set_default_dtype(torch.float32)
         digits = data.load("digits")
-        history = fit(
-            VAE.build((1, 8, 8), latent=2), digits, objective, 2, 256, run_dir=tmp_path / "run", progress=False
-        )
+        vae = VAE.build((1, 8, 8), latent=2, network=partial(networks.MLP, hidden=(32,)))
+        history = fit(vae, digits, objective, 2, 256, run_dir=tmp_path / "run", compile="off", progress=False)
         assert history["valid"][1] < history["valid"][0]
         assert {"train", "train_at_beta_1", "beta"} < history.keys()
         config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

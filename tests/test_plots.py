@@ -402,7 +402,9 @@ class TestColumns:
         assert len(figure.axes) == 16
         assert figure.get_suptitle() == "A table: 16 of 40 columns"
         for part in (x[:1, :5], x[:, :1]):
-            plots.columns(part, part, [f"x[{i}]" for i in range(part.shape[1])], "", pairs).savefig(tmp_path / "a.png")
+            plots.columns(part, part, [f"x[{i}]" for i in range(part.shape[1])], "", pairs).savefig(
+                tmp_path / "a.png", dpi=20
+            )
 
 
 class TestPosteriors:
@@ -473,7 +475,7 @@ class TestPosteriors:
 def test_a_figure_is_saved_without_a_display_and_pyplot_never_hears_of_it(figure, tmp_path):
     made = figure()
     assert isinstance(made, Figure)
-    made.savefig(tmp_path / "figure.png")
+    made.savefig(tmp_path / "figure.png", dpi=20)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert plt.get_fignums() == []
 

@@ -1,4 +1,4 @@
-"""Every prior, likelihood and guide with each of the others: 20 steps on the digits, of finite and falling loss."""
+"""Every prior, likelihood and guide with each of the others: 8 steps on the digits, of finite and falling loss."""
 
 from functools import cache, partial
 from itertools import product
@@ -46,15 +46,15 @@ def test_every_pair_is_there_but_what_is_left_out():
 
 @pytest.mark.parametrize(("prior", "likelihood", "guide"), TRIPLES, ids=[" | ".join(triple) for triple in TRIPLES])
 def test_a_triple_learns(prior, likelihood, guide, param_store):
-    """The mean of the last 5 losses is below that of the first 5, on one batch of 64 images."""
+    """The mean of the last 3 losses is below that of the first 3, on one batch of 32 images."""
     part = LIKELIHOODS[likelihood]
     how, arguments = READ[kind(part(4)(torch.zeros(1, part(4).params, 4)))]
     part, dataset = partial(part, **arguments), digits(**how)
     vae = VAE.build(dataset.event_shape, 4, PRIORS[prior], part, GUIDES[guide], partial(networks.MLP, hidden=(32,)))
     check_support(vae, dataset)
     vae.decoder.start_at(dataset.mean)
-    x = dataset.train[:64]
-    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 3e-3}), objectives.ELBO())
-    losses = torch.tensor([svi.step(x) for _ in range(20)])
+    x = dataset.train[:32]
+    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), objectives.ELBO())
+    losses = torch.tensor([svi.step(x) for _ in range(8)])
     assert losses.isfinite().all()
-    assert losses[-5:].mean() < losses[:5].mean()
+    assert losses[-3:].mean() < losses[:3].mean()

@@ -111,9 +111,9 @@ class TestStops:
         assert BAD in caught.value.record["rows"]
         assert all(parameter.isfinite().all() for parameter in vae.parameters())
 
-    @pytest.mark.parametrize("family", [Allergic, Sick])
-    def test_or_skips_the_batch_and_counts_it(self, compile, objective, family, tmp_path):
-        vae = build(family)
+    def test_or_skips_the_batch_and_counts_it(self, compile, objective, tmp_path):
+        """Of a loss, and of a gradient, that is not finite."""
+        vae = build(Sick if isinstance(objective, objectives.IWAE) else Allergic)
         options = {"compile": compile, "on_nan": "skip", "run_dir": tmp_path / "run"}
         with pytest.warns(UserWarning, match="A batch was left out: Training diverged in epoch 1, step") as found:
             history = quick(vae, images(), objective, **options)

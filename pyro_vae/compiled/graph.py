@@ -48,7 +48,7 @@ class Graph:
             return list(self.outputs)
 
         # Or torch would make such a mode for each operation, which takes as long again as the recording.
-        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))), _OneHot():
+        with tracing(TracingContext(_Shapes(allow_fallback_kernels=True))), _OneHot():
             module = make_fx(record)(*tensors)
         narrow(module.graph)
         prune(module.graph)
@@ -102,6 +102,16 @@ class Undo(TorchDispatchMode):
         for tensor, numbers in reversed(before):
             self._kept.append((tensor, tensor.clone()))
             tensor.detach().copy_(numbers)
+
+
+class _Shapes(FakeTensorMode):
+    """Makes at once the tensors without numbers that stand for each result, of which there are no others here."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.empty_strided.default and kwargs and "device" in kwargs:
+            meta = torch.empty_strided(*args, **{**kwargs, "device": "meta"})
+            return FakeTensor(self, meta, kwargs["device"])
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
 class _OneHot(TorchFunctionMode):
