@@ -87,6 +87,13 @@ def experiments_on_the_path(monkeypatch):
 
 
 @pytest.fixture
+def short_pilots(monkeypatch):
+    """Short pilot runs of AIS, whose bounds are bounds then too, though looser."""
+    monkeypatch.setattr("pyro_vae.annealing.PILOT", 6)
+    monkeypatch.setattr("pyro_vae.annealing.SETTLE", 2)
+
+
+@pytest.fixture
 def unrendered(monkeypatch):
     """Figures are made and named, and not rendered, which takes longer than a small run."""
     monkeypatch.setattr(Figure, "savefig", lambda figure, to, **_: hasattr(to, "write") or Path(to).touch())

@@ -4,6 +4,7 @@ import math
 import os
 import secrets
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,22 @@ def build(**parts):
     return VAE.build((1, 8, 8), **({"latent": 3, "network": partial(networks.MLP, hidden=(16, 8))} | parts))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run, made once."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        vae = build(likelihood=partial(likelihoods.Gaussian, scale=0.3))
+        history = fit(vae, DIGITS, ELBO(beta=2.0), epochs=2, run_dir=folder, progress=False)
+    return folder, vae, history
+
+
 @pytest.fixture
-def run(tmp_path):
-    """A run directory, and the VAE that was trained into it."""
-    vae = build(likelihood=partial(likelihoods.Gaussian, scale=0.3))
-    history = fit(vae, DIGITS, ELBO(beta=2.0), epochs=2, run_dir=tmp_path / "run", progress=False)
-    return tmp_path / "run", vae, history
+def run(trained, tmp_path):
+    """A copy of a run directory, and the VAE that was trained into it."""
+    folder, vae, history = trained
+    return Path(shutil.copytree(folder, tmp_path / "run")), deepcopy(vae), deepcopy(history)
 
 
 def test_a_run_directory_holds_what_it_says(run):

@@ -2,15 +2,21 @@
 
 import csv
 import importlib
+import os
 import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from sklearn.neural_network import MLPClassifier
+
+from pyro_vae import data, fit
+from pyro_vae.data import loading
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 pytestmark = pytest.mark.usefixtures("experiments_on_the_path")
@@ -22,7 +28,7 @@ def rows(path):
 
 
 SMALL = {
-    "discontinuity": {"latents": (2,), "hidden": (32,), "epochs": 2, "seeds": 2, "points": 50},
+    "discontinuity": {"latents": (2,), "hidden": (32,), "epochs": 1, "batch_size": 200, "seeds": 2, "points": 50},
     "signal_to_noise": {"particles": (4, 16), "replicates": 60, "data": 2, "dimensions": 3},
     "estimators": {
         "particles": (1, 3),
@@ -35,16 +41,25 @@ SMALL = {
         "images": 20,
         "num_particles": 5,
     },
-    "imputation": {"fractions": (0.5,), "hidden": (16,), "epochs": 1, "seeds": 2, "num_particles": 3, "images": 20},
+    "imputation": {
+        "fractions": (0.5,),
+        "hidden": (16,),
+        "epochs": 1,
+        "batch_size": 200,
+        "seeds": 2,
+        "num_particles": 3,
+        "images": 20,
+    },
     "inference": {
         "data": "digits",
         "chosen": ("DiagonalNormal", "FullNormal"),
         "latent": 3,
         "hidden": (16,),
         "epochs": 1,
-        "images": 10,
+        "batch_size": 200,
+        "images": 5,
         "num_particles": 30,
-        "temperatures": 30,
+        "temperatures": 10,
         "steps": 3,
         "workers": 1,
     },
@@ -54,6 +69,7 @@ SMALL = {
         "levels": 17,
         "hidden": (16,),
         "epochs": 1,
+        "batch_size": 200,
         "seeds": 2,
         "images": 20,
         "num_particles": 3,
@@ -64,22 +80,33 @@ SMALL = {
         "chosen": ("StandardNormal", "Flow, affine"),
         "latent": 4,
         "hidden": (16,),
-        "epochs": 2,
+        "epochs": 1,
+        "batch_size": 200,
         "seeds": 2,
         "images": 20,
         "num_particles": 3,
         "workers": 1,
     },
-    "tug_of_war": {"betas": (1.0, 10.0), "hidden": (32,), "epochs": 2, "seeds": 2, "samples": 50},
+    "tug_of_war": {"betas": (1.0, 10.0), "hidden": (32,), "epochs": 1, "batch_size": 200, "seeds": 2, "samples": 50},
 }
 
 
+@pytest.fixture
+def few(monkeypatch, short_pilots):
+    """The first 360 digits."""
+    digits = loading.digits()
+    monkeypatch.setattr(loading, "digits", lambda: digits._replace(x=digits.x[:360], labels=digits.labels[:360]))
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_writes_a_table_and_a_figure(name, tmp_path, monkeypatch, capsys):
+def test_writes_a_table_and_a_figure(name, few, tmp_path, monkeypatch, capsys):
+    """In plain Pyro: to record a graph takes longer than the few steps."""
     # The classifier that judges samples need not be a good one: it stops after ten epochs.
     monkeypatch.setattr(importlib.import_module("common"), "MLPClassifier", partial(MLPClassifier, tol=10.0))
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "fit", partial(fit, compile="off"), raising=False)
     with torch.random.fork_rng():
-        importlib.import_module(name).main(**SMALL[name], out=str(tmp_path))
+        module.main(**SMALL[name], out=str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.md", f"{name}.png"]
     committed = rows(EXPERIMENTS / "results" / f"{name}.csv")
     found, expected = (
@@ -233,8 +260,14 @@ def test_the_readme_says_what_the_committed_imputation_says():
 
 
 class TestSpeed:
-    def test_writes_a_table_that_keeps_the_rows_of_other_parts(self, tmp_path, capsys):
-        speed = importlib.import_module("speed")
+    def test_writes_a_table_that_keeps_the_rows_of_other_parts(self, tmp_path, monkeypatch, capsys):
+        """Code that only imports is run here, since a new process takes seconds for it."""
+        speed, run = importlib.import_module("speed"), subprocess.run
+
+        def here(program, **options):
+            return exec(program[2], {}) if program[1] == "-c" else run(program, **options)
+
+        monkeypatch.setattr(subprocess, "run", here)
         committed = rows(EXPERIMENTS / "results" / "speed.csv")
         kept = [row for row in committed if row["part"] == "steps"]
         with (tmp_path / "speed.csv").open("w") as file:
@@ -289,10 +322,9 @@ class TestSharpness:
         assert common.sharpness(torch.nn.functional.avg_pool2d(x, 3, 1, 1)) < common.sharpness(x) / 2
 
 
-def test_the_judge_knows_real_images_from_noise():
-    from pyro_vae import data
-
+def test_the_judge_knows_real_images_from_noise(monkeypatch):
     common = importlib.import_module("common")
+    monkeypatch.setattr(common, "MLPClassifier", partial(MLPClassifier, tol=0.01))  # some 30 epochs
     digits = data.load("digits")
     judge = common.Judge(digits)
     real, noise = judge(digits.test[:]), judge(torch.rand(180, 1, 8, 8))
@@ -304,11 +336,33 @@ def test_the_judge_knows_real_images_from_noise():
     assert real["unreadable"] == pytest.approx(0.05, abs=0.01)
 
 
+class Forked:
+    """What ``finish`` uses of ``Popen``, of a process that is forked from one that has imported it all."""
+
+    def __init__(self, program, **_):
+        assert program[:3] == [sys.executable, "-m", "pyro_vae"]
+        self.process = forked.start(forked.command(*program[3:]))
+
+    def communicate(self, timeout=None):
+        self.process.join(timeout)
+        if self.process.is_alive():
+            raise subprocess.TimeoutExpired("pyro_vae", timeout)
+        return b"", b""
+
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+
 class TestReliability:
     @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
-    def test_a_killed_run_is_the_same_and_memory_is_flat(self, tmp_path, capsys):
+    def test_a_killed_run_is_the_same_and_memory_is_flat(self, tmp_path, monkeypatch, capsys):
         reliability = importlib.import_module("reliability")
-        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=40, settled=15, out=str(tmp_path))
+        monkeypatch.setattr(reliability, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
+        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=25, settled=10, out=str(tmp_path))
         (row,) = rows(tmp_path / "reliability.csv")
         assert (row["step"], row["runs"], row["identical"]) == ("off", "1", "1")
         assert [*row] == [*rows(EXPERIMENTS / "results" / "reliability.csv")[0]]
@@ -336,10 +390,11 @@ class TestReliability:
         assert f"changed by {share}% from epoch 20 to epoch 200" in readme
 
 
+@pytest.mark.usefixtures("few")
 class TestReproduce:
     def small(self, tmp_path, row, **options):
         reproduce = importlib.import_module("reproduce")
-        reproduce.RECIPE["compile"] = "graph"
+        reproduce.RECIPE["compile"] = "off"
         options = {"epochs": 2, "num_particles": 3, "images": 20, "temperatures": 5} | options
         with torch.random.fork_rng():
             reproduce.main(row, data="digits", runs=str(tmp_path / "runs"), out=str(tmp_path / "out"), **options)
@@ -372,7 +427,7 @@ class TestReproduce:
         assert ", bfloat16) |" in (out / "published.md").read_text()
 
     def test_a_recipe_is_tried_on_images_held_out(self, tmp_path, capsys):
-        out = self.small(tmp_path, "gated", held_out=True, recipe={"optimizer": "adam", "compile": "graph"})
+        out = self.small(tmp_path, "gated", held_out=True, recipe={"optimizer": "adam", "compile": "off"})
         assert "3 draws for each of 20 images held out" in capsys.readouterr().out
         assert [path.name for path in out.iterdir()] == ["published_recipes.csv"]
         with pytest.raises(ValueError, match="Expected --held_out true, to try another recipe"):
@@ -384,11 +439,12 @@ class TestReproduce:
             assert row.build((1, 28, 28), seed=0).generate(2).shape == (2, 1, 28, 28)
             row.objective()
 
-    def test_the_rows_are_listed(self):
+    def test_the_rows_are_listed(self, tmp_path):
         listed = importlib.import_module("reproduce").listed()
         assert [line.split()[0] for line in listed.splitlines()[1:-2]] == [*importlib.import_module("papers").ROWS]
-        program = [sys.executable, str(EXPERIMENTS / "reproduce.py")]
-        bad = subprocess.run([*program, "vea"], capture_output=True, text=True, check=False)
+        path = str(EXPERIMENTS / "reproduce.py")
+        program = f"import runpy, sys\nsys.argv[:] = [{path!r}, 'vea']\nsys.path[0] = {str(EXPERIMENTS)!r}\n"
+        bad = forked.run(f"{program}runpy.run_path({path!r}, run_name='__main__')", tmp_path)
         assert bad.returncode == 1
         assert bad.stderr.startswith("reproduce.py: Expected a row among vae, iwae-5, ")
         assert bad.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pyro
@@ -163,8 +164,11 @@ class Killed(BaseException):
     """As by SIGKILL."""
 
 
-@pytest.mark.parametrize("compile", ["graph", "off"])
-@pytest.mark.parametrize(("kind", "columns", "objective"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("kind", "columns", "objective", "compile"),
+    [(*case, compile) for case, compile in zip(CASES.values(), cycle(["graph", "off"]), strict=False)],
+    ids=CASES,
+)
 def test_a_program_trains_goes_on_and_loads_to_the_last_bit(kind, columns, objective, compile, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "SECONDS", 0.0)
     monkeypatch.setattr(running, "SHARE", 1e9)

@@ -6,12 +6,12 @@ import pickle
 import re
 import shutil
 import struct
-import subprocess
 import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -368,7 +368,7 @@ def test_what_is_refused_for_its_size_is_not_made_first(run):
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)\n"
     code += "from pyro_vae import load\ntry: load('run')\nexcept ValueError as error: print(error)"
     config(run, network=part("pyro_vae.networks.MLP", hidden=[10**9]))  # 256 GB
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = forked.run(code, run.parent.absolute())
     assert done.stdout.startswith("Expected parts as large as their weights"), done.stderr
 
 

@@ -17,7 +17,7 @@ from pyro_vae import commands, data, guides, likelihoods, load, networks, option
 from pyro_vae.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--latent", "2", "--network.hidden", "[16]", "--epochs", "2", "--batch_size", "256"]
+SMALL = ["--latent", "2", "--network.hidden", "[16]", "--epochs", "2", "--batch_size", "256", "--compile", "off"]
 FIGURES = {"curves", "interpolation", "latent_space", "manifold", "reconstructions", "samples", "traversal"}
 EVALUATION = {"bounds", "calibration", "dimensions", "weights", "worst"}  # and gaps, where images are chosen
 FAST = ["--num_particles", "25", "--images", "50", "--chosen", "0"]
@@ -43,7 +43,7 @@ COLUMNS = ["train", "valid", "valid_reconstruction", "valid_kl", "train_at_beta_
 
 
 class TestTrain:
-    def test_prints_a_table_and_the_run_directory(self, capsys):
+    def test_prints_a_table_and_the_run_directory(self, capsys, unrendered):
         assert main(["train", *SMALL, "--run_dir", "here/run"]) == 0
         shown = capsys.readouterr()
         lines = shown.out.splitlines()
@@ -87,7 +87,7 @@ class TestTrain:
         for mine, theirs in zip(first[0].parameters(), second[0].parameters(), strict=True):
             assert (mine == theirs).all()
 
-    def test_every_option_reaches_its_part(self):
+    def test_every_option_reaches_its_part(self, unrendered):
         options = "--likelihood Bernoulli --binarize dynamic --valid 100 --objective.beta 0.5 --network Conv"
         assert main(["train", *options.split(), "--network.channels", "[4]", "--epochs", "1", "--run_dir", "r"]) == 0
         vae, config = load("r")
@@ -138,7 +138,7 @@ class TestTrain:
             arguments = {key: flat(value) for key, value in spec.get("init_args", {}).items()}
             return {"class_path": spec["class_path"].rpartition(".")[2]} | arguments
 
-        assert main(["train", *SMALL, *options.split(), "--run_dir", "r"]) == 0
+        assert main(["train", *SMALL, *options.split(), "--epochs", "1", "--run_dir", "r"]) == 0
         found = flat(load("r")[1]["objective"])
         assert found.items() >= expected.items()
         header = Path("r/metrics.csv").read_text().splitlines()[0].split(",")
@@ -170,7 +170,7 @@ class TestEvaluate:
         assert [line for line in capsys.readouterr().out.splitlines() if "±" in line][:3] == rows
 
     @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
-    def test_prints_and_writes_the_evaluation_and_draws_its_figures(self, run, capsys):
+    def test_prints_and_writes_the_evaluation_and_draws_its_figures(self, run, capsys, short_pilots):
         options = ["--num_particles", "30", "--images", "40", "--chosen", "2", "--temperatures", "15", "--seed", "3"]
         assert main(["evaluate", "run", *options]) == 0
         shown = capsys.readouterr().out
@@ -194,7 +194,7 @@ class TestEvaluate:
             assert words in written
         assert load(run)[1] == config
 
-    def test_prints_and_writes_what_it_can(self, run, capsys):
+    def test_prints_and_writes_what_it_can(self, run, capsys, unrendered):
         shutil.rmtree(run / "figures")
         (run / "figures").write_text("a file")
         assert main(["evaluate", "run", *FAST]) == 2
@@ -456,7 +456,7 @@ def test_as_a_program(command):
     assert done.stderr.count("\n") == 1
 
 
-def test_the_global_generator_and_the_path_are_as_they_were(capsys):
+def test_the_global_generator_and_the_path_are_as_they_were(capsys, unrendered):
     before, path = torch.get_rng_state(), list(sys.path)
     assert main(["train", *SMALL, "--run_dir", "run"]) == 0
     assert (torch.get_rng_state() == before).all()

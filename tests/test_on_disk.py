@@ -112,7 +112,7 @@ def test_the_command_trains_and_evaluates(tmp_path, capsys, monkeypatch, on_disk
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", ARRAYS["bytes"])
     train = "train --data x.npy --latent 2 --epochs 1 --network.hidden [8] --run_dir run"
-    evaluate = "evaluate run --num_particles 25 --chosen 2 --temperatures 300"
+    evaluate = "evaluate run --num_particles 25 --chosen 2 --temperatures 50"
     assert main(train.split()) == main(evaluate.split()) == 0
     assert capsys.readouterr().out.count("\ntrain ") == 2
     np.save("x.npy", ARRAYS["bytes"][::-1])

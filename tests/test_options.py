@@ -3,11 +3,10 @@
 import ast
 import doctest
 import re
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,7 @@ from pyro_vae.__main__ import main
 from pyro_vae.conditional import Family
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SMALL = ["--latent", "2", "--epochs", "1", "--batch_size", "256"]
+SMALL = ["--latent", "2", "--epochs", "1", "--batch_size", "256", "--compile", "off"]
 
 pytestmark = pytest.mark.usefixtures("elsewhere", "unrendered")
 
@@ -96,7 +95,7 @@ class TestOwnParts:
             option: {"class_path": f"my_everything.{name}", "init_args": arguments}
             for option, (name, arguments) in chosen.items()
         }
-        name = config(yaml.safe_dump({**parts, "latent": 2, "epochs": 1, "batch_size": 256}))
+        name = config(yaml.safe_dump({**parts, "latent": 2, "epochs": 1, "batch_size": 256, "compile": "off"}))
         assert main(["train", "--config", name, "--run_dir", "r"]) == 0
         vae, found = load("r", trust=["my_everything"])
         assert {option: found[option] for option in parts} == parts
@@ -181,7 +180,7 @@ def test_a_short_name_is_of_the_options_own_room():
     linear = ["--objective.beta Linear", "--config beta.yaml"]
     words = [f"{words} --print_config" for words in [*cases, *linear]] + ["--prior.help Twin", "--likelihood.help=Twin"]
     code = TWINS.replace("CASES", repr(words))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = forked.run(code, Path.cwd())
     assert done.stderr == ""
     *shown, first, second, of_prior, of_likelihood = done.stdout.split("----\n")[1:]
     for expected, text in zip(cases.values(), shown, strict=True):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import checkpoint, data, evaluate, load
+from pyro_vae import checkpoint, data, evaluate, load, report
 from pyro_vae.__main__ import main
 
 SOURCE = '''
@@ -99,6 +99,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(report.table, "__defaults__", (20, 50, 0, False))
         write_files()
         assert main([*TRAIN, "--run_dir", "run"]) == 0
     yield folder
@@ -106,12 +107,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def here(folder, monkeypatch):
+def here(folder, elsewhere, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
 
 
-def test_train_says_what_it_trains_and_closes_with_a_table(here, capsys):
+def test_train_says_what_it_trains_and_closes_with_a_table(here, unrendered, capsys):
     assert main([*TRAIN, "--run_dir", "table"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data.npz, not binarised: 48 train, 6 valid, 6 test rows of x, y, count; x is of 3"
@@ -139,7 +140,7 @@ def test_the_run_says_how_the_program_is_made_though_it_keeps_no_argument(here):
     assert evaluate.nll(program, dataset.test.batch(slice(None)), 10).isfinite().all()
 
 
-def test_resume_goes_on_as_if_it_had_not_stopped(here):
+def test_resume_goes_on_as_if_it_had_not_stopped(here, unrendered):
     assert main([*TRAIN, "--run_dir", "on"]) == 0
     assert main(["train", "--resume", "on", *TRUST, "--epochs", "3"]) == 0
     assert main([*TRAIN, "--run_dir", "through", "--epochs", "3"]) == 0
@@ -147,7 +148,7 @@ def test_resume_goes_on_as_if_it_had_not_stopped(here):
     assert len([*csv.reader(Path("on/metrics.csv").read_text().splitlines())]) == 4
 
 
-def test_evaluate_and_compare(here, capsys):
+def test_evaluate_and_compare(here, unrendered, capsys):
     few = ["--num_particles", "25", "--images", "20"]
     assert main(["evaluate", "run", *few, "--chosen", "2", "--temperatures", "5", *TRUST]) == 0
     assert "(a line for each row) in run" in capsys.readouterr().out
@@ -183,7 +184,7 @@ def test_images_by_name_are_drawn_as_a_picture(here):
     assert Path("grey/figures/generated.png").stat().st_size > 0
 
 
-def test_a_file_of_options_and_a_vae_of_ones_own_with_parts(here):
+def test_a_file_of_options_and_a_vae_of_ones_own_with_parts(here, unrendered):
     options = {"program": "my_programs.Heir", "latent": 2, "network": {"class_path": "MLP"}, "epochs": 1}
     Path("options.yaml").write_text(yaml.safe_dump(options | {"batch_size": 512, "run_dir": "heir"}))
     assert main(["train", "--config", "options.yaml", "--network.hidden", "[8]"]) == 0

@@ -114,6 +114,12 @@ def test_torchs_generator_is_left_alone():
     assert (torch.get_rng_state() == before).all()
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch, short_pilots):
+    """What is said of which VAE does not depend on how long runs are."""
+    monkeypatch.setattr("pyro_vae.posterior.gaps", partial(posterior.gaps, steps=20))
+
+
 TINY = partial(networks.MLP, hidden=(16,))
 HEADS = ("How good is the model?", "How good is the guide?", "What do codes say?")
 FREE = {"bounds", "calibration", "dimensions", "weights"}  # figures of any evaluation
@@ -314,11 +320,7 @@ class LogNormal(Family):
 @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
 class TestEvaluationOfAnyVAE:
     @pytest.fixture(autouse=True)
-    def short(self, monkeypatch):
-        """What is said of which VAE does not depend on how long runs are."""
-        monkeypatch.setattr("pyro_vae.annealing.PILOT", 6)
-        monkeypatch.setattr("pyro_vae.annealing.SETTLE", 2)
-        monkeypatch.setattr("pyro_vae.posterior.gaps", partial(posterior.gaps, steps=20))
+    def few_simulations(self, monkeypatch):
         monkeypatch.setattr("pyro_vae.report.findings.SIMULATED", 40)
 
     def test_with_positive_z_there_is_ais_too(self):

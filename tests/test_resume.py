@@ -5,11 +5,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -76,19 +76,25 @@ class Noisy(likelihoods.Gaussian):
 RUNS = {
     "graph": {},
     "plain Pyro": {"compile": "off"},
-    "one step an epoch": {"batch_size": 5000, "epochs": 8},
+    "one step an epoch": {"batch_size": 5000, "epochs": 5, "compile": "off"},
     "schedules": {"lr_schedule": "one-cycle", "objective": partial(objectives.ELBO, beta=objectives.Linear(0.5))},
-    "cosine and clipped": {"lr_schedule": "cosine", "clip_norm": 10.0, "objective": partial(objectives.IWAE, 3)},
+    "cosine and clipped, in plain Pyro": {
+        "lr_schedule": "cosine",
+        "clip_norm": 10.0,
+        "objective": partial(objectives.IWAE, 3),
+        "compile": "off",
+    },
     "Pyro's own ELBO": {"objective": __import__("pyro").infer.TraceGraph_ELBO},
-    "a VampPrior and a flow": {
-        "parts": {"prior": partial(priors.VampPrior, components=5), "guide": guides.Flow, "latent": 4}
+    "a VampPrior and a flow, in plain Pyro": {
+        "parts": {"prior": partial(priors.VampPrior, components=5), "guide": guides.Flow, "latent": 4},
+        "compile": "off",
     },
     "a running scale": {
         "dataset": GREY,
         "parts": {"likelihood": partial(likelihoods.Gaussian, scale="optimal")},
     },
-    "patience": {"patience": 2, "lr": 0.3, "epochs": 12},
-    "skipping": {"on_nan": "skip"},
+    "patience, in plain Pyro": {"patience": 2, "lr": 0.3, "epochs": 12, "compile": "off"},
+    "skipping, in plain Pyro": {"on_nan": "skip", "compile": "off"},
     "bfloat16": {"precision": "bfloat16"},
     "Muon": {"optimizer": "muon", "lr_schedule": "cosine"},
     "Muon, one cycle, in plain Pyro": {"optimizer": "muon", "lr_schedule": "one-cycle", "compile": "off"},
@@ -98,23 +104,20 @@ RUNS = {
 @pytest.mark.filterwarnings("ignore:Going on in plain Pyro", "ignore:The KL has stayed", "ignore:Products of bfloat16")
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
 def test_a_run_that_is_killed_goes_on_to_the_last_bit(options, tmp_path, monkeypatch, often):
-    """Killed within an epoch, and soon again; the graph and plain Pyro in the first epoch and as one ends too."""
-    if options is RUNS["graph"]:
+    """Killed within an epoch; the graph and plain Pyro soon again, and in the first epoch and as one ends too."""
+    options, wide = {"epochs": 3} | options, options in (RUNS["graph"], RUNS["plain Pyro"])
+    if options == {"epochs": 3} | RUNS["graph"]:
         monkeypatch.setattr(loop, "OFTEN", 2)  # the last minibatch and validation are graphs too
     train(tmp_path / "whole", **options)
     batches = -(-len(DYNAMIC.train) // options.get("batch_size", 300))
-    others = [1, 2 * batches] if options in (RUNS["graph"], RUNS["plain Pyro"]) else []
-    for call in (batches + 2, *others):
-        with monkeypatch.context() as patch:
-            killed_at(patch, loop.Training, "_step", call)
-            with pytest.raises(Killed):
-                train(tmp_path / f"{call}", **options)
-        with monkeypatch.context() as patch:
-            killed_at(patch, loop.Training, "_step", 2)
-            with pytest.raises(Killed):
-                train(tmp_path / f"{call}", **options)
-        train(tmp_path / f"{call}", **options)
-        same(tmp_path / "whole", tmp_path / f"{call}")
+    for calls in [(batches + 2, 2), (1,), (2 * batches,)] if wide else [(batches + 2,)]:
+        for call in calls:
+            with monkeypatch.context() as patch:
+                killed_at(patch, loop.Training, "_step", call)
+                with pytest.raises(Killed):
+                    train(tmp_path / f"{calls}", **options)
+        train(tmp_path / f"{calls}", **options)
+        same(tmp_path / "whole", tmp_path / f"{calls}")
 
 
 @pytest.mark.filterwarnings("ignore:Going on in plain Pyro")
@@ -298,7 +301,10 @@ def test_without_a_run_directory_it_says_that_nothing_is_saved(monkeypatch):
 
 
 class TestCommand:
-    OPTIONS = "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --epochs 2 --run_dir"
+    OPTIONS = (
+        "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --compile off --epochs 2 "
+        "--run_dir"
+    )
 
     @pytest.fixture(autouse=True)
     def quick(self, tmp_path, monkeypatch, unrendered):
@@ -526,7 +532,7 @@ sys.exit(main("train --epochs 1 --network.hidden [200] --run_dir run".split()))
 
 
 def test_a_write_that_fails_ends_the_command_with_a_sentence(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = forked.run(FULL, tmp_path)
     assert done.returncode == 2
     (said,) = done.stderr.splitlines()
     assert said.startswith(

@@ -1,12 +1,11 @@
 import contextlib
 import math
 import re
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
 
+import forked
 import pyro
 import pytest
 import torch
@@ -305,9 +304,9 @@ print(len(resident), resident[-1] - resident[20])
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc")
-def test_memory_is_flat_over_the_steps_of_an_epoch():
+def test_memory_is_flat_over_the_steps_of_an_epoch(tmp_path):
     """A small tensor kept at each step keeps the memory around it from being used again: some 50 MB here."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    done = forked.run(MEMORY, tmp_path)
     steps, grown = map(int, done.stdout.split())
     assert steps == 430
     assert grown < 15e6

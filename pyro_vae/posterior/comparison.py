@@ -127,7 +127,7 @@ def compare(
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
         >>> model, x = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale=0.5), torch.randn(1, 4)
-        >>> found = compare(model.vae("mean-field"), x, draws=500, warmup=200, chains=2)
+        >>> found = compare(model.vae("mean-field"), x, draws=50, warmup=50, chains=2)
         >>> bool((found.spread < 0.6).all()), found.nuts.correlation[0, 0, 1].item() < -0.6
         (True, True)
     """

@@ -95,8 +95,8 @@ def nuts(
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
         >>> model, x = LinearGaussian(torch.ones(4, 1), torch.zeros(4), scale=0.5), torch.ones(1, 4)
-        >>> found = nuts(model.vae(), x, draws=200, warmup=100, chains=2)
-        >>> abs(found.mean - model.posterior(x).mean).item() < 0.1
+        >>> found = nuts(model.vae(), x, draws=50, warmup=50, chains=2)
+        >>> abs(found.mean - model.posterior(x).mean).item() < 0.15
         True
     """
     check_least(4, draws=draws)
