@@ -94,6 +94,14 @@ class TestWeights:
         assert (evaluate.pareto_k(of_fit) < 0.7).all()
         torch.testing.assert_close(evaluate.iwae(of_fit), model.log_evidence(x), rtol=0, atol=0.2)
 
+    @pytest.mark.parametrize("scale", [1e-4, 1e4])
+    def test_a_posterior_of_any_scale(self, scale):
+        """Of a Gaussian posterior that is a ten-thousandth of a unit wide, or ten thousand; the guide is off."""
+        program, x = Scaled(scale), torch.randn(5, 3)
+        log_w = evaluate.log_weights(program, x, 1000, seed=0, proposal="adapted")
+        torch.testing.assert_close(evaluate.iwae(log_w), program.evidence(x), rtol=0, atol=0.2)
+        assert (evaluate.ess(log_w) > 300).all()
+
     def test_chunks_do_not_change_what_is_estimated(self):
         model = LinearGaussian(torch.randn(6, 3), torch.randn(6), scale=0.7)
         x = torch.randn(5, 6)
@@ -131,6 +139,26 @@ class Narrow(nn.Module):
     def forward(self, x):
         law = self.exact(x)
         return dist.MultivariateNormal(law.mean, scale_tril=0.1 * law.scale_tril)
+
+
+class Scaled(nn.Module):
+    """x ~ N(z / scale, 1), z ~ N(0, scale^2), three of each; the guide is half as wide as the posterior, and off."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), self.scale).to_event(1))
+            pyro.sample("x", dist.Normal(z / self.scale, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x / 2 + 0.3) * self.scale, 0.35 * self.scale).to_event(1))
+
+    def evidence(self, x):
+        return dist.Normal(0.0, 2**0.5).log_prob(x).sum(-1)
 
 
 class Square(nn.Module):

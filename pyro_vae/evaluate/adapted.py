@@ -23,7 +23,8 @@ FEW = 0.1  # of the draws
 DF = 10.0  # degrees of freedom: few would waste draws, many would leave tails out
 SPREAD = 3.0  # draws that count, for each dimension, that a covariance is told of
 SHRINK = 0.1  # of the correlations, which few draws overstate
-SMALL = 1e-6  # of a variance
+SMALL = 1e-6  # of the variance of all draws, where one has all of the weight
+NONE = -1e30  # in place of minus infinity, which has no mean
 HALVINGS = 30
 ALL = slice(None)
 
@@ -55,12 +56,12 @@ def fit(u: Tensor, log_w: Tensor) -> Student:
     Weights are tempered, to a power of at most 1 at which enough of the draws count for a covariance.
     """
     num, _, dims = u.shape
-    weight = tempered(log_w, min(SPREAD * dims, num / 2))
+    weight = tempered(log_w.nan_to_num(NONE, neginf=NONE), min(SPREAD * dims, num / 2))
     loc = torch.einsum("kb,kbi->bi", weight, u)
     off = u - loc
     covariance = torch.einsum("kb,kbi,kbj->bij", weight, off, off)
     variance = covariance.diagonal(dim1=-2, dim2=-1)
-    covariance = (1 - SHRINK) * covariance + torch.diag_embed(SHRINK * variance + SMALL)
+    covariance = (1 - SHRINK) * covariance + torch.diag_embed(SHRINK * variance + SMALL * u.var(0))
     return Student(loc, torch.linalg.cholesky(covariance * ((DF - 2) / DF)))
 
 
