@@ -56,7 +56,7 @@ class Row:
     own: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, event_shape: Sequence[int], seed: int) -> Any:
-        """Return the program, not yet trained; torch's generator is left as it was."""
+        """Build the program with weights of this seed; torch's generator stays."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.program(event_shape)
@@ -93,7 +93,7 @@ def gated(prior: Callable[[int], torch.nn.Module]) -> Callable[..., Any]:
 
 
 exemplar = partial(Row, source=EXEMPLAR, objective=STL, epochs=650, own=WIDE)
-# Of one layer, on held-out images, better for the same minutes than 500 images.
+# On held-out images one layer was better so than with 500 images, in the same minutes.
 two_layers = partial(Row, source=f"{BURDA}; {AGAIN_TWO}", program=TWO, own={"batch_size": 1000, "lr": 1e-2})
 
 ROWS = {

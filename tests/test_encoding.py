@@ -58,8 +58,11 @@ def test_torchs_state_is_left_alone(vae, dataset):
 
 
 def test_a_layer_by_its_name(dataset):
-    codes = evaluate.encode(programs.HierarchicalVAE.build((3,), latents=(4, 2)), dataset, site="z1")
-    assert codes.event_shape == (4,)
+    """The one that is drawn from x; a layer that is drawn from another has no law of x alone."""
+    layers = programs.HierarchicalVAE.build((3,), latents=(4, 2))
+    assert evaluate.encode(layers, dataset, site="z1").event_shape == (4,)
+    with pytest.raises(ValueError, match="'z2' from a Normal of x alone, .*; got one that changes with another site"):
+        evaluate.encode(layers, dataset, site="z2")
 
 
 class Correlated(nn.Module):
@@ -67,14 +70,26 @@ class Correlated(nn.Module):
         return dist.MultivariateNormal(x[..., :LATENT], torch.eye(LATENT))
 
 
+class Positive(nn.Module):
+    def forward(self, x):
+        return dist.LogNormal(x[..., :LATENT], 1.0).to_event(1)
+
+
 @pytest.mark.parametrize(
     ("site", "encoder", "got"),
-    [("w", None, "no such site"), ("z", Correlated(), "MultivariateNormal"), ("z", "full", "MultivariateNormal")],
+    [
+        ("w", None, "no such site"),
+        ("z", Correlated(), "MultivariateNormal"),
+        ("z", Positive(), "LogNormal"),
+        ("z", "full", "MultivariateNormal"),
+    ],
 )
 def test_another_law_gets_a_sentence(vae, dataset, site, encoder, got):
     if encoder == "full":
         vae = programs.VAE.build((3,), LATENT, guide=guides.FullNormal)
     elif encoder:
         vae.encoder = encoder
-    with pytest.raises(ValueError, match=f"Expected the guide to draw '{site}' from a Normal, .*; got {got}"):
+    with pytest.raises(
+        ValueError, match=f"Expected the guide to draw '{site}' from a Normal of x alone, .*; got {got}"
+    ):
         evaluate.encode(vae, dataset, site)

@@ -116,7 +116,7 @@ def test_torchs_generator_is_left_alone():
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch, short_pilots):
-    """What is said of which VAE does not depend on how long runs are."""
+    """Short pilot runs: an evaluation says the same sentences of a VAE after them."""
     monkeypatch.setattr("pyro_vae.posterior.gaps", partial(posterior.gaps, steps=20))
 
 

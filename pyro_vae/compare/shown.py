@@ -35,7 +35,7 @@ def table(rows: Sequence[Row]) -> str:
         "nats per datum; ± standard error over the data, of the difference from the best that of the paired "
         "differences: level, where 2 of them leave no room for 0.1 nats; cannot tell, where they reach 0. "
         f"ELBO at beta = 1 with {evaluate.DRAWS} draws; -log p(x) by importance sampling, "
-        f"{rows[0].num_particles:,} draws {evaluate.DRAWN[rows[0].proposal]}: too large on average. Active: latent "
+        f"{rows[0].num_particles:,} draws {evaluate.ORIGINS[rows[0].proposal]}: too large on average. Active: latent "
         "dimensions whose mean under the guide varies over the data by more than 0.01. Seconds: of the training."
     )
     return "\n".join([*shown, "", _wrap(notes)])

@@ -105,7 +105,7 @@ class Undo(TorchDispatchMode):
 
 
 class _Shapes(FakeTensorMode):
-    """Makes at once the tensors without numbers that stand for each result, of which there are no others here."""
+    """Makes the tensors that stand for results by itself, which is faster than torch's own way."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.empty_strided.default and kwargs and "device" in kwargs:

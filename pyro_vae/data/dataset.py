@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vae.data.arrays import digest, rows_of, tensor_of, total
 from pyro_vae.data.on_disk import OnDisk
 
-Noise = Literal["bernoulli", "uniform", "normal"]
+Noise = Literal["bernoulli", "uniform"]
 WAYS = {"none": "not binarised", "static": "binarised statically", "dynamic": "binarised dynamically"}
 WAYS |= {"threshold": "binarised at one half"}
 EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
@@ -24,8 +24,8 @@ class Split:
 
     From pixel p of L grey levels, :math:`x = p / (L - 1)`; with ``noise`` ``bernoulli``, x is drawn with that
     probability (dynamic binarisation); with ``uniform``, :math:`x = (p + u) / L`, u uniform (dequantisation), off 0
-    and 1, to which float32 would round it; with ``normal``, :math:`x = p + \sigma \epsilon`, of a ``scale`` for each
-    element. With ``counts``, :math:`x = p`. What is missing is NaN.
+    and 1, to which float32 would round it; with a ``scale`` for each element, :math:`x = p + \sigma \epsilon`,
+    normal. With ``counts``, :math:`x = p`. What is missing is NaN.
 
     References:
         On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov and Murray, 2008), for binarisation.
@@ -40,7 +40,7 @@ class Split:
         counts: Whether x is the pixel as it is.
         mask: True where a pixel is observed, of the shape of the pixels; None: all are.
         extra: Further arguments of a program by name, each of N rows, for :meth:`batch`.
-        scale: Of normal noise, of the shape of the pixels.
+        scale: Standard deviations of normal noise, of the shape of the pixels; None: there is none.
 
     Example:
         >>> Split(torch.tensor([[0, 255]], dtype=torch.uint8), levels=256)[:]

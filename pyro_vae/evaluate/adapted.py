@@ -56,7 +56,7 @@ def fit(u: Tensor, log_w: Tensor) -> Student:
     Weights are tempered, to a power of at most 1 at which enough of the draws count for a covariance.
     """
     num, _, dims = u.shape
-    weight = tempered(log_w.nan_to_num(NONE, neginf=NONE), min(SPREAD * dims, num / 2))
+    weight = temper(log_w.nan_to_num(NONE, neginf=NONE), min(SPREAD * dims, num / 2))
     loc = torch.einsum("kb,kbi->bi", weight, u)
     off = u - loc
     covariance = torch.einsum("kb,kbi,kbj->bij", weight, off, off)
@@ -65,7 +65,7 @@ def fit(u: Tensor, log_w: Tensor) -> Student:
     return Student(loc, torch.linalg.cholesky(covariance * ((DF - 2) / DF)))
 
 
-def tempered(log_w: Tensor, count: float) -> Tensor:
+def temper(log_w: Tensor, count: float) -> Tensor:
     """Return normalised weights ``(K, B)`` to the largest power, at most 1, at which so many of the draws count."""
     low, high = torch.zeros_like(log_w[0]), torch.ones_like(log_w[0])
     for _ in range(HALVINGS):
@@ -76,10 +76,9 @@ def tempered(log_w: Tensor, count: float) -> Tensor:
 
 
 class Adapted:
-    """The proposals of some data: for each the guide, or a Student t, if more of its draws count, or it sees more.
+    """The proposals of some data: for each a Student t, or the guide where more of the guide's draws count.
 
-    Both are fitted, and chosen, by draws of their own: those that are weighed later are independent of them, so that
-    the mean weight is p(x).
+    The draws that fit and choose a proposal are not weighed again, so the mean weight of new draws is p(x).
 
     Arguments:
         rows: A program at data.
@@ -95,27 +94,27 @@ class Adapted:
         self._walls = walls(drawn(rows, "guide", SOME), drawn(rows, "prior", SOME))
         dims = self._walls[0].shape[-1]
         first, *rounds, last = (math.ceil(number * dims / at_once) * at_once for number in ROUNDS)
-        u, log_w = self._started(first)
+        u, log_w = self._first_draws(first)
         share, bound = ess(log_w) / len(u), iwae(log_w)
         if rows.structure.hidden:
             share, bound = torch.zeros_like(share), torch.full_like(bound, -math.inf)
         for num in rounds:
-            u, log_w = self._weighed(fit(u, log_w), num)
+            u, log_w = self._draws_of(fit(u, log_w), num)
         for _ in range(MORE):
             poor = (ess(log_w) < FEW * len(u)).nonzero().squeeze(-1)
             if not len(poor):
                 break
             part = torch.arange(len(rows)) if rows.structure.whole else poor
-            u[:, part], log_w[:, part] = self._weighed(fit(u[:, part], log_w[:, part]), num, part)
-        u, log_w = self._weighed(fit(u, log_w), last)
-        # Where the guide is far off, all of its draws may be, and count as much as each other.
+            u[:, part], log_w[:, part] = self._draws_of(fit(u[:, part], log_w[:, part]), num, part)
+        u, log_w = self._draws_of(fit(u, log_w), last)
+        # All draws of a guide that is far off may be equally unlikely, and so count; the bound says that they are.
         self.law, self.better = fit(u, log_w), (ess(log_w) / len(u) > share) | (iwae(log_w) > bound + 1)
 
     def log_weights(self, num: int) -> Tensor:
         """Return log-weights of new draws, of shape ``(num, B)``."""
         if not self.better.any():
             return self.rows.log_weights(num)
-        log_w = self._weighed(self.law, num)[1]
+        log_w = self._draws_of(self.law, num)[1]
         if self.better.all():
             return log_w
         if self.rows.structure.whole:
@@ -123,7 +122,7 @@ class Adapted:
         others = (~self.better).nonzero().squeeze(-1)
         return log_w.index_copy(1, others, self.rows[others].log_weights(num))
 
-    def _started(self, num: int) -> tuple[Tensor, Tensor]:
+    def _first_draws(self, num: int) -> tuple[Tensor, Tensor]:
         """Return draws of the guide, and their log-weights; 0 where its density is not known."""
         us, log_ws = list[Tensor](), list[Tensor]()
         for _ in range(0, num, self._at_once):
@@ -136,7 +135,7 @@ class Adapted:
             log_ws.append(log_w)
         return torch.cat(us), torch.cat(log_ws)
 
-    def _weighed(self, law: Student, num: int, part: Tensor | slice = ALL) -> tuple[Tensor, Tensor]:
+    def _draws_of(self, law: Student, num: int, part: Tensor | slice = ALL) -> tuple[Tensor, Tensor]:
         """Return draws of some rows, ``(num, rows, D)``, and their log-weights."""
         u, log_q = law.draw(num)
         at_once = self._at_once * len(self.rows) // u.shape[1]

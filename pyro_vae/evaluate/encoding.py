@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Independent, Normal
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -27,7 +27,7 @@ def encode(program: Any, dataset: Dataset, site: str = "z", seed: int = 0) -> Da
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), M1+M2.
 
     Raises:
-        ValueError: If there is no such site, or the guide's law of it is not normal, independent by element.
+        ValueError: If there is no such site, or its law is not a normal of x alone, independent by element.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -37,24 +37,31 @@ def encode(program: Any, dataset: Dataset, site: str = "z", seed: int = 0) -> Da
     """
 
     def law_of(rows: Posterior) -> Tensor:
-        node: Any = rows.runner.run(rows.program.guide, 1).nodes.get(site)
-        law = getattr(node["fn"], "base_dist", node["fn"]) if node else None
-        if not isinstance(law, Normal):
-            got = "no such site" if law is None else type(law).__name__
-            raise ValueError(f"Expected the guide to draw {site!r} from a Normal, independent by element; got {got}.")
-        return torch.stack([rows.runner.to_rows(part)[0] for part in (law.loc, law.scale)])
+        node: Any = rows.runner.run(rows.program.guide, 2).nodes.get(site)
+        law = node and node["fn"]
+        while isinstance(law, Independent):
+            law = law.base_dist
+        got = "no such site" if law is None else "" if isinstance(law, Normal) else type(law).__name__
+        if not got:
+            parts = torch.stack([rows.runner.to_rows(part) for part in (law.loc, law.scale)])
+            if torch.equal(parts[:, 0], parts[:, -1]):
+                return parts[:, 0].cpu()
+            got = "one that changes with another site's draw"
+        raise ValueError(
+            f"Expected the guide to draw {site!r} from a Normal of x alone, independent by element; got {got}."
+        )
 
-    def encoded(split: Split) -> Split:
+    def code(split: Split) -> Split:
         with at_test(program, point_of(program).device, seed):  # which draws the noise of the rows
             data = rows_of(program, split, slice(None))
         with at_data(program, data, seed) as whole:
             loc, scale = torch.cat([law_of(rows) for rows in batches_that_fit(whole, law_of)], dim=1)
-        return replace(split, pixels=loc, levels=0, noise="normal", counts=False, mask=None, scale=scale)
+        return replace(split, pixels=loc, levels=0, noise=None, counts=False, mask=None, scale=scale)
 
     generator = torch.Generator().manual_seed(seed)
-    train = encoded(dataset.train)
+    train = code(dataset.train)
     valid, test = (
-        encoded(split).frozen(generator) if len(split) else train.part(torch.arange(0))
+        code(split).frozen(generator) if len(split) else train.part(torch.arange(0))
         for split in (dataset.valid, dataset.test)
     )
     config = {"data": "tensor", "binarize": "none", "dequantize": False, "counts": False}

@@ -21,7 +21,7 @@ from pyro_vae.seeds import at_test, forked
 
 Proposal = Literal["guide", "adapted"]
 
-DRAWN = {"guide": "from the guide", "adapted": "from a proposal adapted to each datum"}  # in words
+ORIGINS = {"guide": "from the guide", "adapted": "from a proposal adapted to each datum"}  # in words
 TOGETHER = 32  # draws of an image at least, where so many fit
 MOST = 2_000  # images decoded at once: more do not fit in a CPU's caches, and are slower
 MANY = 100  # chunks, in less time than which no graph is recorded

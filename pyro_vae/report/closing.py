@@ -64,7 +64,7 @@ def write_table(
     notes = (
         f"nats per datum, mean ± standard error over the {images}; {dataset}; log p(x{given}) is of a {kind}{left_out}."
         f"\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
-        f"{num_particles:,} draws {evaluate.DRAWN[proposal]}: too large on average.{note}"
+        f"{num_particles:,} draws {evaluate.ORIGINS[proposal]}: too large on average.{note}"
     )
     return "\n".join([*aligned(rows), notes])
 

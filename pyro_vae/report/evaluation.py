@@ -124,7 +124,6 @@ def evaluation(
             adapted = findings.weights(whole, log_w)
             model.lines += [f"Of the adapted proposal: {line}" for line in adapted.lines]
             model.numbers |= {f"adapted, {name}": number for name, number in adapted.numbers.items()}
-            model.numbers |= findings.with_errors(**{"guide - adapted": evaluate.iwae(log_w) - evaluate.iwae(of_guide)})
         if chosen:
             guide.append(findings.gaps(whole[:chosen], model.images.get("-log p(x) by AIS"), progress))
         guide.append(findings.calibration(whole, seed))

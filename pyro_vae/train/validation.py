@@ -50,7 +50,7 @@ class Validation:
         batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
         terms = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         measures: dict[str, list[Tensor]] = {}
-        hidden, measure, scale = (hook(self.program, name) for name in ("unlabelled", "measures", "smallest_scale"))
+        unlabelled, measure, scale = (hook(self.program, name) for name in ("unlabelled", "measures", "smallest_scale"))
         with torch.no_grad(), seeded(self.seed, self.device):
             for i, rows in enumerate(batches):
                 pause()
@@ -58,7 +58,7 @@ class Validation:
                 batch = read(self.split, rows, self.processes, self.dtype)
                 for name, values in measure(*batch).items() if measure else ():
                     measures.setdefault(name, []).append(values)
-                batch = hidden(*batch) if hidden else batch
+                batch = unlabelled(*batch) if unlabelled else batch
                 if as_graph and len(rows) not in self._recorded:
                     self._recorded.add(len(rows))
                     with seeded(self.seed, self.device):
