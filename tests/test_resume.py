@@ -300,7 +300,8 @@ def test_without_a_run_directory_it_says_that_nothing_is_saved(monkeypatch):
         fit(build(), DYNAMIC, progress=False)
 
 
-OPTIONS = "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --compile off --epochs 2 --run_dir"
+OPTIONS = "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --compile off --epochs 2"
+OPTIONS += " --run_dir"
 
 
 @pytest.fixture(scope="module")
