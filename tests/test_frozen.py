@@ -1,8 +1,10 @@
-"""A frozen graph: what follows from closed-over tensors alone is computed once, and twice the same once."""
+"""A function on tape; frozen, what follows from closed-over tensors alone is computed once, and twice the same once."""
 
+import pytest
 import torch
 
 from pyro_vae.compiled.graph import Graph
+from pyro_vae.compiled.tape import LooksAtNumber
 
 X, W = torch.randn(4, 3), torch.randn(3, 3)
 
@@ -21,6 +23,24 @@ def check(function, number, frozen=True):
         torch.testing.assert_close(list(graph([z])), list(expected), rtol=0, atol=0)
     assert len(graph.nodes) == number, names(graph)
     return graph
+
+
+def test_a_number_of_the_code_may_be_looked_at():
+    check(lambda z: [z * torch.tensor(2.0).item() + (torch.tensor(3.0) * 2).item()], 2, frozen=False)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [lambda z: z.sum(), lambda z: W[0, 0], lambda z: torch.tensor(1.0).add_(z.sum()), lambda z: torch.randn(())],
+    ids=["an input's", "one closed over", "a result", "a draw"],
+)
+def test_no_other_number_may(look):
+    with pytest.raises(LooksAtNumber):
+        Graph(lambda z: [z * look(z).item()], [X])
+
+
+def test_a_tensor_of_the_code_is_new_at_each_call():
+    check(lambda z: [z + torch.tensor([1.0, 2.0, 3.0]).add_(1)], 3, frozen=False)
 
 
 def test_what_depends_on_no_input_is_computed_once():
