@@ -20,7 +20,7 @@ from pyro_vae.seeds import forked, generators, random_state, seeded, set_generat
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, hook
-from pyro_vae.train.sleeping import sleep
+from pyro_vae.train.sleeping import Sleep, sleep
 from pyro_vae.train.trouble import NotFinite, Watch, find_fault, not_finite, out_of_range
 from pyro_vae.train.validation import Scales, Validation, read, showing, spread
 
@@ -104,13 +104,13 @@ class Training:
         self.epochs, self.at, self.skipped = self.epochs + 1, 0, []
         return numbers
 
-    def sleep(self, progress: bool, pause: Callable[[], Any]) -> None:
-        """Train the guide on what the model draws, with the training data among it."""
+    def sleep(self, progress: bool, pause: Callable[[], Any]) -> Sleep:
+        """Train the guide on what the model draws, and on the training data, whose ELBO before and after is returned."""
         data = read(self.train, torch.arange(len(self.train)), Processes(), self.dtype)
         if unlabelled := hook(self.program, "unlabelled"):
             data = unlabelled(*data)
         steps, seed = self.settings.sleep, self.settings.seed
-        sleep(self.program, steps, data, self.settings.batch_size, seed=seed, progress=progress, update=pause)
+        return sleep(self.program, steps, data, self.settings.batch_size, seed=seed, progress=progress, update=pause)
 
     def state(self) -> dict[str, Any]:
         """Return all that what comes next depends on, as a nest of tensors and numbers."""

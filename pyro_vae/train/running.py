@@ -90,7 +90,8 @@ class Run:
                 if self.patience and self._best:
                     checkpoint.restore(training.program, self._best["vae"])
                 if settings.sleep:
-                    training.sleep(progress and first, stop)
+                    before, after = training.sleep(progress and first, stop)
+                    bar.set_postfix_str(f"nats: train ELBO {nats(before)}, after sleep {nats(after)}")
             except NotFinite as error:
                 raise self._trouble(error) from error.__cause__
             except KeyboardInterrupt as interrupt:
