@@ -105,7 +105,7 @@ class Training:
         return numbers
 
     def sleep(self, progress: bool, pause: Callable[[], Any]) -> Sleep:
-        """Train the guide on what the model draws, and on the training data, whose ELBO before and after is returned."""
+        """Train the guide on what the model draws; return the ELBO of training data before and after."""
         data = read(self.train, torch.arange(len(self.train)), Processes(), self.dtype)
         if unlabelled := hook(self.program, "unlabelled"):
             data = unlabelled(*data)

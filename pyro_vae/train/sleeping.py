@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from pyro.optim import PyroLRScheduler
 from torch import Tensor
+from torch.distributions import constraints
 from tqdm.auto import tqdm
 
 from pyro_vae.compiled import CompiledSVI
+from pyro_vae.data.supports import of_element
 from pyro_vae.objectives import ELBO
 from pyro_vae.objectives.base import check_least
 from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
@@ -46,8 +48,9 @@ def sleep(
 
     An encoder that has seen few data fits them too well, and the ELBO of other data is short of log p(x): the
     amortisation gap. The model draws new ones for each step. With ``data``, those it was trained on, half of a
-    minibatch is drawn with z from the prior, a quarter with z from the guide to a datum, and a quarter are the data
-    themselves. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode.
+    minibatch are drawn with z from the prior, and half are these data with the noise of p(x | z) added to them, as the
+    difference of two draws given one z; where x may not be any number, a quarter are the data, and a quarter are drawn
+    with z from the guide to them. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode.
 
     Covariates are those of ``data``, which a program with a method ``blank``, as a VAE, does not need.
 
@@ -106,15 +109,26 @@ def sleep(
 
 @torch.no_grad()
 def _pool(rows: Posterior, real: bool, num: int) -> tuple[Tensor, ...]:
-    """Return so many data that the model draws, in random order; of ``real`` ones a quarter, of their codes another."""
+    """Return so many data that the model draws, in random order; half of them near ``real`` ones."""
     chosen = rows[torch.randint(len(rows), (num,), device=rows.data[0].device)]
-    quarter = num // 4 * real
-    parts = [_from_prior(chosen[2 * quarter :])[0]]
-    if quarter:
-        seen = chosen[:quarter]
-        parts += [seen.at(seen.simulate(1, seen.complete(1, seen.propose(1)[0]))), chosen[quarter : 2 * quarter]]
+    half = num // 2 * real
+    parts = [_from_prior(chosen[half:])[0].data]
+    if half:
+        parts.append(_near(chosen[:half]))
     order = torch.randperm(num, device=rows.data[0].device)
-    return tuple(torch.cat(columns)[order] for columns in zip(*(part.data for part in parts), strict=True))
+    return tuple(torch.cat(columns)[order] for columns in zip(*parts, strict=True))
+
+
+def _near(rows: Posterior) -> tuple[Tensor, ...]:
+    """Return data with noise of the model, where they may be any numbers; else in part what it draws of their codes."""
+    codes = rows.complete(1, rows.propose(1)[0])
+    one, other = (rows.at(rows.simulate(1, codes)).data for _ in range(2))
+    if all(of_element(support) is constraints.real for support in rows.structure.laws.values()):
+        return tuple(
+            x + (a - b) / 2**0.5 if x.is_floating_point() else x for x, a, b in zip(rows.data, one, other, strict=True)
+        )
+    first = len(rows) // 2
+    return tuple(torch.cat([a[:first], x[first:]]) for x, a in zip(rows.data, one, strict=True))
 
 
 @torch.no_grad()
