@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Operations(TorchDispatchMode):
     """Abstract: a context whose ``__torch_dispatch__`` is asked in place of each operation.
 
-    Torch's own would import torch's compiler, some seconds, to have it leave the context alone.
+    Torch's class imports torch's compiler, which takes seconds.
     """
 
     @classmethod

@@ -391,7 +391,10 @@ X = torch.zeros(3, 6)
     [
         (lambda vae: to_arviz(vae, X, draws=24), "at least 25 draws.*; got draws = 24, "),
         (lambda vae: to_arviz(vae, X, resample=True, num_particles=0), "1 particle .*; got .*num_particles = 0"),
-        (lambda vae: to_arviz(vae, X, proposal="adapted"), "resample=True with the adapted proposal"),
+        (
+            lambda vae: to_arviz(vae, X, proposal="adapted"),
+            "resample=True with proposal=.adapted.*got resample=False",
+        ),
         (lambda vae: to_arviz(vae, X, resample=True, proposal="prior"), "proposal to be guide or adapted; got 'prior'"),
         (lambda vae: to_arviz(vae, X, predictive_draws=0), "1 predictive draw; got .*predictive_draws = 0"),
         (lambda vae: to_arviz(vae, X[0]), r"x of shape \(B, 6\) .*; got \(6,\)\. .* x\.unsqueeze\(0\)"),

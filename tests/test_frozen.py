@@ -1,5 +1,6 @@
 """A function on tape; frozen, what follows from closed-over tensors alone is computed once, and twice the same once."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,35 @@ def test_a_number_of_the_code_may_be_looked_at():
 def test_no_other_number_may(look):
     with pytest.raises(LooksAtNumber):
         Graph(lambda z: [z * look(z).item()], [X])
+
+
+@pytest.mark.parametrize("look", [lambda z: z.tolist()[0][0], lambda z: z.numpy()[0, 0], lambda z: np.asarray(z)[0, 0]])
+def test_nor_may_all_of_them(look):
+    with pytest.raises(LooksAtNumber):
+        Graph(lambda z: [z * look(z)], [X])
+
+
+def test_a_number_of_the_code_that_was_written_to_is_another_one():
+    def function(z):
+        number = torch.tensor(1.0)
+        number.view(1).add_(z.sum())
+        return [z * number.item()]
+
+    with pytest.raises(LooksAtNumber):
+        Graph(function, [X])
+
+
+def test_a_tensor_given_twice_or_closed_over_too_is_several():
+    graph = Graph(lambda a, b: [a - b + X], [X, X])
+    one, other = torch.randn(4, 3), torch.randn(4, 3)
+    assert torch.equal(graph([one, other])[0], one - other + X)
+
+
+def test_an_array_of_numpy_is_seen_as_it_is_now():
+    array = np.ones(3, dtype=np.float32)
+    graph = Graph(lambda z: [z * torch.as_tensor(array)], [X])
+    array[:] = 10
+    assert torch.equal(graph([X])[0], 10 * X)
 
 
 def test_a_tensor_of_the_code_is_new_at_each_call():

@@ -128,14 +128,18 @@ def in_two(folder, *words):
     """Run the command in two processes, told what torchrun tells them; return what each printed."""
     told = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "localhost", "MASTER_PORT": f"{free_port()}"}
     told |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    files = [folder / f"printed{rank}" for rank in range(2)]
+    files, errors = ([folder / f"{name}{rank}" for rank in range(2)] for name in ("printed", "said"))
     two = [
-        forked.start(forked.command(*words), folder, file, RANK=f"{rank}", LOCAL_RANK=f"{rank}", **told)
+        forked.start(forked.command(*words), folder, file, errors[rank], RANK=f"{rank}", LOCAL_RANK=f"{rank}", **told)
         for rank, file in enumerate(files)
     ]
-    for process in two:
-        process.join(300)
-        assert process.exitcode == 0
+    try:
+        for process in two:
+            process.join(300)
+            assert process.exitcode == 0, [file.read_text() for file in errors]
+    finally:
+        for process in two:
+            process.kill()
     return [file.read_text() for file in files]
 
 

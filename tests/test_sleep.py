@@ -48,7 +48,7 @@ def test_the_guide_comes_to_the_posterior_and_the_model_stays(data):
     assert all(parameter.requires_grad for parameter in vae.parameters())
 
 
-def test_the_elbo_before_is_that_of_the_data(data):
+def test_the_elbo_before_is_that_of_the_data():
     vae, x = off(), MODEL(torch.randn(500, 2)).sample()
     slept = posterior.sleep(vae, 1, x, lr=1e-9)
     expected = evaluate.elbo(evaluate.log_weights(off(), x, 100)).mean().item()
@@ -90,6 +90,46 @@ def test_of_other_programs_too(name):
     assert slept.after > slept.before
 
 
+class Own(nn.Module):
+    """Model and guide have layers of one name, and the model has a parameter of its own; Pyro is shown no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.encoder = nn.Linear(1, 1), nn.ModuleDict({"net": nn.Linear(1, 1)})
+
+    def model(self, x):
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Normal(self.net(z[..., None])[..., 0], scale), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder["net"](x[..., None])[..., 0], 1.0))
+
+
+@pytest.mark.usefixtures("param_store")
+def test_no_parameter_of_the_model_is_trained_wherever_it_is():
+    program, x = Own(), torch.randn(20)
+    program.model(x)
+    scale = pyro.param("scale").item()
+    before = {name: parameter.clone() for name, parameter in program.named_parameters()}
+    posterior.sleep(program, 5, x, lr=0.1)
+    assert pyro.param("scale").item() == scale
+    moved = [name for name, parameter in program.named_parameters() if not torch.equal(parameter, before[name])]
+    assert moved == ["encoder.net.weight", "encoder.net.bias"]
+    assert all(parameter.grad is None for parameter in program.parameters())
+
+
+def test_where_it_diverges_the_guide_is_as_before():
+    vae = off()
+    before = vae.encoder.network.bias.clone()
+    with pytest.warns(UserWarning, match="The guide is as before the sleep, which came to an ELBO of .*: lower lr"):
+        slept = posterior.sleep(vae, 40, lr=1e30, seed=0)
+    assert torch.equal(vae.encoder.network.bias, before)
+    assert slept.after == slept.before
+
+
 class Shared(nn.Module):
     """A guide and a model with one parameter between them."""
 
@@ -112,7 +152,7 @@ class Shared(nn.Module):
     ("program", "settings", "message"),
     [
         (lambda: Shared(False), {}, "a guide with parameters of its own, .*'shared' is of both"),
-        (lambda: Shared(True), {}, "a guide with parameters in a module, to train; it has none"),
+        (lambda: Shared(True), {}, "a guide with parameters in a module, .*; it has none"),
         (lambda: VAE.build((3,), 2, prior=priors.VampPrior, network=NETWORK), {}, "of both, as where a VampPrior"),
         (off, {"steps": 0}, "steps of at least 1; got 0"),
         (off, {"batch_size": 0}, "batch_size of at least 1; got 0"),
@@ -159,7 +199,14 @@ class TestFit:
         assert (part / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
         assert load(part)[1]["sleep"] == 20
 
-    @pytest.mark.parametrize("sleep", [-1, 0.5])
+    def test_a_program_that_cannot_sleep_is_refused_before_it_is_trained(self):
+        vae = VAE.build((3,), 2, prior=priors.VampPrior, network=NETWORK)
+        before = deepcopy(vae.decoder.state_dict())
+        with pytest.raises(ValueError, match="of both, as where a VampPrior"):
+            fit(vae, torch.rand(80, 3), sleep=5, **self.SETTINGS)
+        assert all(torch.equal(value, before[name]) for name, value in vae.decoder.state_dict().items())
+
+    @pytest.mark.parametrize("sleep", [-1, 0.5, True])
     def test_it_is_a_number_of_steps(self, sleep):
         with pytest.raises(ValueError, match=f"Expected sleep to be a number of steps, 0 for none; got {sleep}"):
             fit(off(), torch.rand(8, 3), sleep=sleep, **self.SETTINGS)

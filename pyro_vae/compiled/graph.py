@@ -54,6 +54,8 @@ class Graph:
             for operation, value in fused
             if isinstance(value, Like) and not operation.is_view and operation.overloadpacket.__name__ not in PRODUCTS
         )
+        for node in graph.nodes:
+            node.meta = {}  # which TorchInductor reads as its own
         self._module = fx.GraphModule(torch.nn.Module(), graph)
         self._run: Callable[..., Any] = self._module
 

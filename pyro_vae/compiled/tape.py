@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vae.operations import Operations
 
+LOOKS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 LITERAL = torch.ops.aten.lift_fresh_copy.default  # makes a tensor of a number in the code
 
 
@@ -21,7 +22,7 @@ class LooksAtNumber(Exception):
 
 
 class Like(NamedTuple):
-    """What a tensor of a graph is like."""
+    """The shape, strides, dtype and device of a tensor."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -53,7 +54,7 @@ class Tape(Operations):
         outputs: What the function returned.
 
     Raises:
-        LooksAtNumber: If the function takes a number out of a tensor, but of one that its code has as a number.
+        LooksAtNumber: If the function takes a number out of a tensor, unless its code holds that number.
     """
 
     def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor]) -> None:
@@ -61,44 +62,47 @@ class Tape(Operations):
         self.graph, self.state = fx.Graph(), list[Tensor]()
         self._nodes = WeakTensorKeyDictionary()
         self._last: fx.Node | None = None
-        for number, tensor in enumerate(tensors):
+        # Tensors of their own, or one that is given twice, or closed over too, would be one input.
+        inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+        for number, tensor in enumerate(inputs):
             self._input(tensor, f"input_{number}")
-        with self, _OneHot():
-            self.outputs = function(*tensors)
+        with self, _ByHand():
+            self.outputs = function(*inputs)
         self.graph.output([None if output is None else self._node(output) for output in self.outputs])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs, given = kwargs or {}, list[fx.Node]()
-        if func is torch.ops.aten.lift_fresh.default:  # of a tensor that nobody else has, which may be written to
-            func, args = LITERAL, (args[0].clone(),)
-        result = func(*args, **kwargs)
+        kwargs, numbers = kwargs or {}, list[bool]()
+        if func is torch.ops.aten.lift_fresh.default:  # whose result would be written to
+            func = LITERAL
 
         def node_of(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            given.append(self._node(value))
-            return given[-1]
+            node = self._node(value)
+            numbers.append(node.meta["literal"] == _version(value))
+            return node
 
         places: Any = map_aggregate((args, kwargs), node_of)
-        known = func is LITERAL or (bool(given) and all(node.meta["known"] for node in given))
+        literal = func is LITERAL or (bool(numbers) and all(numbers))
+        result = func(*args, **kwargs)
         if torch.Tag.data_dependent_output in func.tags:
-            if not known:
+            if not literal:
                 raise LooksAtNumber
             return result
         if isinstance(result, Tensor | tuple | list) or result is None:  # else it is a size
-            drawn = torch.Tag.nondeterministic_seeded in func.tags
-            self._keep(result, self.graph.call_function(func, *places), known and not drawn)
+            literal = literal and torch.Tag.nondeterministic_seeded not in func.tags
+            self._keep(result, self.graph.call_function(func, *places), literal)
         return result
 
-    def _keep(self, result: Any, node: fx.Node, known: bool = False) -> None:
-        """Remember whose node a tensor is, or each of several; and whether its number is one of the code."""
+    def _keep(self, result: Any, node: fx.Node, literal: bool = False) -> None:
+        """Remember the node of a tensor, or of each of several; and of which version it is a number of the code."""
         if isinstance(result, Tensor):
             self._nodes[result] = node
             val = Like(result.shape, result.stride(), result.dtype, result.device)
-            node.meta = {"val": val, "known": known and val.numel() == 1}
+            node.meta = {"val": val, "literal": _version(result) if literal and val.numel() == 1 else None}
         elif isinstance(result, tuple | list):
             for number, part in enumerate(result):
-                self._keep(part, self.graph.call_function(operator.getitem, (node, number)), known)
+                self._keep(part, self.graph.call_function(operator.getitem, (node, number)), literal)
 
     def _node(self, tensor: Tensor) -> fx.Node:
         """Return the node of a tensor; that of an input, where the function closes over it."""
@@ -115,10 +119,17 @@ class Tape(Operations):
         return self._last
 
 
-class _OneHot(TorchFunctionMode):
-    """Computes one-hot codes of so many classes without a look at the labels, which torch checks by their numbers."""
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor, or what it is a view of, was written to; torch does not count in inference mode."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+class _ByHand(TorchFunctionMode):
+    """Computes one-hot codes without a look at the labels, which torch checks; and sees looks that are no operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in LOOKS:
+            raise LooksAtNumber
         named = dict(zip(("tensor", "num_classes"), args, strict=False)) | (kwargs or {})
         if func is torch.nn.functional.one_hot and named.get("num_classes", -1) > 0:
             labels = named["tensor"]

@@ -63,7 +63,7 @@ def to_arviz(
     does: above 0.7 the guide leaves out a part of the posterior. With ``resample``, of ``draws * num_particles`` draws
     of the guide for each datum, ``draws`` are taken with replacement, in proportion to their weights: as
     ``num_particles`` grows, and unless ``pareto_k`` is above 0.7, they become draws of p(z | x). With
-    ``proposal="adapted"`` (:func:`pyro_vae.evaluate.log_weights`) the pool is of that in place of the guide.
+    ``proposal="adapted"`` (:func:`pyro_vae.evaluate.log_weights`) the pool comes from that proposal.
 
     There are ``draws`` of what is latent and ``predictive_draws`` of what is observed, in float32 and at most as many,
     for each datum and of the prior; all are held at once. ``index`` are names of the data, ``latent_names`` of the
@@ -93,7 +93,9 @@ def to_arviz(
         )
     check_choice("proposal", proposal, get_args(Proposal))
     if proposal == "adapted" and not resample:
-        raise ValueError("Expected resample=True with the adapted proposal, whose draws count by their weights alone.")
+        raise ValueError(
+            "Expected resample=True with proposal='adapted', whose draws count by their weights; got resample=False."
+        )
     with at_data(program, data, seed) as posterior:
         covariates, bounds = _covariates(posterior), room(posterior)
         layout = Layout(posterior, bool(covariates))
@@ -185,7 +187,7 @@ def _by_adapted(some: Posterior, most: int) -> Callable[[Posterior, int, Draws],
 
     def weigh(posterior: Posterior, num: int, _: Draws) -> tuple[Draws, Draws]:
         continuous, log_w = proposals.propose(num)
-        sites, log_p = posterior.complete(num, continuous), posterior.log_joint(continuous)
+        sites, log_p = posterior.complete(num, continuous), posterior.log_joint(continuous, proper=True)
         drawn = {name: value for name, value in sites.items() if name not in posterior.structure.alone}
         return drawn, {"log_p": log_p, "log_q": log_p - log_w, "log_weight": log_w}
 

@@ -157,17 +157,21 @@ class Posterior:
             ValueError: If an observed site does not show elements of an argument, each as it is; or another site
                 depends on that argument, and not on what is drawn.
         """
-        data, seen = list(self.data), self.seen()
-        for name, (argument, places) in sources(self).items():
-            column, value = data[argument], draws[name][index].to(data[argument].dtype)
-            flat = column.reshape(len(column), -1).clone()
-            shown = seen[name].reshape(seen[name].shape + (1,) * (value.dim() - seen[name].dim())).expand_as(value)
-            value, shown = (each.reshape(len(column), -1) for each in (value, shown))
-            flat[:, places] = torch.where(shown, value, flat[:, places])
-            data[argument] = flat.reshape(column.shape)
-        new = replace(self, data=tuple(data))
+        new = self.put(draws, sources(self), index)
         check_drawn(self, new, {name: value[index : index + 1] for name, value in draws.items()})
         return new
+
+    def put(self, draws: Draws, shown: dict[str, tuple[int, Tensor]], index: int = 0) -> Posterior:
+        """Return what :meth:`at` does, where it is known which elements of which argument each site shows."""
+        data, seen = list(self.data), self.seen()
+        for name, (argument, places) in shown.items():
+            column, value = data[argument], draws[name][index].to(data[argument].dtype)
+            flat = column.reshape(len(column), -1).clone()
+            mask = seen[name].reshape(seen[name].shape + (1,) * (value.dim() - seen[name].dim())).expand_as(value)
+            value, mask = (part.reshape(len(column), -1) for part in (value, mask))
+            flat[:, places] = torch.where(mask, value, flat[:, places])
+            data[argument] = flat.reshape(column.shape)
+        return replace(self, data=tuple(data))
 
     def unconstrain(self, draws: Draws) -> Tensor:
         """Return the continuous sites as real numbers, of shape ``(K, B, D)``."""

@@ -28,7 +28,7 @@ def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Modul
 
 
 class _WithoutCompiler(torch.optim.Optimizer):
-    """Abstract: an optimizer that does not import torch's compiler, some seconds, to have it leave the steps alone."""
+    """Abstract: an optimizer that does not import torch's compiler, which takes seconds."""
 
     add_param_group: Any = unwrap(torch.optim.Optimizer.add_param_group)
     state_dict: Any = unwrap(torch.optim.Optimizer.state_dict)

@@ -90,12 +90,14 @@ class Run:
                 if self.patience and self._best:
                     checkpoint.restore(training.program, self._best["vae"])
                 if settings.sleep:
+                    if self.folder:
+                        checkpoint.save_weights(self.folder, training.program)
                     before, after = training.sleep(progress and first, stop)
                     bar.set_postfix_str(f"nats: train ELBO {nats(before)}, after sleep {nats(after)}")
             except NotFinite as error:
                 raise self._trouble(error) from error.__cause__
             except KeyboardInterrupt as interrupt:
-                saves = isinstance(interrupt, Stopped) and not self.finished  # else all was, before a sleep
+                saves = isinstance(interrupt, Stopped) and not self.finished  # before a sleep all is saved
                 raise KeyboardInterrupt(self._interrupted(saves)) from None
             if self.folder:
                 checkpoint.save_weights(self.folder, training.program)

@@ -1,26 +1,35 @@
-r"""The guide trained on data that the model draws, of which there are as many as one likes."""
+"""The guide trained on data that the model draws."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import pyro
 import torch
 from pyro.optim import PyroLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
-from pyro_vae.compiled import CompiledSVI
+from pyro_vae.compiled import CompiledSVI, how_many_fit
+from pyro_vae.compiled.device import Precision
+from pyro_vae.compiled.traced import Compile
 from pyro_vae.data.supports import of_element
 from pyro_vae.objectives import ELBO
 from pyro_vae.objectives.base import check_least
-from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
+from pyro_vae.program import Posterior, drawn_posterior, point_of, posterior_of
+from pyro_vae.program.checks import sources
 from pyro_vae.seeds import at_test, forked, modules_of
 from pyro_vae.train.optimizers import Choice, recipe
+from pyro_vae.train.validation import showing
 
-POOL = 50  # minibatches that are drawn together
+POOL = 50  # minibatches, at most, that are drawn together
 SOME = 1000  # data, and draws of each, for the ELBO before and after
 DRAWS = 10
+FEW = 2
+Places = dict[str, tuple[int, Tensor]]
 
 
 class Sleep(NamedTuple):
@@ -39,6 +48,8 @@ def sleep(
     optimizer: Choice = "adam",
     seed: int | None = None,
     progress: bool = False,
+    compile: Compile = "auto",
+    precision: Precision = "auto",
     update: Callable[[], Any] = lambda: None,
 ) -> Sleep:
     r"""Train a program's guide on data that its model draws, and leave the model as it is, to the last bit.
@@ -48,11 +59,12 @@ def sleep(
 
     An encoder that has seen few data fits them too well, and the ELBO of other data is short of log p(x): the
     amortisation gap. The model draws new ones for each step. With ``data``, those it was trained on, half of a
-    minibatch are drawn with z from the prior, and half are these data with the noise of p(x | z) added to them, as the
-    difference of two draws given one z; where x may not be any number, a quarter are the data, and a quarter are drawn
-    with z from the guide to them. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode.
+    minibatch are drawn with z from the prior, and half are these data plus the difference of two draws from p(x | z),
+    divided by :math:`\sqrt 2`, which is the noise of the model; where x may not be any number, a quarter are the data,
+    and a quarter are drawn with z from the guide to them. The learning rate is one cycle up to ``lr``, and layers are
+    in evaluation mode.
 
-    Covariates are those of ``data``, which a program with a method ``blank``, as a VAE, does not need.
+    A program with a method ``blank``, as a VAE, needs no data; of another one covariates are those of ``data``.
 
     References:
         The Wake-Sleep Algorithm for Unsupervised Neural Networks (Hinton, Dayan, Frey and Neal, 1995), whose sleep
@@ -64,8 +76,9 @@ def sleep(
         The ELBO before and after, of ``data`` or of some that are drawn.
 
     Raises:
-        ValueError: If a number is not positive, the guide shares parameters with the model or has none, or data cannot
-            be drawn, as :func:`pyro_vae.posterior.sbc` says.
+        ValueError: If a number is not positive; the guide shares parameters with the model, has none, sees all rows
+            together, or draws sites that the model does not have; or data cannot be drawn, as
+            :func:`pyro_vae.posterior.sbc` says.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -77,99 +90,123 @@ def sleep(
         True
     """
     check_least(steps=steps, batch_size=batch_size)
-    if not lr > 0:
+    if not 0 < lr < math.inf:
         raise ValueError(f"Expected a positive lr; got {lr}.")
     with (
         at_test(program, device := point_of(program).device, seed),
-        torch.enable_grad(),
         tqdm(total=steps, desc="sleep", unit=" steps", leave=False, disable=not progress) as bar,
     ):
         real = None if data is None else posterior_of(program, data)
         rows = real or drawn_posterior(program, None, batch_size)
-        drawn, latent = _from_prior(rows[:SOME])
-        others = _parameters_of_model(drawn, latent)
-        before = _elbo(real or drawn, device)
+        trained, others = parameters_of(rows)
+        seen = (real or _from_prior(rows))[:SOME]
+        before, kept = _elbo(seen, device), [parameter.detach().clone() for parameter in trained]
         gradient: Any = "stl" if rows.structure.supports.keys() == rows.structure.continuous.keys() else "pathwise"
-        optim = recipe(optimizer, lr, "one-cycle", steps, program)
-        svi = CompiledSVI(rows.model, program.guide, optim, ELBO(gradient=gradient), steps=steps)
+        svi = CompiledSVI(
+            showing(program, rows.model) if isinstance(program, nn.Module) else rows.model,
+            program.guide,
+            recipe(optimizer, lr, "one-cycle", steps, program),
+            ELBO(gradient=gradient),
+            compile=compile,
+            precision=precision,
+            steps=steps,
+        )
+        places, pool = sources(rows), list[tuple[Tensor, ...]]()
+        most = 4 * how_many_fit(lambda n: _drawn(rows, places, real is not None, 4 * n), batch_size * POOL // 4, device)
         with _without_gradients(others):
             for step in range(steps):
-                if step % POOL == 0:
-                    pool = _pool(rows, real is not None, batch_size * min(POOL, steps - step))
-                first = step % POOL * batch_size
-                _, parameters = svi.gradients(tuple(column[first : first + batch_size] for column in pool))
-                norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-                svi.apply(parameters, finite=bool(torch.stack(norms).sum().isfinite()))
-                if isinstance(svi.optim, PyroLRScheduler):
-                    svi.optim.step()
+                if not pool:
+                    size = batch_size * max(1, min(most // batch_size, steps - step))
+                    columns = _drawn(rows, places, real is not None, size)
+                    pool = [*zip(*(column.split(batch_size) for column in columns), strict=True)]
+                _, met = svi.gradients(pool.pop())
+                if not (gradients := [parameter.grad for parameter in trained if parameter.grad is not None]):
+                    raise ValueError("Expected a guide that shows Pyro its parameters, by pyro.module; it shows none.")
+                svi.apply(trained, finite=bool(torch.stack(torch._foreach_norm(gradients)).sum().isfinite()))
+                for parameter in met:
+                    parameter.grad = None
+                cast(PyroLRScheduler, svi.optim).step()
                 update()
                 bar.update()
-        return Sleep(before, _elbo(real or drawn, device))
+        if math.isfinite(after := _elbo(seen, device)):
+            return Sleep(before, after)
+        warnings.warn(f"The guide is as before the sleep, which came to an ELBO of {after}: lower lr.", stacklevel=2)
+        with torch.no_grad():
+            for parameter, value in zip(trained, kept, strict=True):
+                parameter.copy_(value)
+        return Sleep(before, before)
 
 
 @torch.no_grad()
-def _pool(rows: Posterior, real: bool, num: int) -> tuple[Tensor, ...]:
+def _drawn(rows: Posterior, places: Places, real: bool, num: int) -> tuple[Tensor, ...]:
     """Return so many data that the model draws, in random order; half of them near ``real`` ones."""
-    chosen = rows[torch.randint(len(rows), (num,), device=rows.data[0].device)]
+    device = rows.data[0].device
+    some = rows[torch.randint(len(rows), (num,), device=device)]
     half = num // 2 * real
-    parts = [_from_prior(chosen[half:])[0].data]
+    parts = [some[half:].put(some[half:].simulate(1), places).data]
     if half:
-        parts.append(_near(chosen[:half]))
-    order = torch.randperm(num, device=rows.data[0].device)
+        parts.append(_near(some[:half], places))
+    order = torch.randperm(num, device=device)
     return tuple(torch.cat(columns)[order] for columns in zip(*parts, strict=True))
 
 
-def _near(rows: Posterior) -> tuple[Tensor, ...]:
+def _near(rows: Posterior, places: Places) -> tuple[Tensor, ...]:
     """Return data with noise of the model, where they may be any numbers; else in part what it draws of their codes."""
     codes = rows.complete(1, rows.propose(1)[0])
-    one, other = (rows.at(rows.simulate(1, codes)).data for _ in range(2))
+    one, other = (rows.put(rows.simulate(1, codes), places).data for _ in range(2))
     if all(of_element(support) is constraints.real for support in rows.structure.laws.values()):
         return tuple(
             x + (a - b) / 2**0.5 if x.is_floating_point() else x for x, a, b in zip(rows.data, one, other, strict=True)
         )
-    first = len(rows) // 2
-    return tuple(torch.cat([a[:first], x[first:]]) for x, a in zip(rows.data, one, strict=True))
+    half = len(rows) // 2
+    return tuple(torch.cat([a[:half], x[half:]]) for x, a in zip(rows.data, one, strict=True))
 
 
 @torch.no_grad()
-def _from_prior(rows: Posterior) -> tuple[Posterior, Draws]:
-    """Return a program at data that its model draws, and the draws of latent sites that they are of."""
-    draws = rows.simulate(1)
-    return rows.at(draws), {name: draws[name] for name in rows.structure.supports}
+def _from_prior(rows: Posterior) -> Posterior:
+    """Return a program at data that its model draws."""
+    return rows.at(rows.simulate(1))
 
 
 def _elbo(rows: Posterior, device: torch.device) -> float:
     with torch.no_grad(), forked(device, 0):
-        return rows[:SOME].log_weights(DRAWS).mean().item()
+        return rows.log_weights(DRAWS).mean().item()
 
 
-def _parameters_of_model(rows: Posterior, draws: Draws) -> list[Tensor]:
-    """Return all parameters but the guide's; refuse a guide that has some of the model's, or none."""
-    named = {
-        name: parameter
-        for module in modules_of(rows.program)
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
-    own = {name: value for name, value in draws.items() if name not in rows.structure.alone}
-    losses = (rows.log_q(own).sum(), rows.log_joint(draws).sum())
-    of_guide, of_model = (_reached(loss, named) for loss in losses)
-    if shared := sorted(of_guide & of_model):
+def parameters_of(rows: Posterior) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters of the guide, and all others, of a program that can sleep; refuse one that cannot."""
+    structure = rows.structure
+    if structure.whole or structure.hidden:
+        what = f"draws {structure.hidden[0]!r}, which the model has not" if structure.hidden else "sees them together"
+        raise ValueError(f"Expected a guide to each row by itself, for rows that are drawn; this one {what}.")
+    stored = dict(pyro.get_param_store().named_parameters())
+    with torch.no_grad():
+        draws = rows[:FEW].simulate(1)
+    some = rows[:FEW].at(draws)
+    latent = {name: draws[name] for name in structure.supports}
+    of_guide = some.log_q({name: value for name, value in latent.items() if name not in structure.alone}).sum()
+    of_model = some.log_joint(latent).sum()
+    modules = [pair for module in modules_of(rows.program) for pair in module.named_parameters()]
+    names = {parameter: name for name, parameter in [*pyro.get_param_store().named_parameters(), *modules[::-1]]}
+    parameters = [parameter for parameter in names if parameter.requires_grad]
+    guides, models = (_reached(number, parameters) for number in (of_guide, of_model))
+    if both := [names[parameter] for parameter in guides if any(parameter is other for other in models)]:
         raise ValueError(
-            f"Expected a guide with parameters of its own, to leave the model as it is; {shared[0]!r} is of both, as "
+            f"Expected a guide with parameters of its own, to leave the model as it is; {both[0]!r} is of both, as "
             "where a VampPrior sees through the encoder."
         )
-    if not of_guide:
-        raise ValueError("Expected a guide with parameters in a module, to train; it has none.")
-    return [parameter for name, parameter in named.items() if name not in of_guide]
+    known = [*stored.values(), *(parameter for _, parameter in modules)]
+    if not guides or not all(any(parameter is other for other in known) for parameter in guides):
+        raise ValueError("Expected a guide with parameters in a module, or in Pyro's store, to train; it has none.")
+    return guides, [parameter for parameter in parameters if not any(parameter is guide for guide in guides)]
 
 
-def _reached(loss: Tensor, named: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of the parameters that a number depends on."""
-    if not loss.requires_grad:
-        return set()
-    gradients = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
-    return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+def _reached(number: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """Return the parameters that a number depends on."""
+    if not number.requires_grad:
+        return []
+    gradients = torch.autograd.grad(number, parameters, allow_unused=True)
+    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
 @contextmanager
