@@ -58,11 +58,10 @@ def sleep(
         [\log p(x, z) - \log q_\phi(z \mid x)] \right]
 
     An encoder that has seen few data fits them too well, and the ELBO of other data is short of log p(x): the
-    amortisation gap. The model draws new ones for each step. With ``data``, those it was trained on, half of a
-    minibatch are drawn with z from the prior, and half are these data plus the difference of two draws from p(x | z),
-    divided by :math:`\sqrt 2`, which is the noise of the model; where x may not be any number, a quarter are the data,
-    and a quarter are drawn with z from the guide to them. The learning rate is one cycle up to ``lr``, and layers are
-    in evaluation mode.
+    amortisation gap. The model draws new ones for each step. With ``data``, those it was trained on, a quarter of a
+    minibatch are drawn with z from the prior, and the rest are these data plus the difference of two draws from
+    p(x | z), of z from the guide to them; where x may not be any number, half of the rest are the data, and half such a
+    draw. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode.
 
     A program with a method ``blank``, as a VAE, needs no data; of another one covariates are those of ``data``.
 
@@ -139,13 +138,13 @@ def sleep(
 
 @torch.no_grad()
 def _drawn(rows: Posterior, places: Places, real: bool, num: int) -> tuple[Tensor, ...]:
-    """Return so many data that the model draws, in random order; half of them near ``real`` ones."""
+    """Return so many data that the model draws, in random order; most of them near ``real`` ones."""
     device = rows.data[0].device
     some = rows[torch.randint(len(rows), (num,), device=device)]
-    half = num // 2 * real
-    parts = [some[half:].put(some[half:].simulate(1), places).data]
-    if half:
-        parts.append(_near(some[:half], places))
+    near = 3 * num // 4 * real
+    parts = [some[near:].put(some[near:].simulate(1), places).data]
+    if near:
+        parts.append(_near(some[:near], places))
     order = torch.randperm(num, device=device)
     return tuple(torch.cat(columns)[order] for columns in zip(*parts, strict=True))
 
@@ -155,9 +154,7 @@ def _near(rows: Posterior, places: Places) -> tuple[Tensor, ...]:
     codes = rows.complete(1, rows.propose(1)[0])
     one, other = (rows.put(rows.simulate(1, codes), places).data for _ in range(2))
     if all(of_element(support) is constraints.real for support in rows.structure.laws.values()):
-        return tuple(
-            x + (a - b) / 2**0.5 if x.is_floating_point() else x for x, a, b in zip(rows.data, one, other, strict=True)
-        )
+        return tuple(x + a - b if x.is_floating_point() else x for x, a, b in zip(rows.data, one, other, strict=True))
     half = len(rows) // 2
     return tuple(torch.cat([a[:half], x[half:]]) for x, a in zip(rows.data, one, strict=True))
 
