@@ -83,7 +83,7 @@ def sleep(
         >>> from pyro_vae.oracle import LinearGaussian
         >>> vae = LinearGaussian(torch.ones(4, 1), torch.zeros(4), scale=0.5).vae()
         >>> with torch.no_grad():
-        ...     vae.encoder.network.bias.add_(1.0)  # too large a mean
+        ...     _ = vae.encoder.network.bias.add_(1.0)  # too large a mean
         >>> before, after = sleep(vae, steps=200, lr=0.05, seed=0)
         >>> before < after - 1
         True
