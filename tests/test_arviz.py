@@ -58,15 +58,15 @@ def model(float64):
 
 
 class Wrong(nn.Module):
-    """A guide that is twice too wide, and half a standard deviation off."""
+    """A guide that is twice too wide, or of another width, and half a standard deviation off."""
 
-    def __init__(self, exact):
+    def __init__(self, exact, width=2.0):
         super().__init__()
-        self.exact = exact
+        self.exact, self.width = exact, width
 
     def forward(self, x):
         q = self.exact(x)
-        return dist.MultivariateNormal(q.mean + 0.5 * q.scale_tril.sum(-1), scale_tril=2 * q.scale_tril)
+        return dist.MultivariateNormal(q.mean + 0.5 * q.scale_tril.sum(-1), scale_tril=self.width * q.scale_tril)
 
 
 class TestGroups:
@@ -176,7 +176,7 @@ class TestValues:
 
 class TestResampling:
     def test_draws_of_a_wrong_guide_become_the_posteriors(self, model):
-        """Means and second moments of 4,000 draws from 100,000: 5 standard errors, 15 numbers, once in 100,000 runs.
+        """Means and second moments of 4,000 draws from 100,000: 5 standard errors, 30 numbers, once in 50,000 runs.
 
         The pool is worth over 30,000 draws: the chi-square divergence is 2.3 for the width and the shift.
         """
@@ -185,15 +185,17 @@ class TestResampling:
         vae.encoder = Wrong(vae.encoder)
         whiten = torch.linalg.inv(exact.scale_tril)
 
-        def moments(resample):
-            z = tensors(to_arviz(vae, x, 4000, resample, num_particles=25, predictive_draws=1))["posterior", "z"][0]
+        def moments(resample, proposal="guide"):
+            settings = {"num_particles": 25, "predictive_draws": 1, "proposal": proposal}
+            z = tensors(to_arviz(vae, x, 4000, resample, **settings))["posterior", "z"][0]
             z = torch.einsum("bij,kbj->kbi", whiten, z - exact.mean)
             return z.mean(0), torch.einsum("kbi,kbj->bij", z, z) / len(z)
 
         error = (1 / 4000 + 1 / 30_000) ** 0.5
-        first, second = moments(resample=True)
-        assert (first.abs() < 5 * error).all()
-        assert ((second - torch.eye(2)).abs() < 5 * 2**0.5 * error).all()
+        for proposal in ("guide", "adapted"):
+            first, second = moments(True, proposal)
+            assert (first.abs() < 5 * error).all()
+            assert ((second - torch.eye(2)).abs() < 5 * 2**0.5 * error).all()
         first, second = moments(resample=False)
         assert ((first - 0.5).abs() < 5 * 2 * 4000**-0.5).all()
         assert (second.diagonal(dim1=1, dim2=2) > 3).all()
@@ -210,6 +212,29 @@ class TestResampling:
         expected = evaluate.pareto_k(log_w)
         torch.testing.assert_close(kept, expected, rtol=0, atol=1e-10)
         assert not torch.equal(kept, pool)
+
+    def test_an_adapted_pool_is_to_be_trusted_where_the_guides_is_not(self, model):
+        """Weights are those of the draws that are kept: E[w] = p(x), by a z-test at 5 standard errors."""
+        vae, x = model.vae(), torch.randn(3, 6)
+        vae.encoder = Wrong(vae.encoder, 0.3)  # three times too narrow
+        guide, adapted = (
+            tensors(to_arviz(vae, x, 300, True, 10, predictive_draws=1, proposal=name)) for name in ("guide", "adapted")
+        )
+        assert (guide["constant_data", "pareto_k"] > 0.7).all()
+        assert (adapted["constant_data", "pareto_k"] < 0.5).all()
+        stats = {name: adapted["sample_stats", name][0] for name in ("log_p", "log_q", "log_weight")}
+        z = adapted["posterior", "z"][0]
+        with torch.no_grad():
+            log_p = vae.decoder(z).log_prob(x) + vae.prior().log_prob(z)
+        torch.testing.assert_close(stats["log_p"], log_p, rtol=0, atol=1e-10)
+        torch.testing.assert_close(stats["log_weight"], stats["log_p"] - stats["log_q"], rtol=0, atol=1e-10)
+        torch.testing.assert_close(stats["log_weight"].median(0).values, model.log_evidence(x), rtol=0, atol=0.5)
+
+    def test_an_exact_guide_stays_in_an_adapted_pool(self, model):
+        x = torch.randn(3, 6)
+        found = tensors(to_arviz(model.vae(), x, 30, True, 2, proposal="adapted"))
+        expected = model.log_evidence(x).expand(1, 30, 3)
+        torch.testing.assert_close(found["sample_stats", "log_weight"], expected, rtol=0, atol=1e-10)
 
     def test_one_particle_for_each_draw_is_resampled_too(self, model):
         """Of as many draws as are taken, with replacement: some are there more than once."""
@@ -354,7 +379,7 @@ class TestState:
             "import sys, torch; from pyro_vae import VAE, posterior; assert 'arviz' not in sys.modules\n"
             "posterior.to_arviz(VAE.build((6,), latent=2), torch.rand(3, 6), 30); assert 'arviz' in sys.modules"
         )
-        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "MPLCONFIGDIR": matplotlib.get_cachedir()}
         subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", code], env=environment, check=True)
 
 
@@ -366,6 +391,11 @@ X = torch.zeros(3, 6)
     [
         (lambda vae: to_arviz(vae, X, draws=24), "at least 25 draws.*; got draws = 24, "),
         (lambda vae: to_arviz(vae, X, resample=True, num_particles=0), "1 particle .*; got .*num_particles = 0"),
+        (
+            lambda vae: to_arviz(vae, X, proposal="adapted"),
+            "resample=True with proposal=.adapted.*got resample=False",
+        ),
+        (lambda vae: to_arviz(vae, X, resample=True, proposal="prior"), "proposal to be guide or adapted; got 'prior'"),
         (lambda vae: to_arviz(vae, X, predictive_draws=0), "1 predictive draw; got .*predictive_draws = 0"),
         (lambda vae: to_arviz(vae, X[0]), r"x of shape \(B, 6\) .*; got \(6,\)\. .* x\.unsqueeze\(0\)"),
         (lambda vae: to_arviz(vae, X[:0]), "at least 1 image.*; got none"),

@@ -169,6 +169,15 @@ def chooses_numbers():
     return model, guide
 
 
+def reads_a_number():
+    scale = torch.tensor(1.5)  # which somebody may change
+
+    def model(x):
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.1)), scale.item()), obs=x[0])
+
+    return model, lambda x: None
+
+
 def reads_a_sequence():
     layer = torch.nn.LSTM(1, 1, batch_first=True, dtype=torch.float32)  # of float64 it can be a graph
 
@@ -186,6 +195,7 @@ class TestWhatCannotBeAGraph:
         [
             (lambda: (branches, lambda x: None), ELBO(), "it looks at a number in a tensor"),
             (lambda: (branches, lambda x: None), Trace_ELBO(), "it looks at a number in a tensor"),
+            (reads_a_number, ELBO(), "it looks at a number in a tensor"),
             (draws_with_numpy, ELBO(), "run again it gives another result"),
             (counts_its_calls, ELBO(), "run again it gives another result"),
             (chooses_numbers, ELBO(), "a shape in it follows from the numbers"),

@@ -211,7 +211,7 @@ SUGGESTED = sorted(
 def test_there_are_suggestions():
     assert {option.split()[0] for option in SUGGESTED} == {
         "--chosen", "--guide", "--images", "--latent", "--network.hidden", "--num_particles", "--objective.beta",
-        "--objective.beta.warmup", "--objective.free_bits", "--prior", "--proposal", "--temperatures",
+        "--objective.beta.warmup", "--objective.free_bits", "--prior", "--proposal", "--sleep", "--temperatures",
     }  # fmt: skip
 
 

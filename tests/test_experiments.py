@@ -362,7 +362,7 @@ class TestReliability:
     def test_a_killed_run_is_the_same_and_memory_is_flat(self, tmp_path, monkeypatch, capsys):
         reliability = importlib.import_module("reliability")
         monkeypatch.setattr(reliability, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Forked}))
-        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=25, settled=10, out=str(tmp_path))
+        reliability.main(("off",), runs=1, epochs=2, hidden=(8,), long=10, settled=5, out=str(tmp_path))
         (row,) = rows(tmp_path / "reliability.csv")
         assert (row["step"], row["runs"], row["identical"]) == ("off", "1", "1")
         assert [*row] == [*rows(EXPERIMENTS / "results" / "reliability.csv")[0]]

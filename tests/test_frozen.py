@@ -1,8 +1,11 @@
-"""A frozen graph: what follows from closed-over tensors alone is computed once, and twice the same once."""
+"""A function on tape; frozen, what follows from closed-over tensors alone is computed once, and twice the same once."""
 
+import numpy as np
+import pytest
 import torch
 
 from pyro_vae.compiled.graph import Graph
+from pyro_vae.compiled.tape import LooksAtNumber
 
 X, W = torch.randn(4, 3), torch.randn(3, 3)
 
@@ -21,6 +24,53 @@ def check(function, number, frozen=True):
         torch.testing.assert_close(list(graph([z])), list(expected), rtol=0, atol=0)
     assert len(graph.nodes) == number, names(graph)
     return graph
+
+
+def test_a_number_of_the_code_may_be_looked_at():
+    check(lambda z: [z * torch.tensor(2.0).item() + (torch.tensor(3.0) * 2).item()], 2, frozen=False)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [lambda z: z.sum(), lambda z: W[0, 0], lambda z: torch.tensor(1.0).add_(z.sum()), lambda z: torch.randn(())],
+    ids=["an input's", "one closed over", "a result", "a draw"],
+)
+def test_no_other_number_may(look):
+    with pytest.raises(LooksAtNumber):
+        Graph(lambda z: [z * look(z).item()], [X])
+
+
+@pytest.mark.parametrize("look", [lambda z: z.tolist()[0][0], lambda z: z.numpy()[0, 0], lambda z: np.asarray(z)[0, 0]])
+def test_nor_may_all_of_them(look):
+    with pytest.raises(LooksAtNumber):
+        Graph(lambda z: [z * look(z)], [X])
+
+
+def test_a_number_of_the_code_that_was_written_to_is_another_one():
+    def function(z):
+        number = torch.tensor(1.0)
+        number.view(1).add_(z.sum())
+        return [z * number.item()]
+
+    with pytest.raises(LooksAtNumber):
+        Graph(function, [X])
+
+
+def test_a_tensor_given_twice_or_closed_over_too_is_several():
+    graph = Graph(lambda a, b: [a - b + X], [X, X])
+    one, other = torch.randn(4, 3), torch.randn(4, 3)
+    assert torch.equal(graph([one, other])[0], one - other + X)
+
+
+def test_an_array_of_numpy_is_seen_as_it_is_now():
+    array = np.ones(3, dtype=np.float32)
+    graph = Graph(lambda z: [z * torch.as_tensor(array)], [X])
+    array[:] = 10
+    assert torch.equal(graph([X])[0], 10 * X)
+
+
+def test_a_tensor_of_the_code_is_new_at_each_call():
+    check(lambda z: [z + torch.tensor([1.0, 2.0, 3.0]).add_(1)], 3, frozen=False)
 
 
 def test_what_depends_on_no_input_is_computed_once():

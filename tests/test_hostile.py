@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pyro_vae import VAE, checkpoint, data, fit, load, networks
+from pyro_vae import VAE, checkpoint, data, fit, load, networks, report
 from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
 
@@ -55,6 +55,7 @@ Canary.__module__ = "pyro_vae.networks"
 def run(trained, tmp_path, monkeypatch):
     """A copy of it to spoil, in a folder with a module that makes the canary when it is imported."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
     monkeypatch.setattr(networks, "Canary", Canary, raising=False)
     Path("evil.py").write_text(f"import os\nos.system('touch {CANARY}')\nclass Evil: ...\n")
     return Path(shutil.copytree(trained, "run"))

@@ -137,18 +137,18 @@ class TestResampling:
 
     @pytest.mark.parametrize("gradient", ["pathwise", "dreg"])
     def test_the_mean_of_the_gradient_is_that_through_all(self, gradient):
-        """A VAE's 50 numbers or so, z-tests at 5 standard errors: fails once in 35,000 runs."""
+        """A VAE's 50 numbers or so, t-tests at 5 standard errors: fails once in 10,000 runs."""
         oracle = LinearGaussian(torch.randn(6, 3), torch.randn(6), scale=0.7)
-        vae, x = oracle.vae("mean-field"), torch.randn(5, 6)
+        vae, x = oracle.vae("mean-field"), torch.randn(5, 6).repeat(7, 1)
         parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
 
         def gradients(objective):
-            losses = (objective.differentiable_loss(vae.model, vae.guide, x) for _ in range(400))
+            losses = (objective.differentiable_loss(vae.model, vae.guide, x) for _ in range(60))
             each = (torch.autograd.grad(loss, parameters) for loss in losses)
             return torch.stack([torch.cat([part.flatten() for part in parts]) for parts in each])
 
         some, every = gradients(IWAE(8, gradient, resample=2)), gradients(IWAE(8, gradient))
-        error = ((some.var(0) + every.var(0)) / 400).sqrt()
+        error = ((some.var(0) + every.var(0)) / 60).sqrt()
         assert ((some.mean(0) - every.mean(0)).abs() < 5 * error).all()
         assert some.var(0).sum() > every.var(0).sum()
 

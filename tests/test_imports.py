@@ -7,7 +7,7 @@ import pytest
 
 import pyro_vae
 
-HEAVY = {"torch", "pyro", "matplotlib", "jsonargparse", "numpy"}
+HEAVY = {"torch", "torch._dynamo", "pyro", "matplotlib", "jsonargparse", "numpy"}
 COMMAND = "from contextlib import suppress; from pyro_vae.__main__ import main\nwith suppress(SystemExit): main({})"
 
 
@@ -29,8 +29,13 @@ def test_what_needs_no_torch_imports_none(code):
     assert imported(code) == set()
 
 
-def test_training_imports_no_matplotlib():
-    code = "from pyro_vae import VAE, data, evaluate, fit, load, objectives"
+def test_training_imports_no_matplotlib_and_no_compiler():
+    code = """
+import torch
+from pyro_vae import VAE, data, evaluate, fit, load, objectives
+for optimizer in ("adam", "muon"):
+    fit(VAE.build((4,), 2), torch.rand(8, 4), epochs=4, optimizer=optimizer, progress=False, compile="graph")
+"""
     assert imported(code) == {"torch", "pyro", "numpy"}
 
 

@@ -170,7 +170,7 @@ class TestEvaluate:
         assert [line for line in capsys.readouterr().out.splitlines() if "±" in line][:3] == rows
 
     @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
-    def test_prints_and_writes_the_evaluation_and_draws_its_figures(self, run, capsys, short_pilots):
+    def test_prints_and_writes_the_evaluation_and_draws_its_figures(self, run, capsys, short_pilots, unrendered):
         options = ["--num_particles", "30", "--images", "40", "--chosen", "2", "--temperatures", "15", "--seed", "3"]
         assert main(["evaluate", "run", *options]) == 0
         shown = capsys.readouterr().out

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import forked
 import pytest
 import torch
 
@@ -117,12 +118,34 @@ BINARY = ["--binarize", "dynamic", "--likelihood", "Bernoulli"]
 TRAIN = ["train", "--epochs", "2", "--latent", "2", "--network.hidden", "[16]", *BINARY]
 
 
-def torchrun(folder, *program):
-    """Run a program in two processes."""
+def free_port():
     with socket.socket() as free:
         free.bind(("", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", f"{port}"]
+        return free.getsockname()[1]
+
+
+def in_two(folder, *words):
+    """Run the command in two processes, told what torchrun tells them; return what each printed."""
+    told = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "localhost", "MASTER_PORT": f"{free_port()}"}
+    told |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    files, errors = ([folder / f"{name}{rank}" for rank in range(2)] for name in ("printed", "said"))
+    two = [
+        forked.start(forked.command(*words), folder, file, errors[rank], RANK=f"{rank}", LOCAL_RANK=f"{rank}", **told)
+        for rank, file in enumerate(files)
+    ]
+    try:
+        for process in two:
+            process.join(300)
+            assert process.exitcode == 0, [file.read_text() for file in errors]
+    finally:
+        for process in two:
+            process.kill()
+    return [file.read_text() for file in files]
+
+
+def torchrun(folder, *program):
+    """Run a program in two processes."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", f"{free_port()}"]
     told = {"cwd": folder, "capture_output": True, "text": True, "timeout": 300}
     return subprocess.run([sys.executable, *launch, *program], check=False, **told)
 
@@ -131,9 +154,9 @@ def torchrun(folder, *program):
 def whole(tmp_path_factory):
     """A run that nobody stopped, of two processes, and what they printed."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(folder, "-m", "pyro_vae", *TRAIN, "--run_dir", "run")
-    assert done.returncode == 0, done.stderr
-    return folder / "run", done.stdout
+    printed, nothing = in_two(folder, *TRAIN, "--run_dir", "run")
+    assert not nothing
+    return folder / "run", printed
 
 
 def losses(run):
@@ -142,10 +165,9 @@ def losses(run):
 
 
 @DISTRIBUTED
-def test_two_processes_give_the_numbers_of_one(whole, tmp_path, monkeypatch, capsys):
+def test_two_processes_give_the_numbers_of_one(whole, elsewhere, unrendered, tmp_path, capsys):
     """Images are binarised alike. The last batch, of 29, does not divide by 2. The first process alone prints."""
     run, printed = whole
-    monkeypatch.chdir(tmp_path)
     assert main([*TRAIN, "--run_dir", "run"]) == 0
     torch.testing.assert_close(losses(tmp_path / "run"), losses(run), rtol=1e-5, atol=1e-5)
     assert len(capsys.readouterr().out.splitlines()) == len(printed.splitlines())
@@ -178,6 +200,6 @@ def test_two_processes_stop_together_and_go_on_to_the_last_bit(whole, tmp_path):
     stopped = torchrun(tmp_path, "stopped.py", *TRAIN, "--run_dir", "run")
     assert stopped.returncode == 1
     assert "The weights so far are in run. To go on: pyro-vae train --resume run" in stopped.stderr
-    assert torchrun(tmp_path, "-m", "pyro_vae", "train", "--resume", "run").returncode == 0
+    in_two(tmp_path, "train", "--resume", "run")
     for name in ("metrics.csv", "model.safetensors"):
         assert (whole[0] / name).read_bytes() == (tmp_path / "run" / name).read_bytes()

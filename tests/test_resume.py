@@ -300,24 +300,38 @@ def test_without_a_run_directory_it_says_that_nothing_is_saved(monkeypatch):
         fit(build(), DYNAMIC, progress=False)
 
 
-class TestCommand:
-    OPTIONS = (
-        "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --compile off --epochs 2 "
-        "--run_dir"
-    )
+OPTIONS = "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --compile off --epochs 2"
+OPTIONS += " --run_dir"
 
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of the command, made once."""
+    run = tmp_path_factory.mktemp("made") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+        assert main([*OPTIONS.split(), str(run)]) == 0
+    return run
+
+
+class TestCommand:
     @pytest.fixture(autouse=True)
     def quick(self, tmp_path, monkeypatch, unrendered):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
 
+    @pytest.fixture
+    def run(self, made, quick, capsys):
+        """A copy of it to spoil."""
+        return Path(shutil.copytree(made, "run"))
+
     def test_resume_goes_on(self, monkeypatch, capsys):
-        assert main([*self.OPTIONS.split(), "whole"]) == 0
+        assert main([*OPTIONS.split(), "whole"]) == 0
         shown = capsys.readouterr().out
         with monkeypatch.context() as patch:
             killed_at(patch, loop.Training, "_step", 15)
             with pytest.raises(Killed):
-                main([*self.OPTIONS.split(), "run"])
+                main([*OPTIONS.split(), "run"])
         capsys.readouterr()
         assert main(["train", "--resume", "run"]) == 0
         same(Path("run"), Path("whole"))
@@ -332,8 +346,7 @@ class TestCommand:
         assert found["seed"] == 0
         assert [again["packages"] for again in found["resumed"]] == [found["packages"]]
 
-    def test_a_run_that_is_done_stays_and_may_be_longer(self, capsys):
-        assert main([*self.OPTIONS.split(), "run"]) == 0
+    def test_a_run_that_is_done_stays_and_may_be_longer(self, run):
         before = Path("run/metrics.csv").read_text()
         assert main(["train", "--resume=run"]) == 0
         assert Path("run/metrics.csv").read_text() == before
@@ -351,7 +364,7 @@ class TestCommand:
             return real(self, rows)
 
         monkeypatch.setattr(loop.Training, "_step", signalled)
-        assert main([*self.OPTIONS.split(), "run"]) == 130
+        assert main([*OPTIONS.split(), "run"]) == 130
         said = capsys.readouterr().err.splitlines()[-1]
         assert said == (
             "pyro-vae train: interrupted. The weights so far are in run. To go on: pyro-vae train --resume run"
@@ -368,29 +381,24 @@ class TestCommand:
             ("--run_dir run", "holds a run already. Choose another --run_dir, go on with that run by --resume run, or"),
         ],
     )
-    def test_what_is_wrong_gets_a_sentence(self, words, message, capsys):
-        assert main([*self.OPTIONS.split(), "run"]) == 0
+    def test_what_is_wrong_gets_a_sentence(self, words, message, run, capsys):
         before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-        capsys.readouterr()
         assert main(["train", *words.split()]) == 2
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1
         assert re.search(message, said[0]), said
         assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
-    def test_overwrite_is_asked_for(self, capsys):
-        assert main([*self.OPTIONS.split(), "run"]) == 0
+    def test_overwrite_is_asked_for(self, run):
         Path("run/mine.txt").write_text("a note")
-        assert main([*self.OPTIONS.split(), "run", "--overwrite", "true", "--seed", "4", "--epochs", "1"]) == 0
+        assert main([*OPTIONS.split(), "run", "--overwrite", "true", "--seed", "4", "--epochs", "1"]) == 0
         assert len(Path("run/metrics.csv").read_text().splitlines()) == 2
         assert load("run")[1]["seed"] == 4
         assert Path("run/mine.txt").read_text() == "a note"
 
     @pytest.mark.parametrize("words", ["--resume run", "--run_dir run --overwrite true", "--run_dir other"])
-    def test_two_processes_do_not_write_to_one_run(self, words, capsys):
-        assert main([*self.OPTIONS.split(), "run"]) == 0
+    def test_two_processes_do_not_write_to_one_run(self, words, run, capsys):
         Path("other").mkdir()
-        capsys.readouterr()
         with checkpoint.hold(Path("run")), checkpoint.hold(Path("other")):
             assert main(["train", *words.split()]) == 2
             assert "another process is training into" in capsys.readouterr().err

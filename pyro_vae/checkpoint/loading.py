@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae import data
 from pyro_vae.checkpoint.files import inside, short, tensors_of, unpack
@@ -18,6 +17,7 @@ from pyro_vae.checkpoint.parts import arguments, config_of, construct
 from pyro_vae.checkpoint.runs import about, check_data, check_settings, load_state
 from pyro_vae.data.sources import NAMES
 from pyro_vae.objectives.base import check_choice
+from pyro_vae.operations import Operations
 from pyro_vae.programs import VAE
 
 __all__ = ["data_of", "load", "restore"]
@@ -160,7 +160,7 @@ def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
     program.load_state_dict(state)
 
 
-class _NoLarger(TorchDispatchMode):
+class _NoLarger(Operations):
     """Refuses to make tensors, before they are made, of more numbers in all than known weights warrant, or too many."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:

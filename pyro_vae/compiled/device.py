@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pyro_vae.operations import Operations
 from pyro_vae.seeds import forked
 
 BUDGET = 2**30
@@ -51,7 +51,7 @@ def how_many_fit(run: Callable[[int], Any], most: int, device: torch.device | st
     return max(1, min(most, budget // (two - one))) if two > one else most
 
 
-class _Written(TorchDispatchMode):
+class _Written(Operations):
     """Adds up the bytes of the tensors that operations make; views of others are none."""
 
     bytes = 0

@@ -5,18 +5,17 @@ import operator
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
+
+from pyro_vae.compiled.tape import Like, Tape
+from pyro_vae.operations import Operations
 
 CALL = 4000
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_convolution")
@@ -41,31 +40,24 @@ class Graph:
     """
 
     def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor], frozen: bool = False) -> None:
-        self.outputs: Sequence[Any] = ()
-
-        def record(*inputs: Tensor) -> list[Any]:
-            self.outputs = function(*inputs)
-            return list(self.outputs)
-
-        # Or torch would make such a mode for each operation, which takes as long again as the recording.
-        with tracing(TracingContext(_Shapes(allow_fallback_kernels=True))), _OneHot():
-            module = make_fx(record)(*tensors)
-        narrow(module.graph)
-        prune(module.graph)
-        self.state = _lift(module)
+        tape = Tape(function, tensors)
+        graph, self.state, self.outputs = tape.graph, tape.state, tape.outputs
+        narrow(graph)
+        prune(graph)
         if frozen:
-            self.state = fold(module.graph, self.state)
+            self.state = fold(graph, self.state)
         self.trained = [tensor.requires_grad for tensor in self.state]
-        module.recompile()
-        self.nodes = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+        self.nodes = [node for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
         fused = [(node.target, node.meta.get("val")) for node in self.nodes]
         self.work = sum(  # numbers that a compiler need not write, half a nanosecond each; a call is as some thousands
             CALL + value.numel()
             for operation, value in fused
-            if isinstance(value, Tensor) and not operation.is_view and operation.overloadpacket.__name__ not in PRODUCTS
+            if isinstance(value, Like) and not operation.is_view and operation.overloadpacket.__name__ not in PRODUCTS
         )
-        self._module = module
-        self._run: Callable[..., Any] = module
+        for node in graph.nodes:
+            node.meta = {}  # which TorchInductor reads as its own
+        self._module = fx.GraphModule(torch.nn.Module(), graph)
+        self._run: Callable[..., Any] = self._module
 
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         """Run it on other tensors."""
@@ -80,7 +72,7 @@ class Graph:
             self._run = _inductor.compile(self._module, [*tensors, *self.state], options={"fallback_random": True})
 
 
-class Undo(TorchDispatchMode):
+class Undo(Operations):
     """Keeps what tensors were before operations wrote to them, as to the running means of batch normalisation."""
 
     def __init__(self) -> None:
@@ -88,11 +80,10 @@ class Undo(TorchDispatchMode):
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        arguments = func._schema.arguments
-        given = dict(zip((one.name for one in arguments), args, strict=False)) | (kwargs or {})
-        for tensor in tree_leaves([given.get(one.name) for one in arguments if writes(one)]):
-            real = isinstance(tensor, Tensor) and not isinstance(tensor, FakeTensor)
-            if real and all(tensor is not known for known, _ in self._kept):
+        names, written = arguments_of(func)
+        given = dict(zip(names, args, strict=False)) | (kwargs or {}) if written else {}
+        for tensor in tree_leaves([given.get(name) for name in written]):
+            if isinstance(tensor, Tensor) and all(tensor is not known for known, _ in self._kept):
                 self._kept.append((tensor, tensor.clone()))
         return func(*args, **(kwargs or {}))
 
@@ -102,44 +93,6 @@ class Undo(TorchDispatchMode):
         for tensor, numbers in reversed(before):
             self._kept.append((tensor, tensor.clone()))
             tensor.detach().copy_(numbers)
-
-
-class _Shapes(FakeTensorMode):
-    """Makes the tensors that stand for results by itself, which is faster than torch's own way."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.empty_strided.default and kwargs and "device" in kwargs:
-            meta = torch.empty_strided(*args, **{**kwargs, "device": "meta"})
-            return FakeTensor(self, meta, kwargs["device"])
-        return super().__torch_dispatch__(func, types, args, kwargs or {})
-
-
-class _OneHot(TorchFunctionMode):
-    """Computes one-hot codes of so many classes without a look at the labels, which torch checks by their numbers."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        named = dict(zip(("tensor", "num_classes"), args, strict=False)) | (kwargs or {})
-        if func is torch.nn.functional.one_hot and named.get("num_classes", -1) > 0:
-            labels = named["tensor"]
-            return (labels.unsqueeze(-1) == torch.arange(named["num_classes"], device=labels.device)).long()
-        return func(*args, **(kwargs or {}))
-
-
-def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Make every closed-over tensor an input, after the others; return them."""
-    places: dict[str, fx.Node] = {}
-    first = next(node for node in module.graph.nodes if node.op not in ("placeholder", "get_attr"))
-    for node in module.graph.find_nodes(op="get_attr"):
-        if node.target not in places:
-            with module.graph.inserting_before(first):
-                places[node.target] = module.graph.placeholder(f"state_{len(places)}")
-            places[node.target].meta = dict(node.meta)
-        node.replace_all_uses_with(places[node.target])
-        module.graph.erase_node(node)
-    state = [getattr(module, name) for name in places]
-    for name in places:
-        delattr(module, name)
-    return state
 
 
 def narrow(graph: fx.Graph) -> None:
@@ -162,7 +115,7 @@ def narrow(graph: fx.Graph) -> None:
         with graph.inserting_before(node):
             short = graph.call_function(node.target, (few, *node.args[1:]), node.kwargs)
             long = graph.call_function(EXPAND, (short, list(node.meta["val"].shape)))
-        short.meta = {**node.meta, "val": node.meta["val"].new_empty(few.meta["val"].shape)}
+        short.meta = {"val": node.meta["val"].of_shape(few.meta["val"].shape)}
         long.meta = dict(node.meta)
         node.replace_all_uses_with(long)
         graph.erase_node(node)
@@ -188,8 +141,7 @@ def _stays(node: fx.Node) -> bool:
 def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
     """Compute once what closed-over tensors decide, or comes twice, unless the graph writes; return such tensors."""
     calls, places = ([node for node in graph.nodes if node.op == op] for op in ("call_function", "placeholder"))
-    schemas = [node.target._schema for node in calls if node.target is not operator.getitem]
-    if any(writes(argument) for schema in schemas for argument in schema.arguments):
+    if any(node.target is not operator.getitem and arguments_of(node.target)[1] for node in calls):
         return state
     known: dict[fx.Node, Any] = dict(zip(places[len(places) - len(state) :], state, strict=True))
     seen: dict[Any, fx.Node] = {}
@@ -202,7 +154,7 @@ def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
         if first is not node:
             node.replace_all_uses_with(first)
         elif shaped or all(each in known for each in node.all_input_nodes):
-            args, kwargs = map_arg((node.args, node.kwargs), lambda each: known[each] if each in known else _like(each))
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n] if n in known else _empty(n))
             known[node] = cast(Any, node.target)(*args, **kwargs)
     for node, value in list(known.items()):
         if node.op != "placeholder" and isinstance(value, Tensor) and any(user not in known for user in node.users):
@@ -219,16 +171,19 @@ def fold(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
     return [known[node] for node in closed_over if node.users]
 
 
-def _like(node: fx.Node) -> Tensor:
+def _empty(node: fx.Node) -> Tensor:
     """Return a tensor of a node's shape, whose numbers nobody looks at."""
-    value = node.meta["val"]
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    val = node.meta["val"]
+    return torch.empty_strided(val.shape, val.stride, dtype=val.dtype, device=val.device)
 
 
-def writes(argument: Any) -> bool:
-    """Whether an operation writes to an argument, as batch normalisation does to two without its schema saying so."""
-    unsaid = argument.name in ("running_mean", "running_var")
-    return unsaid or (argument.alias_info is not None and argument.alias_info.is_write)
+@cache
+def arguments_of(operation: Any) -> tuple[list[str], list[str]]:
+    """Return the names of an operation's arguments, and of those it writes to: two of batch normalisation unsaid."""
+    arguments = operation._schema.arguments
+    written = [one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write]
+    names = [one.name for one in arguments]
+    return names, written + [name for name in names if name in ("running_mean", "running_var")]
 
 
 def can_compile(device: torch.device) -> bool:

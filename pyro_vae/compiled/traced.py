@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.compiled.device import device_of
 from pyro_vae.compiled.graph import Graph, Undo, can_compile
+from pyro_vae.compiled.tape import LooksAtNumber
 from pyro_vae.seeds import random_state, set_random_state
 
 Compile = Literal["auto", "off", "graph", "inductor"]
@@ -166,8 +167,7 @@ class Traced:
             with pyro.validation_enabled(False), undo:
                 entry.graph = None if reason else Graph(function, tensors, self.frozen)
         except Exception as error:
-            tracing = "value out of a tracing tensor" in str(error)
-            reason = "it looks at a number in a tensor" if tracing else _words(error)
+            reason = "it looks at a number in a tensor" if isinstance(error, LooksAtNumber) else _words(error)
         if entry.graph is None:
             self._go_on(reason)
             undo.swap()

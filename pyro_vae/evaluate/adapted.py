@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.annealing import SOME, drawn, walls
 from pyro_vae.evaluate.weights import ess, iwae
-from pyro_vae.program import Posterior
+from pyro_vae.program import Draws, Posterior
 
 ROUNDS = (25, 25, 25, 25, 50, 50, 100)  # of fitting: draws for each dimension
 MORE = 10  # rounds like the last but one, at most, for data of which few draws count
@@ -121,6 +121,15 @@ class Adapted:
             return torch.where(self.better, log_w, self.rows.log_weights(num))
         others = (~self.better).nonzero().squeeze(-1)
         return log_w.index_copy(1, others, self.rows[others].log_weights(num))
+
+    def propose(self, num: int) -> tuple[Draws, Tensor]:
+        """Return new draws of the continuous sites, and their log-weights."""
+        u, log_w = self._draws_of(self.law, num)
+        if not self.better.all():
+            of_guide, weights = (values[:num] for values in self._first_draws(num))
+            u = torch.where(self.better.unsqueeze(-1), u, of_guide)
+            log_w = torch.where(self.better, log_w, weights)
+        return self.rows.constrain(u)[0], log_w
 
     def _first_draws(self, num: int) -> tuple[Tensor, Tensor]:
         """Return draws of the guide, and their log-weights; 0 where its density is not known."""

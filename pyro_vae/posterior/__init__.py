@@ -8,6 +8,7 @@ from pyro_vae.posterior.calibration import Calibration, sbc
 from pyro_vae.posterior.comparison import Comparison, Grid, Moments, compare, grid
 from pyro_vae.posterior.local import Gaps, gaps, refine
 from pyro_vae.posterior.nuts import Chains, nuts
+from pyro_vae.train.sleeping import Sleep, sleep
 
 __all__ = ["Calibration", "Chains", "Comparison", "Gaps", "Grid", "Moments", "compare", "gaps", "grid", "nuts"]
-__all__ += ["refine", "sbc", "to_arviz"]
+__all__ += ["Sleep", "refine", "sbc", "sleep", "to_arviz"]

@@ -1,7 +1,8 @@
 r"""What a program says of some data, in ArviZ's own container, for its tables and its figures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pyro
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.utils._pytree import tree_map
 
+from pyro_vae.evaluate.adapted import Adapted, density
 from pyro_vae.evaluate.summaries import covariate_names
-from pyro_vae.evaluate.weighing import at_data, batches, room
+from pyro_vae.evaluate.weighing import Proposal, at_data, batches, room
 from pyro_vae.evaluate.weights import FEWEST, pareto_k
+from pyro_vae.objectives.base import check_choice
 from pyro_vae.posterior.layout import SAMPLE, Layout, Variables, container, names_of
 from pyro_vae.program import Draws, Posterior, argument_names
 
@@ -29,6 +32,7 @@ def to_arviz(
     index: Sequence[Any] | Tensor | None = None,
     latent_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
+    proposal: Proposal = "guide",
 ) -> Any:
     r"""Return what a program says of some data as ``arviz.InferenceData``, of ArviZ 1.x as ``xarray.DataTree``.
 
@@ -58,7 +62,8 @@ def to_arviz(
     There is one chain of independent draws, so that ArviZ's effective number says nothing of the guide. ``pareto_k``
     does: above 0.7 the guide leaves out a part of the posterior. With ``resample``, of ``draws * num_particles`` draws
     of the guide for each datum, ``draws`` are taken with replacement, in proportion to their weights: as
-    ``num_particles`` grows, and unless ``pareto_k`` is above 0.7, they become draws of p(z | x).
+    ``num_particles`` grows, and unless ``pareto_k`` is above 0.7, they become draws of p(z | x). With
+    ``proposal="adapted"`` (:func:`pyro_vae.evaluate.log_weights`) the pool comes from that proposal.
 
     There are ``draws`` of what is latent and ``predictive_draws`` of what is observed, in float32 and at most as many,
     for each datum and of the prior; all are held at once. ``index`` are names of the data, ``latent_names`` of the
@@ -86,6 +91,11 @@ def to_arviz(
             f"Expected at least {FEWEST} draws, fewer being none to tell k of, 1 particle and 1 predictive draw; got "
             f"draws = {draws}, num_particles = {num_particles}, predictive_draws = {predictive_draws}."
         )
+    check_choice("proposal", proposal, get_args(Proposal))
+    if proposal == "adapted" and not resample:
+        raise ValueError(
+            "Expected resample=True with proposal='adapted', whose draws count by their weights; got resample=False."
+        )
     with at_data(program, data, seed) as posterior:
         covariates, bounds = _covariates(posterior), room(posterior)
         layout = Layout(posterior, bool(covariates))
@@ -93,7 +103,7 @@ def to_arviz(
         one_prior = not covariates and not posterior.structure.whole  # or one for each datum
         some, first = posterior[:1] if one_prior else posterior, min(draws, predictive_draws)
         prior = _in_parts(some, bounds, draws, lambda part, num, _: part.simulate(num, observed=False), {})
-        sites, densities = _posterior(posterior, bounds, draws, num_particles if resample else 0)
+        sites, densities = _posterior(posterior, bounds, draws, num_particles if resample else 0, proposal)
         predicted = _in_parts(posterior, bounds, first, _predictive, sites)
         imagined = _in_parts(some, bounds, first, _predictive, prior)
         likelihood = _in_parts(posterior, bounds, draws, _log_likelihood, sites)
@@ -146,12 +156,15 @@ def _cat(parts: list[Any], dim: int) -> Any:
     return tree_map(lambda *values: torch.cat(values, dim), *parts)
 
 
-def _posterior(posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int) -> tuple[Draws, Draws]:
+def _posterior(
+    posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int, proposal: Proposal
+) -> tuple[Draws, Draws]:
     """Return draws for each datum and their densities; resampled from a pool, unless there are no particles."""
     pool, kept = draws * (num_particles or 1), []
     held = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4
     for some in batches(posterior, max(1, min(bounds[0], POOL // (pool * held)))):
-        sites, densities = _in_parts(some, bounds, pool, _weigh, {})
+        weigh = _by_adapted(some, bounds[1]) if proposal == "adapted" and some.structure.continuous else _weigh
+        sites, densities = _in_parts(some, bounds, pool, weigh, {})
         k = pareto_k(densities["log_weight"])
         if num_particles:  # with replacement, in proportion to their weights
             at = Categorical(logits=densities["log_weight"].T).sample((draws,)), torch.arange(len(some)).to(k.device)
@@ -165,6 +178,20 @@ def _weigh(posterior: Posterior, num: int, _: Draws) -> tuple[Draws, Draws]:
     sites, log_q = posterior.propose(num)
     log_p = posterior.log_joint(sites).expand_as(log_q)
     return sites, {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
+
+
+def _by_adapted(some: Posterior, most: int) -> Callable[[Posterior, int, Draws], Any]:
+    """Return what draws from proposals fitted to some data, and weighs."""
+    at_once = max(1, most // len(some))
+    proposals = Adapted(some, lambda data, u: density(replace(some, data=data), u), at_once, lambda num: None)
+
+    def weigh(posterior: Posterior, num: int, _: Draws) -> tuple[Draws, Draws]:
+        continuous, log_w = proposals.propose(num)
+        sites, log_p = posterior.complete(num, continuous), posterior.log_joint(continuous, proper=True)
+        drawn = {name: value for name, value in sites.items() if name not in posterior.structure.alone}
+        return drawn, {"log_p": log_p, "log_q": log_p - log_w, "log_weight": log_w}
+
+    return weigh
 
 
 def _log_likelihood(posterior: Posterior, num: int, draws: Draws) -> Draws:

@@ -14,6 +14,7 @@ from pyro_vae.missing import log_prob
 from pyro_vae.program import arguments, point_of
 from pyro_vae.programs import VAE
 from pyro_vae.seeds import at_test, tracked
+from pyro_vae.train.optimizers import Adam
 
 
 class Gaps(NamedTuple):
@@ -101,7 +102,7 @@ def refine(
     def climb(x: Tensor, steps: int, update: Callable[[], Any]) -> Tensor:
         with torch.no_grad():
             phi = encoder.propose(x).clone().requires_grad_()
-        optimizer = torch.optim.Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
+        optimizer = Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         tail, average = steps - steps // 2, torch.zeros_like(phi)
         with torch.enable_grad():

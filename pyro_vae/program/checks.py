@@ -118,7 +118,7 @@ def check_supports(posterior: Any) -> None:
     with forked(posterior.data[0].device), pyro.validation_enabled(False):
         for start in range(0, len(posterior), size):
             rows = posterior[start : start + size]
-            check_support(rows.runner.run(rows._model, 1))
+            check_support(rows.runner.run(rows.model, 1))
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def check_drawn(old: Any, new: Any, draws: Draws) -> None:
     values = {name: draws[name] for name in (*old.structure.supports, *old.structure.observed)}
     with forked(old.data[0].device), suppress(NotImplementedError):
         runs = [old.runner.trace(poutine.uncondition(old.program.model), 1, values) for _ in range(2)]
-        runs.append(new.runner.trace(new._model, 1, {name: draws[name] for name in old.structure.supports}))
+        runs.append(new.runner.trace(new.model, 1, {name: draws[name] for name in old.structure.supports}))
         for name in values:
             one, again, other = (old.runner.total(run, 1, [name]) for run in runs)
             if close(one, again) and not close(one, other):

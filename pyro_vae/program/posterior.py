@@ -98,11 +98,11 @@ class Posterior:
 
     def traces(self, num: int) -> tuple[Trace, Trace]:
         """Return traces of model and guide for as many draws, unscaled, with all classes that are summed out."""
-        return self.runner.pair(self._model, self.program.guide, num)
+        return self.runner.pair(self.model, self.program.guide, num)
 
     def log_joint(self, draws: Draws, proper: bool = False) -> Tensor:
         """Return log p(x, z), ``(K, B)``; ``proper`` ignores masks of latent sites, for chains, which move them."""
-        return self.runner.density(self._model, draws, proper)
+        return self.runner.density(self.model, draws, proper)
 
     def log_q(self, draws: Draws, proper: bool = False) -> Tensor:
         """Return log q(z | x), as :meth:`log_joint`; a ValueError if the guide draws what the model does not have."""
@@ -115,12 +115,12 @@ class Posterior:
 
     def log_prior(self, draws: Draws, proper: bool = False) -> Tensor:
         """Return log p(z), given covariates, as :meth:`log_joint`."""
-        return self.runner.density(self._model, draws, proper, without=tuple(self.structure.observed))
+        return self.runner.density(self.model, draws, proper, without=tuple(self.structure.observed))
 
     def seen(self) -> Draws:
         """Return where each site is not masked, of shape ``(B, *plates)``, without its event."""
         with forked(device := self.data[0].device):
-            nodes: dict[str, Any] = self.runner.run(self._model, 1).nodes
+            nodes: dict[str, Any] = self.runner.run(self.model, 1).nodes
         found = Draws()
         for name in (*self.structure.supports, *self.structure.observed):
             mask = torch.as_tensor(True if nodes[name]["mask"] is None else nodes[name]["mask"], device=device)
@@ -131,22 +131,22 @@ class Posterior:
         """Return log p(x | z) of each observed site, each of shape ``(K, B)``; classes not in draws are summed out."""
         names = [*self.structure.observed]
         if draws.keys() >= self.structure.supports.keys():
-            trace = self.runner.trace(self._model, num := number_of(draws), draws)
+            trace = self.runner.trace(self.model, num := number_of(draws), draws)
             return {name: self.runner.total(trace, num, [name]) for name in names}
         log_prior, found = self.log_prior(draws), Draws()
         for name in names:
             others = tuple(other for other in names if other != name)
-            found[name] = self.runner.density(self._model, draws, False, without=others) - log_prior
+            found[name] = self.runner.density(self.model, draws, False, without=others) - log_prior
         return found
 
     def complete(self, num: int, draws: Draws) -> Draws:
         """Return draws with the classes that are not among them, drawn from p(y | z, x), which is exact."""
         absent = [name for name in self.structure.supports if name not in draws]
-        return draws | self.runner.classes(self._model, num, draws, absent) if absent else draws
+        return draws | self.runner.classes(self.model, num, draws, absent) if absent else draws
 
     def simulate(self, num: int, draws: Draws | None = None, observed: bool = True) -> Draws:
         """Return draws of all sites of the model, of latent ones alone unless ``observed``; ``draws`` are kept."""
-        model = poutine.uncondition(self.program.model) if observed else self._model
+        model = poutine.uncondition(self.program.model) if observed else self.model
         names = [*self.structure.supports, *(self.structure.observed if observed else ())]
         return self.runner.outward(self.runner.run(model, num, draws), names)
 
@@ -157,23 +157,27 @@ class Posterior:
             ValueError: If an observed site does not show elements of an argument, each as it is; or another site
                 depends on that argument, and not on what is drawn.
         """
-        data, seen = list(self.data), self.seen()
-        for name, (argument, places) in sources(self).items():
-            column, value = data[argument], draws[name][index].to(data[argument].dtype)
-            flat = column.reshape(len(column), -1).clone()
-            shown = seen[name].reshape(seen[name].shape + (1,) * (value.dim() - seen[name].dim())).expand_as(value)
-            value, shown = (each.reshape(len(column), -1) for each in (value, shown))
-            flat[:, places] = torch.where(shown, value, flat[:, places])
-            data[argument] = flat.reshape(column.shape)
-        new = replace(self, data=tuple(data))
+        new = self.put(draws, sources(self), index)
         check_drawn(self, new, {name: value[index : index + 1] for name, value in draws.items()})
         return new
+
+    def put(self, draws: Draws, shown: dict[str, tuple[int, Tensor]], index: int = 0) -> Posterior:
+        """Return what :meth:`at` does, where it is known which elements of which argument each site shows."""
+        data, seen = list(self.data), self.seen()
+        for name, (argument, places) in shown.items():
+            column, value = data[argument], draws[name][index].to(data[argument].dtype)
+            flat = column.reshape(len(column), -1).clone()
+            mask = seen[name].reshape(seen[name].shape + (1,) * (value.dim() - seen[name].dim())).expand_as(value)
+            value, mask = (part.reshape(len(column), -1) for part in (value, mask))
+            flat[:, places] = torch.where(mask, value, flat[:, places])
+            data[argument] = flat.reshape(column.shape)
+        return replace(self, data=tuple(data))
 
     def unconstrain(self, draws: Draws) -> Tensor:
         """Return the continuous sites as real numbers, of shape ``(K, B, D)``."""
         num, supports, flat = number_of(draws), self.structure.supports, []
         if self.structure.continuous and not self.structure.fixed:
-            nodes: Any = self.runner.run(self._model, num, draws).nodes
+            nodes: Any = self.runner.run(self.model, num, draws).nodes
             supports = {name: nodes[name]["fn"].support for name in supports}
         for name in self.structure.continuous:
             u = bijection(supports[name]).inv(self.runner.inward(draws[name]))
@@ -192,7 +196,7 @@ class Posterior:
             for name in parts:
                 mapped.put(name, self.structure.supports[name])
         else:
-            self.runner.run(mapped(self._model), len(u))
+            self.runner.run(mapped(self.model), len(u))
         for name in parts:
             volume = volume + sum_rightmost(self.runner.to_rows(mapped.volumes[name]), -2)
         return {name: self.runner.to_rows(mapped.values[name]) for name in parts}, volume
@@ -203,7 +207,8 @@ class Posterior:
         return Runner(self.structure, self.data, self.given)
 
     @property
-    def _model(self) -> Callable[..., Any]:
+    def model(self) -> Callable[..., Any]:
+        """The program's model, which leaves missing elements out."""
         model = Unseen()(self.program.model) if self.structure.unseen else self.program.model
         return Missing()(model) if self.structure.missing else model
 

@@ -95,8 +95,8 @@ def _gaps(n: Numbers, images: str) -> str:
         return doubt if lost is None else f"The guide is near the posterior: {below}."
     both = f"{family:.2f} nats are what its family cannot do, {encoder:.2f} what the encoder does not"
     advice = {
-        True: "Try a larger encoder (--network.hidden), more epochs, or more training data; a richer family would gain "
-        "less.",
+        True: "Train the guide on data that the model draws (--sleep 10000), or try a larger encoder "
+        "(--network.hidden), more epochs, or more training data; a richer family would gain less.",
         False: "Try a richer family: --guide FullNormal or --guide Flow.",
         None: "Cannot tell which is more; more --chosen would say.",
     }

@@ -44,6 +44,7 @@ def fit(
     overwrite: bool = False,
     resume: str | Path | None = None,
     optimizer: Choice = "adam",
+    sleep: int = 0,
     on_epoch: Callable[[dict[str, list[float]]], Any] | None = None,
 ) -> dict[str, list[float]]:
     """Train a program by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
@@ -93,6 +94,8 @@ def fit(
             weights of dense layers (Muon: An optimizer for hidden layers in neural networks, Jordan et al., 2024) and
             Adam for all else: fewer, dearer steps to a better ELBO, best with batches of 500 and more and a learning
             rate that falls.
+        sleep: Steps of training the guide alone, after the last epoch, on data that the model draws
+            (:func:`pyro_vae.posterior.sleep`): for a guide that fits few data too well.
         on_epoch: Called after each epoch with the history so far, the program in evaluation mode: to draw, to log, to
             evaluate. Its seconds are not counted, and its draws move no other draw.
 

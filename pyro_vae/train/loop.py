@@ -15,16 +15,18 @@ from pyro_vae.compiled import CompiledSVI
 from pyro_vae.data import Dataset
 from pyro_vae.missing import Missing
 from pyro_vae.objectives import Objective
-from pyro_vae.program import own_rows, point_of
-from pyro_vae.seeds import forked, generators, random_state, seeded, set_generators, set_random_state, unmoved
+from pyro_vae.program import own_rows, point_of, posterior_of
+from pyro_vae.seeds import at_test, forked, generators, random_state, seeded, set_generators, set_random_state, unmoved
 from pyro_vae.train.optimizers import recipe
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, hook
+from pyro_vae.train.sleeping import FEW, Sleep, parameters_of, sleep
 from pyro_vae.train.trouble import NotFinite, Watch, find_fault, not_finite, out_of_range
 from pyro_vae.train.validation import Scales, Validation, read, showing, spread
 
 LOOK = 50  # steps after which the loss is looked at on a GPU, where it has to be waited for
 OFTEN = 40  # epochs after which what comes once in each, the last minibatch and validation, is worth a graph
+MOST = 2**26  # numbers of training data that a sleep holds
 STATE = ("epochs", "at", "skipped", "beta", "dawn")
 
 
@@ -59,6 +61,9 @@ class Training:
                 f"batch_size = {rows}, {len(self.train)} rows and {len(dataset.valid)} held out. Use "
                 "data.from_columns(..., valid=0), and a new guide."
             )
+        if settings.sleep:  # and what is wrong with that is said now
+            with at_test(program, self.device, 0):
+                parameters_of(posterior_of(program, self._read(torch.arange(min(len(self.train), FEW)))))
         if not self.scales.shown:
             self.model, self.guide = (showing(program, part) for part in (self.model, self.guide))
         optim = recipe(settings.optimizer, settings.lr, settings.lr_schedule, self.steps, program)
@@ -102,6 +107,21 @@ class Training:
             numbers["skipped"] = float(len(self.skipped))
         self.epochs, self.at, self.skipped = self.epochs + 1, 0, []
         return numbers
+
+    def sleep(self, progress: bool, pause: Callable[[], Any]) -> Sleep:
+        """Train the guide on what the model draws; return the ELBO of training data before and after."""
+        rows = torch.randperm(len(self.train))[: max(1, MOST // max(1, self.train.pixels[:1].numel()))]
+        ways: Any = {name: getattr(self.settings, name) for name in ("batch_size", "seed", "compile", "precision")}
+        slept = sleep(self.program, self.settings.sleep, self._read(rows), progress=progress, update=pause, **ways)
+        for tensor in self.program.state_dict().values():
+            self.processes.same(tensor)
+        return slept
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return training data as a sleep has them, with no label."""
+        data = read(self.train, rows, Processes(), self.dtype)
+        unlabelled = hook(self.program, "unlabelled")
+        return unlabelled(*data) if unlabelled else data
 
     def state(self) -> dict[str, Any]:
         """Return all that what comes next depends on, as a nest of tensors and numbers."""

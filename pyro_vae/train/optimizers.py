@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
 from typing import Any, Literal
 
 import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
-from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 Choice = Literal["adam", "muon"]
@@ -27,12 +27,26 @@ def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Modul
     return PyroOptim(make, {"lr": lr})
 
 
+class _WithoutCompiler(torch.optim.Optimizer):
+    """Abstract: an optimizer that does not import torch's compiler, which takes seconds."""
+
+    add_param_group: Any = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict: Any = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict: Any = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class Adam(_WithoutCompiler, torch.optim.Adam):
+    """Torch's Adam."""
+
+    step: Any = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
 def matrices_of(program: nn.Module) -> list[Tensor]:
     """Return the weights of the dense layers, which are linear maps from one layer's units to another's."""
     return [layer.weight for layer in program.modules() if type(layer) is nn.Linear]
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(_WithoutCompiler):
     r"""Muon for matrices, Adam for all else.
 
     .. math:: B_t = \mu B_{t-1} + (1 - \mu) G_t, \qquad

@@ -86,13 +86,19 @@ class Run:
                         self._began = time.perf_counter()
                     bar.set_postfix_str(_shown(numbers))
                     self.save_if_due()
+                self.save()
+                if self.patience and self._best:
+                    checkpoint.restore(training.program, self._best["vae"])
+                if settings.sleep:
+                    if self.folder:
+                        checkpoint.save_weights(self.folder, training.program)
+                    before, after = training.sleep(progress and first, stop)
+                    bar.set_postfix_str(f"nats: train ELBO {nats(before)}, after sleep {nats(after)}")
             except NotFinite as error:
                 raise self._trouble(error) from error.__cause__
             except KeyboardInterrupt as interrupt:
-                raise KeyboardInterrupt(self._interrupted(isinstance(interrupt, Stopped))) from None
-            self.save()
-            if self.patience and self._best:
-                checkpoint.restore(training.program, self._best["vae"])
+                saves = isinstance(interrupt, Stopped) and not self.finished  # before a sleep all is saved
+                raise KeyboardInterrupt(self._interrupted(saves)) from None
             if self.folder:
                 checkpoint.save_weights(self.folder, training.program)
                 if self.folder != began:
@@ -175,11 +181,11 @@ class Run:
             self._best_is_new = True
         self.training.watch.epoch(self.history, self.training.validation.smallest_scale)
 
-    def _interrupted(self, between_steps: bool) -> str:
+    def _interrupted(self, saves: bool) -> str:
         """Save what there is, and say how to go on; within a step the last checkpoint stands, and weights are saved."""
         if not (folder := self.folder):
             return "Nothing is saved, since there is no run_dir."
-        if between_steps:
+        if saves:
             self.save()
         checkpoint.save_weights(folder, self.training.program)
         by_command, run = checkpoint.parts_of(self.training.program) and self._named, checkpoint.shown(folder)

@@ -41,6 +41,7 @@ class Settings:
     patience: int | None
     on_nan: str
     logger: str | None
+    sleep: int
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", *(["patience"] if self.patience is not None else [])):
@@ -49,6 +50,8 @@ class Settings:
                 raise ValueError(f"Expected {name} {what}; got {value!r}.")
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise ValueError(f"Expected a positive learning rate; got lr = {self.lr!r}.")
+        if isinstance(self.sleep, bool) or not isinstance(self.sleep, int) or self.sleep < 0:
+            raise ValueError(f"Expected sleep to be a number of steps, 0 for none; got {self.sleep!r}.")
         check_choice("optimizer", self.optimizer, get_args(Choice))
         check_choice("on_nan", self.on_nan, ("stop", "skip"))
         check_choice("lr_schedule", self.lr_schedule, ("constant", "cosine", "one-cycle"))
