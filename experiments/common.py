@@ -135,7 +135,8 @@ def write_table(rows: Sequence[Mapping[str, Cell]], stem: Path, caption: str) ->
         writer.writerows(flat)
     columns = [[row[key] for row in rows] for key in rows[0]]
     cells = zip(*map(_texts, columns), strict=True)
-    lines = ["| " + " | ".join(line) + " |" for line in ([*rows[0]], ["---"] * len(columns), *cells)]
+    table = ([*rows[0]], ["---"] * len(columns), *cells)
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in table]
     stem.with_suffix(".md").write_text("\n".join([caption, "", *lines, ""]))
 
 

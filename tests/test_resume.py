@@ -305,9 +305,9 @@ OPTIONS += " --run_dir"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A run of the command, made once."""
-    run = tmp_path_factory.mktemp("made") / "run"
+def original(tmp_path_factory):
+    """A run of the command, for all tests that copy it."""
+    run = tmp_path_factory.mktemp("original") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report.table, "__defaults__", (20, 50, 0, False))
         assert main([*OPTIONS.split(), str(run)]) == 0
@@ -321,9 +321,9 @@ class TestCommand:
         monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
 
     @pytest.fixture
-    def run(self, made, quick, capsys):
+    def run(self, original, quick, capsys):
         """A copy of it to spoil."""
-        return Path(shutil.copytree(made, "run"))
+        return Path(shutil.copytree(original, "run"))
 
     def test_resume_goes_on(self, monkeypatch, capsys):
         assert main([*OPTIONS.split(), "whole"]) == 0

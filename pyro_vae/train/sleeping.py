@@ -26,9 +26,9 @@ from pyro_vae.train.optimizers import Choice, recipe
 from pyro_vae.train.validation import showing
 
 POOL = 50  # minibatches, at most, that are drawn together
-SOME = 1000  # data, and draws of each, for the ELBO before and after
-DRAWS = 10
-FEW = 2
+SOME = 1000  # data whose ELBO is compared, at most
+DRAWS = 10  # of each of these
+FEW = 2  # rows that show which parameters are the guide's
 Places = dict[str, tuple[int, Tensor]]
 
 
@@ -97,9 +97,9 @@ def sleep(
     ):
         real = None if data is None else posterior_of(program, data)
         rows = real or drawn_posterior(program, None, batch_size)
-        trained, others = parameters_of(rows)
-        seen = (real or _from_prior(rows))[:SOME]
-        before, kept = _elbo(seen, device), [parameter.detach().clone() for parameter in trained]
+        guides, others = parameters_of(rows)
+        judges = (real or _from_prior(rows))[:SOME]
+        before, start = _elbo(judges, device), [parameter.detach().clone() for parameter in guides]
         gradient: Any = "stl" if rows.structure.supports.keys() == rows.structure.continuous.keys() else "pathwise"
         svi = CompiledSVI(
             showing(program, rows.model) if isinstance(program, nn.Module) else rows.model,
@@ -111,33 +111,33 @@ def sleep(
             steps=steps,
         )
         places, pool = sources(rows), list[tuple[Tensor, ...]]()
-        most = 4 * how_many_fit(lambda n: _drawn(rows, places, real is not None, 4 * n), batch_size * POOL // 4, device)
+        most = 4 * how_many_fit(lambda n: _batch(rows, places, real is not None, 4 * n), batch_size * POOL // 4, device)
         with _without_gradients(others):
             for step in range(steps):
                 if not pool:
                     size = batch_size * max(1, min(most // batch_size, steps - step))
-                    columns = _drawn(rows, places, real is not None, size)
+                    columns = _batch(rows, places, real is not None, size)
                     pool = [*zip(*(column.split(batch_size) for column in columns), strict=True)]
-                _, met = svi.gradients(pool.pop())
-                if not (gradients := [parameter.grad for parameter in trained if parameter.grad is not None]):
+                _, parameters = svi.gradients(pool.pop())
+                if not (gradients := [parameter.grad for parameter in guides if parameter.grad is not None]):
                     raise ValueError("Expected a guide that shows Pyro its parameters, by pyro.module; it shows none.")
-                svi.apply(trained, finite=bool(torch.stack(torch._foreach_norm(gradients)).sum().isfinite()))
-                for parameter in met:
+                svi.apply(guides, finite=bool(torch.stack(torch._foreach_norm(gradients)).sum().isfinite()))
+                for parameter in parameters:  # those of the model too, where Pyro's store holds them
                     parameter.grad = None
                 cast(PyroLRScheduler, svi.optim).step()
                 update()
                 bar.update()
-        if math.isfinite(after := _elbo(seen, device)):
+        if math.isfinite(after := _elbo(judges, device)):
             return Sleep(before, after)
         warnings.warn(f"The guide is as before the sleep, which came to an ELBO of {after}: lower lr.", stacklevel=2)
         with torch.no_grad():
-            for parameter, value in zip(trained, kept, strict=True):
+            for parameter, value in zip(guides, start, strict=True):
                 parameter.copy_(value)
         return Sleep(before, before)
 
 
 @torch.no_grad()
-def _drawn(rows: Posterior, places: Places, real: bool, num: int) -> tuple[Tensor, ...]:
+def _batch(rows: Posterior, places: Places, real: bool, num: int) -> tuple[Tensor, ...]:
     """Return so many data that the model draws, in random order; most of them near ``real`` ones."""
     device = rows.data[0].device
     some = rows[torch.randint(len(rows), (num,), device=device)]
@@ -167,16 +167,18 @@ def _from_prior(rows: Posterior) -> Posterior:
 
 def _elbo(rows: Posterior, device: torch.device) -> float:
     with torch.no_grad(), forked(device, 0):
-        return rows.log_weights(DRAWS).mean().item()
+        return sum(rows.log_weights(1).mean().item() for _ in range(DRAWS)) / DRAWS
 
 
 def parameters_of(rows: Posterior) -> tuple[list[Tensor], list[Tensor]]:
     """Return the parameters of the guide, and all others, of a program that can sleep; refuse one that cannot."""
     structure = rows.structure
     if structure.whole or structure.hidden:
-        what = f"draws {structure.hidden[0]!r}, which the model has not" if structure.hidden else "sees them together"
-        raise ValueError(f"Expected a guide to each row by itself, for rows that are drawn; this one {what}.")
-    stored = dict(pyro.get_param_store().named_parameters())
+        reason = f"the model has no {structure.hidden[0]!r}" if structure.hidden else "this one is of all rows together"
+        raise ValueError(
+            f"Expected a guide to any row, which draws the model's sites alone; {reason}. Do without sleep."
+        )
+    lasting = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
     with torch.no_grad():
         draws = rows[:FEW].simulate(1)
     some = rows[:FEW].at(draws)
@@ -189,11 +191,11 @@ def parameters_of(rows: Posterior) -> tuple[list[Tensor], list[Tensor]]:
     guides, models = (_reached(number, parameters) for number in (of_guide, of_model))
     if both := [names[parameter] for parameter in guides if any(parameter is other for other in models)]:
         raise ValueError(
-            f"Expected a guide with parameters of its own, to leave the model as it is; {both[0]!r} is of both, as "
-            "where a VampPrior sees through the encoder."
+            f"Expected a guide that shares no parameter with the model, which stays as it is; both have {both[0]!r}. "
+            "Do without sleep; or, where the prior is a VampPrior, which asks the encoder, take another prior."
         )
-    known = [*stored.values(), *(parameter for _, parameter in modules)]
-    if not guides or not all(any(parameter is other for other in known) for parameter in guides):
+    lasting += [parameter for _, parameter in modules]
+    if not guides or not all(any(parameter is other for other in lasting) for parameter in guides):
         raise ValueError("Expected a guide with parameters in a module, or in Pyro's store, to train; it has none.")
     return guides, [parameter for parameter in parameters if not any(parameter is guide for guide in guides)]
 
