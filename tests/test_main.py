@@ -49,9 +49,10 @@ class TestTrain:
         lines = shown.out.splitlines()
         assert lines[0] == "digits, not binarised: 1,437 train, 180 valid, 180 test images of 1x8x8"
         start = next(i for i, line in enumerate(lines) if line.startswith("split"))
-        assert lines[start].split() == ["split", "images", "ELBO", "E[log", "p(x|z)]", "KL", "-log", "p(x)"]
+        assert lines[start].split() == ["split", "images", "ELBO", "E[log", "p(x|z)]", "KL", "-log", "p(x)", "adapted"]
         for name, line in zip(("train", "valid", "test"), lines[start + 1 :], strict=False):
             split, images, *cells = line.replace("±", "").split()
+            assert (cells.pop() == "-") is (name != "test")
             numbers = [float(cell) for cell in cells]
             assert (split, images) == (name, "50")
             assert numbers[0] == pytest.approx(numbers[2] - numbers[4], abs=0.02)  # ELBO = reconstruction - KL

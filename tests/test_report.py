@@ -11,8 +11,10 @@ from torch import nn
 
 from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, posterior, report
 from pyro_vae.conditional import Family
+from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.report.closing import write_table
 from pyro_vae.report.findings import SIMULATED
+from pyro_vae.words import pair
 
 DIGITS = data.load("digits")
 IMAGES = {"latent_space", "reconstructions", "samples", "interpolation", "traversal"}
@@ -39,7 +41,12 @@ def test_the_table_is_the_summary_of_each_split():
     for row, (name, split) in zip(rows, DIGITS.splits.items(), strict=True):
         found = evaluate.summary(vae, split, num_particles=7, images=20)
         numbers = [f"{number:.2f}" for pair in found[1:] for number in pair]
-        assert row.replace("±", "").split() == [name, "20", *numbers]
+        *cells, adapted = row.split("  ")
+        assert "  ".join(cells).replace("±", "").split() == [name, "20", *numbers]
+        expected = "-"
+        if name == "test":
+            expected = pair(mean_and_error(evaluate.nll(vae, split[:20], 7, seed=0, proposal="adapted")))
+        assert adapted.strip() == expected
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,11 @@ class TestEvaluation:
         vae, dataset = tiny()
         x = dataset.test[:40]
         log_w = evaluate.log_weights(vae, x, 50, seed=5)
+        adapted = evaluate.log_weights(vae, x, 50, seed=5, proposal="adapted")
+        assert evaluate.iwae(adapted).mean() > evaluate.iwae(log_w).mean()
         numbers, images = full().numbers, full().images
-        torch.testing.assert_close(torch.tensor(images["-log p(x)"]), -evaluate.iwae(log_w))
+        torch.testing.assert_close(torch.tensor(images["-log p(x)"]), -evaluate.iwae(adapted))
+        assert numbers["adapted, k, median"] == evaluate.pareto_k(adapted).median().item()
         k, ess = evaluate.pareto_k(log_w), evaluate.ess(log_w)
         assert images["k-hat"] == k.tolist()
         assert images["ESS"] == ess.tolist()
@@ -172,7 +182,7 @@ class TestEvaluation:
         assert (numbers["k, median"], numbers["ESS, median"]) == (k.median().item(), ess.median().item())
         log_p = ais.ais(vae, x[:4], temperatures=20, seed=5)
         assert images["-log p(x) by AIS"] == (-log_p).tolist()
-        difference = log_p - evaluate.iwae(log_w[:, :4])
+        difference = log_p - evaluate.iwae(adapted[:, :4])
         assert numbers["AIS"] == pytest.approx(-log_p.mean().item())
         assert numbers["AIS - IS"] == pytest.approx(difference.mean().item())
         assert numbers["AIS - IS, error"] == pytest.approx(difference.std().item() / 2)
@@ -201,9 +211,10 @@ class TestEvaluation:
         assert (numbers["mutual information"], numbers["aggregate KL"]) == tuple(found)
         assert numbers["log N"] == math.log(40)
         train = evaluate.per_image(vae, dataset.train, 50, 40, seed=5).nll
-        test = torch.tensor(full().images["-log p(x)"])
+        test = evaluate.per_image(vae, dataset.test, 50, 40, seed=5).nll
         assert numbers["train -log p(x)"] == pytest.approx(train.mean().item())
-        assert numbers["test -log p(x)"] == pytest.approx(test.mean().item())
+        assert numbers["test -log p(x)"] == pytest.approx(torch.tensor(full().images["-log p(x)"]).mean().item())
+        assert numbers["test - train"] == pytest.approx((test.mean() - train.mean()).item())
         assert numbers["test - train, error"] == pytest.approx(math.hypot(train.std(), test.std()) / 40**0.5)
 
     def test_sections_say_what_the_numbers_are(self):
@@ -211,9 +222,11 @@ class TestEvaluation:
         assert [*found.sections] == [f"{head} The first 40 test images" for head in HEADS]
         model, guide, codes = ("\n".join(lines) for lines in found.sections.values())
         n = found.numbers
-        assert model.splitlines()[0].split() == ["particles", "1", "10", "50"]
-        last = f"{n['test -log p(x)']:.2f} ± "
-        assert last in model.splitlines()[1].rpartition("  ")[2]
+        headline, particles, bounds, *_ = model.splitlines()
+        assert headline.startswith(f"-log p(x) ≤ {n['test -log p(x)']:.2f} ± ")
+        assert headline.endswith(": 50 draws from a proposal adapted to each datum, after 900 to 2,400 that fit it.")
+        assert particles.split() == ["particles", "1", "10", "50"]
+        assert f"{n['test -log p(x)']:.2f} ± " in bounds.rpartition("  ")[2]
         assert f"the first 4 images: -log p(x) ≤ {n['AIS']:.2f} ± " in model
         assert f"with 50 particles, on the same, {n['AIS - IS']:.2f} ± {n['AIS - IS, error']:.2f} more." in model
         assert "BDMC, 4 images that the model draws: " in model

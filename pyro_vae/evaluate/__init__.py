@@ -35,11 +35,11 @@ from pyro_vae.evaluate.summaries import (
     split,
     summary,
 )
-from pyro_vae.evaluate.weighing import ORIGINS, Proposal, log_weights, nll
+from pyro_vae.evaluate.weighing import ORIGINS, Proposal, fitting_draws, log_weights, nll
 from pyro_vae.evaluate.weights import bits_per_dim, elbo, ess, iwae, iwae_curve, pareto_k
 
-__all__ = ["Aggregate", "ORIGINS", "DRAWS", "Proposal", "Summary", "Values", "active_units", "activity"]
+__all__ = ["Aggregate", "DRAWS", "ORIGINS", "Proposal", "Summary", "Values", "active_units", "activity"]
 __all__ += ["aggregate", "aggregate_of_codes", "bits_per_dim", "covariates", "dimensions", "elbo", "encode"]
-__all__ += ["ess", "guide_means", "is_exact", "iwae", "iwae_curve", "kl_by_site", "kl_per_dim", "log_weights"]
-__all__ += ["measures", "mutual_information", "nll", "pareto_k", "per_image", "posterior", "rows_of", "split"]
-__all__ += ["summary", "usage"]
+__all__ += ["ess", "fitting_draws", "guide_means", "is_exact", "iwae", "iwae_curve", "kl_by_site"]
+__all__ += ["kl_per_dim", "log_weights", "measures", "mutual_information", "nll", "pareto_k", "per_image"]
+__all__ += ["posterior", "rows_of", "split", "summary", "usage"]

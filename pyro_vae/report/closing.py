@@ -16,11 +16,12 @@ from pyro_vae import evaluate, plots
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element
 from pyro_vae.evaluate.summaries import mean_and_error
-from pyro_vae.program import coordinates, point_of, posterior_of
+from pyro_vae.program import Posterior, coordinates, point_of, posterior_of
 from pyro_vae.seeds import at_test
 from pyro_vae.words import aligned, images_or_rows, pair
 
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
+MOST = 2_000_000  # draws of adapted proposals that a closing table takes
 
 
 def table(
@@ -29,11 +30,23 @@ def table(
     """Write the ELBO, its two terms and -log p(x) of each split as a table, with what the numbers are.
 
     Nats per datum, mean and standard error over the images, as of :func:`pyro_vae.evaluate.summary`. Arguments are
-    those of :func:`evaluation`.
+    those of :func:`evaluation`. Where two million draws are enough for it, -log p(x) of test images is by an adapted
+    proposal, too.
     """
     device, rest = point_of(program).device, (num_particles, images, seed, progress)
     values = {name: evaluate.per_image(program, part.to(device), *rest) for name, part in dataset.splits.items()}
-    return write_table(program, dataset, values, num_particles)
+    adapted = None
+    with at_test(program, device, seed):
+        whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
+        if is_cheap(whole, num_particles, MOST):
+            adapted = evaluate.nll(program, whole, num_particles, progress=progress, proposal="adapted")
+    return write_table(program, dataset, values, num_particles, adapted=adapted)
+
+
+def is_cheap(whole: Posterior, num_particles: int, most: int) -> bool:
+    """Return whether there is an adapted proposal, and so many draws at most are enough for it."""
+    fitting, _ = evaluate.fitting_draws(whole)
+    return bool(fitting) and len(whole) * (fitting + num_particles) <= most
 
 
 def write_table(
@@ -42,8 +55,9 @@ def write_table(
     values: Mapping[str, evaluate.Values],
     num_particles: int,
     proposal: evaluate.Proposal = "guide",
+    adapted: Tensor | None = None,
 ) -> str:
-    """Write the values of each split, by its name, as a table."""
+    """Write the values of each split, by its name, as a table; ``adapted`` is -log p(x) of test data once more."""
     with at_test(program, point_of(program).device), torch.no_grad():
         whole = posterior_of(program, evaluate.rows_of(program, dataset.train, slice(0, 2)))
         laws = whole.structure.laws.values()
@@ -53,10 +67,14 @@ def write_table(
         given = evaluate.covariates(whole)
     images, splits = images_or_rows(dataset.event_shape), dataset.splits
     measures = {name: evaluate.measures(program, splits[name], len(found.nll)) for name, found in values.items()}
-    rows = [["split", images, *COLUMNS, *(["bits/dim"] if bits else []), *next(iter(measures.values()))]]
+    also = [] if adapted is None else ["adapted"]
+    rows = [["split", images, *COLUMNS, *also, *(["bits/dim"] if bits else []), *next(iter(measures.values()))]]
     for name, found in values.items():
         pairs = [mean_and_error(column) for column in found]
-        cells = [f"{bits(pairs[-1][0]):.3f}"] if bits else []
+        nll, cells = pairs[-1][0], ["-"] if also else []
+        if adapted is not None and name == "test":
+            nll, cells = min(nll, adapted.mean().item()), [pair(mean_and_error(adapted))]
+        cells += [f"{bits(nll):.3f}"] if bits else []
         cells += ["-" if math.isnan(mean) else f"{mean:.1%} ± {error:.1%}" for mean, error in measures[name].values()]
         rows.append([name, f"{len(found.nll):,}", *map(pair, pairs), *cells])
     what = "pixels" if images == "images" else "numbers"
@@ -64,9 +82,16 @@ def write_table(
     notes = (
         f"nats per datum, mean ± standard error over the {images}; {dataset}; log p(x{given}) is of a {kind}{left_out}."
         f"\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
-        f"{num_particles:,} draws {evaluate.ORIGINS[proposal]}: too large on average.{note}"
+        f"{num_particles:,} draws {origin(whole, proposal)}: too large on average."
     )
-    return "\n".join([*aligned(rows), notes])
+    notes += f"\nAdapted: -log p(x) by as many draws {origin(whole, 'adapted')}." if also else ""
+    return "\n".join([*aligned(rows), notes + note])
+
+
+def origin(whole: Posterior, proposal: evaluate.Proposal) -> str:
+    """Say what draws are from, and how many fit an adapted proposal before."""
+    least, most = evaluate.fitting_draws(whole) if proposal == "adapted" else (0, 0)
+    return f"{evaluate.ORIGINS[proposal]}{f', after {least:,} to {most:,} that fit it' if most else ''}"
 
 
 def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[float], float] | None, str]:

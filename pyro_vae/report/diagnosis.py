@@ -7,6 +7,8 @@ from pyro_vae.words import above, nats, pair
 
 Numbers = Mapping[str, float]
 
+K_OF = {"guide": "", "adapted": "adapted, "}  # how the names of a proposal's numbers begin
+
 
 def diagnosis(numbers: Numbers, images: str = "images") -> list[str]:
     """Return what the numbers say of a program, a sentence or two on each subject: yes, no, or that they cannot tell.
@@ -48,19 +50,24 @@ def _collapse(n: Numbers, images: str) -> str:
     return " ".join([lost] * bool(collapsed) + [doubt] * bool(unsure)) or used
 
 
+def trusts(n: Numbers, proposal: str = "guide") -> bool | None:
+    """Say whether importance sampling from a proposal is to be trusted: k-hat is above 0.7 for at most a tenth."""
+    name = f"{K_OF[proposal]}k > 0.7"
+    return None if name not in n or (large := _told(n, name, "images", 0.1)) is None else not large
+
+
 def _trust(n: Numbers, images: str) -> str:
     advice = "Quote AIS." if "AIS" in n else "Ask AIS, with --chosen 50."
     if "adapted, k > 0.7" in n:
-        trusted = _told(n, "adapted, k > 0.7", "images", 0.1) is False
-        advice = f"With the proposal adapted to each it is for {n['adapted, k > 0.7']:.1%}: "
-        advice += "quote -log p(x) above." if trusted else "quote AIS."
+        own = "Quote -log p(x) by it." if trusts(n, "adapted") else advice
+        advice = f"With the proposal adapted to each it is for {n['adapted, k > 0.7']:.1%}. {own}"
     else:
         advice += " Or take --proposal adapted."
     said = {
-        True: f"there the guide leaves out a part of the posterior, and more particles help little. {advice}",
-        False: "importance sampling from the guide is to be trusted.",
+        False: f"there the guide leaves out a part of the posterior, and more particles help little. {advice}",
+        True: "importance sampling from the guide is to be trusted.",
         None: "cannot tell whether importance sampling from the guide is to be trusted; more --images would say.",
-    }[_told(n, "k > 0.7", "images", 0.1)]
+    }[trusts(n)]
     return f"k-hat is above 0.7 for {n['k > 0.7']:.1%} of the {images}: {said}"
 
 
@@ -104,7 +111,7 @@ def _gaps(n: Numbers, images: str) -> str:
 
 
 def _overfit(n: Numbers, images: str) -> str:
-    more, error = n["test -log p(x)"] - n["train -log p(x)"], n["test - train, error"]
+    more, error = n["test - train"], n["test - train, error"]
     change = f"-log p(x) changes by {more:+.1f} ± {error:.1f} nats from train to test"
     return {
         True: f"-log p(x) is {more:.1f} nats larger on test {images} than on training {images} (± {error:.1f}): the "
@@ -143,5 +150,5 @@ def _calibration(n: Numbers, images: str) -> str:
 
 # By the number without which there is nothing to say.
 SUBJECTS = {"active": _collapse, "k > 0.7": _trust, "AIS - IS": _distance, "BDMC gap": _sandwich}
-SUBJECTS |= {"approximation": _gaps, "test -log p(x)": _overfit, "aggregate KL": _prior}
+SUBJECTS |= {"approximation": _gaps, "test - train": _overfit, "aggregate KL": _prior}
 SUBJECTS["coverage at 0.9"] = _calibration

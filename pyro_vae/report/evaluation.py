@@ -5,20 +5,27 @@ import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from pyro_vae import checkpoint, evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.objectives.base import check_choice
 from pyro_vae.program import point_of, posterior_of
 from pyro_vae.report import findings
-from pyro_vae.report.closing import COLUMNS, write_table
-from pyro_vae.report.diagnosis import diagnosis
+from pyro_vae.report.closing import COLUMNS, is_cheap, origin, write_table
+from pyro_vae.report.diagnosis import diagnosis, trusts
 from pyro_vae.seeds import at_test
+from pyro_vae.words import pair
+
+CHOSEN = 50  # images whose guides are refined, and of which AIS is asked, where no number is given
+MOST = 10_000_000  # draws of adapted proposals that are taken unasked
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +80,11 @@ def evaluation(
     dataset: Dataset,
     num_particles: int = 1000,
     images: int = 1000,
-    chosen: int = 50,
+    chosen: int | None = None,
     temperatures: int = 500,
     seed: int = 0,
     progress: bool = True,
-    proposal: evaluate.Proposal = "guide",
+    proposal: evaluate.Proposal | Literal["both"] = "both",
 ) -> Evaluation:
     """Evaluate a program: its table on each split and, on test images, its model, its guide and its codes.
 
@@ -86,13 +93,15 @@ def evaluation(
         dataset: Its data.
         num_particles: Draws per datum for -log p(x); of fewer than 25 there is no k-hat.
         images: How many images of each split, the first ones.
-        chosen: How many of them for what costs much, or 0: annealed importance sampling, bidirectional Monte Carlo on
-            as many simulated ones, and guides refined for each.
+        chosen: How many of them for what costs much, or 0: guides refined for each, annealed importance sampling, and
+            bidirectional Monte Carlo on as many simulated ones. If not given, guides are refined for 50, and the other
+            two asked where k-hat does not trust importance sampling.
         temperatures: Of annealed importance sampling, 16 chains.
         seed: Seed of the draws; torch's own state is left alone.
         progress: Whether to show progress bars.
-        proposal: What the draws for -log p(x) are from: ``guide``, or ``adapted`` to each image; the guide is judged
-            by its own draws either way.
+        proposal: What the draws for -log p(x) are from: the ``guide``, or ``adapted`` to each image, or, of test
+            images, ``both``, where ten million draws are enough; the better bound counts. The guide is judged by its
+            own draws either way.
 
     Raises:
         ValueError: If there are no particles, images or temperatures, or ``chosen`` is negative.
@@ -106,32 +115,46 @@ def evaluation(
     """
     settings = {"num_particles": num_particles, "images": images, "chosen": chosen, "temperatures": temperatures}
     for name, number in settings.items():
-        if number < (least := 0 if name == "chosen" else 1):
+        if number is not None and number < (least := 0 if name == "chosen" else 1):
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
-    device, rest = point_of(program).device, (num_particles, images, seed, progress, proposal)
+    check_choice("proposal", proposal, ("guide", "adapted", "both"))
+    device = point_of(program).device
+    of_all: evaluate.Proposal = "guide" if proposal == "both" else proposal
+    rest = (num_particles, images, seed, progress, of_all)
     others = [name for name in dataset.splits if name != "test"]
     values = {name: evaluate.per_image(program, dataset.splits[name].to(device), *rest) for name in others}
     with at_test(program, device, seed):
         whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
-        of_guide = log_w = evaluate.log_weights(program, whole, num_particles, progress=progress)
-        if proposal != "guide":
-            log_w = evaluate.log_weights(program, whole, num_particles, progress=progress, proposal=proposal)
-        test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, -evaluate.iwae(log_w))
-        model = findings.bounds(whole, log_w, chosen, temperatures, progress)
-        guide = [findings.weights(whole, of_guide)]
-        if proposal != "guide":
-            adapted = findings.weights(whole, log_w)
-            model.lines += [f"Of the adapted proposal: {line}" for line in adapted.lines]
-            model.numbers |= {f"adapted, {name}": number for name, number in adapted.numbers.items()}
-        if chosen:
-            guide.append(findings.gaps(whole[:chosen], model.images.get("-log p(x) by AIS"), progress))
+        weigh = partial(evaluate.log_weights, program, whole, num_particles, progress=progress)
+        log_w: dict[evaluate.Proposal, Tensor] = {"guide": weigh()}
+        if proposal == "adapted" or (proposal == "both" and is_cheap(whole, num_particles, MOST)):
+            log_w["adapted"] = weigh(proposal="adapted")
+        nll = {name: -evaluate.iwae(weights) for name, weights in log_w.items()}
+        best = min(nll, key=lambda name: nll[name].mean().item()) if proposal == "both" else of_all
+        test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, nll[of_all])
+        judged = {name: findings.weights(whole, weights) for name, weights in log_w.items()}
+        trusted = bool(trusts(judged[best].numbers | {"images": len(whole)}))
+        few = CHOSEN if chosen is None else chosen
+        asked = 0 if trusted and chosen is None else few
+        model = findings.bounds(whole, log_w[best], asked, temperatures, progress)
+        if len(log_w) > 1:
+            said = f"{num_particles:,} draws {origin(whole, best)}"
+            model.lines.insert(0, f"-log p(x) ≤ {pair(mean_and_error(nll[best]))}: {said}.")
+            model.lines += [f"Of the adapted proposal: {line}" for line in judged["adapted"].lines]
+            model.numbers |= {f"adapted, {name}": number for name, number in judged["adapted"].numbers.items()}
+        guide = [judged["guide"]]
+        if few:
+            log_p = model.images.get("-log p(x) by AIS", nll[best][:few] if trusted else None)
+            guide.append(findings.gaps(whole[:few], log_p, progress))
         guide.append(findings.calibration(whole, seed))
         answers = {"How good is the model?": [model], "How good is the guide?": guide}
         answers["What do codes say?"] = [findings.codes(whole)]
     called = findings.name_of(whole)
-    found = Evaluation(write_table(program, dataset, values, num_particles, proposal), {}, {}, {}, {}, called)
-    columns = dict(zip(COLUMNS, test, strict=True))
+    also = nll["adapted"] if proposal == "both" and len(nll) > 1 else None
+    written = write_table(program, dataset, values, num_particles, of_all, also)
+    found = Evaluation(written, {}, {}, {}, {}, called)
+    columns = dict(zip(COLUMNS, test._replace(nll=nll[best]), strict=True))
     for question, parts in answers.items():
         if lines := [line for part in parts for line in part.lines]:
             found.sections[f"{question} The first {len(whole):,} test {called}"] = lines
@@ -141,9 +164,9 @@ def evaluation(
             columns |= part.images
     found.images.update({name: column.tolist() for name, column in columns.items()})
     (mean, error), (of_train, error_of_train) = (mean_and_error(values[name].nll) for name in ("test", "train"))
-    found.numbers.update({"test -log p(x)": mean, "train -log p(x)": of_train})
-    found.numbers["test - train, error"] = math.hypot(error, error_of_train)
-    found.numbers.update({"images": len(whole), "chosen": min(chosen, len(whole))})
+    found.numbers.update({"test -log p(x)": nll[best].mean().item(), "train -log p(x)": of_train})
+    found.numbers.update({"test - train": mean - of_train, "test - train, error": math.hypot(error, error_of_train)})
+    found.numbers.update({"images": len(whole), "chosen": min(few, len(whole))})
     measures = evaluate.measures(program, dataset.test.to(device), images)
     found.numbers.update({f"test {name}": mean for name, (mean, _) in measures.items()})
     return found
