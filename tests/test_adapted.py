@@ -13,7 +13,7 @@ from torch import nn
 from pyro_vae import data, evaluate
 from pyro_vae.evaluate import adapted, weighing
 from pyro_vae.oracle import LinearGaussian
-from pyro_vae.report import evaluation
+from pyro_vae.report import evaluation, table
 
 pytestmark = pytest.mark.usefixtures("float64", "param_store")
 
@@ -200,18 +200,83 @@ def test_a_guide_of_unknown_density_is_where_the_fit_starts():
     torch.testing.assert_close(found, -program.exact.decoder.log_evidence(x).detach(), rtol=0, atol=0.2)
 
 
-def test_an_evaluation_asks_both(monkeypatch):
-    """Its -log p(x) is of the adapted proposal, the guide is judged by its own draws, and the table says which."""
-    monkeypatch.setattr(adapted, "ROUNDS", (25, 25, 50))
-    dataset = data.from_tensor(torch.randn(40, 4))
-    vae = LinearGaussian(torch.randn(4, 2), torch.randn(4), scale=0.5).vae("mean-field")
-    options = {"num_particles": 50, "images": 4, "chosen": 0, "progress": False}
-    found = evaluation(vae, dataset, **options, proposal="adapted")
-    of_guide = evaluation(vae, dataset, **options)
-    assert found.numbers["k, median"] == of_guide.numbers["k, median"]
-    assert found.numbers["adapted, k, median"] != found.numbers["k, median"]
-    assert found.images["-log p(x)"] != of_guide.images["-log p(x)"]
-    assert "50 draws from a proposal adapted to each datum" in found.table
-    assert "50 draws from the guide" in of_guide.table
-    values = evaluate.per_image(vae, dataset.test, 50, 4, proposal="adapted")
-    assert found.images["ELBO"] == values.elbo.tolist()
+class TestEvaluation:
+    """Of four test rows, where the guide is two standard deviations off, and of few draws that fit."""
+
+    OPTIONS = {"num_particles": 50, "images": 4, "chosen": 0, "progress": False}
+
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch):
+        monkeypatch.setattr(adapted, "ROUNDS", (25, 25, 50))
+
+    @pytest.fixture
+    def trained(self):
+        vae = LinearGaussian(torch.randn(4, 2), torch.randn(4), scale=0.5).vae("mean-field")
+        vae.encoder.network.bias.data += 2 * vae.encoder(torch.zeros(1, 4)).base_dist.scale[0].detach()
+        return vae, data.from_tensor(torch.randn(40, 4))
+
+    def test_by_one_proposal_all_splits_are_weighed_by_it(self, trained):
+        """The guide is judged by its own draws, and the table says which."""
+        vae, dataset = trained
+        found = evaluation(vae, dataset, **self.OPTIONS, proposal="adapted")
+        of_guide = evaluation(vae, dataset, **self.OPTIONS, proposal="guide")
+        assert found.numbers["k, median"] == of_guide.numbers["k, median"]
+        assert found.numbers["adapted, k, median"] != found.numbers["k, median"]
+        assert found.images["-log p(x)"] != of_guide.images["-log p(x)"]
+        assert "50 draws from a proposal adapted to each datum" in found.table
+        assert "50 draws from the guide" in of_guide.table
+        assert all("adapted" not in line for line in (*of_guide.table.splitlines(), str(of_guide.sections)))
+        values = evaluate.per_image(vae, dataset.test, 50, 4, proposal="adapted")
+        assert found.images["ELBO"] == values.elbo.tolist()
+
+    def test_by_both_the_better_bound_counts(self, trained):
+        vae, dataset = trained
+        both, of_guide, of_adapted = (
+            evaluation(vae, dataset, **self.OPTIONS, proposal=name) for name in ("both", "guide", "adapted")
+        )
+        assert both.numbers["test -log p(x)"] == of_adapted.numbers["test -log p(x)"]
+        assert both.images["-log p(x)"] == of_adapted.images["-log p(x)"]
+        for name in ("train -log p(x)", "test - train", "k > 0.7"):  # a difference is of one proposal
+            assert both.numbers[name] == of_guide.numbers[name]
+        rows = both.table.splitlines()[1:4]
+        assert [row.split()[-1] for row in rows[:2]] == ["-", "-"]
+        assert f"{both.numbers['test -log p(x)']:.2f} ±" in rows[2].rpartition("  ")[2]
+
+    def test_a_guide_that_is_better_counts(self, trained, monkeypatch):
+        vae, dataset = trained
+        monkeypatch.setattr(adapted.Adapted, "log_weights", lambda self, num: self.rows.log_weights(num) - 1)
+        both, of_guide = (evaluation(vae, dataset, **self.OPTIONS, proposal=name) for name in ("both", "guide"))
+        assert both.numbers["test -log p(x)"] == of_guide.numbers["test -log p(x)"]
+        assert "50 draws from the guide." in both.sections["How good is the model? The first 4 test rows"][0]
+
+    @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
+    def test_ais_is_asked_where_neither_is_trusted(self, trained, monkeypatch):
+        vae, dataset = trained[0], data.from_tensor(torch.randn(400, 4))
+        options = self.OPTIONS | {"chosen": None, "images": 40, "temperatures": 10}
+        monkeypatch.setattr("pyro_vae.report.findings.CHOSEN", 2)
+        for k, chosen, asked in ((0.1, None, False), (0.1, 2, True), (0.9, None, True), (0.9, 0, False)):
+            monkeypatch.setattr(evaluate, "pareto_k", lambda log_w, k=k: torch.full_like(log_w[0], k))
+            numbers = evaluation(vae, dataset, **options | {"chosen": chosen}).numbers
+            assert ("AIS" in numbers) is asked
+            assert ("approximation" in numbers) is (chosen != 0)
+
+    def test_where_no_proposal_can_be_adapted_it_says_why(self, trained, monkeypatch):
+        def refuse(*_):
+            raise ValueError("Expected another prior.")
+
+        vae, dataset = trained
+        of_guide = evaluation(vae, dataset, **self.OPTIONS, proposal="guide")
+        monkeypatch.setattr(weighing, "Adapted", refuse)
+        found = evaluation(vae, dataset, **self.OPTIONS)
+        assert found.table == of_guide.table == table(vae, dataset, 50, 4, progress=False)
+        assert "No adapted proposal: Expected another prior." in str(found)
+        with pytest.raises(ValueError, match="Expected another prior"):
+            evaluation(vae, dataset, **self.OPTIONS, proposal="adapted")
+
+    def test_many_draws_are_taken_where_they_are_asked_for_alone(self, trained, monkeypatch):
+        vae, dataset = trained
+        monkeypatch.setattr("pyro_vae.report.findings.ADAPTED", 999)  # 4 * (200 + 50) = 1000 are needed
+        assert "adapted, k, median" not in evaluation(vae, dataset, **self.OPTIONS).numbers
+        assert "adapted, k, median" in evaluation(vae, dataset, **self.OPTIONS, proposal="adapted").numbers
+        monkeypatch.setattr("pyro_vae.report.findings.ADAPTED", 1000)
+        assert "adapted, k, median" in evaluation(vae, dataset, **self.OPTIONS).numbers

@@ -8,6 +8,7 @@ All is per datum, in nats, but :func:`bits_per_dim`. :func:`elbo`, :func:`iwae`,
 of the draws, None being torch's state; ``progress`` is whether to show a progress bar.
 """
 
+from pyro_vae.evaluate.adapted import fitting_draws
 from pyro_vae.evaluate.codes import (
     Aggregate,
     active_units,
@@ -35,7 +36,7 @@ from pyro_vae.evaluate.summaries import (
     split,
     summary,
 )
-from pyro_vae.evaluate.weighing import ORIGINS, Proposal, fitting_draws, log_weights, nll
+from pyro_vae.evaluate.weighing import ORIGINS, Proposal, log_weights, nll
 from pyro_vae.evaluate.weights import bits_per_dim, elbo, ess, iwae, iwae_curve, pareto_k
 
 __all__ = ["Aggregate", "DRAWS", "ORIGINS", "Proposal", "Summary", "Values", "active_units", "activity"]

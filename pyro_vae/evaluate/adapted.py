@@ -160,6 +160,12 @@ class Adapted:
         return torch.where(fine, log_p, -math.inf)
 
 
+def fitting_draws(posterior: Posterior) -> tuple[int, int]:
+    """Return how many draws fit the adapted proposal of each datum: as a rule, and at most."""
+    dims = len(posterior.names) if posterior.structure.continuous else 0
+    return sum(ROUNDS) * dims, (sum(ROUNDS) + MORE * ROUNDS[-2]) * dims
+
+
 def density(rows: Posterior, u: Tensor) -> Tensor:
     """Return log p(x, u) of unconstrained u, ``(K, B, D)``, of shape ``(K, B)``, without masks of latent sites."""
     draws, volume = rows.constrain(u)

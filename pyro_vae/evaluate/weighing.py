@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.annealing import drawn
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
-from pyro_vae.evaluate.adapted import MORE, ROUNDS, Adapted, density
+from pyro_vae.evaluate.adapted import Adapted, density, fitting_draws
 from pyro_vae.objectives.base import check_choice, check_least
 from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test, forked
@@ -58,12 +58,6 @@ def room(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
         few = posterior[:2]  # one alone may be a case of its own
         images = 2 * how_many_fit(lambda n: posterior[: 2 * n].log_weights(1), most // 2, device)
     return images, len(few) * how_many_fit(few.log_weights, max(2, most // len(few)), device)
-
-
-def fitting_draws(posterior: Posterior) -> tuple[int, int]:
-    """Return how many draws fit the adapted proposal of each datum: as a rule, and at most."""
-    dims = len(posterior.names) if posterior.structure.continuous else 0
-    return sum(ROUNDS) * dims, (sum(ROUNDS) + MORE * ROUNDS[-2]) * dims
 
 
 def log_weights(

@@ -38,8 +38,9 @@ def table(
     adapted = None
     with at_test(program, device, seed):
         whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
-        if is_cheap(whole, num_particles, MOST):
-            adapted = evaluate.nll(program, whole, num_particles, progress=progress, proposal="adapted")
+        with suppress(ValueError):  # data that no proposal can be adapted to
+            if is_cheap(whole, num_particles, MOST):
+                adapted = evaluate.nll(program, whole, num_particles, progress=progress, proposal="adapted")
     return write_table(program, dataset, values, num_particles, adapted=adapted)
 
 

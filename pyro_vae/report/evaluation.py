@@ -24,9 +24,6 @@ from pyro_vae.report.diagnosis import diagnosis, trusts
 from pyro_vae.seeds import at_test
 from pyro_vae.words import pair
 
-CHOSEN = 50  # images whose guides are refined, and of which AIS is asked, where no number is given
-MOST = 10_000_000  # draws of adapted proposals that are taken unasked
-
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -128,14 +125,20 @@ def evaluation(
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
         weigh = partial(evaluate.log_weights, program, whole, num_particles, progress=progress)
         log_w: dict[evaluate.Proposal, Tensor] = {"guide": weigh()}
-        if proposal == "adapted" or (proposal == "both" and is_cheap(whole, num_particles, MOST)):
+        refusal = list[str]()
+        if proposal == "adapted":
             log_w["adapted"] = weigh(proposal="adapted")
+        elif proposal == "both" and is_cheap(whole, num_particles, findings.ADAPTED):
+            try:
+                log_w["adapted"] = weigh(proposal="adapted")
+            except ValueError as refused:
+                refusal = [f"No adapted proposal: {refused}"]
         nll = {name: -evaluate.iwae(weights) for name, weights in log_w.items()}
-        best = min(nll, key=lambda name: nll[name].mean().item()) if proposal == "both" else of_all
+        best: evaluate.Proposal = min(log_w, key=lambda name: nll[name].mean().item()) if proposal == "both" else of_all
         test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, nll[of_all])
         judged = {name: findings.weights(whole, weights) for name, weights in log_w.items()}
         trusted = bool(trusts(judged[best].numbers | {"images": len(whole)}))
-        few = CHOSEN if chosen is None else chosen
+        few = findings.CHOSEN if chosen is None else chosen
         asked = 0 if trusted and chosen is None else few
         model = findings.bounds(whole, log_w[best], asked, temperatures, progress)
         if len(log_w) > 1:
@@ -143,6 +146,7 @@ def evaluation(
             model.lines.insert(0, f"-log p(x) ≤ {pair(mean_and_error(nll[best]))}: {said}.")
             model.lines += [f"Of the adapted proposal: {line}" for line in judged["adapted"].lines]
             model.numbers |= {f"adapted, {name}": number for name, number in judged["adapted"].numbers.items()}
+        model.lines += refusal
         guide = [judged["guide"]]
         if few:
             log_p = model.images.get("-log p(x) by AIS", nll[best][:few] if trusted else None)

@@ -17,6 +17,8 @@ from pyro_vae.report.closing import mean_kl, shows
 from pyro_vae.words import aligned, images_or_rows, pair
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
+CHOSEN = 50  # images whose guides are refined, and of which AIS is asked, where no number is given
+ADAPTED = 10_000_000  # draws of adapted proposals that are taken where no proposal is given
 MOST_CODES = 2000  # images whose codes are compared with each other: the work grows with their square
 SIMULATED = 500  # data for calibration
 SHOWN = 12  # images where the guide is worst, and as many where it is best
