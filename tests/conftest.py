@@ -68,13 +68,19 @@ def param_store():
         yield store
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """An empty folder of the test's own; a closing table of few draws."""
+def close_briefly(patch, num_particles=20, images=50):
+    """Make closing tables of few draws, none of them from adapted proposals."""
     from pyro_vae import report
 
+    patch.setattr(report.table, "__defaults__", (num_particles, images, 0, False))
+    patch.setattr("pyro_vae.report.closing.MOST", 0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder of the test's own; a brief closing table."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+    close_briefly(monkeypatch)
 
 
 @pytest.fixture

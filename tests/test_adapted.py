@@ -208,6 +208,7 @@ class TestEvaluation:
     @pytest.fixture(autouse=True)
     def few(self, monkeypatch):
         monkeypatch.setattr(adapted, "ROUNDS", (25, 25, 50))
+        monkeypatch.setattr("pyro_vae.report.findings.SIMULATED", 20)
 
     @pytest.fixture
     def trained(self):
@@ -250,9 +251,9 @@ class TestEvaluation:
         assert "50 draws from the guide." in both.sections["How good is the model? The first 4 test rows"][0]
 
     @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
-    def test_ais_is_asked_where_neither_is_trusted(self, trained, monkeypatch):
+    def test_ais_is_asked_where_neither_is_trusted(self, trained, monkeypatch, short_pilots):
         vae, dataset = trained[0], data.from_tensor(torch.randn(400, 4))
-        options = self.OPTIONS | {"chosen": None, "images": 40, "temperatures": 10}
+        options = self.OPTIONS | {"chosen": None, "images": 40, "temperatures": 5, "proposal": "guide"}
         monkeypatch.setattr("pyro_vae.report.findings.CHOSEN", 2)
         for k, chosen, asked in ((0.1, None, False), (0.1, 2, True), (0.9, None, True), (0.9, 0, False)):
             monkeypatch.setattr(evaluate, "pareto_k", lambda log_w, k=k: torch.full_like(log_w[0], k))

@@ -1,6 +1,6 @@
 """Whatever is typed, ``pyro-vae`` does it, or says in one line what is wrong, and leaves no half-made run.
 
-100 lines and configurations; ``FUZZED=500 pytest tests/test_fuzz.py`` takes so many.
+70 lines and configurations; ``FUZZED=500 pytest tests/test_fuzz.py`` takes so many.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pyro_vae.__main__ import COMMANDS, main
 from pyro_vae.options import ROOMS
 from pyro_vae.options.classes import known
 
-FUZZED = int(os.environ.get("FUZZED", "100"))
+FUZZED = int(os.environ.get("FUZZED", "70"))
 QUICK = {"data": "x.npy", "latent": 2, "network.hidden": "[4]", "epochs": 1, "compile": "off"}
 SET = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 OWN = """

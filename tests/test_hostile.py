@@ -15,9 +15,10 @@ import forked
 import pytest
 import torch
 import yaml
+from conftest import close_briefly
 from safetensors.torch import load_file, save_file
 
-from pyro_vae import VAE, checkpoint, data, fit, load, networks, report
+from pyro_vae import VAE, checkpoint, data, fit, load, networks
 from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
 
@@ -55,7 +56,7 @@ Canary.__module__ = "pyro_vae.networks"
 def run(trained, tmp_path, monkeypatch):
     """A copy of it to spoil, in a folder with a module that makes the canary when it is imported."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+    close_briefly(monkeypatch)
     monkeypatch.setattr(networks, "Canary", Canary, raising=False)
     Path("evil.py").write_text(f"import os\nos.system('touch {CANARY}')\nclass Evil: ...\n")
     return Path(shutil.copytree(trained, "run"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import close_briefly
 from matplotlib.figure import Figure
 
 from pyro_vae import compare, data, fit, likelihoods, load, networks, programs, report
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("named")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(report.table, "__defaults__", (5, 20, 0, False))
+        close_briefly(patch, 5, 20)
         patch.setattr(Figure, "savefig", lambda figure, to, **_: hasattr(to, "write") or Path(to).touch())
         for name, options in PROGRAMS.items():
             words = ["train", "--program", name, "--binarize", "dynamic", *SMALL, *options, *QUICK, "--run_dir", name]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import close_briefly
 
 from pyro_vae import commands, data, guides, likelihoods, load, networks, options, priors, report
 from pyro_vae.__main__ import COMMANDS, main
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--latent", "2", "--network.hidden", "[16]", "--epochs", "2", "--batch_size", "256", "--compile", "off"]
 FIGURES = {"curves", "interpolation", "latent_space", "manifold", "reconstructions", "samples", "traversal"}
 EVALUATION = {"bounds", "calibration", "dimensions", "weights", "worst"}  # and gaps, where images are chosen
-FAST = ["--num_particles", "25", "--images", "50", "--chosen", "0"]
+FAST = ["--num_particles", "25", "--images", "50", "--chosen", "0", "--proposal", "guide"]
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -29,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 def trained(tmp_path_factory):
     """A small run, made once."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["train", *SMALL, "--run_dir", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        close_briefly(patch)
+        assert main(["train", *SMALL, "--run_dir", str(folder)]) == 0
     return folder
 
 
@@ -43,7 +46,8 @@ COLUMNS = ["train", "valid", "valid_reconstruction", "valid_kl", "train_at_beta_
 
 
 class TestTrain:
-    def test_prints_a_table_and_the_run_directory(self, capsys, unrendered):
+    def test_prints_a_table_and_the_run_directory(self, capsys, unrendered, monkeypatch):
+        monkeypatch.setattr("pyro_vae.report.closing.MOST", 50 * (300 * 2 + 20))
         assert main(["train", *SMALL, "--run_dir", "here/run"]) == 0
         shown = capsys.readouterr()
         lines = shown.out.splitlines()
@@ -164,7 +168,7 @@ class TestTrain:
 
 class TestEvaluate:
     def test_repeats_the_closing_table(self, capsys, monkeypatch, unrendered):
-        monkeypatch.setattr(report.table, "__defaults__", (25, 50, 0, False))
+        close_briefly(monkeypatch, 25)
         assert main(["train", *SMALL, "--run_dir", "run"]) == 0
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "valid", "test"))]
         assert main(["evaluate", "run", *FAST]) == 0

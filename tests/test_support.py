@@ -312,6 +312,8 @@ class TestBitsPerDim:
             levels = 17 if how == "dequantised" else None
             for row, split in zip(shown.splitlines()[1:4], dataset.splits.values(), strict=True):
                 nats = evaluate.summary(vae, split, num_particles=3, images=5).nll[0]
+                if split is dataset.test:  # of the better bound
+                    nats = min(nats, evaluate.summary(vae, split, 3, 5, proposal="adapted").nll[0])
                 if split is not dataset.train or how == "grey":
                     assert float(row.split()[-1]) == pytest.approx(evaluate.bits_per_dim(nats, 64, levels), abs=6e-4)
 

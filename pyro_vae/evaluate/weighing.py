@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from pyro_vae.annealing import drawn
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
 from pyro_vae.evaluate.adapted import Adapted, density, fitting_draws
 from pyro_vae.objectives.base import check_choice, check_least
-from pyro_vae.program import Draws, Posterior, drawn_posterior, point_of, posterior_of
+from pyro_vae.program import Draws, Posterior, Structure, drawn_posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test, forked
 
 Proposal = Literal["guide", "adapted"]
@@ -25,6 +26,8 @@ ORIGINS = {"guide": "from the guide", "adapted": "from a proposal adapted to eac
 TOGETHER = 32  # draws of an image at least, where so many fit
 MOST = 2_000  # images decoded at once: more do not fit in a CPU's caches, and are slower
 MANY = 100  # chunks, in less time than which no graph is recorded
+
+_rooms = WeakKeyDictionary[Structure, dict[tuple[int, int], tuple[int, int]]]()  # of programs at data
 
 
 @contextmanager
@@ -53,11 +56,15 @@ def batches_that_fit(posterior: Posterior, run: Callable[[Posterior], Any], unit
 @torch.no_grad()
 def room(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
     """Return how many data can be weighed at once in a gibibyte, and how many draws of all, each at most ``most``."""
-    device, few, images = posterior.data[0].device, posterior, len(posterior)
-    if not posterior.structure.whole:
-        few = posterior[:2]  # one alone may be a case of its own
-        images = 2 * how_many_fit(lambda n: posterior[: 2 * n].log_weights(1), most // 2, device)
-    return images, len(few) * how_many_fit(few.log_weights, max(2, most // len(few)), device)
+    few = posterior if posterior.structure.whole else posterior[:2]  # one alone may be a case of its own
+    known = _rooms.setdefault(posterior.structure, {})
+    if (most, len(few)) not in known:
+        device, images = posterior.data[0].device, len(posterior)
+        if not posterior.structure.whole:
+            images = 2 * how_many_fit(lambda n: posterior[: 2 * n].log_weights(1), most // 2, device)
+        draws = len(few) * how_many_fit(few.log_weights, max(2, most // len(few)), device)
+        known[most, len(few)] = images, draws
+    return known[most, len(few)]
 
 
 def log_weights(

@@ -60,18 +60,17 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
     Images and reconstructions are of shape ``(B, *event)``, k-hat is of shape ``(B,)``.
     """
     num = min(num, len(x))
-    order = k.argsort(descending=True)
+    order, (height, width) = k.argsort(descending=True), x.shape[-2:]
     kinds = {"Largest k-hat: the guide is worst": order[:num], "Smallest: the guide is best": order.flip(0)[:num]}
-    figure = Figure(figsize=(max(5.0, 0.75 * num), 4.6), layout="constrained")
-    for page, (title, chosen) in zip(figure.subfigures(2, 1, squeeze=False)[:, 0], kinds.items(), strict=True):
-        page.suptitle(f"{title}. Reconstructions below", fontsize=10)
-        pairs = _colours(torch.stack([x[chosen], x_hat[chosen]]), x.dim() == 4)
-        panels = page.subplots(2, num, squeeze=False)
-        for axes, image in zip(panels.ravel(), pairs.flatten(0, 1), strict=True):
-            axes.imshow(image.numpy(), interpolation="nearest")
-            axes.set_axis_off()
-        for axes, value in zip(panels[0], k[chosen].tolist(), strict=True):
-            axes.set_title(f"{value:.2f}", fontsize=8)
+    figure = Figure(figsize=(max(5.0, 0.75 * num), 1 + 3 * height / width), layout="constrained")
+    for axes, (title, chosen) in zip(figure.subplots(2, 1), kinds.items(), strict=True):
+        axes.imshow(_page(torch.stack([x[chosen], x_hat[chosen]]), gap=1).numpy(), interpolation="nearest")
+        axes.set_title(f"{title}. Reconstructions below", fontsize=10)
+        middles = [i * (width + 1) + width / 2 - 0.5 for i in range(num)]
+        axes.set_xticks(middles, [f"{value:.2f}" for value in k[chosen].tolist()], fontsize=8)
+        axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
     return figure
 
 
@@ -80,8 +79,7 @@ def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
     if x.dim() not in (4, 5):
         got = f"shape {tuple(x.shape)}. Reshape vectors to images first."
         raise ValueError(f"Expected images (rows, columns, [channels,] height, width); got {got}")
-    tiles = pad(_colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
-    page = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
+    page = _page(x, gap)
     # Small images are drawn small: an eye reads few large blocks worse than few small ones.
     wide = min(10.0, max(4.0, (0.2 + 0.0125 * x.shape[-1]) * x.shape[1]))
     figure = Figure(figsize=(wide, wide * page.shape[0] / page.shape[1] + 0.4), layout="constrained")
@@ -90,6 +88,12 @@ def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
     return figure
+
+
+def _page(x: Tensor, gap: int) -> Tensor:
+    """Return rows and columns of images as one, of shape ``(height, width, 3)``."""
+    tiles = pad(_colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
+    return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
 
 
 def _colours(x: Tensor, channels: bool) -> Tensor:

@@ -148,6 +148,7 @@ def evaluation(
             model.numbers |= {f"adapted, {name}": number for name, number in judged["adapted"].numbers.items()}
         model.lines += refusal
         guide = [judged["guide"]]
+        guide[0].figures = findings.figures_of_weights(whole, num_particles, guide[0])
         if few:
             log_p = model.images.get("-log p(x) by AIS", nll[best][:few] if trusted else None)
             guide.append(findings.gaps(whole[:few], log_p, progress))

@@ -67,7 +67,7 @@ def bounds(whole: Posterior, log_w: Tensor, chosen: int, temperatures: int, prog
 
 
 def weights(whole: Posterior, log_w: Tensor) -> Finding:
-    """Ask how good the guide is by its weights, and draw the images, if such they are, where it is worst."""
+    """Ask how good a proposal is by its weights."""
     if len(log_w) < FEWEST:
         return Finding([f"No k-hat: it takes {FEWEST} particles."])
     try:
@@ -78,7 +78,7 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
     usable, poor = (1 - (k <= line).double().mean().item() for line in (0.5, 0.7))
     largest = ", ".join(f"{k[i]:.2f} ({images[:-1]} {i})" for i in order[:4].tolist())
     middle = (poor * num + 2) / (num + 4)  # that of Agresti and Coull (1998), since of none or all the error is not 0
-    found = Finding(
+    return Finding(
         [
             f"Pareto k-hat: median {k.median():.2f}; above 0.5 for {usable:.1%} of the {images}, above 0.7 for "
             f"{poor:.1%}. Largest: {largest}.",
@@ -87,15 +87,22 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
         {"k, median": k.median().item(), "k > 0.7": poor, "ESS, median": ess.median().item()}
         | {"k > 0.7, error": math.sqrt(middle * (1 - middle) / (num + 4))},
         {"k-hat": k, "ESS": ess},
-        {"weights": plots.weights(k, ess, len(log_w), images)},
     )
-    x = whole.data[0]
+
+
+def figures_of_weights(whole: Posterior, num: int, found: Finding) -> dict[str, Figure]:
+    """Draw k-hat and ESS of so many draws, as found, and the images, if such they are, where the guide is worst."""
+    if not found.images:
+        return {}
+    k, ess = found.images["k-hat"], found.images["ESS"]
+    figures, x = {"weights": plots.weights(k, ess, num, name_of(whole))}, whole.data[0]
     if x.dim() in (3, 4) and shows(whole.program, "reconstruct", whole.data):
         white = max(x.nan_to_num(0.0).max().item(), 1.0)
+        order = k.argsort(descending=True)
         ends = torch.cat([order[:SHOWN], order[SHOWN:][-SHOWN:]])  # of all, few are drawn
         x_hat = whole.program.reconstruct(*(column[ends] for column in whole.data))
-        found.figures["worst"] = plots.worst(x[ends] / white, x_hat / white, k[ends], SHOWN)
-    return found
+        figures["worst"] = plots.worst(x[ends] / white, x_hat / white, k[ends], SHOWN)
+    return figures
 
 
 def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Finding:
