@@ -4,6 +4,8 @@ One VAE for each guide, the same networks and the same budget, on binarised imag
 
 - IS, AIS: -log p(x) by importance sampling from the guide, and by annealed importance sampling; upper bounds both, so
   that the smaller one is right, and IS - AIS, paired over images, is at least what importance sampling lacks;
+- adapted, with ``--num_adapted``: by importance sampling from a proposal that is fitted to each image's posterior;
+  adapted - AIS, paired; its share of k-hat above 0.7; and how many times its CPU time AIS took;
 - BDMC gap: between AIS and an upper bound on log p(x), for images that the model draws: what AIS may lack there;
 - k-hat: the Pareto shape of an image's weights. Above 0.7 importance sampling is said to be not to be trusted;
 - approximation: log p(x) less the ELBO of the best guide of the family for each image; amortisation: what the
@@ -28,6 +30,7 @@ and all that is asked of the guide here comes out perfect, of a model that is us
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,7 @@ from torch import Tensor
 from pyro_vae import VAE, ais, evaluate, fit, guides, likelihoods, networks, objectives, posterior
 from pyro_vae.conditional import Family
 from pyro_vae.data import load
+from pyro_vae.evaluate.adapted import ROUNDS
 
 GUIDES: dict[str, Callable[[int], Family]] = {
     "DiagonalNormal": guides.DiagonalNormal,
@@ -61,6 +65,7 @@ def main(
     lr: float = 2e-3,
     images: int = 200,
     num_particles: int = 5000,
+    num_adapted: int = 0,
     temperatures: int = 500,
     steps: int = 500,
     workers: int = 2,
@@ -78,7 +83,8 @@ def main(
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
         images: Test images that are measured, the first ones.
-        num_particles: Draws per image for importance sampling.
+        num_particles: Draws per image for importance sampling from the guide.
+        num_adapted: Draws per image from an adapted proposal, if any, beside those that fit it.
         temperatures: Of AIS, 16 chains from the guide.
         steps: In which a guide is refined for each image.
         workers: Models at once, in a process of one thread each.
@@ -94,6 +100,7 @@ def main(
         "fit": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lr_schedule": "one-cycle"},
         "images": images,
         "num_particles": num_particles,
+        "num_adapted": num_adapted,
         "temperatures": temperatures,
         "steps": steps,
     }
@@ -107,6 +114,10 @@ def main(
         f"{temperatures:,} temperatures from the guide; the ELBO at beta = 1; guides refined in {steps:,} steps. "
         "Nats per image."
     )
+    if num_adapted:
+        caption += (
+            f" Of adapted proposals {num_adapted:,} draws, after at least {sum(ROUNDS) * latent:,} that fit them."
+        )
     write_table(rows, stem, caption)
     picture(chosen, found, dataset.test[:images]).savefig(stem.with_suffix(".png"), dpi=120)
 
@@ -122,7 +133,7 @@ def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
     )
     fit(vae, dataset, objectives.ELBO(), progress=False, **options["fit"])
     x = dataset.test[: options["images"]]
-    numbers = measure(vae, x, options["num_particles"], options["temperatures"], options["steps"])
+    numbers, seconds = measure(vae, x, options["num_particles"], options["temperatures"], options["steps"])
     lower, upper = ais.bdmc(vae, min(50, len(x)), temperatures=options["temperatures"], seed=0)
     row: dict[str, Any] = {
         "IS": _pair(numbers["IS"]),
@@ -136,15 +147,28 @@ def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
         "k-hat > 0.7": (numbers["k-hat"] > 0.7).double().mean().item(),
         "90% holds": posterior.sbc(vae, 1000).coverage([0.9]).mean().item(),
     }
+    if options["num_adapted"]:
+        row |= by_adapted(vae, x, options["num_adapted"], numbers["AIS"], seconds)
     return row, {key: value.numpy() for key, value in numbers.items()}, vae.reconstruct(x).numpy()
 
 
-def measure(vae: VAE, x: Tensor, num_particles: int, temperatures: int, steps: int) -> dict[str, Tensor]:
-    """Return what is measured of each image."""
+def by_adapted(vae: VAE, x: Tensor, num: int, annealed: Tensor, seconds: float) -> dict[str, Any]:
+    """Return cells of adapted proposals, beside -log p(x) by AIS and its CPU time."""
+    start = process_time()
+    log_w = evaluate.log_weights(vae, x, num, seed=0, proposal="adapted")
+    ratio, nll, k = seconds / (process_time() - start), -evaluate.iwae(log_w), evaluate.pareto_k(log_w)
+    cells = {"adapted": _pair(nll), "adapted - AIS": _pair(nll - annealed)}
+    return cells | {"adapted, k-hat > 0.7": (k > 0.7).double().mean().item(), "AIS's time / adapted's": ratio}
+
+
+def measure(vae: VAE, x: Tensor, num_particles: int, temperatures: int, steps: int) -> tuple[dict[str, Tensor], float]:
+    """Return what is measured of each image, and the CPU time of AIS."""
     log_w = evaluate.log_weights(vae, x, num_particles, seed=0)
+    start = process_time()
     annealed = ais.ais(vae, x, temperatures=temperatures, seed=0)
+    seconds = process_time() - start
     gaps = posterior.gaps(vae, x, torch.maximum(annealed, evaluate.iwae(log_w)), steps=steps, seed=0)
-    return {
+    numbers = {
         "IS": -evaluate.iwae(log_w),
         "AIS": -annealed,
         "-ELBO": -gaps.elbo,
@@ -153,6 +177,7 @@ def measure(vae: VAE, x: Tensor, num_particles: int, temperatures: int, steps: i
         "k-hat": evaluate.pareto_k(log_w),
         "ESS": evaluate.ess(log_w),
     }
+    return numbers, seconds
 
 
 def _pair(values: Tensor) -> tuple[float, float]:

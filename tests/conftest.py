@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import random
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,14 @@ def short_pilots(monkeypatch):
     """Short pilot runs of AIS, whose bounds are bounds then too, though looser."""
     monkeypatch.setattr("pyro_vae.annealing.PILOT", 6)
     monkeypatch.setattr("pyro_vae.annealing.SETTLE", 2)
+
+
+@pytest.fixture
+def brief_gaps(monkeypatch):
+    """Guides refined in few steps, for what does not depend on how good they are."""
+    from pyro_vae import posterior
+
+    monkeypatch.setattr(posterior, "gaps", partial(posterior.gaps, steps=20))
 
 
 @pytest.fixture

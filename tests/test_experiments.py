@@ -236,6 +236,18 @@ def test_the_readme_says_what_the_committed_inference_says():
     assert f"{found['approximation']:.2f} nats are the family's, {found['amortisation']:.2f} the encoder's" in readme
 
 
+def test_inference_asks_adapted_proposals_too(few, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("inference")
+    monkeypatch.setattr(module, "fit", partial(fit, compile="off"))
+    with torch.random.fork_rng():
+        module.main(**SMALL["inference"] | {"chosen": ("DiagonalNormal",)}, num_adapted=30, out=str(tmp_path))
+    (row,) = rows(tmp_path / "inference.csv")
+    assert float(row["adapted - AIS"]) == pytest.approx(float(row["adapted"]) - float(row["AIS"]), abs=1e-4)
+    assert 0 <= float(row["adapted, k-hat > 0.7"]) <= 1
+    assert float(row["AIS's time / adapted's"]) > 0
+    assert "30 draws, after at least 525 that fit them" in (tmp_path / "inference.md").read_text()
+
+
 def test_the_committed_gaps_are_what_the_elbo_lacks():
     """Of log p(x), which is the larger of two bounds."""
     for row in rows(EXPERIMENTS / "results" / "inference.csv"):

@@ -47,7 +47,7 @@ COLUMNS = ["train", "valid", "valid_reconstruction", "valid_kl", "train_at_beta_
 
 class TestTrain:
     def test_prints_a_table_and_the_run_directory(self, capsys, unrendered, monkeypatch):
-        monkeypatch.setattr("pyro_vae.report.closing.MOST", 50 * (300 * 2 + 20))
+        monkeypatch.setattr("pyro_vae.report.closing.MOST", 50 * (175 * 2 + 20))
         assert main(["train", *SMALL, "--run_dir", "here/run"]) == 0
         shown = capsys.readouterr()
         lines = shown.out.splitlines()
@@ -175,7 +175,8 @@ class TestEvaluate:
         assert [line for line in capsys.readouterr().out.splitlines() if "±" in line][:3] == rows
 
     @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
-    def test_prints_and_writes_the_evaluation_and_draws_its_figures(self, run, capsys, short_pilots, unrendered):
+    @pytest.mark.usefixtures("short_pilots", "brief_gaps", "unrendered")
+    def test_prints_and_writes_the_evaluation_and_draws_its_figures(self, run, capsys):
         options = ["--num_particles", "30", "--images", "40", "--chosen", "2", "--temperatures", "15", "--seed", "3"]
         assert main(["evaluate", "run", *options]) == 0
         shown = capsys.readouterr().out

@@ -161,6 +161,7 @@ def full():
     return evaluation(*tiny(), num_particles=50, chosen=4, temperatures=20, seed=5, proposal="both")
 
 
+@pytest.mark.usefixtures("brief_gaps")
 @pytest.mark.filterwarnings("ignore:AIS")
 class TestEvaluation:
     def test_the_table_is_that_of_a_run_with_the_same_seed(self):
@@ -224,7 +225,7 @@ class TestEvaluation:
         n = found.numbers
         headline, particles, bounds, *_ = model.splitlines()
         assert headline.startswith(f"-log p(x) ≤ {n['test -log p(x)']:.2f} ± ")
-        assert headline.endswith(": 50 draws from a proposal adapted to each datum, after 900 to 2,400 that fit it.")
+        assert headline.endswith(": 50 draws from a proposal adapted to each datum, after 525 to 2,025 that fit it.")
         assert particles.split() == ["particles", "1", "10", "50"]
         assert f"{n['test -log p(x)']:.2f} ± " in bounds.rpartition("  ")[2]
         assert f"the first 4 images: -log p(x) ≤ {n['AIS']:.2f} ± " in model
@@ -331,6 +332,7 @@ class LogNormal(Family):
         return dist.LogNormal(loc, log_scale.exp())
 
 
+@pytest.mark.usefixtures("brief_gaps")
 @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
 class TestEvaluationOfAnyVAE:
     @pytest.fixture(autouse=True)
@@ -409,6 +411,7 @@ def test_an_evaluation_of_no_probability_says_so():
     assert found.table.splitlines()[3].split("  ")[-1] == "inf ± nan"
 
 
+@pytest.mark.usefixtures("brief_gaps")
 @pytest.mark.filterwarnings("ignore:AIS")
 def test_an_evaluation_of_one_image_and_few_particles_says_what_it_cannot_tell():
     vae = VAE.build((1, 8, 8), latent=2)

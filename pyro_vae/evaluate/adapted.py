@@ -7,7 +7,7 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,9 @@ from pyro_vae.annealing import SOME, drawn, walls
 from pyro_vae.evaluate.weights import ess, iwae
 from pyro_vae.program import Draws, Posterior
 
-ROUNDS = (25, 25, 25, 25, 50, 50, 100)  # of fitting: draws for each dimension
-MORE = 10  # rounds like the last but one, at most, for data of which few draws count
+ROUNDS = (25, 25, 25, 25, 25, 50)  # of fitting: draws for each dimension
+MORE = 10  # rounds like the last, at most, for data of which few draws count
+KEPT = 4  # rounds whose draws a fit is of
 FEW = 0.1  # of the draws
 DF = 10.0  # degrees of freedom: few would waste draws, many would leave tails out
 SPREAD = 3.0  # draws that count, for each dimension, that a covariance is told of
@@ -38,16 +39,43 @@ class Student(NamedTuple):
     loc: Tensor
     scale: Tensor
 
-    def draw(self, num: int) -> tuple[Tensor, Tensor]:
-        """Return draws ``(num, B, D)`` and their log-densities ``(num, B)``."""
-        dims = self.loc.shape[-1]
+    def draw(self, num: int) -> Tensor:
+        """Return draws ``(num, B, D)``."""
         chi2 = torch.distributions.Chi2(self.loc.new_tensor(DF)).sample((num, len(self.loc)))
         noise = torch.randn(num, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         noise = noise * (DF / chi2).sqrt().unsqueeze(-1)
+        return self.loc + torch.einsum("bij,kbj->kbi", self.scale, noise)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Return log-densities ``(K, B)`` at u, ``(K, B, D)``."""
+        dims, off = u.shape[-1], (u - self.loc).permute(1, 2, 0)
+        noise = torch.linalg.solve_triangular(self.scale, off, upper=False)
         constant = math.lgamma((DF + dims) / 2) - math.lgamma(DF / 2) - dims / 2 * math.log(math.pi * DF)
         volume = self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_q = constant - volume - (DF + dims) / 2 * (noise.square().sum(-1) / DF).log1p()
-        return self.loc + torch.einsum("bij,kbj->kbi", self.scale, noise), log_q
+        return constant - volume - (DF + dims) / 2 * (noise.square().sum(1).T / DF).log1p()
+
+    def of(self, rows: Tensor) -> "Student":
+        """Return those of some data."""
+        return Student(self.loc[rows], self.scale[rows])
+
+
+class Round(NamedTuple):
+    """Draws ``(K, B, D)`` of a law, and log p(x, u) there."""
+
+    law: Student
+    u: Tensor
+    log_p: Tensor
+
+    def log_weights(self) -> Tensor:
+        """Return the log-weights of the draws, ``(K, B)``."""
+        return self.log_p - self.law.log_prob(self.u)
+
+
+def fit_together(rounds: Sequence[Round]) -> Student:
+    """Return the Student t of the draws of several rounds, weighed as draws of the mixture of their laws."""
+    u = torch.cat([one.u for one in rounds])
+    log_q = torch.stack([one.law.log_prob(u) + math.log(len(one.u) / len(u)) for one in rounds]).logsumexp(0)
+    return fit(u, torch.cat([one.log_p for one in rounds]) - log_q)
 
 
 def fit(u: Tensor, log_w: Tensor) -> Student:
@@ -93,22 +121,28 @@ class Adapted:
         self.rows, self._density, self._at_once, self._update = rows, density, at_once, update
         self._walls = walls(drawn(rows, "guide", SOME), drawn(rows, "prior", SOME))
         dims = self._walls[0].shape[-1]
-        first, *rounds, last = (math.ceil(number * dims / at_once) * at_once for number in ROUNDS)
+        first, *others = (math.ceil(number * dims / at_once) * at_once for number in ROUNDS)
         u, log_w = self._first_draws(first)
         share, bound = ess(log_w) / len(u), iwae(log_w)
         if rows.structure.hidden:
             share, bound = torch.zeros_like(share), torch.full_like(bound, -math.inf)
-        for num in rounds:
-            u, log_w = self._draws_of(fit(u, log_w), num)
+        law, rounds = fit(u, log_w), list[Round]()
+        for num in others:
+            rounds = [*rounds[1 - KEPT :], self._round_of(law, num)]
+            law = fit_together(rounds)
+        log_w = rounds[-1].log_weights()
+        part = torch.arange(len(rows), device=u.device)
         for _ in range(MORE):
-            poor = (ess(log_w) < FEW * len(u)).nonzero().squeeze(-1)
+            poor = (ess(log_w[:, part]) < FEW * len(log_w)).nonzero().squeeze(-1)
             if not len(poor):
                 break
-            part = torch.arange(len(rows)) if rows.structure.whole else poor
-            u[:, part], log_w[:, part] = self._draws_of(fit(u[:, part], log_w[:, part]), num, part)
-        u, log_w = self._draws_of(fit(u, log_w), last)
+            if not rows.structure.whole:
+                part, rounds = part[poor], [Round(old.of(poor), u[:, poor], p[:, poor]) for old, u, p in rounds]
+            rounds = [*rounds[1 - KEPT :], self._round_of(law.of(part), len(log_w), part)]
+            log_w[:, part], fitted = rounds[-1].log_weights(), fit_together(rounds)
+            law = Student(*(new.index_copy(0, part, some) for new, some in zip(law, fitted, strict=True)))
         # All draws of a guide that is far off may be equally unlikely, and so count; the bound says that they are.
-        self.law, self.better = fit(u, log_w), (ess(log_w) / len(u) > share) | (iwae(log_w) > bound + 1)
+        self.law, self.better = law, (ess(log_w) / len(log_w) > share) | (iwae(log_w) > bound + 1)
 
     def log_weights(self, num: int) -> Tensor:
         """Return log-weights of new draws, of shape ``(num, B)``."""
@@ -144,11 +178,16 @@ class Adapted:
             log_ws.append(log_w)
         return torch.cat(us), torch.cat(log_ws)
 
-    def _draws_of(self, law: Student, num: int, part: Tensor | slice = ALL) -> tuple[Tensor, Tensor]:
-        """Return draws of some rows, ``(num, rows, D)``, and their log-weights."""
-        u, log_q = law.draw(num)
+    def _draws_of(self, law: Student, num: int) -> tuple[Tensor, Tensor]:
+        """Return draws ``(num, B, D)``, and their log-weights."""
+        draws = self._round_of(law, num)
+        return draws.u, draws.log_weights()
+
+    def _round_of(self, law: Student, num: int, part: Tensor | slice = ALL) -> Round:
+        """Return draws of some rows, ``(num, rows, D)``."""
+        u = law.draw(num)
         at_once = self._at_once * len(self.rows) // u.shape[1]
-        return u, torch.cat([self._at(draws, part) for draws in u.split(at_once)]) - log_q
+        return Round(law, u, torch.cat([self._at(some, part) for some in u.split(at_once)]))
 
     def _at(self, u: Tensor, part: Tensor | slice = ALL) -> Tensor:
         """Return log p(x, u) of some rows; minus infinity out of reach, where laws are not asked."""
@@ -163,7 +202,7 @@ class Adapted:
 def fitting_draws(posterior: Posterior) -> tuple[int, int]:
     """Return how many draws fit the adapted proposal of each datum: as a rule, and at most."""
     dims = len(posterior.names) if posterior.structure.continuous else 0
-    return sum(ROUNDS) * dims, (sum(ROUNDS) + MORE * ROUNDS[-2]) * dims
+    return sum(ROUNDS) * dims, (sum(ROUNDS) + MORE * ROUNDS[-1]) * dims
 
 
 def density(rows: Posterior, u: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def log_weights(
     on it, what they estimate does not. Where the answer is too large for memory, :func:`nll` adds up as it goes.
 
     With the ``adapted`` proposal draws are of a Student t with full covariance in real coordinates of the continuous
-    sites, fitted to the posterior of each datum by rounds of weighted draws, 300 for each dimension in all, before
+    sites, fitted to the posterior of each datum by rounds of weighted draws, 175 for each dimension or more, before
     those that count; classes are summed out. A datum keeps the guide where more of the guide's draws counted in the
     rounds, as of an exact one. Either way the mean of w is p(x).
 

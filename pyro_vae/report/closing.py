@@ -21,7 +21,7 @@ from pyro_vae.seeds import at_test
 from pyro_vae.words import aligned, images_or_rows, pair
 
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
-MOST = 2_000_000  # draws of adapted proposals that a closing table takes
+MOST = 1_000_000  # draws of adapted proposals that a closing table takes
 
 
 def table(
@@ -30,7 +30,7 @@ def table(
     """Write the ELBO, its two terms and -log p(x) of each split as a table, with what the numbers are.
 
     Nats per datum, mean and standard error over the images, as of :func:`pyro_vae.evaluate.summary`. Arguments are
-    those of :func:`evaluation`. Where two million draws are enough for it, -log p(x) of test images is by an adapted
+    those of :func:`evaluation`. Where a million draws are enough for it, -log p(x) of test images is by an adapted
     proposal, too.
     """
     device, rest = point_of(program).device, (num_particles, images, seed, progress)
