@@ -120,6 +120,21 @@ class TestWeights:
             found = evaluate.nll(model.vae("mean-field"), x, 1000, at_once, seed=0, proposal="adapted")
             torch.testing.assert_close(found, -model.log_evidence(x), rtol=0, atol=0.2)
 
+    def test_to_few_data_at_once_where_their_draws_are_many_numbers(self, monkeypatch):
+        """Of 4 rounds of 50 draws for each of 3 dimensions, in 3 dimensions."""
+        model, sizes = LinearGaussian(torch.randn(6, 3), torch.randn(6), scale=0.7), []
+
+        def fitted(rows, *rest):
+            sizes.append(len(rows))
+            return adapted.Adapted(rows, *rest)
+
+        monkeypatch.setattr(adapted, "AT_ONCE", 2 * 4 * 50 * 3 * 3)
+        monkeypatch.setattr(weighing, "Adapted", fitted)
+        x = torch.randn(5, 6)
+        found = evaluate.nll(model.vae("mean-field"), x, 1000, seed=0, proposal="adapted")
+        torch.testing.assert_close(found, -model.log_evidence(x), rtol=0, atol=0.2)
+        assert sizes == [2, 2, 1]
+
     def test_pixels_that_are_missing_are_integrated_out(self):
         model = LinearGaussian(torch.randn(6, 2), torch.randn(6), scale=0.7)
         x = torch.randn(5, 6)

@@ -20,6 +20,7 @@ from pyro_vae.program import Draws, Posterior
 ROUNDS = (25, 25, 25, 25, 25, 50)  # of fitting: draws for each dimension
 MORE = 10  # rounds like the last, at most, for data of which few draws count
 KEPT = 4  # rounds whose draws a fit is of
+AT_ONCE = 16_000_000  # numbers in the draws that fits are of
 FEW = 0.1  # of the draws
 DF = 10.0  # degrees of freedom: few would waste draws, many would leave tails out
 SPREAD = 3.0  # draws that count, for each dimension, that a covariance is told of
@@ -203,6 +204,11 @@ def fitting_draws(posterior: Posterior) -> tuple[int, int]:
     """Return how many draws fit the adapted proposal of each datum: as a rule, and at most."""
     dims = len(posterior.names) if posterior.structure.continuous else 0
     return sum(ROUNDS) * dims, (sum(ROUNDS) + MORE * ROUNDS[-1]) * dims
+
+
+def data_at_once(posterior: Posterior) -> int:
+    """Return to how many data proposals are fitted at once, so that their draws fit in memory."""
+    return max(1, AT_ONCE // (KEPT * max(ROUNDS) * len(posterior.names) ** 2))
 
 
 def density(rows: Posterior, u: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.annealing import drawn
 from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
-from pyro_vae.evaluate.adapted import Adapted, density, fitting_draws
+from pyro_vae.evaluate.adapted import Adapted, data_at_once, density, fitting_draws
 from pyro_vae.objectives.base import check_choice, check_least
 from pyro_vae.program import Draws, Posterior, Structure, drawn_posterior, point_of, posterior_of
 from pyro_vae.seeds import at_test, forked
@@ -145,7 +145,8 @@ def _chunks(
     adapted = proposal == "adapted" and bool(posterior.structure.continuous)
     images, draws = room(posterior) if at_once is None else (at_once, at_once)
     # Few images and many draws of each, since an image is encoded again for every chunk of its draws.
-    parts = batches(posterior, min(images, max(1, draws // min(num, TOGETHER))))
+    most = min(images, max(1, draws // min(num, TOGETHER)))
+    parts = batches(posterior, min(most, data_at_once(posterior)) if adapted else most)
     sizes = [max(1, draws // len(rows)) for rows in parts]
     fitting = fitting_draws(posterior)[0] if adapted else 0
     calls = sum(math.ceil((num + fitting) / size) for size in sizes)
