@@ -134,7 +134,8 @@ def evaluation(
             except ValueError as refused:
                 refusal = [f"No adapted proposal: {refused}"]
         nll = {name: -evaluate.iwae(weights) for name, weights in log_w.items()}
-        best: evaluate.Proposal = min(log_w, key=lambda name: nll[name].mean().item()) if proposal == "both" else of_all
+        means = {name: values.mean().nan_to_num(math.inf).item() for name, values in nll.items()}
+        best = min(log_w, key=means.__getitem__) if proposal == "both" else of_all
         test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, nll[of_all])
         judged = {name: findings.weights(whole, weights) for name, weights in log_w.items()}
         trusted = bool(trusts(judged[best].numbers | {"images": len(whole)}))
