@@ -74,7 +74,7 @@ def close_briefly(patch, num_particles=20, images=50):
     from pyro_vae import report
 
     patch.setattr(report.table, "__defaults__", (num_particles, images, 0, False))
-    patch.setattr("pyro_vae.report.closing.MOST", 0)
+    patch.setattr("pyro_vae.report.proposals.OF_TABLE", 0)
 
 
 @pytest.fixture

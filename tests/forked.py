@@ -15,9 +15,9 @@ import sys
 from matplotlib.figure import Figure
 from pyro_vae import report
 from pyro_vae.__main__ import main
-from pyro_vae.report import closing
+from pyro_vae.report import proposals
 report.table.__defaults__ = (20, 50, 0, False)
-closing.MOST = 0
+proposals.OF_TABLE = 0
 Figure.savefig = lambda *_, **__: None
 sys.exit(main(WORDS))
 """

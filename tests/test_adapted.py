@@ -124,12 +124,12 @@ class TestWeights:
         """Of 4 rounds of 50 draws for each of 3 dimensions, in 3 dimensions."""
         model, sizes = LinearGaussian(torch.randn(6, 3), torch.randn(6), scale=0.7), []
 
-        def fitted(rows, *rest):
+        def fit(rows, *rest):
             sizes.append(len(rows))
             return adapted.Adapted(rows, *rest)
 
         monkeypatch.setattr(adapted, "AT_ONCE", 2 * 4 * 50 * 3 * 3)
-        monkeypatch.setattr(weighing, "Adapted", fitted)
+        monkeypatch.setattr(weighing, "Adapted", fit)
         x = torch.randn(5, 6)
         found = evaluate.nll(model.vae("mean-field"), x, 1000, seed=0, proposal="adapted")
         torch.testing.assert_close(found, -model.log_evidence(x), rtol=0, atol=0.2)
@@ -277,7 +277,7 @@ class TestEvaluation:
         assert "50 draws from the guide." in both.sections["How good is the model? The first 4 test rows"][0]
 
     @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
-    def test_ais_is_asked_where_neither_is_trusted(self, trained, monkeypatch, short_pilots):
+    def test_ais_is_asked_where_weights_are_not_trusted(self, trained, monkeypatch, short_pilots):
         vae, dataset = trained[0], data.from_tensor(torch.randn(400, 4))
         options = self.OPTIONS | {"chosen": None, "images": 40, "temperatures": 5, "proposal": "guide"}
         monkeypatch.setattr("pyro_vae.report.findings.CHOSEN", 2)
@@ -302,8 +302,8 @@ class TestEvaluation:
 
     def test_many_draws_are_taken_where_they_are_asked_for_alone(self, trained, monkeypatch):
         vae, dataset = trained
-        monkeypatch.setattr("pyro_vae.report.findings.ADAPTED", 999)  # 4 * (200 + 50) = 1000 are needed
+        monkeypatch.setattr("pyro_vae.report.proposals.OF_EVALUATION", 999)  # 4 * (200 + 50) = 1000 are needed
         assert "adapted, k, median" not in evaluation(vae, dataset, **self.OPTIONS).numbers
         assert "adapted, k, median" in evaluation(vae, dataset, **self.OPTIONS, proposal="adapted").numbers
-        monkeypatch.setattr("pyro_vae.report.findings.ADAPTED", 1000)
+        monkeypatch.setattr("pyro_vae.report.proposals.OF_EVALUATION", 1000)
         assert "adapted, k, median" in evaluation(vae, dataset, **self.OPTIONS).numbers

@@ -47,7 +47,7 @@ COLUMNS = ["train", "valid", "valid_reconstruction", "valid_kl", "train_at_beta_
 
 class TestTrain:
     def test_prints_a_table_and_the_run_directory(self, capsys, unrendered, monkeypatch):
-        monkeypatch.setattr("pyro_vae.report.closing.MOST", 50 * (175 * 2 + 20))
+        monkeypatch.setattr("pyro_vae.report.proposals.OF_TABLE", 50 * (175 * 2 + 20))
         assert main(["train", *SMALL, "--run_dir", "here/run"]) == 0
         shown = capsys.readouterr()
         lines = shown.out.splitlines()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import close_briefly
 
-from pyro_vae import checkpoint, data, evaluate, load, report
+from pyro_vae import checkpoint, data, evaluate, load
 from pyro_vae.__main__ import main
 
 SOURCE = '''
@@ -99,7 +100,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+        close_briefly(patch)
         write_files()
         assert main([*TRAIN, "--run_dir", "run"]) == 0
     yield folder

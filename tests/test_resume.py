@@ -13,8 +13,9 @@ import forked
 import numpy as np
 import pytest
 import torch
+from conftest import close_briefly
 
-from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, load, objectives, priors, report
+from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, load, objectives, priors
 from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
 from pyro_vae.train import loop, running
@@ -309,7 +310,7 @@ def original(tmp_path_factory):
     """A run of the command, for all tests that copy it."""
     run = tmp_path_factory.mktemp("original") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+        close_briefly(patch)
         assert main([*OPTIONS.split(), str(run)]) == 0
     return run
 
@@ -318,7 +319,7 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def quick(self, tmp_path, monkeypatch, unrendered):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(report.table, "__defaults__", (20, 50, 0, False))
+        close_briefly(monkeypatch)
 
     @pytest.fixture
     def run(self, original, quick, capsys):

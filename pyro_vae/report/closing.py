@@ -7,6 +7,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,12 +17,12 @@ from pyro_vae import evaluate, plots
 from pyro_vae.data import Dataset
 from pyro_vae.data.supports import Levels, of_element
 from pyro_vae.evaluate.summaries import mean_and_error
-from pyro_vae.program import Posterior, coordinates, point_of, posterior_of
+from pyro_vae.program import coordinates, point_of, posterior_of
+from pyro_vae.report import proposals
 from pyro_vae.seeds import at_test
 from pyro_vae.words import aligned, images_or_rows, pair
 
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
-MOST = 1_000_000  # draws of adapted proposals that a closing table takes
 
 
 def table(
@@ -35,19 +36,11 @@ def table(
     """
     device, rest = point_of(program).device, (num_particles, images, seed, progress)
     values = {name: evaluate.per_image(program, part.to(device), *rest) for name, part in dataset.splits.items()}
-    adapted = None
     with at_test(program, device, seed):
         whole = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
-        with suppress(ValueError):  # data that no proposal can be adapted to
-            if is_cheap(whole, num_particles, MOST):
-                adapted = evaluate.nll(program, whole, num_particles, progress=progress, proposal="adapted")
+        log_w, _ = proposals.by_adapted(program, whole, num_particles, proposals.OF_TABLE, progress)
+    adapted = None if log_w is None else -evaluate.iwae(log_w)
     return write_table(program, dataset, values, num_particles, adapted=adapted)
-
-
-def is_cheap(whole: Posterior, num_particles: int, most: int) -> bool:
-    """Return whether there is an adapted proposal, and so many draws at most are enough for it."""
-    fitting, _ = evaluate.fitting_draws(whole)
-    return bool(fitting) and len(whole) * (fitting + num_particles) <= most
 
 
 def write_table(
@@ -74,7 +67,7 @@ def write_table(
         pairs = [mean_and_error(column) for column in found]
         nll, cells = pairs[-1][0], ["-"] if also else []
         if adapted is not None and name == "test":
-            nll, cells = min(nll, adapted.mean().item()), [pair(mean_and_error(adapted))]
+            nll, cells = float(np.fmin(nll, adapted.mean().item())), [pair(mean_and_error(adapted))]
         cells += [f"{bits(nll):.3f}"] if bits else []
         cells += ["-" if math.isnan(mean) else f"{mean:.1%} ± {error:.1%}" for mean, error in measures[name].values()]
         rows.append([name, f"{len(found.nll):,}", *map(pair, pairs), *cells])
@@ -83,16 +76,10 @@ def write_table(
     notes = (
         f"nats per datum, mean ± standard error over the {images}; {dataset}; log p(x{given}) is of a {kind}{left_out}."
         f"\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
-        f"{num_particles:,} draws {origin(whole, proposal)}: too large on average."
+        f"{num_particles:,} draws {proposals.origin(whole, proposal)}: too large on average."
     )
-    notes += f"\nAdapted: -log p(x) by as many draws {origin(whole, 'adapted')}." if also else ""
+    notes += f"\nAdapted: -log p(x) by as many draws {proposals.origin(whole, 'adapted')}." if also else ""
     return "\n".join([*aligned(rows), notes + note])
-
-
-def origin(whole: Posterior, proposal: evaluate.Proposal) -> str:
-    """Say what draws are from, and how many fit an adapted proposal before."""
-    least, most = evaluate.fitting_draws(whole) if proposal == "adapted" else (0, 0)
-    return f"{evaluate.ORIGINS[proposal]}{f', after {least:,} to {most:,} that fit it' if most else ''}"
 
 
 def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[float], float] | None, str]:

@@ -7,8 +7,6 @@ from pyro_vae.words import above, nats, pair
 
 Numbers = Mapping[str, float]
 
-K_OF = {"guide": "", "adapted": "adapted, "}  # how the names of a proposal's numbers begin
-
 
 def diagnosis(numbers: Numbers, images: str = "images") -> list[str]:
     """Return what the numbers say of a program, a sentence or two on each subject: yes, no, or that they cannot tell.
@@ -50,16 +48,16 @@ def _collapse(n: Numbers, images: str) -> str:
     return " ".join([lost] * bool(collapsed) + [doubt] * bool(unsure)) or used
 
 
-def trusts(n: Numbers, proposal: str = "guide") -> bool | None:
-    """Say whether importance sampling from a proposal is to be trusted: k-hat is above 0.7 for at most a tenth."""
-    name = f"{K_OF[proposal]}k > 0.7"
-    return None if name not in n or (large := _told(n, name, "images", 0.1)) is None else not large
+def trusts(n: Numbers, name: str = "k > 0.7") -> bool | None:
+    """Say whether importance sampling is to be trusted: k-hat is above 0.7 for at most a tenth of the images."""
+    large = _told(n, name, "images", 0.1) if name in n else None
+    return None if large is None else not large
 
 
 def _trust(n: Numbers, images: str) -> str:
     advice = "Quote AIS." if "AIS" in n else "Ask AIS, with --chosen 50."
     if "adapted, k > 0.7" in n:
-        own = "Quote -log p(x) by it." if trusts(n, "adapted") else advice
+        own = "Quote -log p(x) by it." if trusts(n, "adapted, k > 0.7") else advice
         advice = f"With the proposal adapted to each it is for {n['adapted, k > 0.7']:.1%}. {own}"
     else:
         advice += " Or take --proposal adapted."

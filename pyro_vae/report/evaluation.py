@@ -18,8 +18,8 @@ from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.program import point_of, posterior_of
-from pyro_vae.report import findings
-from pyro_vae.report.closing import COLUMNS, is_cheap, origin, write_table
+from pyro_vae.report import findings, proposals
+from pyro_vae.report.closing import COLUMNS, write_table
 from pyro_vae.report.diagnosis import diagnosis, trusts
 from pyro_vae.seeds import at_test
 from pyro_vae.words import pair
@@ -101,7 +101,8 @@ def evaluation(
             own draws either way.
 
     Raises:
-        ValueError: If there are no particles, images or temperatures, or ``chosen`` is negative.
+        ValueError: If there are no particles, images or temperatures, ``chosen`` is negative, or there is no such
+            ``proposal``.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -125,41 +126,37 @@ def evaluation(
         reconstruction, kl = evaluate.split(program, whole, evaluate.DRAWS)
         weigh = partial(evaluate.log_weights, program, whole, num_particles, progress=progress)
         log_w: dict[evaluate.Proposal, Tensor] = {"guide": weigh()}
-        refusal = list[str]()
+        why: list[str] = []
         if proposal == "adapted":
             log_w["adapted"] = weigh(proposal="adapted")
-        elif proposal == "both" and is_cheap(whole, num_particles, findings.ADAPTED):
-            try:
-                log_w["adapted"] = weigh(proposal="adapted")
-            except ValueError as refused:
-                refusal = [f"No adapted proposal: {refused}"]
+        elif proposal == "both":
+            other, why = proposals.by_adapted(program, whole, num_particles, proposals.OF_EVALUATION, progress)
+            log_w |= {} if other is None else {"adapted": other}
         nll = {name: -evaluate.iwae(weights) for name, weights in log_w.items()}
         means = {name: values.mean().nan_to_num(math.inf).item() for name, values in nll.items()}
         best = min(log_w, key=means.__getitem__) if proposal == "both" else of_all
         test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, nll[of_all])
-        judged = {name: findings.weights(whole, weights) for name, weights in log_w.items()}
-        trusted = bool(trusts(judged[best].numbers | {"images": len(whole)}))
+        verdicts = {name: findings.weights(whole, weights) for name, weights in log_w.items()}
+        trust = trusts(verdicts[best].numbers | {"images": len(whole)})
         few = findings.CHOSEN if chosen is None else chosen
-        asked = 0 if trusted and chosen is None else few
-        model = findings.bounds(whole, log_w[best], asked, temperatures, progress)
-        if len(log_w) > 1:
-            said = f"{num_particles:,} draws {origin(whole, best)}"
-            model.lines.insert(0, f"-log p(x) ≤ {pair(mean_and_error(nll[best]))}: {said}.")
-            model.lines += [f"Of the adapted proposal: {line}" for line in judged["adapted"].lines]
-            model.numbers |= {f"adapted, {name}": number for name, number in judged["adapted"].numbers.items()}
-        model.lines += refusal
-        guide = [judged["guide"]]
-        guide[0].figures = findings.figures_of_weights(whole, num_particles, guide[0])
+        bounds = findings.bounds(whole, log_w[best], 0 if trust and chosen is None else few, temperatures, progress)
+        model = [bounds, findings.Finding(why)]
+        if "adapted" in log_w:
+            draws = f"{num_particles:,} draws {proposals.origin(whole, best)}"
+            headline = findings.Finding([f"-log p(x) ≤ {pair(mean_and_error(nll[best]))}: {draws}."])
+            model = [headline, *model, findings.of_adapted(verdicts["adapted"])]
+        guide = [verdicts["guide"]]
+        guide[0].figures = findings.figures_of_weights(whole, num_particles, guide[0].images)
         if few:
-            log_p = model.images.get("-log p(x) by AIS", nll[best][:few] if trusted else None)
-            guide.append(findings.gaps(whole[:few], log_p, progress))
+            known = nll[best][:few] if trust else None
+            guide.append(findings.gaps(whole[:few], bounds.images.get("-log p(x) by AIS", known), progress))
         guide.append(findings.calibration(whole, seed))
-        answers = {"How good is the model?": [model], "How good is the guide?": guide}
+        answers = {"How good is the model?": model, "How good is the guide?": guide}
         answers["What do codes say?"] = [findings.codes(whole)]
     called = findings.name_of(whole)
-    also = nll["adapted"] if proposal == "both" and len(nll) > 1 else None
-    written = write_table(program, dataset, values, num_particles, of_all, also)
-    found = Evaluation(written, {}, {}, {}, {}, called)
+    also = nll.get("adapted") if proposal == "both" else None
+    table = write_table(program, dataset, values, num_particles, of_all, also)
+    found = Evaluation(table, {}, {}, {}, {}, called)
     columns = dict(zip(COLUMNS, test._replace(nll=nll[best]), strict=True))
     for question, parts in answers.items():
         if lines := [line for part in parts for line in part.lines]:

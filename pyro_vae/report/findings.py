@@ -1,7 +1,7 @@
 """What test images tell of the model, of the guide and of codes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,6 @@ from pyro_vae.words import aligned, images_or_rows, pair
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
 CHOSEN = 50  # images whose guides are refined, and of which AIS is asked, where no number is given
-ADAPTED = 10_000_000  # draws of adapted proposals that are taken where no proposal is given
 MOST_CODES = 2000  # images whose codes are compared with each other: the work grows with their square
 SIMULATED = 500  # data for calibration
 SHOWN = 12  # images where the guide is worst, and as many where it is best
@@ -90,11 +89,17 @@ def weights(whole: Posterior, log_w: Tensor) -> Finding:
     )
 
 
-def figures_of_weights(whole: Posterior, num: int, found: Finding) -> dict[str, Figure]:
-    """Draw k-hat and ESS of so many draws, as found, and the images, if such they are, where the guide is worst."""
-    if not found.images:
+def of_adapted(finding: Finding) -> Finding:
+    """Return what weights say, under the name of the adapted proposal; columns of images are the guide's alone."""
+    numbers = {f"adapted, {name}": number for name, number in finding.numbers.items()}
+    return Finding([f"Of the adapted proposal: {line}" for line in finding.lines], numbers)
+
+
+def figures_of_weights(whole: Posterior, num: int, columns: Mapping[str, Tensor]) -> dict[str, Figure]:
+    """Draw k-hat and ESS of so many draws, if they are known, and images where the guide is worst, if such they are."""
+    if not columns:
         return {}
-    k, ess = found.images["k-hat"], found.images["ESS"]
+    k, ess = columns["k-hat"], columns["ESS"]
     figures, x = {"weights": plots.weights(k, ess, num, name_of(whole))}, whole.data[0]
     if x.dim() in (3, 4) and shows(whole.program, "reconstruct", whole.data):
         white = max(x.nan_to_num(0.0).max().item(), 1.0)
