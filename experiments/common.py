@@ -1,4 +1,4 @@
-"""What the experiments share: a judge of images, a page of images, and a table for machines and for readers."""
+"""What the experiments share: a judge of images, tables for machines and for readers, and the look of figures."""
 
 import csv
 import sys
@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import auto_cli
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
@@ -24,14 +27,16 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data import Dataset
 from pyro_vae.plots import MISSING
+from pyro_vae.plots.style import styled
 
-__all__ = ["Judge", "command", "in_processes", "over_seeds", "sharpness", "show", "write_table"]
+__all__ = ["Judge", "command", "draw", "in_processes", "label_ends", "mean_of", "over_seeds", "read_table"]
+__all__ += ["sharpness", "show", "spread_of", "ticks", "write_table"]
 
 Cell = str | int | float | tuple[float, float]
 
 
 def command(main: Callable[..., None]) -> None:
-    """Run ``main`` with its arguments from the command line; bad input ends it with one sentence."""
+    """Run ``main`` with its arguments from the command line; print bad input as one line and exit."""
     try:
         auto_cli(main)
     except (ValueError, OSError) as error:
@@ -39,9 +44,9 @@ def command(main: Callable[..., None]) -> None:
 
 
 def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) -> list[Any]:
-    """Call ``function(*job)`` for each job, so many at once in processes of one thread each; return what they did.
+    """Return ``function(*job)`` for each job, computed by ``workers`` processes of one thread each.
 
-    With one worker it is all done here. Jobs and what they return must be plain: numbers, names, arrays.
+    With one worker the jobs run in this process. Jobs and results must be plain: numbers, names, arrays.
     """
     show = {"total": len(jobs), "unit": " models"}
     if workers == 1:
@@ -51,23 +56,24 @@ def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], workers: i
 
 
 class Judge:
-    r"""Real images, and what they say of other images.
+    r"""Scores images by their likeness to real images.
 
     - confidence: the largest class probability of a multilayer perceptron trained on the real training images;
     - entropy: :math:`-\sum_c p_c \ln p_c` of its class probabilities, in nats;
     - distance: to the nearest real training image, :math:`\|x - x'\| / \sqrt{d}`, the root mean square difference
       of a pixel (black is 0, white is 1). A blurred image is nearer than a sharp one;
-    - unreadable: the share of images with less confidence than 95% of the real test images (of which, then, 0.05).
+    - unreadable: the share of images with less confidence than 95% of the real test images; for the real test images
+      it is 0.05.
 
-    Arguments:
-        dataset: With labels; the classifier learns from its training images and is tested on its test images.
-        seed: Of the classifier.
+    Args:
+        dataset: A data set with labels: training images for the classifier, and test images for its accuracy.
+        seed: Seed of the classifier.
     """
 
     def __init__(self, dataset: Dataset, seed: int = 0) -> None:
         train, test = dataset.train, dataset.test
         if train.labels is None or test.labels is None:
-            raise ValueError(f"Expected a data set with labels, to train a classifier on; got {dataset}.")
+            raise ValueError(f"Expected a data set with labels, for the classifier; got {dataset}.")
         real = _rows(train[:])
         self.classifier = MLPClassifier((256,), max_iter=500, random_state=seed).fit(real, train.labels.numpy())
         self.neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(real)
@@ -108,7 +114,7 @@ def sharpness(x: Tensor) -> float:
 
 
 def show(axes: Axes, x: Tensor, title: str = "") -> None:
-    """Draw a page of images, for x of shape ``(rows, columns, channels, height, width)``; NaN in a colour."""
+    """Draw a page of images, x of shape ``(rows, columns, channels, height, width)``, with NaN in a colour."""
     x = torch.where(x.isnan(), torch.tensor(MISSING).reshape(3, 1, 1), x)
     page = make_grid(x.flatten(0, 1).clamp(0, 1), nrow=x.shape[1], padding=1, pad_value=1.0)
     axes.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -117,12 +123,12 @@ def show(axes: Axes, x: Tensor, title: str = "") -> None:
 
 
 def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Return mean and standard deviation over runs of each number."""
+    """Return the mean and the standard deviation of each number over runs."""
     return {key: (fmean(run[key] for run in runs), pstdev(run[key] for run in runs)) for key in runs[0]}
 
 
 def write_table(rows: Sequence[Mapping[str, Cell]], stem: Path, caption: str) -> None:
-    """Write ``stem.csv``, with a column for each spread, and ``stem.md``, under a caption."""
+    """Write rows to ``stem.csv``, with a column for each spread, and to ``stem.md``, with a caption."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     flat: list[dict[str, str | int | float]] = []
     for row in rows:
@@ -140,8 +146,73 @@ def write_table(rows: Sequence[Mapping[str, Cell]], stem: Path, caption: str) ->
     stem.with_suffix(".md").write_text("\n".join([caption, "", *lines, ""]))
 
 
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table that :func:`write_table` wrote: numbers, pairs of a number and its spread, texts."""
+    with path.open(newline="") as file:
+        lines = [*csv.DictReader(file)]
+    return [
+        {key: _cell(text, line.get(f"{key} ±")) for key, text in line.items() if not key.endswith(" ±")}
+        for line in lines
+    ]
+
+
+def _cell(text: str, spread: str | None) -> Cell:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return (number, float(spread)) if spread else number
+
+
+def mean_of(cell: Any) -> float:
+    """Return the number of a cell, without its spread."""
+    return float(cell[0] if isinstance(cell, tuple) else cell)
+
+
+def spread_of(cell: Any) -> float:
+    """Return the spread of a cell, 0 where there is none."""
+    return float(cell[1]) if isinstance(cell, tuple) else 0.0
+
+
+def draw(figure: Callable[..., Figure], path: Path, *arguments: Any) -> None:
+    """Save what a function draws, in the look of all figures; eight inches are 1,200 pixels."""
+    with rc_context({"font.size": 9}):
+        styled(figure)(*arguments).savefig(path, dpi=150)
+
+
+def ticks(axis: Axis, places: Sequence[float]) -> None:
+    """Put plain numbers at a few places of an axis, and nothing between them."""
+    axis.set_ticks(list(places), [f"{place:,.10g}" for place in places])
+    axis.set_ticks([], minor=True)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.06) -> None:
+    """Write a label right of the axes at the height of each end: x, y, text, colour; no two closer than ``gap``.
+
+    Limits and scales must be set before.
+    """
+    order = sorted(ends, key=lambda end: end[1])
+    scale = axes.transScale + axes.transLimits
+    heights = [float(scale.transform(end[:2])[1]) for end in order]
+    for _ in range(200):
+        for i in range(len(heights) - 1):
+            if (lack := gap - (heights[i + 1] - heights[i])) > 0:
+                heights[i : i + 2] = heights[i] - lack / 2, heights[i + 1] + lack / 2
+    for (x, y, text, colour), height in zip(order, heights, strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 2},
+        )
+
+
 def _texts(column: Sequence[Cell]) -> list[str]:
-    """Write the numbers of one column with equally many decimals, or with three digits each where they differ much."""
+    """Format the numbers of a column with the same decimals, or with three digits each if their sizes differ much."""
     numbers = [abs(cell[0] if isinstance(cell, tuple) else cell) for cell in column if not isinstance(cell, str)]
     wide = any(numbers) and max(numbers) > 100 * min(number for number in numbers if number)
     places = 3 if all(number < 10 for number in numbers) else 1

@@ -1,4 +1,4 @@
-"""What the benchmark times, each part in a process of its own: threads are set before torch and JAX start."""
+"""The measurements of the benchmark; each runs in a new process, since torch and JAX read threads at their start."""
 
 import json
 import os
@@ -33,13 +33,13 @@ Numbers = dict[str, Any]
 
 
 def vae(event: tuple[int, ...] = (784,), latent: int = 20, hidden: int = 400) -> VAE:
-    """784-400-20-400-784 with a Gaussian of scale 0.1."""
+    """Return a VAE of 784-400-20-400-784 with a Gaussian likelihood of scale 0.1."""
     gaussian = partial(likelihoods.Gaussian, scale=0.1)
     return VAE.build(event, latent, likelihood=gaussian, network=partial(MLP, hidden=(hidden,)))
 
 
 def ours(model: VAE, objective: Objective, batch: int, how: Any, precision: Any = "auto", binary: bool = False) -> Step:
-    """A step of ``CompiledSVI`` on one minibatch, warmed up."""
+    """Return a step of ``CompiledSVI`` on one minibatch, after 5 steps of warm-up."""
     x = torch.rand(batch, 784)
     svi = CompiledSVI(
         model.model,
@@ -52,12 +52,12 @@ def ours(model: VAE, objective: Objective, batch: int, how: Any, precision: Any 
     step = partial(svi.step, x.bernoulli() if binary else x)
     for _ in range(5):
         step()
-    assert svi.mode == how, f"expected a step by {how}; it runs by {svi.mode}"
+    assert svi.mode == how, f"expected mode {how}; got {svi.mode}"
     return step
 
 
 def steps(batch: int, rounds: int) -> Numbers:
-    """One step of the ELBO."""
+    """Time one step of the ELBO."""
     model = vae()
     return in_turn(
         {
@@ -74,7 +74,7 @@ def steps(batch: int, rounds: int) -> Numbers:
 
 
 def iwae(batch: int, rounds: int) -> Numbers:
-    """One step of IWAE with 50 particles on 784-200-200-50, and the most bytes of tensors at a time in it."""
+    """Time one step of IWAE with 50 particles on 784-200-200-50, and measure the peak memory of its tensors."""
     network = partial(MLP, hidden=(200, 200), activation="Tanh")
     model = VAE.build((784,), 50, likelihood=likelihoods.Bernoulli, network=network)
     contestants = {
@@ -88,7 +88,7 @@ def iwae(batch: int, rounds: int) -> Numbers:
 
 
 def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
-    """Seconds of an epoch of real MNIST: of ``fit``, with its parts, of pythae's trainer and of Pyro's own example."""
+    """Time an epoch of real MNIST in ``fit``, with its parts, in pythae's trainer and in Pyro's example."""
     mnist = data.load("mnist", root=root)
     found: dict[str, list[float]] = {"fit": [], "steps": [], "validation": []}
     spent = {"steps": 0.0, "validation": 0.0}
@@ -135,7 +135,7 @@ def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
 
 
 def scaling(rounds: int) -> Numbers:
-    """Milliseconds a step against batch, particles and latent size, around 256 images, 1 particle, 20 dimensions."""
+    """Time a step against batch, particles and latent size, around 256 images, 1 particle and 20 dimensions."""
     scales = {"batch": [256, 512, 1024, 2048, 4096], "particles": [1, 2, 4, 8, 16, 32], "latent": [128, 256, 512, 1024]}
     found: Numbers = {}
     for name, values in scales.items():
@@ -151,7 +151,7 @@ def scaling(rounds: int) -> Numbers:
 
 
 def data_size(images: int, batch: int, rounds: int) -> Numbers:
-    """Seconds of an epoch, and megabytes resident at most, on images in a .npy file that is read as needed."""
+    """Time an epoch on images that stay in a .npy file, and measure the peak of resident memory in megabytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         file = np.lib.format.open_memmap(path, "w+", np.uint8, (images, 28, 28))
@@ -160,7 +160,7 @@ def data_size(images: int, batch: int, rounds: int) -> Numbers:
             file[start : start + 10_000] = generator.integers(0, 256, (min(10_000, images - start), 28, 28), np.uint8)
         file.flush()
         del file
-        Path("/proc/self/clear_refs").write_text("5")  # the most that was resident is counted from here
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak of resident memory
         dataset = data.load(str(path), valid=1000)
         history = fit(
             vae((1, 28, 28), hidden=32), dataset, epochs=rounds, batch_size=batch, compile="graph", progress=False
@@ -170,7 +170,7 @@ def data_size(images: int, batch: int, rounds: int) -> Numbers:
 
 
 def parallel(root: str, batch: int, rounds: int) -> Numbers:
-    """Seconds of an epoch of real MNIST on the processes that torchrun started, and the losses."""
+    """Time an epoch of real MNIST on the processes of torchrun, and return the losses."""
     mnist = data.load("mnist", root=root)
     torch.manual_seed(0)
     history = fit(vae((1, 28, 28)), mnist, epochs=rounds + 2, batch_size=batch, compile="inductor", progress=False)
@@ -178,7 +178,7 @@ def parallel(root: str, batch: int, rounds: int) -> Numbers:
 
 
 def bfloat16(root: str, likelihood: str, epochs: int, seeds: int) -> Numbers:
-    """The ELBO of MNIST's validation images in bfloat16 less that in float32 after the same steps, nats, by seed."""
+    """Return the validation ELBO of MNIST in bfloat16 minus that in float32 after the same steps, nats, by seed."""
     binarize: Any = "dynamic" if likelihood == "Bernoulli" else "none"
     mnist = data.load("mnist", root=root, binarize=binarize)
     gaussian = partial(likelihoods.Gaussian, scale=0.1)

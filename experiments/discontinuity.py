@@ -1,32 +1,32 @@
-r"""Why does a plain autoencoder's latent space have gaps, and does a VAE's have none?
+r"""Gaps in the latent spaces of a plain autoencoder and of a VAE.
 
-The same two networks are trained twice: as a plain autoencoder, on squared error, where the code of x is the
+The script trains the same two networks twice: as a plain autoencoder on squared error, where the code of x is the
 encoder's mean; and as a VAE (Gaussian likelihood of learned scale, standard normal prior, beta = 1, 1 particle).
-Same architecture, start, epochs, batch size and optimiser. Then points of latent space are decoded, from
+Architecture, initial weights, epochs, batch size and optimiser are the same. Then it decodes points of latent space:
 
-- the codes of test images: no gap can be seen here, it is what either model was trained on;
-- the standard normal: the VAE's prior; a plain autoencoder has none, and nothing tells it how large codes are;
-- a Gaussian fitted to the codes (mean and covariance of the training codes), which is fair to both;
+- the codes of test images: both models are trained on such codes, so they show no gap;
+- the standard normal: the VAE's prior; a plain autoencoder has no prior, and no scale of its codes;
+- a Gaussian with the mean and the covariance of the training codes, which is fair to both;
 - the box around the codes: uniform between the least and the greatest training code of each dimension;
 - halfway: the midpoint of the codes of two test images of different classes.
 
-The decoded images are asked what :class:`common.Judge` asks: confidence and entropy (nats) of a classifier, distance
-to the nearest real training image (RMS per pixel, white is 1), and the share that cannot be read as surely as real
-ones. One quantity is the latent space's own, the *jitter*: how far the image goes, in RMS per pixel, when the code
-goes a tenth of the spread of the codes, :math:`z + 0.1 s \epsilon` with s the standard deviation of the training codes
-in each dimension. Where it is large, neighbours in latent space are not neighbours as images.
+:class:`common.Judge` scores the decoded images: confidence and entropy (nats) of a classifier, distance to the nearest
+real training image (RMS per pixel, white is 1), and the share of unreadable images. The *jitter* measures the latent
+space: the change of the image, in RMS per pixel, for a step of a tenth of the spread of the codes,
+:math:`z + 0.1 s \epsilon` with s the standard deviation of the training codes in each dimension. If it is large,
+neighbours in latent space are not neighbours as images.
 
-What the committed table shows. In 2 dimensions the codes fill the plane either way: the plain autoencoder's draws are
-about as readable as the VAE's, and what sets it apart is jitter. In 16 dimensions they do not: draws from the standard
-normal are far from any real image when a plain autoencoder decodes them, and much nearer when the VAE does; fitting a
-Gaussian to the codes afterwards makes up part of the difference. Neither is without gaps, since a mixture of the
-posteriors of the data is not the prior, and both are hardest to read halfway between classes.
+The committed table shows: In 2 dimensions the codes of both models fill the plane. The plain autoencoder's draws are
+about as readable as the VAE's, but its jitter is larger. In 16 dimensions draws from the standard normal are far from
+any real image if a plain autoencoder decodes them, and much nearer if the VAE does; a Gaussian fitted to the codes
+makes up a part of the difference. Both models have gaps, since a mixture of the posteriors of the data is not the
+prior, and both are hardest to read halfway between classes.
 
 References:
     Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
 
-    From Variational to Deterministic Autoencoders (Ghosh et al., 2020), who fit a density to a plain autoencoder's
-    codes after training, and find its samples as good as a VAE's.
+    From Variational to Deterministic Autoencoders (Ghosh et al., 2020): a density fitted to a plain autoencoder's
+    codes after training gives samples as good as a VAE's.
 
 The committed table and figure: ``python experiments/discontinuity.py``
 """
@@ -39,10 +39,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Judge, command, over_seeds, show, write_table
+from common import Judge, command, draw, over_seeds, show, write_table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from tqdm.auto import tqdm
@@ -50,8 +51,7 @@ from tqdm.auto import tqdm
 from pyro_vae import VAE, fit, networks
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Dataset, load
-
-TIGHT = {"markerscale": 3, "handletextpad": 0, "columnspacing": 0.8}
+from pyro_vae.plots.style import CLASSES
 
 
 def main(
@@ -71,14 +71,14 @@ def main(
     Args:
         data: Name of a data set with labels.
         root: Folder where torchvision finds it.
-        latents: Numbers of latent dimensions. Where 2 is among them there is a figure: the plane of 2, and draws of
-            the largest.
+        latents: Numbers of latent dimensions. A figure of 2 dimensions, and of draws of the largest number, needs 2
+            among them.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's learning rate.
-        seeds: How many times each model is trained.
-        points: Points decoded from each place.
+        seeds: Number of trainings of each model.
+        points: Number of points from each place.
         out: Folder for the results.
     """
     dataset = load(data, root)
@@ -109,11 +109,11 @@ def main(
     ]
     write_table([real | {"jitter (RMS)": ""}, *rows], stem, caption)
     if 2 in latents:
-        picture(drawn, dataset, judge).savefig(stem.with_suffix(".png"), dpi=130)
+        draw(picture, stem.with_suffix(".png"), drawn, dataset, judge)
 
 
 def fit_plain(vae: VAE, dataset: Dataset, epochs: int, batch_size: int, lr: float, seed: int) -> None:
-    """Train the VAE's two networks as a plain autoencoder, from where ``fit`` would start them."""
+    """Train the VAE's two networks as a plain autoencoder, from the weights with which ``fit`` starts."""
     torch.manual_seed(seed)
     if isinstance(vae.decoder, Conditional):
         vae.decoder.start_at(dataset.mean)
@@ -129,7 +129,7 @@ def fit_plain(vae: VAE, dataset: Dataset, epochs: int, batch_size: int, lr: floa
 
 @torch.no_grad()
 def scores(vae: VAE, dataset: Dataset, judge: Judge, points: int) -> dict[str, dict[str, float]]:
-    """Return what is found of the images decoded from each place."""
+    """Return the scores of the images decoded from each place."""
     spread = vae.encoder(dataset.train[:]).mean.std(0)
     found = {}
     for place, z in places(vae, dataset, points).items():
@@ -140,7 +140,7 @@ def scores(vae: VAE, dataset: Dataset, judge: Judge, points: int) -> dict[str, d
 
 
 def places(vae: VAE, dataset: Dataset, points: int) -> dict[str, Tensor]:
-    """Return points of latent space, by where they come from."""
+    """Return points of latent space by the place that they come from."""
     train, test = vae.encoder(dataset.train[:]).mean, vae.encoder(dataset.test[:points]).mean
     low, high = train.amin(0), train.amax(0)
     a, b = torch.randint(len(test), (2, 10 * points))
@@ -158,50 +158,54 @@ def places(vae: VAE, dataset: Dataset, points: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def picture(models: dict[str, dict[int, VAE]], dataset: Dataset, judge: Judge) -> Figure:
-    """Draw each plane of codes, what is decoded in its gaps and between images, and draws in more dimensions."""
+    """Draw each plane of codes, images decoded in its gaps and between codes, and draws in more dimensions."""
     labels = dataset.test.labels
     assert labels is not None
     first = torch.stack([(labels == c).nonzero()[0, 0] for c in labels.unique()])
     start, end = dataset.test[first[0::2][: len(first) // 2]], dataset.test[first[1::2]]
-    figure = Figure(figsize=(15, 10), layout="constrained")
+    figure = Figure(figsize=(9, 6.9), layout="constrained")
     grid = figure.add_gridspec(len(models), 1)
     for row, (name, trained) in enumerate(models.items()):
         vae, latent = trained[2], max(trained)
         axes = figure.add_subfigure(grid[row]).subplot_mosaic(
-            "mgp;msp", width_ratios=[1.25, 1.15, 1], height_ratios=[1, 4.2]
+            "mgp;msp", width_ratios=[1.3, 1.1, 0.95], height_ratios=[1, 4.4]
         )
         codes = vae.encoder(dataset.train[:2000]).mean
         centres, radii = gaps(codes)
-        latent_map(axes["m"], vae, dataset, judge)
-        for i, (centre, radius) in enumerate(zip(centres.tolist(), radii.tolist(), strict=True)):
-            axes["m"].add_patch(Circle(centre, radius, fill=False, linewidth=1.2))
-            axes["m"].annotate(f"{i + 1}", centre, ha="center", va="center", fontsize=9, weight="bold")
+        seen = torch.cat([codes, centres - radii[:, None], centres + radii[:, None]])  # so that no circle is cut
+        latent_map(axes["m"], vae, dataset, judge, seen)
+        for number, (centre, radius) in enumerate(zip(centres.tolist(), radii.tolist(), strict=True), start=1):
+            axes["m"].add_patch(Circle(centre, radius, fill=False, linewidth=1))
+            axes["m"].annotate(f"{number}", centre, ha="center", va="center", fontsize=8)
         for path in torch.stack([vae.encoder(start).mean, vae.encoder(end).mean], dim=1):
             axes["m"].plot(path[:, 0].numpy(), path[:, 1].numpy(), color="black", linewidth=0.9, linestyle="--")
-        axes["m"].set_title(f"{name}: codes of training images", weight="bold")
+        axes["m"].set_title(f"{name[0].upper()}{name[1:]}: codes in 2 dimensions", weight="bold")
         torch.manual_seed(0)
         x = trained[latent].generate(100)
-        show(axes["p"], x.reshape(10, 10, *x.shape[1:]), f"{latent} dimensions: draws from the standard normal")
-        show(axes["g"], vae.decoder(centres).mean.unsqueeze(0), "In the circled gaps, in order")
-        show(axes["s"], vae.interpolate(start, end, steps=11), "Along the dashed lines, from test image to test image")
+        show(axes["p"], x.reshape(10, 10, *x.shape[1:]), f"{latent} dimensions: draws from N(0, I)")
+        show(axes["g"], vae.decoder(centres).mean.unsqueeze(0), f"In the gaps, 1 to {len(centres)}")
+        show(axes["s"], vae.interpolate(start, end, steps=11), "Along the dashed lines")
     return figure
 
 
-def latent_map(axes: Axes, vae: VAE, dataset: Dataset, judge: Judge, steps: int = 150) -> None:
-    """Draw codes by label, over the entropy of what is decoded at each point of the plane."""
+def latent_map(axes: Axes, vae: VAE, dataset: Dataset, judge: Judge, seen: Tensor, steps: int = 150) -> None:
+    """Draw codes by label over the entropy of each decoded point, on a plane that holds the points ``seen``."""
     assert dataset.train.labels is not None
     labels = dataset.train.labels[:2000].numpy()
     codes = vae.encoder(dataset.train[:2000]).mean.numpy()
-    low, high = codes.min(0), codes.max(0)
+    margin = 0.02 * (seen.amax(0) - seen.amin(0))
+    low, high = ((seen.amin(0) - margin).numpy(), (seen.amax(0) + margin).numpy())
     right, up = (np.linspace(low[i], high[i], steps, dtype=codes.dtype) for i in range(2))
     plane = torch.from_numpy(np.stack(np.meshgrid(right, up), axis=-1))
     nats = judge.entropy(vae.decoder(plane).mean.flatten(0, 1)).reshape(steps, steps)
     drawn = axes.pcolormesh(right, up, nats, cmap="Greys", vmin=0, vmax=2.0, rasterized=True)
     scale = axes.inset_axes((1.03, 0.1, 0.03, 0.8))
-    axes.figure.colorbar(drawn, cax=scale, label="entropy of what is decoded there (nats)", extend="max")
+    axes.figure.colorbar(drawn, cax=scale, label="entropy of the classifier, nats", extend="max", ticks=[0, 1, 2])
     for c in np.unique(labels):
-        axes.scatter(codes[labels == c, 0], codes[labels == c, 1], 5, color=f"C{c % 10}", linewidths=0, label=f"{c}")
-    axes.legend(ncols=10, loc="upper center", bbox_to_anchor=(0.5, -0.09), frameon=False, **TIGHT)
+        own = codes[labels == c]
+        axes.scatter(own[:, 0], own[:, 1], 4, color=CLASSES[c % 10], linewidths=0)
+        outline = [withStroke(linewidth=2.5, foreground="white")]
+        axes.annotate(f"{c}", np.median(own, 0), ha="center", va="center", size=11, weight="bold", path_effects=outline)
     axes.set(xlabel="z0", ylabel="z1", xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
 
 

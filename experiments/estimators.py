@@ -1,34 +1,34 @@
-r"""The estimator lab: one VAE, and every estimator of its bound and gradient.
+r"""Estimators of the bound and of its gradient, compared on one VAE.
 
-For each estimator and number of particles K, on one data set, one network, one start and one order of minibatches:
+For each estimator and number of particles K, with one data set, network, initialisation and order of minibatches:
 
-- bound: minus the estimator's own bound on test images after training, nats per image;
+- bound: minus the estimator's bound on test images after training, nats per image;
 - variance and SNR: of the gradient g on one minibatch, at one set of parameters (after the first estimator's training),
   over many draws: :math:`\sum_p \mathrm{Var}(g_p)`, and :math:`\sqrt{\sum_p (\mathbb{E} g_p)^2 / \sum_p
-  \mathrm{Var}(g_p)}`, for the parameters p of the guide and of the model, with the bias of the squared mean taken off;
-- ms: a step of Pyro's SVI, the estimators timed in turn in one run, the median over rounds;
-- -log p(x): of test images after the same number of steps, and after as many steps as the same number of seconds has
-  room for (those milliseconds, so that a busy machine slows all alike).
+  \mathrm{Var}(g_p)}`, for the parameters p of the guide and of the model, corrected for the bias of the squared mean;
+- ms: time of a step of Pyro's SVI, the median over rounds in which the estimators take turns;
+- -log p(x): of test images after the same number of steps, and after the number of steps that fits into the same number
+  of seconds (at the ms above, so that the load of the machine affects all estimators alike).
 
 References:
-    Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for the network of 784-200-200-50.
+    Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016): the network of 784-200-200-50.
 
-    Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018), for the signal-to-noise ratio.
+    Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018): the signal-to-noise ratio.
 
-The committed table and figure: ``python experiments/estimators.py --data mnist --root ../shared/data``, with MNIST
-wherever torchvision finds it
+The committed table and figure: ``python experiments/estimators.py --data mnist --root DATA``; DATA is the folder of
+torchvision's MNIST
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from common import command, write_table
+from common import command, draw, label_ends, mean_of, spread_of, ticks, write_table
 from matplotlib.figure import Figure
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
@@ -39,8 +39,9 @@ from pyro_vae import VAE, evaluate, likelihoods, networks
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Dataset, load
 from pyro_vae.objectives import ELBO, IWAE, Objective, Renyi, ReweightedWakeSleep
+from pyro_vae.plots.style import BLUE, GREY, LINES, RED
 
-# Label, constructor, whether it is worth a row at one particle and at several.
+# Label, constructor, whether it has a row for one particle and for several.
 ESTIMATORS: list[tuple[str, Callable[[int], Objective], bool, bool]] = [
     ("ELBO, KL in closed form", lambda k: ELBO(k, kl="analytic"), True, True),
     ("ELBO, KL sampled", lambda k: ELBO(k, kl="sampled"), True, False),
@@ -77,17 +78,17 @@ def main(
         data: Name of a data set, binarised dynamically.
         root: Folder where torchvision finds it.
         particles: Numbers of particles K.
-        steps: Training steps, for the comparison after the same steps.
-        seconds: Training time, for the comparison after the same seconds.
+        steps: Number of training steps, for the comparison after the same steps.
+        seconds: Seconds of training, for the comparison after the same time.
         latent: Number of latent dimensions.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         batch_size: Images in a minibatch.
         lr: Adam's learning rate.
-        draws: Gradients drawn for variance and SNR.
-        rounds: Rounds of timing, of a few steps of each estimator in turn.
+        draws: Number of gradients for variance and SNR.
+        rounds: Number of rounds of timing, each with a few steps of each estimator.
         images: Test images for the bound and -log p(x), the first ones.
         num_particles: Draws per image for -log p(x).
-        seed: Of the start, the order of minibatches and the draws.
+        seed: Seed of the initialisation, the order of minibatches and the draws.
         out: Folder for the results.
     """
     if min(particles) < 1 or steps < 1 or draws < 2 or rounds < 1 or not seconds > 0:
@@ -136,19 +137,19 @@ def main(
     caption = (
         f"{dataset}; MLPs with {', '.join(map(str, hidden))} units, {latent} latent dimensions, batches of "
         f"{batch_size}, Adam at {lr:g}. Nats per image, of masses, of the first {len(x):,} test images, ± standard "
-        f"error over them. -bound: the estimator's own, after {steps:,} steps. -log p(x): by importance sampling with "
-        f"{num_particles:,} particles, after {steps:,} steps, and after as many as {seconds:g} s have room for at the "
+        f"error over them. -bound: by the estimator, after {steps:,} steps. -log p(x): by importance sampling with "
+        f"{num_particles:,} particles, after {steps:,} steps, and after the number that fits into {seconds:g} s at the "
         "median ms per step. Gradients: of the loss per image, one minibatch, at the first row's trained parameters, "
         f"{draws} draws."
     )
     write_table(rows, stem, caption)
-    picture(rows).savefig(stem.with_suffix(".png"), dpi=130)
+    draw(figure, stem.with_suffix(".png"), rows)
 
 
 def train(
     vae: VAE, objective: Objective, dataset: Dataset, marks: set[int], batch_size: int, lr: float, bar: tqdm
 ) -> Iterator[int]:
-    """Train by Pyro's own SVI; stop at each of the marks, numbers of steps."""
+    """Train by Pyro's SVI; yield after each number of steps in ``marks``."""
     svi = SVI(vae.model, vae.guide, PyroOptim(torch.optim.Adam, {"lr": lr}), objective)
     for step, batch in enumerate(minibatches(len(dataset.train), batch_size, max(marks)), start=1):
         svi.step(dataset.train[batch])
@@ -158,7 +159,7 @@ def train(
 
 
 def minibatches(data: int, batch_size: int, steps: int) -> Iterator[Tensor]:
-    """Yield indices of so many minibatches, in a new order every epoch; the last, smaller one of each is left out."""
+    """Yield indices of ``steps`` minibatches, in a new order every epoch, without the last, smaller one."""
     while steps > 0:
         for batch in torch.randperm(data).split(batch_size)[: min(steps, max(1, data // batch_size))]:
             steps -= 1
@@ -168,7 +169,7 @@ def minibatches(data: int, batch_size: int, steps: int) -> Iterator[Tensor]:
 def timings(
     objectives: list[Objective], start: Callable[[], VAE], dataset: Dataset, batch_size: int, lr: float, rounds: int
 ) -> list[float]:
-    """Return the milliseconds of a step of each, in turn: the median over rounds of three steps."""
+    """Return the milliseconds of a step of each objective: the median over rounds of three steps."""
     spent: list[list[float]] = [[] for _ in objectives]
     batch = dataset.train[:batch_size]
     rivals = []
@@ -191,7 +192,7 @@ def timings(
 def measure(
     vae: VAE, objective: Objective, x: Tensor, batch_size: int, num_particles: int, seed: int
 ) -> tuple[float, tuple[float, float]]:
-    """Return minus the objective's bound on x, and -log p(x) with its standard error, in nats per image."""
+    """Return minus the objective's bound on x, and -log p(x) with its standard error, nats per image."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loss = sum(objective.loss(vae.model, vae.guide, rows) for rows in x.split(batch_size)) / len(x)
@@ -222,28 +223,74 @@ def gradients(vae: VAE, objective: Objective, x: Tensor, draws: int, seed: int) 
     return found
 
 
-def picture(rows: list[dict]) -> Figure:
-    """Draw what a step costs and what its gradients are worth, and where training comes to."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    *panels, last = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.6])
-    colours = ("#2b6cb0", "#63b3ed", "#2c7a7b", "#dd6b20", "#2f855a", "#c53030", "#d69e2e", "#805ad5", "#718096")
-    for (label, *_), colour in zip(ESTIMATORS, colours, strict=True):
-        own = [row for row in rows if row["estimator"] == label]
-        for axes, key in zip(panels, ("SNR, guide", "SNR, model", "ms per step"), strict=True):
-            values = [max(row[key], 1e-4) for row in own]
-            axes.plot([int(row["K"]) for row in own], values, "o-", markersize=4, color=colour, label=label)
-            axes.set(xscale="log", yscale="log", xlabel="particles K", title=key)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False, fontsize=9)
-    places = np.arange(len(rows))
-    for key, fmt, colour, shift in (("same steps", "o", colours[0], -0.12), ("same seconds", "s", colours[3], 0.12)):
-        means, errors = np.array([row[f"-log p(x), {key}"] for row in rows]).T
-        last.errorbar(means, places + shift, xerr=errors, fmt=fmt, markersize=5, color=colour, label=key)
-    last.set_yticks(places, [f"{row['estimator']}, K = {row['K']}" for row in rows], fontsize=8)
-    last.set(xlabel="nats per test image", title="-log p(x) after training", ylim=(len(rows) - 0.5, -0.5))
-    last.legend(frameon=False)
-    for axes in (*panels, last):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the signal-to-noise ratio, the time per step, and -log p(x) after training, from the table."""
+    drawn = Figure(figsize=(8, 7.6), layout="constrained")
+    halves: Any = drawn.subfigures(2, 1, height_ratios=[1, 1.3])
+    above, below = halves
+    *panels, cost = above.subplots(1, 3, width_ratios=[1, 1, 0.6])
+    particles = sorted({int(row["K"]) for row in rows})
+    for axes, part in zip(panels, ("guide", "model"), strict=True):
+        ends: list[tuple[float, float, str, str]] = []
+        for names, curve in coincident(rows, f"SNR, {part}").items():
+            colour = LINES[len(ends) % len(LINES)] if len(curve) > 1 else GREY
+            axes.plot(*zip(*curve, strict=True), "o-", markersize=4, color=colour, linewidth=1.3)
+            if len(curve) > 1:
+                ends.append((*curve[-1], names, colour))
+            else:
+                axes.annotate(names, curve[0], (-3, -12), textcoords="offset points", fontsize=8)
+        axes.margins(y=0.1)
+        axes.set(xscale="log", yscale="log", xlabel="particles K", title=f"Signal-to-noise ratio, {part}")
+        axes.set_ylim(axes.get_ylim())
+        ticks(axes.xaxis, particles)
+        ticks(axes.yaxis, [place for place in (0.5, 1, 2, 5, 10, 20, 50) if within(place, axes.get_ylim())])
+        label_ends(axes, ends, gap=0.075)
+    for k in particles:
+        times = [row["ms per step"] for row in rows if int(row["K"]) == k]
+        cost.plot([k] * len(times), times, "o", color=GREY, markersize=4, alpha=0.6)
+        cost.annotate(f"{median(times):.0f} ms", (k, max(times)), (-6, 4), textcoords="offset points", ha="right")
+    cost.set(xscale="log", yscale="log", xlabel="particles K", title="Time per step")
+    cost.margins(x=0.35, y=0.1)
+    ticks(cost.xaxis, particles)
+    ticks(cost.yaxis, [])
+    cost.spines["left"].set_visible(False)
+    last = below.subplots()
+    marks = {"same steps": (BLUE, "o"), "same seconds": (RED, "s")}
+    for key, (colour, mark) in marks.items():
+        cells = [row[f"-log p(x), {key}"] for row in rows]
+        means, errors = [*map(mean_of, cells)], [*map(spread_of, cells)]
+        last.errorbar(means, range(len(rows)), xerr=errors, fmt=mark, markersize=5, color=colour)
+        last.annotate(key, (means[0], 0), (0, 9), textcoords="offset points", ha="center", color=colour)
+    for place in range(1, len(rows)):
+        if rows[place]["K"] != rows[place - 1]["K"]:
+            last.axhline(place - 0.5, color="0.85", linewidth=0.8)
+    last.set_yticks(range(len(rows)), [f"{row['estimator']}, K = {int(row['K'])}" for row in rows])
+    last.set(xlabel="-log p(x) after training, nats per test image", ylim=(len(rows) - 0.5, -1.2))
+    last.grid(axis="x", color="0.9")
+    return drawn
+
+
+def coincident(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[tuple[int, float]]]:
+    """Return the points of each curve by the names of its estimators; estimators within 0.1% share a curve."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        curves.setdefault(row["estimator"], []).append((int(row["K"]), max(row[key], 1e-4)))
+    shared: dict[str, list[tuple[int, float]]] = {}
+    for name, curve in curves.items():
+        values = dict(curve)
+        for names, other in shared.items():
+            common = [k for k, _ in other if k in values]
+            if common and all(abs(dict(other)[k] / values[k] - 1) < 1e-3 for k in common):
+                shared[f"{names}\n{name}"] = max(shared.pop(names), curve, key=len)
+                break
+        else:
+            shared[name] = curve
+    return shared
+
+
+def within(place: float, limits: tuple[float, float]) -> bool:
+    """Return whether a place is between limits."""
+    return limits[0] <= place <= limits[1]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-r"""How good a classifier is a model of the images, given their label?
+r"""A conditional VAE as a classifier.
 
-A conditional VAE of binarised images is trained with all labels; of test images :math:`\log p(x \mid y)` is estimated
-for each class by importance sampling, and the class is that of
+The script trains a conditional VAE of binarised images with all labels. For each test image and class it estimates
+:math:`\log p(x \mid y)` by importance sampling, and predicts the class with the largest
 
 .. math:: p(y \mid x) \propto p(x \mid y),
 
-all classes being as likely beforehand. Few draws are taken of all images, and as many as ``num_particles`` of those
-whose two best classes are within ``margin`` nats then. What is measured:
+for equal prior probabilities of the classes. All images get ``few`` draws; images whose two best classes are then
+within ``margin`` nats get ``num_particles``. The table has:
 
-- error: the share of test images whose likeliest class is another than their label's;
-- -log p(x | y) of the label's own class, and -log p(x), with y summed out: nats per image, too large on average.
+- error: the share of test images whose likeliest class is not their label;
+- -log p(x | y) of the label's class, and -log p(x), with y summed out: nats per image, on average upper bounds.
 
 References:
-    Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), whose error with all labels is 0.96 %.
+    Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), with an error of 0.96 % for all labels.
 
 The committed table: ``python experiments/generative_classifier.py --root DATA``.
 """
@@ -52,7 +52,7 @@ def main(
     runs: str = "runs/generative_classifier",
     out: str = "experiments/results",
 ) -> None:
-    """Train a conditional VAE, or go on with it, classify with it, and write generative_classifier.csv and .md.
+    """Train or resume a conditional VAE, classify with it, and write generative_classifier.csv and .md to ``out``.
 
     Args:
         data: Name of a data set with labels.
@@ -62,12 +62,12 @@ def main(
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Muon's largest learning rate, which falls as a cosine.
-        few: Draws of each image under each class.
-        num_particles: Draws where two classes are close.
-        margin: How close, nats.
-        images: How many images are classified, the first ones.
-        held_out: Whether to classify images held out from training, to try a recipe; no table is written then.
-        seed: Of the weights, the order and the draws.
+        few: Draws per image and class.
+        num_particles: Draws per image and class if two classes are close.
+        margin: Largest difference of close classes, nats.
+        images: Number of images to classify, the first ones.
+        held_out: Whether to classify images held out from training, to try a recipe; this writes no table.
+        seed: Seed of the weights, the order and the draws.
         runs: Folder of the run directory.
         out: Folder for the results.
     """
@@ -107,7 +107,7 @@ def main(
 
 
 def log_p(program: ConditionalVAE, x: Tensor, classes: int, num: int, seed: int) -> Tensor:
-    """Return log p(x | y) of each class, of shape ``(B, classes)``, by so many draws."""
+    """Return estimates of log p(x | y) for each class, of shape ``(B, classes)``, by ``num`` draws."""
     columns = [
         -evaluate.nll(program, (x, torch.full(x.shape[:1], label)), num, seed=seed)
         for label in tqdm(range(classes), desc=f"{num:,} draws of {len(x):,} images", unit=" classes")
@@ -116,7 +116,7 @@ def log_p(program: ConditionalVAE, x: Tensor, classes: int, num: int, seed: int)
 
 
 def row_of(draws: str, log_p: Tensor, y: Tensor) -> dict[str, Any]:
-    """Return a line of the table."""
+    """Return a row of the table."""
     own = -log_p.gather(1, y[:, None])[:, 0]
     whole = math.log(log_p.shape[1]) - log_p.logsumexp(1)
     wrong = (log_p.argmax(1) != y).double()

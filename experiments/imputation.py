@@ -1,28 +1,30 @@
-r"""What is missing of an image: how well does a VAE impute it, and are its intervals right?
+r"""Imputation of missing pixels by a VAE: its error, and the coverage of its intervals.
 
-Pixels are taken out of real digits: each with the same probability, whatever it is, or a half of each image, left,
-right, top or bottom. A VAE is trained on what is left of the training images, which ``fit`` does by leaving the rest
-out of the likelihood, and then draws the missing pixels of test images, which have holes of the same kind:
-:math:`p(x_m \mid x_o)`, by ``VAE.impute``. Measured on missing pixels of test images alone:
+Pixels are removed from real digits: each with the same probability, or a half of each image, left, right, top or
+bottom. A VAE is trained on the remaining pixels of the training images: ``fit`` leaves the rest out of the likelihood.
+It then draws the missing pixels of test images with holes of the same kind, :math:`p(x_m \mid x_o)`, by ``VAE.impute``.
+Measured on the missing pixels of test images:
 
 - RMSE: of the mean of the draws, :math:`\sqrt{\mathbb{E} (x_i - \hat{x}_i)^2}`, white is 1;
 - coverage: the share of pixels inside the central 50% and 90% intervals of their draws. With 99 draws the interval
-  between the fifth least and the fifth greatest has probability 0.9 exactly, if draws and pixel are of one law;
-- guide: the same of draws with one particle, that is with z from q(z | x) as it is, not resampled by its weight.
+  between the fifth least and the fifth greatest has probability 0.9 if draws and pixel have one distribution;
+- guide: the same with one particle: z is drawn from q(z | x), and not resampled by its weight.
 
-Two scales of the Gaussian likelihood: one for all pixels, learned; and one for each pixel, which the decoder gives.
-Pixels are dequantised, since of a law with atoms (most pixels of a corner are 0) no interval has the right coverage.
+The Gaussian likelihood has one learned scale for all pixels, or a scale per pixel from the decoder.
+Pixels are dequantised, since no interval has the right coverage for a distribution with atoms (most pixels of a corner
+are 0).
 
-For comparison a VAE trained on complete images, which never saw a hole; and three imputations that are no VAE: the
-mean of the pixel in the training images; principal components, by alternating between a regularised fit and filling
-in; and a mean over nearest neighbours. The rank and the number of neighbours are those with the least RMSE on the
-validation images, of which the truth is known; nothing of the VAE is chosen so.
+The table compares them with a VAE trained on complete images, and with three other methods: the mean of the pixel in
+the training images; principal components, by alternating between a regularised fit and filling in; and a mean over
+nearest neighbours. The rank and the number of neighbours minimise the RMSE on complete validation images; no setting of
+the VAE is chosen in this way.
 
-What the committed run shows: at random holes the intervals of a scale per pixel are nearly right, and those of one
-scale too wide for pixels that hardly vary; the guide alone is worse, but where next to nothing is seen, and surer than
-it should be; a VAE trained on complete images is too sure of many holes, of which its guide saw none. Trained on halves
-it is worse than a pixel's mean and far too sure, resampled or not: no image has two opposite halves, so the data do not
-say which go together.
+The committed run shows: For pixels missing at random, the intervals of a scale per pixel are nearly right, and the
+intervals of one scale are too wide for pixels that hardly vary. The guide alone has a larger error, except if nearly
+all pixels are missing, and its intervals are too narrow. A VAE trained on complete images gives too narrow intervals
+for many missing pixels, since its guide never sees holes. Trained on halves, the VAE has a larger error than a pixel's
+mean and far too narrow intervals, resampled or not: no training image shows two opposite halves, so the data do not
+determine which halves go together.
 
 References:
     MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
@@ -30,17 +32,17 @@ References:
 The committed table and figure: ``python experiments/imputation.py``
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from common import command, over_seeds, show, write_table
+from common import command, draw, mean_of, over_seeds, show, spread_of, write_table
 from imputers import rivals, rmse
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -48,13 +50,10 @@ from tqdm.auto import tqdm
 from pyro_vae import VAE, fit, likelihoods, networks
 from pyro_vae.conditional import Family
 from pyro_vae.data import Dataset, Split, load
+from pyro_vae.plots.style import BLUE, GREEN, GREY, RED
 
 DRAWS = 99
 HALF = "a half"
-COLOURS = {"per pixel": "#2b6cb0", "one": "#dd6b20", "complete": "#2f855a", "guide": "#90cdf4"}
-OTHERS = {"mean": ("0.75", "pixel's mean"), "components": ("0.5", "PCA"), "neighbours": ("0.2", "neighbours")}
-
-
 SCALES: dict[str, Callable[[Sequence[int]], Family]] = {
     "one": likelihoods.Gaussian,
     "per pixel": partial(likelihoods.Gaussian, scale="per-pixel"),
@@ -75,20 +74,20 @@ def main(
     images: int = 180,
     out: str = "experiments/results",
 ) -> None:
-    """Train VAEs on images with holes, impute test images, and write imputation.csv, .md and .png to ``out``.
+    """Train VAEs on images with holes, impute test images; write imputation.csv, .md, .png and _images.png to ``out``.
 
     Args:
         data: Name of a data set of grey images.
         root: Folder where torchvision finds it.
-        fractions: Shares of the pixels that are missing; and once a half of each image.
+        fractions: Shares of missing pixels; the table adds a half of each image.
         latent: Number of latent dimensions.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's learning rate.
-        seeds: How many times each model is trained, each time with other holes.
-        num_particles: Draws of z that each draw of the missing pixels is resampled from.
-        images: Test images at most.
+        seeds: Number of trainings of each model, each with new holes.
+        num_particles: Draws of z from which each draw of the missing pixels is resampled.
+        images: Largest number of test images.
         out: Folder for the results.
     """
     if not all(0 < fraction < 1 for fraction in fractions):
@@ -96,7 +95,6 @@ def main(
     dataset = load(data, root, dequantize=True)
     kinds: list[float | str] = [*fractions, HALF]
     runs: dict[tuple[float | str, str, str], list[dict[str, float]]] = {}
-    curves: dict[tuple[float | str, str], list[tuple[list[float], list[float]]]] = {}
     shown: dict[float | str, Tensor] = {}
     complete: dict[str, VAE] = {}
     build = partial(VAE.build, dataset.event_shape, latent, network=partial(networks.MLP, hidden=hidden))
@@ -118,18 +116,17 @@ def main(
             for trained, model in (("these holes", vae), ("complete images", complete[scale])):
                 torch.manual_seed(seed)
                 draws, guided = (model.impute(x, DRAWS, k) for k in (num_particles, 1))
-                inside, inside_guided = (coverage(found, truth, x) for found in (draws, guided))
+                inside, inside_guided = (coverage(imputed, truth, x) for imputed in (draws, guided))
                 row = {
                     "RMSE": rmse(draws.mean(0), truth, x),
                     "RMSE, guide": rmse(guided.mean(0), truth, x),
-                    "coverage of 50%": inside[2],
-                    "coverage of 90%": inside[4],
-                    "coverage of 50%, guide": inside_guided[2],
-                    "coverage of 90%, guide": inside_guided[4],
+                    "coverage of 50%": inside[0],
+                    "coverage of 90%": inside[1],
+                    "coverage of 50%, guide": inside_guided[0],
+                    "coverage of 90%, guide": inside_guided[1],
                 } | others
                 runs.setdefault((kind, scale, trained), []).append(row)
                 if trained == "these holes":
-                    curves.setdefault((kind, scale), []).append((inside, inside_guided))
                     shown[kind] = torch.stack([truth, x, draws.mean(0), *draws[:3]])[:, :12]
     stem = Path(out) / "imputation"
     rows = [
@@ -143,16 +140,17 @@ def main(
         f"{epochs} epochs."
     )
     write_table(rows, stem, caption.rstrip())
-    picture(kinds, runs, curves, shown).savefig(stem.with_suffix(".png"), dpi=130)
+    draw(figure, stem.with_suffix(".png"), rows)
+    draw(pages, stem.with_name("imputation_images.png"), shown)
 
 
 def name(kind: float | str) -> str:
-    """Return how a kind of holes is called."""
+    """Return the name of a kind of holes."""
     return f"{kind:.0%}" if isinstance(kind, float) else kind
 
 
 def with_holes(dataset: Dataset, kind: float | str, seed: int) -> Dataset:
-    """Return a data set with pixels missing at random, or a half of each image; something is observed of each."""
+    """Return a data set with pixels missing at random, or a half of each image; each image keeps at least one pixel."""
     generator = torch.Generator().manual_seed(1000 + seed)
 
     def cut(split: Split) -> Split:
@@ -171,58 +169,58 @@ def with_holes(dataset: Dataset, kind: float | str, seed: int) -> Dataset:
 
 
 def coverage(draws: Tensor, truth: Tensor, x: Tensor) -> list[float]:
-    """Return the share of missing pixels inside the central 10, 30, 50, 70 and 90% intervals of 99 draws."""
+    """Return the share of missing pixels inside the central 50% and 90% intervals of 99 draws."""
     ranked, inside = draws.sort(0).values, []
-    for outside in (45, 35, 25, 15, 5):
+    for outside in (25, 5):
         inside.append((ranked[outside - 1] <= truth) & (truth <= ranked[-outside]))
     return torch.stack(inside)[:, x.isnan()].double().mean(1).tolist()
 
 
-def picture(
-    kinds: Sequence[float | str],
-    runs: dict[tuple[float | str, str, str], list[dict[str, float]]],
-    curves: dict[tuple[float | str, str], list[tuple[list[float], list[float]]]],
-    shown: dict[float | str, Tensor],
-) -> Figure:
-    """Draw the error against the fraction missing, coverage against nominal, and pages of images."""
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=[1.4, 1])
-    above, below = halves
-    axes, *plain = above.subplots(1, 3)
-    places = np.arange(len(kinds))
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the error of imputations and the coverage of their intervals against the missing share, from the table."""
+    kinds = [*dict.fromkeys(row["missing"] for row in rows)]
+    places = {kind: place + 0.5 * (kind == HALF) for place, kind in enumerate(kinds)}
+    drawn = Figure(figsize=(8, 4.2), layout="constrained")
+    left, right = drawn.subplots(1, 2)
 
-    def line(column: str, scale: str, trained: str, colour: str, label: str, style: str = "-") -> None:
-        found = np.array([[run[column] for run in runs[kind, scale, trained]] for kind in kinds])
-        axes.plot(places[:-1], found[:-1].mean(1), style, color=colour, label=label, linewidth=1.6)
-        axes.plot(np.repeat(places, found.shape[1]), found.flatten(), "o", color=colour, markersize=3.5)
+    def line(axes: Axes, column: str, scale: str, trained: str, colour: str, **style: Any) -> None:
+        chosen = [row for row in rows if (row["scale"], row["trained on"]) == (scale, trained)]
+        cells = {row["missing"]: row[column] for row in chosen}
+        across, up = [places[kind] for kind in cells], [*map(mean_of, cells.values())]
+        spread = [*map(spread_of, cells.values())]
+        ends = [place for place, kind in enumerate(cells) if kind != HALF]
+        axes.plot([across[i] for i in ends], [up[i] for i in ends], color=colour, linewidth=1.3, **style)
+        axes.errorbar(across, up, spread, fmt="o", color=colour, markersize=3.5)
 
-    for key, (grey, label) in OTHERS.items():
-        line(f"RMSE, {key}", "one", "these holes", grey, label, "--")
-    line("RMSE, guide", "one", "these holes", COLOURS["guide"], "VAE, one scale, guide alone", ":")
-    line("RMSE", "one", "complete images", COLOURS["complete"], "VAE, one scale, trained on complete images")
-    line("RMSE", "one", "these holes", COLOURS["one"], "VAE, one scale")
-    line("RMSE", "per pixel", "these holes", COLOURS["per pixel"], "VAE, scale per pixel")
-    axes.set_xticks(places, [name(kind) for kind in kinds])
-    axes.set(xlabel="missing", ylabel="RMSE of a missing pixel", title="Error of the mean of the draws")
-    axes.legend(frameon=False, fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    levels = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-    for panel, scale in zip(plain, ("one", "per pixel"), strict=True):
-        panel.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-        for i, kind in enumerate(kinds):
-            colour = "black" if kind == HALF else f"C{i}"
-            found, guided = np.mean(curves[kind, scale], axis=0)
-            panel.plot(levels, found, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{name(kind)} missing")
-            panel.plot(levels, guided, "x:", color=colour, markersize=4, linewidth=1.2)
-        scaled = "one scale" if scale == "one" else "scale per pixel"
-        panel.set(xlabel="central interval of the draws", ylabel="missing pixels inside it", xlim=(0, 1), ylim=(0, 1))
-        panel.set_title(f"Coverage, {scaled} (crosses: guide alone)")
-        panel.legend(frameon=False, fontsize=8, loc="upper left")
-    for panel in (axes, *plain):
-        panel.spines[["top", "right"]].set_visible(False)
+    line(left, "RMSE, mean", "one", "these holes", "0.7", linestyle=":", label="pixel's mean")
+    line(left, "RMSE, components", "one", "these holes", GREY, linestyle="--", label="principal components")
+    line(left, "RMSE, neighbours", "one", "these holes", "black", linestyle="-.", label="nearest neighbours")
+    line(left, "RMSE", "one", "these holes", BLUE, label="VAE, one scale")
+    line(left, "RMSE", "per pixel", "these holes", RED, label="VAE, scale per pixel")
+    line(left, "RMSE", "one", "complete images", GREEN, label="VAE, one scale, trained on complete images")
+    left.set(title="Error of the mean of the draws", ylabel="RMSE of a missing pixel; white is 1")
+    for level in ("90%", "50%"):
+        right.axhline(float(level[:-1]) / 100, color="0.7", linewidth=1)
+        line(right, f"coverage of {level}", "one", "these holes", BLUE)
+        line(right, f"coverage of {level}", "per pixel", "these holes", RED)
+        line(right, f"coverage of {level}", "one", "complete images", GREEN)
+        right.text(max(places.values()) - 0.1, float(level[:-1]) / 100, f"{level} intervals", va="bottom", ha="right")
+    right.set(title="Missing pixels inside their intervals", ylabel="share of missing pixels", ylim=(0.3, 1))
+    for axes in (left, right):
+        axes.set_xticks([*places.values()], [*places])
+        axes.set(xlabel="missing of each image", xlim=(-0.4, max(places.values()) + 0.3))
+    drawn.legend(loc="outside lower center", ncols=3, fontsize=8)
+    return drawn
+
+
+def pages(shown: Mapping[float | str, Tensor]) -> Figure:
+    """Draw test images, their observed pixels, the mean of the draws and three draws, for three kinds of holes."""
+    kinds = [*shown]
     chosen = [*dict.fromkeys([kinds[len(kinds) // 2 - 1], kinds[-2], HALF])]
-    for panel, kind in zip(np.atleast_1d(below.subplots(1, len(chosen))), chosen, strict=True):
-        show(panel, shown[kind], f"{name(kind)} missing: truth, what is observed, mean of the draws, three draws")
-    return figure
+    drawn = Figure(figsize=(6.5, 3.7 * len(chosen)), layout="constrained")
+    for axes, kind in zip(drawn.subplots(len(chosen), 1, squeeze=False)[:, 0], chosen, strict=True):
+        show(axes, shown[kind], f"{name(kind)} missing: truth, observed pixels, mean of the draws, three draws")
+    return drawn
 
 
 if __name__ == "__main__":

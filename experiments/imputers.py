@@ -1,4 +1,4 @@
-"""Imputations that are no VAE, for ``imputation.py``: means, principal components, nearest neighbours."""
+"""Imputations without a VAE, for ``imputation.py``: means, principal components, nearest neighbours."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,13 +13,13 @@ __all__ = ["components", "neighbours", "rivals", "rmse"]
 
 
 def rivals(holed: Dataset, whole: Dataset, x: Tensor) -> dict[str, Tensor]:
-    """Return imputations of x that are no VAE, tuned on the validation images.
+    """Return imputations of x by each method, tuned on the validation images.
 
     References:
-        missMDA: A Package for Handling Missing Values in Multivariate Data Analysis (Josse and Husson, 2016), for the
+        missMDA: A Package for Handling Missing Values in Multivariate Data Analysis (Josse and Husson, 2016):
         principal components.
 
-        Missing Value Estimation Methods for DNA Microarrays (Troyanskaya et al., 2001), for the neighbours.
+        Missing Value Estimation Methods for DNA Microarrays (Troyanskaya et al., 2001): nearest neighbours.
     """
     train, valid, truth = holed.train[:], holed.valid[:], whole.valid[:]
 
@@ -35,7 +35,7 @@ def rivals(holed: Dataset, whole: Dataset, x: Tensor) -> dict[str, Tensor]:
 
 
 def components(train: Tensor, rank: int, x: Tensor, rounds: int = 100) -> Tensor:
-    """Impute by principal components: fit them to what is filled in, shrunk by the noise, and fill in anew."""
+    """Impute by principal components: alternate between a fit, shrunk by the noise, and filling in."""
     rows = torch.cat([train, x]).flatten(1)
     gone, filled = rows.isnan(), torch.where(rows.isnan(), rows.nanmean(0).nan_to_num(), rows)
     for _ in range(rounds):
@@ -48,12 +48,12 @@ def components(train: Tensor, rank: int, x: Tensor, rounds: int = 100) -> Tensor
 
 
 def neighbours(train: Tensor, number: int, x: Tensor) -> Tensor:
-    """Impute by the mean over training images that are nearest in the pixels that both have."""
+    """Impute by the mean over the training images that are nearest in the pixels that both have."""
     imputer = KNNImputer(n_neighbors=number, weights="distance", keep_empty_features=True)
     found = imputer.fit(train.flatten(1).numpy()).transform(x.flatten(1).numpy())
     return torch.from_numpy(found).view_as(x)
 
 
 def rmse(found: Tensor, truth: Tensor, x: Tensor) -> float:
-    """Return the root mean square error on what is missing of x."""
+    """Return the root mean square error on the missing elements of x."""
     return (found - truth)[x.isnan()].square().mean().sqrt().item()

@@ -1,19 +1,21 @@
-r"""How good is the guide, and how far off is the bound?
+r"""The quality of guides, and the error of bounds on log p(x).
 
-One VAE for each guide, the same networks and the same budget, on binarised images; of the first test images:
+The script trains one VAE for each guide, with the same networks and budget, on binarised images. For the first test
+images, in nats per image:
 
-- IS, AIS: -log p(x) by importance sampling from the guide, and by annealed importance sampling; upper bounds both, so
-  that the smaller one is right, and IS - AIS, paired over images, is at least what importance sampling lacks;
-- adapted, with ``--num_adapted``: by importance sampling from a proposal that is fitted to each image's posterior;
-  adapted - AIS, paired; its share of k-hat above 0.7; and how many times its CPU time AIS took;
-- BDMC gap: between AIS and an upper bound on log p(x), for images that the model draws: what AIS may lack there;
-- k-hat: the Pareto shape of an image's weights. Above 0.7 importance sampling is said to be not to be trusted;
-- approximation: log p(x) less the ELBO of the best guide of the family for each image; amortisation: what the
-  encoder's ELBO lacks of that. Together they are log p(x) + (-ELBO);
-- 90% holds: the share of true z within the guide's central 90% intervals, for images that the model draws.
+- IS, AIS: -log p(x) by importance sampling from the guide, and by annealed importance sampling. Both are upper bounds
+  on average, so that the smaller one is better, and IS - AIS, paired over images, bounds the error of importance
+  sampling from below;
+- adapted, with ``--num_adapted``: -log p(x) by importance sampling from a proposal fitted to each image's posterior;
+  adapted - AIS, paired; its share of k-hat above 0.7; and the CPU time of AIS over that of adapted proposals;
+- BDMC gap: between AIS and an upper bound on log p(x), for images drawn from the model: a bound on the error of AIS;
+- k-hat: the Pareto shape of an image's weights. Above 0.7 importance sampling is not reliable;
+- approximation: log p(x) minus the ELBO of the family's best guide for each image; amortisation: that ELBO minus the
+  encoder's. Their sum is log p(x) - ELBO;
+- 90% holds: the share of true z within the guide's central 90% intervals, for images drawn from the model.
 
-All in nats per image. Drawn: the two gaps; IS - AIS of each image over its k-hat; and the images where the first guide
-is worst, over their reconstructions.
+inference.png shows the gaps, IS - AIS and the shares of k-hat above 0.7; inference_images.png shows the images with the
+largest and the smallest k-hat of the first guide, over their reconstructions.
 
 References:
     Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
@@ -23,11 +25,11 @@ References:
     Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
 
 The committed table and figure: ``python experiments/inference.py --root DATA`` (a quarter of an hour on two cores).
-There is ``FullNormal`` too, for ``--chosen "[FullNormal]"``: with 50 dimensions its posterior collapses to the prior,
-and all that is asked of the guide here comes out perfect, of a model that is useless.
+``--chosen "[FullNormal]"`` trains another guide: with 50 dimensions its posterior collapses to the prior, and all
+diagnostics of the guide are perfect, for a useless model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import process_time
@@ -35,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import command, in_processes, show, write_table
+from common import command, draw, in_processes, mean_of, show, spread_of, write_table
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -43,6 +45,7 @@ from pyro_vae import VAE, ais, evaluate, fit, guides, likelihoods, networks, obj
 from pyro_vae.conditional import Family
 from pyro_vae.data import load
 from pyro_vae.evaluate.adapted import ROUNDS
+from pyro_vae.plots.style import BLUE, GREEN, GREY, ORANGE
 
 GUIDES: dict[str, Callable[[int], Family]] = {
     "DiagonalNormal": guides.DiagonalNormal,
@@ -51,7 +54,6 @@ GUIDES: dict[str, Callable[[int], Family]] = {
     "FullNormal": guides.FullNormal,
 }
 CHOSEN = tuple(name for name in GUIDES if name != "FullNormal")
-COLOURS = ("#2b6cb0", "#dd6b20", "#2f855a")
 
 
 def main(
@@ -71,23 +73,23 @@ def main(
     workers: int = 2,
     out: str = "experiments/results",
 ) -> None:
-    """Train a VAE for each guide, and write inference.csv, .md and .png to ``out``.
+    """Train a VAE for each guide, and write inference.csv, .md, .png and inference_images.png to ``out``.
 
     Args:
         data: Name of a data set.
         root: Folder where torchvision finds it.
-        chosen: Which guides, by the names in ``GUIDES``.
+        chosen: Guides, by their names in ``GUIDES``.
         latent: Number of latent dimensions.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
-        images: Test images that are measured, the first ones.
+        images: Number of test images, the first ones.
         num_particles: Draws per image for importance sampling from the guide.
-        num_adapted: Draws per image from an adapted proposal, if any, beside those that fit it.
-        temperatures: Of AIS, 16 chains from the guide.
-        steps: In which a guide is refined for each image.
-        workers: Models at once, in a process of one thread each.
+        num_adapted: Draws per image from an adapted proposal, in addition to the draws to fit it; 0 for none.
+        temperatures: Temperatures of AIS, with 16 chains from the guide.
+        steps: Steps to refine a guide for each image.
+        workers: Number of processes, of one thread each.
         out: Folder for the results.
     """
     if unknown := [name for name in chosen if name not in GUIDES]:
@@ -116,10 +118,11 @@ def main(
     )
     if num_adapted:
         caption += (
-            f" Of adapted proposals {num_adapted:,} draws, after at least {sum(ROUNDS) * latent:,} that fit them."
+            f" Adapted proposals: {num_adapted:,} draws, after at least {sum(ROUNDS) * latent:,} draws to fit them."
         )
     write_table(rows, stem, caption)
-    picture(chosen, found, dataset.test[:images]).savefig(stem.with_suffix(".png"), dpi=120)
+    draw(figure, stem.with_suffix(".png"), rows)
+    draw(pages, stem.with_name("inference_images.png"), chosen[0], found[0], dataset.test[:images])
 
 
 def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
@@ -153,7 +156,7 @@ def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
 
 
 def by_adapted(vae: VAE, x: Tensor, num: int, annealed: Tensor, seconds: float) -> dict[str, Any]:
-    """Return cells of adapted proposals, beside -log p(x) by AIS and its CPU time."""
+    """Return the cells of adapted proposals, given -log p(x) by AIS and its CPU time."""
     start = process_time()
     log_w = evaluate.log_weights(vae, x, num, seed=0, proposal="adapted")
     ratio, nll, k = seconds / (process_time() - start), -evaluate.iwae(log_w), evaluate.pareto_k(log_w)
@@ -162,7 +165,7 @@ def by_adapted(vae: VAE, x: Tensor, num: int, annealed: Tensor, seconds: float) 
 
 
 def measure(vae: VAE, x: Tensor, num_particles: int, temperatures: int, steps: int) -> tuple[dict[str, Tensor], float]:
-    """Return what is measured of each image, and the CPU time of AIS."""
+    """Return the numbers of each image, and the CPU time of AIS."""
     log_w = evaluate.log_weights(vae, x, num_particles, seed=0)
     start = process_time()
     annealed = ais.ais(vae, x, temperatures=temperatures, seed=0)
@@ -184,40 +187,52 @@ def _pair(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), values.std().item() / len(values) ** 0.5
 
 
-def picture(names: tuple[str, ...], found: list[Any], x: Tensor) -> Figure:
-    """Draw the gaps of each guide, IS - AIS over k-hat, and the images where the first guide is worst."""
-    figure = Figure(figsize=(11, 7.4), layout="constrained")
-    grid = figure.add_gridspec(2, 1, height_ratios=[1.25, 1])
-    left, right = figure.add_subfigure(grid[0]).subplots(1, 2)
-    parts = {"approximation": "#dd6b20", "amortisation": "#2b6cb0"}
-    starts = np.zeros(len(names))
-    for part, colour in parts.items():
-        widths = np.array([row[part][0] for row, *_ in found])
-        left.barh(range(len(names)), widths, left=starts, color=colour, label=part, height=0.6)
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the gaps of each guide, IS - AIS, and the shares of k-hat above 0.7, from the table."""
+    drawn = Figure(figsize=(8, 1.3 + 0.55 * len(rows)), layout="constrained")
+    left, middle, right = drawn.subplots(1, 3, sharey=True, width_ratios=[1.6, 1, 1])
+    places = np.arange(len(rows))
+    starts = np.zeros(len(rows))
+    for part, colour in (("approximation", ORANGE), ("amortisation", BLUE)):
+        widths = np.array([mean_of(row[part]) for row in rows])
+        bars = left.barh(places, widths, left=starts, height=0.6, color=colour)
+        ink = "white" if colour == BLUE else "black"
+        left.bar_label(bars, [f"{width:.2f}" for width in widths], label_type="center", color=ink, fontsize=9)
+        left.text(starts[0] + widths[0] / 2, -0.38, part, ha="center", va="bottom", fontsize=8)
         starts = starts + widths
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
-    left.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=2)
-    left.set(xlabel="log p(x) − ELBO, nats per test image", title="What the family cannot, and the encoder does not")
-    for (_, numbers, _), name, colour in zip(found, names, COLOURS, strict=False):
-        right.plot(numbers["k-hat"], numbers["IS"] - numbers["AIS"], ".", color=colour, label=name, markersize=4)
-    right.axvline(0.7, color="0.6", linewidth=1, linestyle="--")
-    right.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    right.legend(frameon=False, fontsize=9)
-    right.set(xlabel="k-hat of an image", ylabel="IS − AIS, nats", title="What importance sampling lacks")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    pages = figure.add_subfigure(grid[1]).subplots(2, 1)
-    _, numbers, x_hat = found[0]
+    left.set_yticks(places, [row["guide"] for row in rows])
+    left.set(xlabel="nats per test image", title="log p(x) − ELBO", ylim=(len(rows) - 0.5, -0.75))
+    lacks = {"guide": ("IS - AIS", BLUE, 0.0)}
+    if "adapted - AIS" in rows[0]:
+        lacks = {"guide": ("IS - AIS", BLUE, -0.15), "adapted": ("adapted - AIS", GREEN, 0.15)}
+    for name, (key, colour, shift) in lacks.items():
+        means, errors = ([of(row[key]) for row in rows] for of in (mean_of, spread_of))
+        middle.errorbar(means, places + shift, xerr=errors, fmt="o", color=colour, capsize=3)
+        if len(lacks) > 1:
+            middle.annotate(name, (means[0], shift), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        share = [row["k-hat > 0.7" if name == "guide" else "adapted, k-hat > 0.7"] for row in rows]
+        bars = right.barh(places + shift, share, height=0.6 / len(lacks), color=colour)
+        texts = [f" {value:.0%}" if name == "guide" else f" {name}: {value:.1%}" for value in share]
+        right.bar_label(bars, texts, fontsize=9)
+    middle.axvline(0, color=GREY, linewidth=0.8)
+    middle.set(
+        xlabel="nats per test image", title="-log p(x), less that by AIS", xlim=(min(-0.05, middle.get_xlim()[0]), None)
+    )
+    right.set(xlabel="share of test images", title="k-hat above 0.7", xlim=(0, 1.3), xticks=[0, 0.5, 1])
+    return drawn
+
+
+def pages(name: str, found: Any, x: Tensor) -> Figure:
+    """Draw the images with the largest and the smallest k-hat of a guide, over their reconstructions."""
+    drawn = Figure(figsize=(8, 2.4), layout="constrained")
+    _, numbers, x_hat = found
     order = np.argsort(-numbers["k-hat"])
     num = min(20, len(order))
-    for axes, some, kind in zip(pages, (order[:num], order[::-1][:num]), ("worst", "best"), strict=True):
+    for axes, some, kind in zip(drawn.subplots(2, 1), (order[:num], order[::-1][:num]), ("worst", "best"), strict=True):
         page = torch.stack([x[some.copy()], torch.from_numpy(x_hat[some.copy()])])
         ends = numbers["k-hat"][some][[0, -1]]
-        show(
-            axes, page, f"{names[0]}: the guide is {kind}, k-hat {ends[0]:.2f} to {ends[1]:.2f}; reconstructions below"
-        )
-    return figure
+        show(axes, page, f"{name}: the guide is {kind}, k-hat {ends[0]:.2f} to {ends[1]:.2f}; reconstructions below")
+    return drawn
 
 
 if __name__ == "__main__":

@@ -1,36 +1,36 @@
-r"""Which likelihood for grey pixels?
+r"""Likelihoods of grey pixels, compared in bits per dimension.
 
-One VAE for each likelihood, the same networks and the same budget. Densities are of dequantised x = (p + u) / 256,
-masses of the 256 grey levels p themselves: so each bounds the probability of the same pixels, and all stand on one
-scale, bits per dimension. All is measured on test images:
+The script trains one VAE for each likelihood, with the same networks and budget. Densities are densities of dequantised
+x = (p + u) / 256, masses are probabilities of the 256 grey levels p. Each bounds the probability of the same pixels, so
+bits per dimension compare. Measured on test images:
 
-- bits/dim: -log p(x) by importance sampling, an upper bound on average, over 784 ln 2; of a density 8 more, since a
+- bits/dim: -log p(x) by importance sampling, an upper bound on average, over 784 ln 2; plus 8 for a density, since a
   level is 1/256 wide;
-- -log p(x) and -ELBO in nats, of a density or a mass: between the two kinds nats do not compare;
+- -log p(x) and -ELBO in nats, of a density or a mass: nats of the two kinds do not compare;
 - rate: KL(q(z | x) || p(z)), nats; active: latent dimensions u with Var_x(E_q[u | x]) > 0.01;
 - RMS: of x - E[x | z] at the guide's mean, per pixel, white is 1;
 - sharpness: the mean squared response of the discrete Laplacian to E[x | z], z from the prior, over that of real
-  images; unreadable: the share of these that a classifier of real images is less sure of than of 95% of the real
-  test images (see :class:`common.Judge`).
+  images; unreadable: the share of these images with less confidence, of a classifier of real images, than 95% of the
+  real test images (see :class:`common.Judge`).
 
-What the committed run shows: a shared scale, learned or optimal, is far better than 1. A scale per pixel wins in
-density and loses in images: the mean matters only where the scale is small, so E[x | z] is the furthest from x, noise
-on bright strokes. The classifier is sure of the strokes and overlooks the noise, which sharpness sees. Most pixels of
-MNIST are exactly 0: a law that can put its mass there, as the discretised ones, is better than a Gaussian by bits a
-pixel; and a better density of x says little about samples.
+The committed run shows: A shared scale, learned or optimal, is far better than a scale of 1. A scale per pixel has the
+best density and the worst images of the Gaussians: the mean matters only for pixels of small scale, so E[x | z] is the
+furthest from x and noisy on bright strokes. The classifier is confident of the strokes and ignores the noise, which
+sharpness shows. Most pixels of MNIST are exactly 0: a distribution with mass there, such as the discretised logistics,
+is better than a Gaussian by bits per pixel. A better density of x does not imply better samples.
 
 References:
     Simple and Effective VAE Training with Calibrated Decoders (Rybkin, Daniilidis and Levine, 2021).
 
     The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem and Cunningham, 2019).
 
-    A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016), for bits per dimension.
+    A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016): bits per dimension.
 
 The committed table and figure: ``python experiments/likelihoods.py --root DATA`` (half an hour on two cores).
-``Categorical`` is left out of it: 256 logits a pixel are 80 million weights in the last layer, some 100 times the time.
+It leaves out ``Categorical``: 256 logits per pixel take 80 million weights in the last layer, and 100 times as long.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -38,12 +38,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Judge, command, in_processes, over_seeds, sharpness, show, write_table
+from common import (
+    Judge,
+    command,
+    draw,
+    in_processes,
+    mean_of,
+    over_seeds,
+    sharpness,
+    show,
+    spread_of,
+    ticks,
+    write_table,
+)
 from matplotlib.figure import Figure
 
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks
 from pyro_vae.conditional import Family
 from pyro_vae.data import Dataset, load
+from pyro_vae.plots.style import BLUE, RED
 
 DENSITIES: dict[str, Callable[..., Family]] = {
     "Gaussian, scale 1": partial(likelihoods.Gaussian, scale=1.0),
@@ -79,22 +92,22 @@ def main(
     workers: int = 2,
     out: str = "experiments/results",
 ) -> None:
-    """Train a VAE for each likelihood and seed, and write likelihoods.csv, .md and .png to ``out``.
+    """Train a VAE for each likelihood and seed; write likelihoods.csv, .md, .png, likelihoods_images.png to ``out``.
 
     Args:
         data: Name of a data set of grey images with labels.
         root: Folder where torchvision finds it.
-        chosen: Which likelihoods, by the names in ``DENSITIES`` and ``MASSES``.
-        levels: How many grey levels its pixels have: 256, or 17 of the digits.
+        chosen: Likelihoods, by their names in ``DENSITIES`` and ``MASSES``.
+        levels: Number of grey levels of the pixels: 256, or 17 for the digits.
         latent: Number of latent dimensions.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
-        seeds: How many times each model is trained.
-        images: Test images that are measured, the first ones.
+        seeds: Number of trainings of each model.
+        images: Number of test images, the first ones.
         num_particles: Draws per image for -log p(x).
-        workers: Models trained at once, in a process of one thread each.
+        workers: Number of processes, of one thread each.
         out: Folder for the results.
     """
     if unknown := [name for name in chosen if name not in DENSITIES | MASSES]:
@@ -128,13 +141,13 @@ def main(
         f"-log p(x) and bits/dim with {num_particles:,} particles, the ELBO with 10; nats per image."
     )
     write_table(rows, stem, caption)
-    bits = {name: [run["bits/dim"] for run in each] for name, each in runs.items()}
+    draw(figure, stem.with_suffix(".png"), rows)
     _, means, draws = zip(*found[: len(chosen)], strict=True)
-    picture(bits, means, draws).savefig(stem.with_suffix(".png"), dpi=120)
+    draw(pages, stem.with_name("likelihoods_images.png"), chosen, means, draws)
 
 
 def one(name: str, seed: int, options: dict[str, Any]) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Train a VAE; return a row of the table, and for draws of z from the prior E[x | z] and draws of x."""
+    """Train a VAE; return a row of the table, and E[x | z] and draws of x for draws of z from the prior."""
     data, root = options["source"]
     density = name in DENSITIES
     dataset = load(data, root, dequantize=density)
@@ -154,9 +167,9 @@ def one(name: str, seed: int, options: dict[str, Any]) -> tuple[dict[str, float]
 
 @torch.no_grad()
 def measure(vae: VAE, dataset: Dataset, images: int, num_particles: int, levels: int | None) -> dict[str, float]:
-    """Return what is measured of a VAE on test images."""
+    """Return the numbers of a VAE on test images."""
     x = dataset.test[:images]
-    log_likelihood, kl = (term.mean().item() for term in evaluate.split(vae, x, 10))
+    log_likelihood, kl = (term.mean().item() for term in evaluate.elbo_terms(vae, x, 10))
     nll = evaluate.nll(vae, x, num_particles).mean()
     return {
         "bits/dim": evaluate.bits_per_dim(nll, x[0].numel(), levels).item(),
@@ -168,26 +181,51 @@ def measure(vae: VAE, dataset: Dataset, images: int, num_particles: int, levels:
     }
 
 
-def picture(bits: dict[str, list[float]], means: Sequence[np.ndarray], draws: Sequence[np.ndarray]) -> Figure:
-    """Draw bits/dim of each likelihood, a point a seed; and for draws of z from the prior E[x | z] and draws of x."""
-    figure = Figure(figsize=(1.75 * len(bits), 8.4), layout="constrained")
-    grid = figure.add_gridspec(3, 1, height_ratios=[1.3, 1, 1])
-    axes = figure.add_subfigure(grid[0]).add_subplot()
-    for i, (name, found) in enumerate(bits.items()):
-        axes.plot(found, [i] * len(found), "o", color="#2b6cb0" if name in DENSITIES else "#dd6b20", alpha=0.8)
-        axes.text(max(found), i, f"   {np.mean(found):.2f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(bits)), [*bits])
-    axes.invert_yaxis()
-    axes.margins(x=0.08, y=0.08)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set(xlabel="bits per dimension: blue densities of dequantised x, orange masses of grey levels; a point a seed")
-    axes.spines[["top", "right"]].set_visible(False)
-    for i, (what, pages) in enumerate((("E[x | z]", means), ("x ~ p(x | z)", draws)), start=1):
-        panels = figure.add_subfigure(grid[i]).subplots(1, len(bits), squeeze=False)[0]
-        for name, x, page in zip(bits, pages, panels, strict=True):
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw bits per dimension, the error of reconstructions and the sharpness of samples, from the table."""
+    drawn = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
+    titles = {
+        "bits/dim": "Bits per dimension",
+        "RMS": "Error of reconstructions, RMS",
+        "sharpness": "Sharpness of samples\n(real images: 1)",
+    }
+    for axes, (key, title) in zip(drawn.subplots(1, 3, sharey=True), titles.items(), strict=True):
+        for place, row in enumerate(rows):
+            colour = BLUE if row["kind"] == "density" else RED
+            axes.errorbar(mean_of(row[key]), place, xerr=spread_of(row[key]), fmt="o", color=colour, capsize=3)
+            text = f"{mean_of(row[key]):{'.3f' if key == 'RMS' else '.2f'}}"
+            axes.annotate(text, (mean_of(row[key]), place), (7, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.set(title=title, ylim=(len(rows) - 0.5, -0.5))
+        axes.margins(x=0.25)
+        axes.grid(axis="x", color="0.9")
+    drawn.axes[2].set_xscale("log")
+    drawn.axes[2].axvline(1, color="0.5", linewidth=1, linestyle="--")
+    ticks(drawn.axes[2].xaxis, (0.1, 1, 10))
+    drawn.axes[2].set_xlim(0.05, 15)
+    drawn.axes[0].set_yticks(range(len(rows)), [row["likelihood"] for row in rows])
+    for label, row in zip(drawn.axes[0].get_yticklabels(), rows, strict=True):
+        label.set_color(BLUE if row["kind"] == "density" else RED)
+    drawn.supxlabel(
+        "Blue: densities of dequantised pixels. Red: masses of grey levels. Mean ± standard deviation over seeds",
+        fontsize=9,
+    )
+    return drawn
+
+
+def pages(names: Sequence[str], means: Sequence[np.ndarray], draws: Sequence[np.ndarray]) -> Figure:
+    """Draw E[x | z] for draws of z from the prior, and draws of x below; five likelihoods side by side."""
+    blocks = -(-len(names) // 5)
+    drawn = Figure(figsize=(8, 4.4 * blocks), layout="constrained")
+    panels = drawn.subplots(2 * blocks, 5, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for i, name in enumerate(names):
+        for axes, x, what in zip(
+            panels[2 * (i // 5) :, i % 5], (means[i], draws[i]), ("E[x | z]", "x ~ p(x | z)"), strict=False
+        ):
             title = name.replace(", ", ",\n")
-            show(page, torch.from_numpy(x[:25]).unflatten(0, (5, 5)), f"{title}\n{what}")
-    return figure
+            show(axes, torch.from_numpy(x[:25]).unflatten(0, (5, 5)), f"{title}\n{what}")
+    return drawn
 
 
 if __name__ == "__main__":

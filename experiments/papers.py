@@ -1,7 +1,7 @@
-"""Rows of published tables, and the recipe that reproduces each: what is trained, how, and what to compare with.
+"""Rows of published tables, with a recipe that reproduces each: program, objective, settings and published number.
 
-The test of all of them: -log p(x) of the 10,000 test images of MNIST, binarised once, by the importance weighted bound
-with 5,000 draws; training images are binarised anew at every reading.
+The number of each row is -log p(x) of the 10,000 test images of MNIST, binarised once, by the importance weighted bound
+with 5,000 draws. Training images are binarised at every reading.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ TWO = partial(HierarchicalVAE.build, latents=(100, 50), likelihood=likelihoods.B
 
 @dataclass(frozen=True)
 class Row:
-    """A row: a number to reach, and what to train for it.
+    """A row of a table: a published number, and the program and objective that reproduce it.
 
-    Arguments:
+    Args:
         title: The model, in a few words.
-        published: -log p(x) to reach, nats per image.
-        source: Where that is from.
-        paper: What the paper that first gave the row has; nan where it has none.
-        active: Active units in that paper; 0 where it has none.
-        objective: What is optimised.
-        program: Builds the program for a shape of x.
+        published: Published -log p(x), nats per image.
+        source: Source of this number.
+        paper: Number in the paper that first has the row; nan if it has none.
+        active: Active units in that paper; 0 if it has none.
+        objective: Constructor of the objective.
+        program: Function from the shape of x to the program.
         epochs: Passes over the training images.
-        own: What of the recipe is another for it.
+        own: Settings that differ from ``RECIPE``.
     """
 
     title: str
@@ -56,13 +56,13 @@ class Row:
     own: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, event_shape: Sequence[int], seed: int) -> Any:
-        """Build the program with weights of this seed; torch's generator stays."""
+        """Build the program with weights of this seed; torch's random state does not change."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.program(event_shape)
 
 
-# The same for all rows, found at k = 1 on 10,000 training images that were held out.
+# Shared by all rows, chosen at k = 1 on 10,000 held-out training images.
 RECIPE: dict[str, Any] = {
     "optimizer": "muon",
     "lr": 7e-3,
@@ -75,25 +75,25 @@ RECIPE: dict[str, Any] = {
 def iwae(
     num_particles: int, gradient: Any = "pathwise", resample: int | None = None
 ) -> Callable[[], objectives.Objective]:
-    """Return what makes the objective."""
+    """Return a constructor of the objective."""
     return partial(objectives.IWAE, num_particles=num_particles, gradient=gradient, resample=resample)
 
 
-# Gated layers have twice the matrices, whose turns cost Muon more than the gradient of 500 images does.
+# Gated layers have twice the matrices, and their orthogonalisation in Muon costs more than the gradient of 500 images.
 WIDE = {"batch_size": 2000, "lr": 1.4e-2}
-# Of k = 5, on held-out images: no better after 200 epochs than 7e-3, but from far behind, and with more units active.
-# Of k = 50 it was not tried there.
+# For k = 5, on held-out images, as good as 7e-3 after 200 epochs, from a worse start and with more active units. For
+# k = 50 it was not tried on held-out images.
 LOW = {"lr": 3.5e-3}
 STL = partial(objectives.ELBO, gradient="stl")
 
 
 def gated(prior: Callable[[int], torch.nn.Module]) -> Callable[..., Any]:
-    """Return what builds a VAE of gated layers."""
+    """Return a constructor of a VAE with gated layers."""
     return partial(VAE.build, latent=40, prior=prior, likelihood=likelihoods.Bernoulli, network=GATED)
 
 
 exemplar = partial(Row, source=EXEMPLAR, objective=STL, epochs=650, own=WIDE)
-# On held-out images one layer was better so than with 500 images, in the same minutes.
+# On held-out images this was better for one layer than batches of 500, in the same time.
 two_layers = partial(Row, source=f"{BURDA}; {AGAIN_TWO}", program=TWO, own={"batch_size": 1000, "lr": 1e-2})
 
 ROWS = {
@@ -108,7 +108,7 @@ ROWS = {
         "VAE, gated 300-300, z = 40, N(0, I)", 84.45, epochs=800, paper=84.45, program=gated(priors.StandardNormal)
     ),
     "gated-vamp": exemplar("the same, VampPrior of 500", 82.43, paper=82.43, program=gated(priors.VampPrior)),
-    # Now and then one z is far out, where a coupling flow's density is steep: a gradient of 1e8, where 4e4 is usual.
+    # Rarely a z lies far out, at a steep point of the flow's density: a gradient of norm 1e8, where 4e4 is usual.
     "gated-flow": exemplar("the same, Flow prior", 82.43, program=gated(priors.Flow), own=WIDE | {"clip_norm": 5e4}),
     "two-layers": two_layers("VAE, two layers of 100 and 50, k = 1", 84.83, objective=STL, epochs=340, paper=85.33),
     "two-layers-5": two_layers(

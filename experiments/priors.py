@@ -1,27 +1,28 @@
-r"""What does a learned prior buy?
+r"""Learned priors against the standard normal.
 
-One VAE for each prior, the same networks and the same budget, on binarised images; all is measured on test images:
+The script trains one VAE for each prior, with the same networks and budget, on binarised images. Measured on test
+images:
 
 - -log p(x): by importance sampling, an upper bound on average, nats per image;
 - -ELBO at beta = 1, and its two terms: distortion, E[-log p(x | z)], and rate, KL(q(z | x) || p(z)), nats per image;
 - active: latent dimensions u with Var_x(E_q[u | x]) > 0.01;
-- unreadable: the share of images E[x | z], z from the prior, that a classifier of real images is less sure of than of
-  95% of the real test images (see :class:`common.Judge`; 0.05 is as readable as they).
+- unreadable: the share of images E[x | z], z from the prior, with less confidence, of a classifier of real images, than
+  95% of the real test images (see :class:`common.Judge`; 0.05 for the real test images).
 
-A standard normal is what the guide's codes are pushed to be, all of them together; a learned prior goes to where they
-are. The same with two latent dimensions, after a third of the epochs, is drawn: codes of test images over log p(z),
-8 nats of it.
+The KL pushes the aggregate posterior towards a standard normal; a learned prior moves to the aggregate posterior.
+priors_images.png shows samples and, for two latent dimensions after a third of the epochs, codes of test images over
+the top 8 nats of log p(z).
 
 References:
     VAE with a VampPrior (Tomczak and Welling, 2018).
 
-    Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for active units.
+    Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016): active units.
 
-The committed table and figure: ``python experiments/priors.py --root DATA`` (half an hour on two cores); there is
-``Flow, autoregressive`` too, for ``--chosen``.
+The committed table and figure: ``python experiments/priors.py --root DATA`` (half an hour on two cores). ``--chosen``
+also takes ``Flow, autoregressive``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -29,13 +30,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Judge, command, in_processes, over_seeds, show, write_table
+from common import Judge, command, draw, in_processes, mean_of, over_seeds, show, spread_of, write_table
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks, objectives, priors
 from pyro_vae.conditional import mean
 from pyro_vae.data import Dataset, load
+from pyro_vae.plots.style import BLUE, CLASSES, RED
 
 PRIORS: dict[str, Callable[[int], torch.nn.Module]] = {
     "StandardNormal": priors.StandardNormal,
@@ -65,22 +69,22 @@ def main(
     workers: int = 2,
     out: str = "experiments/results",
 ) -> None:
-    """Train a VAE for each prior and seed, and write priors.csv, .md and .png to ``out``.
+    """Train a VAE for each prior and seed, and write priors.csv, .md, .png and priors_images.png to ``out``.
 
     Args:
         data: Name of a data set with labels.
         root: Folder where torchvision finds it.
-        chosen: Which priors, by the names in ``PRIORS``.
+        chosen: Priors, by their names in ``PRIORS``.
         latent: Number of latent dimensions.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
-        warmup: Part of the run over which beta goes from 0 to 1.
-        seeds: How many times each model is trained.
-        images: Test images that are measured, the first ones.
+        warmup: Fraction of the run in which beta rises from 0 to 1.
+        seeds: Number of trainings of each model.
+        images: Number of test images, the first ones.
         num_particles: Draws per image for -log p(x).
-        workers: Models trained at once, in a process of one thread each.
+        workers: Number of processes, of one thread each.
         out: Folder for the results.
     """
     if unknown := [name for name in chosen if name not in PRIORS]:
@@ -111,13 +115,13 @@ def main(
         f"{num_particles:,} particles, the ELBO at beta = 1 with 10; nats per image."
     )
     write_table(rows, stem, caption)
-    nll = {name: [run["-log p(x)"] for run in each] for name, each in runs.items()}
+    draw(figure, stem.with_suffix(".png"), rows)
     _, samples, planes = zip(*found[: len(chosen)], strict=True)
-    picture(nll, samples, planes, dataset.test.labels).savefig(stem.with_suffix(".png"), dpi=120)
+    draw(pages, stem.with_name("priors_images.png"), chosen, samples, planes, dataset.test.labels)
 
 
 def one(name: str, seed: int, options: dict[str, Any]) -> tuple[dict[str, float], np.ndarray, tuple[np.ndarray, ...]]:
-    """Train a VAE; return a row of the table, samples, and of the first seed the prior in two dimensions."""
+    """Train a VAE; return a row of the table, samples, and for the first seed the prior in two dimensions."""
     data, root = options["source"]
     dataset = load(data, root, binarize="dynamic")
 
@@ -138,8 +142,8 @@ def one(name: str, seed: int, options: dict[str, Any]) -> tuple[dict[str, float]
 
 @torch.no_grad()
 def measure(vae: VAE, x: Tensor, num_particles: int) -> dict[str, float]:
-    """Return what is measured of a VAE on images x."""
-    log_likelihood, kl = (term.mean().item() for term in evaluate.split(vae, x, 10))
+    """Return the numbers of a VAE on images x."""
+    log_likelihood, kl = (term.mean().item() for term in evaluate.elbo_terms(vae, x, 10))
     return {
         "-log p(x)": evaluate.nll(vae, x, num_particles).mean().item(),
         "-ELBO": kl - log_likelihood,
@@ -160,34 +164,50 @@ def plane(vae: VAE, dataset: Dataset) -> tuple[np.ndarray, ...]:
     return codes.numpy(), across.numpy(), up.numpy(), log_p.numpy()
 
 
-def picture(
-    nll: dict[str, list[float]], samples: Sequence[np.ndarray], planes: Sequence[tuple], labels: Tensor | None
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw -log p(x) of each prior, and its share of unreadable samples, from the table."""
+    drawn = Figure(figsize=(8, 1.2 + 0.36 * len(rows)), layout="constrained")
+    titles = {"-log p(x)": "-log p(x), nats per test image", "unreadable": "Unreadable samples"}
+    for axes, (key, title), form in zip(drawn.subplots(1, 2, sharey=True), titles.items(), (".2f", ".0%"), strict=True):
+        cells = [row[key] for row in rows]
+        means, spreads = [*map(mean_of, cells)], [*map(spread_of, cells)]
+        axes.errorbar(means, range(len(rows)), xerr=spreads, fmt="o", color=BLUE, capsize=3)
+        for place, value in enumerate(means):
+            axes.annotate(
+                f"{value:{form}}", (value, place), (0, 5), textcoords="offset points", ha="center", fontsize=8
+            )
+        axes.set(title=title, ylim=(len(rows) - 0.5, -0.75))
+        axes.margins(x=0.12)
+        axes.grid(axis="x", color="0.9")
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    drawn.axes[1].axvline(0.05, color=RED, linewidth=1, linestyle="--")
+    drawn.axes[1].text(0.055, len(rows) - 0.6, "real images", color=RED, fontsize=8)
+    drawn.axes[1].xaxis.set_major_formatter(PercentFormatter(1, 0))
+    drawn.axes[0].set_yticks(range(len(rows)), [row["prior"] for row in rows])
+    drawn.supxlabel("mean ± standard deviation over seeds", fontsize=9)
+    return drawn
+
+
+def pages(
+    names: Sequence[str], samples: Sequence[np.ndarray], planes: Sequence[tuple], labels: Tensor | None
 ) -> Figure:
-    """Draw -log p(x) of each prior, a point a seed; its samples; and its density in two dimensions, over codes."""
-    figure = Figure(figsize=(2.6 * len(nll), 8.6), layout="constrained")
-    grid = figure.add_gridspec(3, 1, height_ratios=[0.8, 1, 1])
-    axes = figure.add_subfigure(grid[0]).add_subplot()
-    for i, found in enumerate(nll.values()):
-        axes.plot(found, [i] * len(found), "o", color="#2b6cb0", markersize=6, alpha=0.8)
-        axes.text(max(found), i, f"   {np.mean(found):.2f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(nll)), [*nll])
-    axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.15)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set(
-        xlabel="−log p(x), nats per test image: a point a seed", title="The same networks and budget, another prior"
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    pages, maps = (figure.add_subfigure(grid[i]).subplots(1, len(nll), squeeze=False)[0] for i in (1, 2))
-    for name, x, page in zip(nll, samples, pages, strict=True):
-        show(page, torch.from_numpy(x[:36]).unflatten(0, (6, 6)), f"{name}: samples")
-    for (codes, across, up, log_p), axes in zip(planes, maps, strict=True):
-        axes.contourf(across, up, log_p, levels=log_p.max() + np.linspace(-8, 0, 17), cmap="Greys", extend="min")
+    """Draw samples of each prior, and codes over its density in two dimensions; three priors side by side."""
+    blocks = -(-len(names) // 3)
+    drawn = Figure(figsize=(8, 5.6 * blocks), layout="constrained")
+    panels = drawn.subplots(2 * blocks, 3, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for i, (name, x, plane) in enumerate(zip(names, samples, planes, strict=True)):
+        above, below = panels[2 * (i // 3) : 2 * (i // 3) + 2, i % 3]
+        show(above, torch.from_numpy(x[:36]).unflatten(0, (6, 6)), f"{name}: samples")
+        codes, across, up, log_p = plane
+        below.set_axis_on()
+        below.contourf(across, up, log_p, levels=log_p.max() + np.linspace(-8, 0, 17), cmap="Greys", extend="min")
         colours = None if labels is None else labels[: len(codes)]
-        axes.scatter(codes[:, 0], codes[:, 1], c=colours, s=1.5, cmap="tab10", alpha=0.7, linewidths=0)
-        axes.set_title("log p(z), and codes, in 2 dimensions", fontsize=9)
-        axes.set(xticks=[], yticks=[], xlim=(across[0], across[-1]), ylim=(up[0], up[-1]))
-    return figure
+        below.scatter(codes[:, 0], codes[:, 1], c=colours, s=1.5, cmap=ListedColormap(CLASSES), linewidths=0)
+        below.set_title("log p(z), and codes, in 2 dimensions", fontsize=9)
+        below.set(xticks=[], yticks=[], xlim=(across[0], across[-1]), ylim=(up[0], up[-1]))
+    return drawn
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-r"""What is in the rest of the image? A conditional VAE of the quadrants that are hidden, given those that are seen.
+r"""A conditional VAE of the hidden quadrants of an image, given the visible ones.
 
-Seen are the bottom left quadrant; the left half; or all but the bottom right quadrant. Two numbers of each, nats per
-image of what is hidden:
+Visible are the bottom left quadrant; the left half; or all but the bottom right quadrant. For each, two numbers in nats
+per image, of the hidden pixels:
 
-- of grey pixels: -ELBO with the cross-entropy in place of a density, as Pyro's tutorial has it ("negative conditional
-  log-likelihood"). Grey pixels are not in the support of a Bernoulli, so it is no bound of any log p;
-- of binarised pixels: -ELBO, and -log p(hidden | seen) by importance sampling, too large on average.
+- grey pixels: -ELBO with the cross-entropy in place of a density, as in Pyro's tutorial ("negative conditional
+  log-likelihood"). Grey pixels are not in the support of a Bernoulli, so this bounds no log p;
+- binarised pixels: -ELBO, and -log p(hidden | visible) by importance sampling, on average an upper bound.
 
-The two are of different data and are not ranked against each other. What is seen is binarised once; what is hidden anew
-at every reading of a training image, once of a test image.
+The two are numbers of different data, and do not compare. Visible pixels are binarised once; hidden pixels at every
+reading of a training image, and once for a test image.
 
 References:
     Learning Structured Output Representation using Deep Conditional Generative Models (Sohn, Lee and Yan, 2015).
 
-    Conditional Variational Auto-encoder, a tutorial of Pyro, of which are the numbers beside ours.
+    Conditional Variational Auto-encoder, a tutorial of Pyro: the numbers beside ours.
 
 The committed table and figure: ``python experiments/quadrants.py --root DATA``.
 """
@@ -35,23 +35,23 @@ from pyro_vae.conditional import Family, mean
 from pyro_vae.data import Dataset, Split, load
 from pyro_vae.programs import ConditionalVAE
 
-TUTORIAL = {1: (100.4, 71.8), 2: (61.9, 51.0), 3: (25.4, 24.2)}  # of a network alone, and of its CVAE
+TUTORIAL = {1: (100.4, 71.8), 2: (61.9, 51.0), 3: (25.4, 24.2)}  # by a network alone, and by its CVAE
 
 
 class Grey(dist.Bernoulli):
-    """Minus the cross-entropy of grey pixels, which is no density."""
+    """Minus the cross-entropy of grey pixels, which is not a density."""
 
     support = constraints.unit_interval
     has_enumerate_support = False
 
 
 class CrossEntropy(Family):
-    """A Bernoulli's formula on grey pixels."""
+    """The log-probability of a Bernoulli, applied to grey pixels."""
 
     params = 1
 
-    def law(self, logits: Tensor) -> dist.TorchDistribution:  # type: ignore[override]
-        """Return the formula at the ``logits``, of shape ``(*, *event)``."""
+    def distribution(self, logits: Tensor) -> dist.TorchDistribution:  # type: ignore[override]
+        """Return the distribution for ``logits``, of shape ``(*, *event)``."""
         return Grey(logits=logits)
 
 
@@ -74,15 +74,15 @@ def main(
     Args:
         data: Name of a data set of images.
         root: Folder where torchvision finds it.
-        quadrants: How many are seen.
+        quadrants: Numbers of visible quadrants.
         latent: Number of latent dimensions.
         hidden: Units of each hidden layer.
         epochs: Passes over the training images; the weights of the best one on validation images are kept.
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
         num_particles: Draws per image for -log p.
-        images: How many test images are measured, the first ones.
-        seed: Of the weights, the order and the draws.
+        images: Number of test images, the first ones.
+        seed: Seed of the weights, the order and the draws.
         out: Folder for the results.
     """
     if not set(quadrants) <= set(TUTORIAL):
@@ -91,7 +91,7 @@ def main(
     whole = {"grey": load(data, root), "binary": load(data, root, binarize="dynamic")}
     network = partial(networks.MLP, hidden=hidden)
     rows: list[dict[str, Any]] = []
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
     for number, axes in zip(quadrants, figure.subplots(1, len(quadrants), squeeze=False)[0], strict=True):
         seen = seen_of(whole["grey"].event_shape, number)
         row: dict[str, Any] = {"quadrants seen": number}
@@ -116,9 +116,9 @@ def main(
     caption = (
         f"{data}, test images: nats per image of the hidden quadrants, ± the standard error over images. Conditional "
         f"VAE with a learned prior, {latent} latents, hidden layers {hidden}, {epochs} epochs, seed {seed}. Grey: the "
-        "cross-entropy of grey pixels, as in Pyro's tutorial, whose numbers are beside; no bound of a log-likelihood. "
-        f"Binary: of binarised pixels, -log p(hidden | seen) with {num_particles:,} draws. In the figure are images, "
-        "what is seen of them, and means of the hidden quadrants at draws of z given what is seen."
+        "cross-entropy of grey pixels, as in Pyro's tutorial, beside its numbers; no bound of a log-likelihood. "
+        f"Binary: binarised pixels, -log p(hidden | visible) with {num_particles:,} draws. The figure shows images, "
+        "their visible pixels, and means of the hidden quadrants at draws of z given the visible ones."
     )
     write_table(rows, stem, caption)
     figure.savefig(stem.with_suffix(".png"), dpi=150)
@@ -126,7 +126,7 @@ def main(
 
 
 def seen_of(event_shape: tuple[int, ...], number: int) -> Tensor:
-    """Return which pixels are seen, booleans of ``event_shape``."""
+    """Return the mask of visible pixels, of shape ``event_shape``."""
     height, width = event_shape[-2] // 2, event_shape[-1] // 2
     seen = torch.zeros(event_shape, dtype=torch.bool)
     seen[..., height:, :width] = True
@@ -138,7 +138,7 @@ def seen_of(event_shape: tuple[int, ...], number: int) -> Tensor:
 
 
 def hidden_given_seen(dataset: Dataset, seen: Tensor, seed: int) -> Dataset:
-    """Return the data set whose x are the hidden pixels, and y those that are seen, drawn once."""
+    """Return a data set of hidden pixels x and visible pixels y, where y is drawn once."""
 
     def part(split: Split) -> Split:
         with torch.random.fork_rng(devices=[]):
@@ -151,7 +151,7 @@ def hidden_given_seen(dataset: Dataset, seen: Tensor, seed: int) -> Dataset:
 
 
 def page(program: ConditionalVAE, part: Dataset, dataset: Dataset, seen: Tensor, columns: int = 8) -> Tensor:
-    """Return rows of images: whole, seen, and with draws of the rest."""
+    """Return rows of images: complete, visible pixels only, and with draws of the hidden pixels."""
     x, y = part.test.batch(slice(0, columns))
     images = torch.full((6, columns, *dataset.event_shape), torch.nan)
     images[:, :, seen] = y

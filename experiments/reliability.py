@@ -1,9 +1,9 @@
-"""Is a run that is killed the same run? And does a long one keep to its memory?
+"""Reliability: killed and resumed runs against an uninterrupted run, and the memory of a long run.
 
-Runs of ``pyro-vae train`` on the digits, binarised dynamically, are killed with SIGKILL at moments drawn at random, and
-gone on with by ``--resume``, and killed again, until they are done. Weights and ``metrics.csv`` are then compared,
-byte by byte, with those of a run that nobody disturbed: in plain Pyro, as a graph, and compiled by TorchInductor. And
-``fit`` runs for many epochs, its resident memory looked at after each.
+The script kills runs of ``pyro-vae train`` on the digits, binarised dynamically, with SIGKILL at random moments, and
+resumes them with ``--resume`` until they are done. It then compares their weights and ``metrics.csv``, byte by byte,
+with an uninterrupted run: in plain Pyro, as a graph, and compiled by TorchInductor. It also records the resident memory
+of ``fit`` after each of many epochs.
 """
 
 import csv
@@ -12,17 +12,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from common import command, write_table
+from common import draw as draw_figure
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from pyro_vae.checkpoint import load_state
+from pyro_vae.plots.style import BLUE
 
 ORDER = ("off", "graph", "inductor")
 MEMORY = """
@@ -56,23 +58,23 @@ def main(
     seed: int = 0,
     out: str = "experiments/results",
 ) -> None:
-    """Kill runs and go on with them; write a table, which keeps the rows of other modes, and a figure.
+    """Kill and resume runs; write a table, which keeps the rows of other modes, and a figure.
 
     Args:
-        modes: Ways of running a step, as ``fit``'s compile.
-        runs: Runs to kill, of each way.
-        kills: How often each is killed, at most: a kill that comes after its end is none.
-        epochs: Of each run.
+        modes: Values of ``fit``'s argument compile.
+        runs: Number of runs for each mode.
+        kills: Largest number of kills of each run; a kill after its end does not count.
+        epochs: Epochs of each run.
         hidden: Units of each hidden layer.
-        long: Epochs of the run whose memory is looked at.
-        settled: Epoch after which it is to be flat.
-        seed: Of the moments.
+        long: Epochs of the run for the memory.
+        settled: Epoch after which the memory should be constant.
+        seed: Seed of the moments.
         out: Folder for reliability.csv, .md and .png.
     """
     if not set(modes) <= set(ORDER) or min(runs, kills, epochs) < 1 or not 0 < settled < long:
         raise ValueError(
-            f"Expected modes among {', '.join(ORDER)}, at least 1 run, kill and epoch, and fewer epochs to settle than "
-            f"there are; got {', '.join(modes)}, {runs}, {kills}, {epochs}, {settled} and {long}."
+            f"Expected modes among {', '.join(ORDER)}, at least 1 run, kill and epoch, and settled below "
+            f"long; got {', '.join(modes)}, {runs}, {kills}, {epochs}, {settled} and {long}."
         )
     draw = random.Random(seed)
     words = ["--binarize", "dynamic", "--likelihood", "Bernoulli", "--epochs", f"{epochs}"]
@@ -86,19 +88,19 @@ def main(
         memory = resident(long, Path(folder) / "long")
     share = memory[-1] / memory[settled - 1] - 1
     caption = (
-        "Runs on the digits, binarised dynamically, killed at random moments of their training and gone on with; "
-        "identical are those whose model.safetensors and metrics.csv are, byte for byte, those of a run not killed. "
+        "Runs on the digits, binarised dynamically, killed at random moments of their training and resumed. Identical: "
+        "model.safetensors and metrics.csv equal the files of an uninterrupted run, byte for byte. "
         f"Resident memory of a run of {long} epochs: {memory[settled - 1] / 2**20:.1f} MiB after epoch {settled}, "
         f"{memory[-1] / 2**20:.1f} MiB at the end, {100 * share:+.1f}%."
     )
     rows.sort(key=lambda row: ORDER.index(row["step"]))
     write_table(rows, stem, caption)
-    picture(rows, memory, settled).savefig(stem.with_suffix(".png"), dpi=150)
+    draw_figure(figure, stem.with_suffix(".png"), rows)
     print(f"\n{stem.with_suffix('.md').read_text()}")
 
 
 def kept(path: Path, modes: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a table that are not to be made anew."""
+    """Return the rows of a table for other modes."""
     if not path.is_file():
         return []
     with path.open() as file:
@@ -106,7 +108,7 @@ def kept(path: Path, modes: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def killed(folder: Path, words: list[str], runs: int, kills: int, draw: random.Random) -> dict[str, Any]:
-    """Return what became of the runs, and the epochs that they went on from."""
+    """Kill and resume runs; return their row of the table."""
     folder.mkdir()
     whole = folder / "whole"
     first, last = training(whole, words)
@@ -121,11 +123,11 @@ def killed(folder: Path, words: list[str], runs: int, kills: int, draw: random.R
         finish(how(run, words), None)
         files = ("model.safetensors", "metrics.csv")
         row["identical"] += all((run / name).read_bytes() == (whole / name).read_bytes() for name in files)
-    return row | {"gone on from epoch": " ".join(f"{epoch:.1f}" for epoch in sorted(epochs))}
+    return row | {"resumed from epoch": " ".join(f"{epoch:.1f}" for epoch in sorted(epochs))}
 
 
 def training(run: Path, words: list[str]) -> tuple[float, float]:
-    """Make a run that nobody disturbs; return when its training began and when it ended, in seconds from its start."""
+    """Train an uninterrupted run; return the seconds from its start to the begin and to the end of training."""
     start = time.perf_counter()
     with ThreadPoolExecutor() as pool:
         done = pool.submit(finish, [*words, "--run_dir", str(run)], None)
@@ -139,28 +141,28 @@ def training(run: Path, words: list[str]) -> tuple[float, float]:
 
 
 def how(run: Path, words: list[str]) -> list[str]:
-    """The words that begin a run, or go on with it."""
+    """Return the options that begin or resume a run."""
     return ["--resume", str(run)] if (run / "config.yaml").exists() else [*words, "--run_dir", str(run)]
 
 
 def finish(words: list[str], moment: float | None) -> bool:
-    """Train until the end, or a moment in seconds; return whether it ended by itself."""
+    """Train to the end, or for ``moment`` seconds; return whether training came to its end."""
     program = subprocess.Popen(
         [sys.executable, "-m", "pyro_vae", "train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
-        _, said = program.communicate(timeout=moment)
+        _, message = program.communicate(timeout=moment)
     except subprocess.TimeoutExpired:
         program.send_signal(signal.SIGKILL)
         program.communicate()
         return False
     if program.returncode:
-        raise ValueError(f"Expected pyro-vae train {' '.join(words)} to end well; it said: {said.decode()[-500:]}")
+        raise ValueError(f"Expected pyro-vae train {' '.join(words)} to succeed; got: {message.decode()[-500:]}")
     return True
 
 
 def epoch_of(run: Path) -> float:
-    """How many epochs a run would go on from."""
+    """Return the epoch from which a run would resume."""
     if not (run / "config.yaml").exists():
         return 0.0
     state, _ = load_state(run)
@@ -168,27 +170,26 @@ def epoch_of(run: Path) -> float:
 
 
 def resident(epochs: int, run: Path) -> list[int]:
-    """Bytes resident after each epoch."""
+    """Return the resident memory after each epoch, in bytes."""
     words = [sys.executable, "-c", MEMORY, f"{epochs}", str(run)]
     return [*map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())]
 
 
-def picture(rows: Sequence[dict[str, Any]], memory: list[int], settled: int) -> Figure:
-    """Draw where the kills came, and memory by epoch."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for line, row in enumerate(rows):
-        at = [float(epoch) for epoch in row["gone on from epoch"].split()]
-        left.plot(at, [line] * len(at), "|", markersize=18, markeredgewidth=1.5)
-    left.set_yticks(range(len(rows)), [row["step"] for row in rows])
-    left.set(xlabel="epoch that was gone on from", ylim=(-0.6, len(rows) - 0.4))
-    left.set_title("Kills")
-    right.plot(range(1, len(memory) + 1), [size / 2**20 for size in memory], color="#2b6cb0")
-    right.axvline(settled, color="0.6", linewidth=1, linestyle="--")
-    right.set(xlabel="epoch", ylabel="MiB resident", ylim=(0, 1.15 * max(memory) / 2**20), title="Memory")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the epoch at which each killed run was resumed, from the table."""
+    drawn = Figure(figsize=(8, 0.8 + 0.7 * len(rows)), layout="constrained")
+    axes = drawn.subplots()
+    for place, row in enumerate(rows):
+        epochs = [float(epoch) for epoch in str(row["resumed from epoch"]).split()]
+        stacked = [sum(abs(epoch - other) < 0.5 for other in epochs[:i]) for i, epoch in enumerate(epochs)]
+        heights = [place + 0.3 - 0.045 * count for count in stacked]
+        axes.plot(epochs, heights, "o", color=BLUE, markersize=4, alpha=0.6)
+        result = f"{int(row['identical'])} of {int(row['runs'])} runs identical"
+        axes.text(1.02, place, result, transform=axes.get_yaxis_transform(), va="center")
+    axes.set_yticks(range(len(rows)), [f"compile={row['step']}" for row in rows])
+    axes.set(xlabel="epoch from which a killed run was resumed: a point a kill", ylim=(len(rows) - 0.5, -0.6))
+    axes.grid(axis="x", color="0.9")
+    return drawn
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-r"""Published numbers, one command each: train a row of a paper's table, evaluate it as the paper does, write it down.
+r"""Reproduction of published numbers: each command trains a row of a paper's table and evaluates it as the paper does.
 
-All is of MNIST, binarised dynamically: 60,000 images to train on, drawn anew at every reading; the 10,000 test images
-drawn once for all, with the seed of :func:`pyro_vae.data.load`. Of each row:
+The data are MNIST, binarised dynamically: 60,000 training images, binarised at every reading; 10,000 test images,
+binarised once, with the seed of :func:`pyro_vae.data.load`. For each row:
 
-- -log p(x): the importance weighted bound with 5,000 draws on all test images, too large on average; nats per image;
+- -log p(x): the importance weighted bound with 5,000 draws on all test images, nats per image; on average an upper
+  bound;
 - -ELBO at beta = 1, and active units: latent dimensions u with Var_x(E_q[u | x]) > 0.01;
-- minutes: of training alone, by the clock;
-- AIS, of some rows and 100 test images: what annealed importance sampling says of -log p(x), and what the bound with
-  5,000 draws says of the same images, so that one sees how far that is off.
+- minutes: wall time of training;
+- AIS, for some rows, on 100 test images: -log p(x) by annealed importance sampling, and by the bound with 5,000 draws
+  on the same images, which shows the error of the bound.
 
-The recipe (``papers.py``) was chosen with ``--held_out true``: it trains on 50,000 of the training images and evaluates
-on the other 10,000, never on test images. A row that was stopped goes on where it was when the command is given again.
+The recipe (``papers.py``) was chosen with ``--held_out true``, which trains on 50,000 of the training images and
+evaluates on the other 10,000, never on test images. Repeat the command to resume an interrupted row.
 
-Where 50 draws of each image are weighed, arrays are larger than glibc keeps to use again: ``MALLOC_MMAP_MAX_=0
-MALLOC_TRIM_THRESHOLD_=2147483647`` before the command has it keep them. ``iwae-5`` and ``iwae-50`` were trained so.
+With 50 draws per image, arrays are larger than the memory that glibc reuses. To let it reuse them, put
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`` before the command, as for ``iwae-5`` and ``iwae-50``.
 
 References:
     Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
@@ -42,8 +43,8 @@ from papers import RECIPE, ROWS
 from published import FEW, append, draw, read
 
 from pyro_vae import VAE, ais, evaluate, fit
-from pyro_vae.checkpoint import describe
-from pyro_vae.compare.rows import short
+from pyro_vae.checkpoint import to_spec
+from pyro_vae.compare.rows import format_spec
 from pyro_vae.compiled.device import Precision
 from pyro_vae.data import Dataset, Split, load
 from pyro_vae.evaluate.summaries import mean_and_error
@@ -69,30 +70,30 @@ def main(
     data: str = "mnist",
     out: str = "experiments/results",
 ) -> None:
-    """Train a row, or go on with it, evaluate it, and write it to published.csv, .md and .png in ``out``.
+    """Train or resume a row, evaluate it, and write it to published.csv, .md and .png in ``out``.
 
     Args:
-        row: Which one, of those that ``--list`` shows.
+        row: Name of a row, as ``--list`` shows.
         root: Folder where torchvision finds MNIST.
         runs: Folder of the run directories.
-        seed: Of the weights, the order and the draws.
+        seed: Seed of the weights, the order and the draws.
         num_particles: Draws per image for -log p(x).
-        images: How many test images, the first ones.
+        images: Number of test images, the first ones.
         held_out: Whether to try a recipe: train on 50,000 images, evaluate on the other 10,000 training images, and
-            write a line of published_recipes.csv.
-        recipe: Arguments of ``fit`` to try in place of the recipe's own, as '{"optimizer": "adam", "lr": 2e-3}'.
-        objective: One to try in place of the row's.
-        epochs: Passes over the training images, if not those of the row.
-        precision: Of products in training, as ``fit`` has it: ``bfloat16`` is faster on CPUs that have instructions
-            for it. The evaluation is of float32.
-        temperatures: Of AIS, for the rows that have it.
-        data: Name of another data set, to try the program.
+            append a line to published_recipes.csv.
+        recipe: Arguments of ``fit`` that replace the recipe's, as '{"optimizer": "adam", "lr": 2e-3}'.
+        objective: Objective that replaces the row's.
+        epochs: Passes over the training images, by default as many as the row has.
+        precision: Precision of products in training, as in ``fit``: ``bfloat16`` is faster on CPUs with instructions
+            for it. The evaluation is in float32.
+        temperatures: Temperatures of AIS, for the rows that have it.
+        data: Name of another data set, to try the script.
         out: Folder for the results.
     """
     if row not in ROWS:
         raise ValueError(f"Expected a row among {', '.join(ROWS)}; got {row!r}.")
     if (recipe or objective) and not held_out:
-        raise ValueError(f"Expected --held_out true, to try another recipe than the row's; got {recipe or objective}.")
+        raise ValueError(f"Expected --held_out true with another recipe or objective; got {recipe or objective}.")
     wanted = ROWS[row]
     chosen = {} if precision == "auto" else {"precision": precision}
     options = RECIPE | dict(wanted.own) | chosen | (recipe or {})
@@ -101,7 +102,7 @@ def main(
     part = dataset.valid if held_out else dataset.test
     vae = wanted.build(dataset.event_shape, seed)
     objective = objective or wanted.objective()
-    named = short(describe(objective))
+    named = format_spec(to_spec(objective))
     tried = "-".join(["", "held-out", named, *map(str, (chosen | (recipe or {})).values())]) if held_out else ""
     run = Path(runs) / f"{row}-{seed}{tried}"
     where: dict[str, Any] = {"resume": run} if (run / "config.yaml").exists() else {"run_dir": run}
@@ -126,7 +127,7 @@ def main(
     words += f" --precision {precision}" if chosen else ""
     found = {"row": row, "source": wanted.source, "published": wanted.published, "ours": ours, "stderr": error}
     found |= {"particles": num_particles, "images": len(values.nll), "minutes": minutes, "seed": seed, "command": words}
-    activity = evaluate.activity(vae, part[:images], seed=seed)
+    activity = evaluate.latent_activity(vae, part[:images], seed=seed)
     more = {"row": row, "seed": seed, "-ELBO": -elbo, "active": int((activity > 0.01).sum()), "latent": len(activity)}
     more |= {"epochs": length} | machine(run)
     slack = annealed(vae, dataset, values.nll, temperatures, seed) if row in WITH_AIS else ("", "")
@@ -139,23 +140,23 @@ def main(
 
 
 class Curve:
-    """Evaluates a VAE on images as training goes on, at some epochs of it, and keeps a line of each in the run.
+    """Evaluates a VAE on images during training, at some epochs, and keeps a line for each in the run.
 
-    It is called by ``fit``, with the history, and looks at nothing that decides how training goes on.
+    ``fit`` calls it with the history. It does not affect the training.
 
-    Arguments:
+    Args:
         path: A .csv file: epoch, minutes of training, -log p(x).
-        vae: What is trained.
-        part: The images to evaluate it on.
-        epochs: Of the whole training.
-        images: How many.
+        vae: The VAE in training.
+        part: Images for the evaluation.
+        epochs: Epochs of the training.
+        images: Number of images, the first ones.
     """
 
     def __init__(self, path: Path, vae: VAE, part: Split, epochs: int, images: int) -> None:
         self.path, self.vae, self.part, self.epochs, self.images = path, vae, part, epochs, images
 
     def __call__(self, history: dict[str, list[float]]) -> None:
-        """Add a line, where one is due."""
+        """Add a line, at one of the chosen epochs."""
         epoch = len(history["train"])
         if epoch * POINTS // self.epochs == (epoch - 1) * POINTS // self.epochs:
             return
@@ -168,14 +169,14 @@ class Curve:
 
 
 def annealed(vae: VAE, dataset: Dataset, nll: torch.Tensor, temperatures: int, seed: int) -> tuple[float, float]:
-    """Return what AIS says of -log p(x) of the first 100 test images, and what importance sampling said of them."""
+    """Return -log p(x) of the first 100 test images by AIS and by importance sampling."""
     first = nll[:100]
     found = -ais.ais(vae, dataset.test[: len(first)], chains=16, temperatures=temperatures, seed=seed, progress=True)
     return round(found.mean().item(), 3), round(first.mean().item(), 3)
 
 
 def machine(run: Path) -> dict[str, Any]:
-    """Return what a run had, where it began and wherever it went on: threads, instructions of the CPU, and commits."""
+    """Return the threads, CPU instructions and commits of a run, at its start and at each resume."""
     made = json.loads((run / "environment.json").read_text())
     starts = [made, *made.get("resumed", [])]
     found = [(start["threads"], start["instructions"], (start["git"] or {}).get("commit", "")) for start in starts]
@@ -184,7 +185,7 @@ def machine(run: Path) -> dict[str, Any]:
 
 
 def listed() -> str:
-    """Say which rows there are."""
+    """Return the rows as text, for ``--list``."""
     width = max(map(len, ROWS))
     heads = f"{'row':{width}}  {'published':>9}  {'paper':>6}  {'epochs':>6}  model"
     lines = (
@@ -196,8 +197,8 @@ def listed() -> str:
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description="Train a row of a published table, evaluate it, and write it down.")
-    parser.add_argument("row", nargs="?", type=str, help="Which row, of those that --list shows.")
+    parser = ArgumentParser(description="Train a row of a published table, evaluate it, and append it to the table.")
+    parser.add_argument("row", nargs="?", type=str, help="Name of a row, as --list shows.")
     parser.add_argument("--list", action="store_true", help="Show the rows.")
     parser.add_function_arguments(main, skip={"row"})
     given = parser.instantiate(parser.parse_args()).as_dict()
@@ -207,6 +208,6 @@ if __name__ == "__main__":
     try:
         main(**given)
     except KeyboardInterrupt as stopped:
-        sys.exit(f"\nStopped. {stopped} Or give the same command again.")
+        sys.exit(f"\nStopped. {stopped} Or repeat the command.")
     except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

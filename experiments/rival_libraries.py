@@ -1,6 +1,6 @@
-"""The rivals that are other libraries, or need their data loaders: NumPyro, pythae, and Pyro's own example.
+"""Rivals of the benchmark from other libraries: NumPyro, pythae, and Pyro's example.
 
-NumPyro and pythae are needed by nothing else: ``pip install 'pyro_vae[bench]'``.
+Only the benchmark needs NumPyro and pythae: ``pip install '.[bench]'``.
 """
 
 import logging
@@ -40,9 +40,9 @@ def numpyro_programs(batch: int) -> tuple[Callable[..., Any], Callable[..., Any]
 
 
 def numpyro_update(batch: int) -> Step:
-    """NumPyro: ``svi.update`` jitted, its state kept on the device and given back to be written over.
+    """Return a step of NumPyro: ``svi.update``, jitted, with a donated state on the device.
 
-    The divergence is in closed form (``TraceMeanField_ELBO``). Waits for the loss, as the others do.
+    The KL is in closed form (``TraceMeanField_ELBO``). The step waits for the loss, as all rivals do.
     """
     import jax
     import numpyro
@@ -63,12 +63,12 @@ def numpyro_update(batch: int) -> Step:
 
 
 def pythae_epoch(x: Tensor, batch: int) -> Step:
-    """pythae: an epoch of its ``BaseTrainer``, without the callbacks, the copy of the best model and the files.
+    """Return an epoch of pythae's ``BaseTrainer``, without callbacks, copies of the best model and files.
 
-    Its squared error is a Gaussian of scale 1 without the constant; its encoder gives log variances. The loss is a
-    mean over images, in those units.
+    The squared error is a Gaussian likelihood of scale 1 without its constant, and the encoder returns log variances.
+    The loss is a mean over images, in nats without that constant.
 
-    Arguments:
+    Args:
         x: Images, of shape ``(N, ...)``.
         batch: Images in a minibatch.
     """
@@ -111,16 +111,16 @@ def pythae_epoch(x: Tensor, batch: int) -> Step:
 
 
 def pyro_example_epoch(root: str, batch: int, cached: bool = False) -> Step:
-    """Pyro's own VAE example: its loop over MNIST's 60,000 training images, with the network all rivals have.
+    """Return an epoch of Pyro's VAE example: its loop over MNIST's 60,000 training images, with the rivals' network.
 
-    Returns nats per image, as the example prints.
+    The epoch returns nats per image, as the example prints.
 
-    Arguments:
+    Args:
         root: Folder where torchvision finds MNIST.
         batch: Images in a minibatch.
-        cached: Whether images are made tensors once, as in the example's script (examples/vae/vae.py), or at every
-            turn by ``ToTensor``, as in the tutorial (pyro.ai/examples/vae.html). The tutorial's loader has a process
-            of its own, which the script's has not, and neither has here.
+        cached: Whether images become tensors once, as in the example's script (examples/vae/vae.py), or at every
+            reading by ``ToTensor``, as in the tutorial (pyro.ai/examples/vae.html). The tutorial's loader runs in a
+            further process; the script's loader and this one do not.
     """
     mnist = datasets.MNIST(root, train=True, transform=transforms.ToTensor())
     images: Dataset = TensorDataset(mnist.data.flatten(1) / 255, mnist.targets) if cached else mnist

@@ -1,7 +1,7 @@
-r"""The rivals of the benchmark: others' ways to train the same VAE, each built whole and returned as one callable.
+r"""Rivals of the benchmark: other ways to train the same VAE, each returned as one callable.
 
-A step trains on one minibatch of random x and returns its loss, in nats summed over the minibatch; an epoch goes once
-through the data. The network is 784-400-20-400-784 with rectifiers and biases everywhere, the likelihood a Gaussian of
+A step trains on one minibatch of random x and returns its loss, in nats summed over the minibatch; an epoch reads the
+data once. The network is 784-400-20-400-784 with rectifiers and biases everywhere, the likelihood a Gaussian of
 scale 0.1, or for the importance weighted bound 784-200-200-50-200-200-784 with tanh and a Bernoulli; the optimizer Adam
 at 1e-3 in float32. With :math:`z = \mu + \sigma \epsilon` and d pixels,
 
@@ -9,10 +9,10 @@ at 1e-3 in float32. With :math:`z = \mu + \sigma \epsilon` and d pixels,
     -\mathrm{ELBO} = \frac{\|x - \mu_x(z)\|^2}{2 s^2} + \frac{d}{2} \ln 2 \pi s^2
     + \frac{1}{2} \sum_i (\sigma_i^2 + \mu_i^2 - 1 - \ln \sigma_i^2).
 
-No rival sets threads or how torch multiplies matrices. The caller does: :func:`one_thread_environment` for a
-process to start; and ``torch.backends.mkldnn.matmul.fp32_precision``, which speeds up
-:func:`products` and what is written by hand as it does our own (an expert would find it), and is left alone for the
-libraries, which are timed as their users run them. Compiled steps keep the number of threads they were compiled with.
+The caller sets the number of threads, by :func:`one_thread_environment` for a new process, and the precision of matrix
+products, by ``torch.backends.mkldnn.matmul.fp32_precision``. An expert would set the latter, so it is on for
+:func:`products`, for the handwritten loops and for this package; other libraries run with their defaults. A compiled
+step keeps the number of threads at its compilation.
 """
 
 import math
@@ -47,10 +47,10 @@ PIXELS, SCALE, LR = 784, 0.1, 1e-3
 
 
 def one_thread_environment(threads: int = 1) -> dict[str, str]:
-    """Return the environment variables of a process to start that hold torch, its libraries and JAX to so many threads.
+    """Return environment variables that limit torch, its libraries and JAX in a new process to ``threads``.
 
-    NPROC is what sizes the thread pools of JAX on a CPU (0.10); XLA_FLAGS with ``--xla_cpu_multi_thread_eigen=false
-    intra_op_parallelism_threads=1`` left it at 1.8 cores of 2.
+    NPROC sets the thread pools of JAX 0.10 on a CPU; with XLA_FLAGS ``--xla_cpu_multi_thread_eigen=false
+    intra_op_parallelism_threads=1`` it still used 1.8 cores of 2.
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
     return dict.fromkeys(names, str(threads))
@@ -59,10 +59,10 @@ def one_thread_environment(threads: int = 1) -> dict[str, str]:
 class Networks(nn.Module):
     """Two multilayer perceptrons: x to mu and log sigma, and z to the mean of x or its logits.
 
-    Arguments:
+    Args:
         hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
         latent: Number of latent dimensions.
-        activation: Between layers.
+        activation: Activation between layers.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Networks(nn.Module):
 
     @classmethod
     def of_iwae(cls) -> "Networks":
-        """The networks of Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)."""
+        """Return the networks of Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)."""
         return cls((200, 200), 50, nn.Tanh)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,10 +109,10 @@ def iwae_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
 
 
 def products(batch: int) -> Step:
-    """The eleven matrix products of one step, and nothing else: a floor for whoever multiplies with torch.
+    """Return the eleven matrix products of one step alone: a lower bound for any step in torch.
 
-    Forward four; backward the gradients of four weights and of three inputs (nobody needs that of x). Returns an
-    element of the last, which is no loss.
+    Four are forward; backward are the gradients of four weights and of three inputs (x needs none). The step returns an
+    element of the last product, not a loss.
     """
     linears = [layer for layer in Networks().modules() if isinstance(layer, nn.Linear)]
 
@@ -140,12 +140,12 @@ def products(batch: int) -> Step:
 
 
 def handwritten(batch: int, compiled: bool = True) -> Step:
-    """A loop by hand: the loss compiled whole, Adam fused, the divergence in closed form."""
+    """Return a step of a handwritten loop: compiled loss, fused Adam, KL in closed form."""
     return _by_hand(elbo_loss, Networks(), torch.rand(batch, PIXELS), (batch,), compiled)
 
 
 def handwritten_iwae(batch: int, particles: int = 50, compiled: bool = True) -> Step:
-    """The importance weighted bound by hand, compiled as :func:`handwritten`."""
+    """Return a step of a handwritten loop for the importance weighted bound, as :func:`handwritten`."""
     x = torch.rand(batch, PIXELS).bernoulli()
     return _by_hand(iwae_loss, Networks.of_iwae(), x, (particles, batch), compiled)
 
@@ -158,13 +158,13 @@ def _by_hand(
     compiled: bool,
 ) -> Step:
     optimizer = torch.optim.Adam(networks.parameters(), lr=LR, fused=True)
-    # Static shapes, or a second batch size in one process would be compiled for any size. With fullgraph the ninth
-    # loop of one process raises; without, it would not be compiled and say little.
+    # Static shapes: else torch compiles a second batch size of one process for any size. fullgraph: else torch does not
+    # compile the ninth loop of one process, without an error.
     forward = torch.compile(loss_of, dynamic=False, fullgraph=True) if compiled else loss_of
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        # Drawn outside the graph: compiled, torch's generator for the CPU is slower.
+        # Outside the graph, since a compiled generator is slower on a CPU.
         loss = forward(networks, x, torch.randn(*draws, networks.latent))
         loss.backward()
         optimizer.step()
@@ -174,13 +174,13 @@ def _by_hand(
 
 
 class StockVAE:
-    """The model and the guide as Pyro's VAE example writes them, with any networks and likelihood.
+    """Model and guide as in Pyro's VAE example, with any networks and likelihood.
 
-    Every instance has names of its own in the param store, since Pyro does not train a second module of one name.
+    Each instance has unique names in the param store, since Pyro does not train a second module of one name.
 
-    Arguments:
-        networks: Of the encoder and the decoder.
-        likelihood: From the decoder's output to a distribution over pixels.
+    Args:
+        networks: Networks of the encoder and the decoder.
+        likelihood: Function from the decoder's output to a distribution over pixels.
     """
 
     _instances = count()
@@ -191,7 +191,7 @@ class StockVAE:
         self.name = f"rival {next(self._instances)}"
 
     def model(self, x: Tensor) -> None:
-        """Draw z from N(0, I), and see x, of shape ``(B, 784)``."""
+        """Draw z from N(0, I), and observe x, of shape ``(B, 784)``."""
         pyro.module(f"{self.name} decoder", self.networks.decoder)
         with pyro.plate("data", x.shape[0]):
             loc = x.new_zeros((x.shape[0], self.networks.latent))
@@ -207,27 +207,27 @@ class StockVAE:
 
     @classmethod
     def gaussian(cls, networks: Networks) -> "StockVAE":
-        """With the Gaussian likelihood of the scale all rivals have."""
+        """Return a VAE with the rivals' Gaussian likelihood."""
         return cls(networks, lambda mean: dist.Normal(mean, SCALE))
 
     @classmethod
     def bernoulli(cls, networks: Networks) -> "StockVAE":
-        """With a Bernoulli likelihood."""
+        """Return a VAE with a Bernoulli likelihood."""
         return cls(networks, lambda logits: dist.Bernoulli(logits=logits))
 
     def svi(self, loss: pyro.infer.ELBO) -> SVI:
-        """Return Pyro's SVI of it, with what ``pyro.optim.Adam`` is."""
+        """Return Pyro's SVI for this model and guide, with ``pyro.optim.Adam`` written out."""
         return SVI(self.model, self.guide, PyroOptim(torch.optim.Adam, {"lr": LR}), loss)
 
 
 def stock_pyro(batch: int) -> Step:
-    """Pyro as its users run it: ``SVI`` with ``Trace_ELBO`` (which samples the divergence) and ``pyro.optim.Adam``."""
+    """Return a step of Pyro's ``SVI`` with ``Trace_ELBO``, which samples the KL, and ``pyro.optim.Adam``."""
     svi, x = StockVAE.gaussian(Networks()).svi(Trace_ELBO()), torch.rand(batch, PIXELS)
     return lambda: svi.step(x)
 
 
 def stock_renyi(batch: int, particles: int = 50) -> Step:
-    """Pyro's ``RenyiELBO`` at alpha = 0, the importance weighted bound, with all particles at once."""
+    """Return a step of Pyro's ``RenyiELBO`` at alpha = 0, the importance weighted bound, with vectorised particles."""
     loss = RenyiELBO(alpha=0, num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
     svi, x = StockVAE.bernoulli(Networks.of_iwae()).svi(loss), torch.rand(batch, PIXELS).bernoulli()
     return lambda: svi.step(x)

@@ -1,21 +1,21 @@
-r"""How many labels does a classifier need, where a model of the images helps?
+r"""Semi-supervised VAEs with a hundred labels.
 
-Model M2 on binarised images of which a hundred have labels, for several sets of labels, as many of each class:
+Model M2 on binarised images, of which a hundred have labels, for several sets of labels with as many of each class:
 
-- sampled: y of the other images is drawn from q(y | x), its gradient by the score function; no classification term;
+- sampled: y of images without a label is drawn from q(y | x), with a score-function gradient, without the term;
 - summed: y is summed out;
-- term: summed, with the classification term, 0.1 times the images over the labels;
-- M1+M2: the same with x a draw of z from the guide of a VAE of all images, which has seen no label.
+- term: summed, with the classification term of weight 0.1 times the images over the labels;
+- M1+M2: the same, where x is a draw of z from the guide of a VAE that is trained on all images without labels.
 
-What is measured is the share of test images whose label is the likeliest class of q(y | x). Images with labels are read
-``repeat`` times an epoch, the weight of the term divided by that: the same sum of terms in smaller pieces, and as many
-times their part of the bound. A run that is in semi_supervised_runs.csv is not made again: the command may be stopped,
-and given twice at once, each with its ``--chosen``.
+The table has the accuracy: the share of test images whose label is the likeliest class of q(y | x). An epoch reads
+images with labels ``repeat`` times, and divides the weight of the classification term by ``repeat``: the sum of these
+terms stays the same, while the images' share of the bound grows ``repeat`` times. The script skips runs that are in
+semi_supervised_runs.csv: you can stop it, or start it twice with different ``--chosen``.
 
 References:
     Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), Table 1.
 
-    The Semi-Supervised VAE, a tutorial of Pyro, of which are the accuracies beside ours.
+    The Semi-Supervised VAE, a tutorial of Pyro: the accuracies beside ours.
 
 The committed table and figure: ``python experiments/semi_supervised.py --root DATA``.
 """
@@ -42,23 +42,24 @@ from pyro_vae import VAE, evaluate, fit, likelihoods, networks
 from pyro_vae.conditional import Family
 from pyro_vae.data import Dataset, labelled, load
 from pyro_vae.evaluate.summaries import mean_and_error
+from pyro_vae.plots.style import BLUE, GREEN, RED
 from pyro_vae.programs import SemiSupervisedVAE
 
 DRAWN: Any = {"enumerate": None}
 
 
 class Sampled(SemiSupervisedVAE):
-    """M2 whose guide draws y, where it is not seen."""
+    """M2 with a guide that draws y if it is not observed."""
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Draw y as well."""
+        """Draw z and y."""
         with poutine.infer_config(config_fn=lambda site: DRAWN):
             super().guide(x, y)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained, and the accuracies of others with 100 labels of MNIST; nan where there is none."""
+    """A program to train, and published accuracies with 100 labels of MNIST; nan if there is none."""
 
     title: str
     program: type[SemiSupervisedVAE] = SemiSupervisedVAE
@@ -92,21 +93,21 @@ def main(
     held_out: bool = False,
     out: str = "experiments/results",
 ) -> None:
-    """Train what is not in the table yet, and write semi_supervised.csv, .md and .png to ``out``.
+    """Train the variants that the table lacks, and write semi_supervised.csv, .md and .png to ``out``.
 
     Args:
         data: Name of a data set with labels.
         root: Folder where torchvision finds it.
-        labels: How many training images have a label.
-        sets: How many sets of labels.
-        chosen: Which variants, by the names in ``VARIANTS``.
+        labels: Number of training images with a label.
+        sets: Number of sets of labels.
+        chosen: Variants, by their names in ``VARIANTS``.
         latent: Number of latent dimensions.
         hidden: Units of each hidden layer.
         epochs: Passes over the training images.
-        epochs_of_codes: Of M1, and of M2 on its codes.
+        epochs_of_codes: Epochs of M1, and of M2 on its codes.
         batch_size: Images in a minibatch.
         lr: Adam's largest learning rate, of one cycle.
-        repeat: How often an image with a label is read in an epoch.
+        repeat: Number of times that an epoch reads an image with a label.
         held_out: Whether to measure on images held out from training, to try a recipe.
         out: Folder for the results.
     """
@@ -165,7 +166,7 @@ def one(
 
 
 def write(stem: Path, runs: Sequence[Mapping[str, str]]) -> None:
-    """Write the table and the figure, of all runs that were measured on test images."""
+    """Write the table and the figure of all runs that were evaluated on test images."""
     found = {name: [float(run["accuracy"]) for run in runs if run["variant"] == name] for name in VARIANTS}
     rows: list[dict[str, Any]] = []
     figure = Figure(figsize=(6, 3.2), layout="constrained")
@@ -178,9 +179,11 @@ def write(stem: Path, runs: Sequence[Mapping[str, str]]) -> None:
         rows.append({"variant": variant.title, "sets": len(accuracies), "accuracy": f"{mean:.4f} ± {error:.4f}"})
         others = {"tutorial": variant.tutorial, "paper": variant.paper}
         rows[-1] |= {name: f"{value:.4f}" if value == value else "" for name, value in others.items()}
-        axes.plot([len(rows)] * len(accuracies), accuracies, "o", color="#2b6cb0", alpha=0.6)
-        axes.plot([len(rows)], [variant.tutorial], "_", color="#c05621", markersize=24)
-        axes.plot([len(rows)], [variant.paper], "_", color="#2f855a", markersize=24)
+        axes.plot([len(rows)] * len(accuracies), accuracies, "o", color=BLUE, alpha=0.6)
+        for label, value, colour in (("tutorial", variant.tutorial, RED), ("paper", variant.paper, GREEN)):
+            if value == value:
+                axes.plot([len(rows)], [value], "_", color=colour, markersize=24)
+                axes.annotate(label, (len(rows), value), (16, -3), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xticks(range(1, len(rows) + 1), [name for name, accuracies in found.items() if accuracies])
     axes.set(ylabel="accuracy of q(y | x), test images", ylim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
@@ -191,9 +194,9 @@ def write(stem: Path, runs: Sequence[Mapping[str, str]]) -> None:
     caption = (
         f"{data}, binarised dynamically, {labels} labels, as many of each class; test images binarised once. Accuracy "
         "of the likeliest class of q(y | x): mean ± standard error over label sets. Tutorial: Pyro's, of 100 labels "
-        "and grey pixels; paper: Kingma et al. (2014), of other architectures; its table itself was not read. "
-        f"Epochs: {epochs}; all else, and minutes of CPU time: [semi_supervised_runs.csv](semi_supervised_runs.csv). "
-        "In the figure a dot is a set of labels; an orange line is the tutorial's, a green one the paper's."
+        "and grey pixels; paper: Kingma et al. (2014), of other architectures, quoted at second hand. "
+        f"Epochs: {epochs}; other settings, and CPU minutes: `semi_supervised_runs.csv`."
+        " In the figure a dot is a set of labels."
     )
     write_table(rows, stem, caption)
     figure.savefig(stem.with_suffix(".png"), dpi=150)

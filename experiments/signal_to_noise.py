@@ -1,23 +1,23 @@
-r"""Tighter bounds are not necessarily better: what more particles do to the signal in a gradient.
+r"""The signal-to-noise ratio of gradients against the number of particles: tighter bounds are not necessarily better.
 
-The toy of Rainforth et al.: :math:`z \sim \mathcal{N}(\mu, I)` and :math:`x \mid z \sim \mathcal{N}(z, I)` in 20
+The toy model of Rainforth et al.: :math:`z \sim \mathcal{N}(\mu, I)` and :math:`x \mid z \sim \mathcal{N}(z, I)` in 20
 dimensions, with the guide :math:`q(z \mid x) = \mathcal{N}(A x + b, \frac{2}{3} I)`, whose variance is too large (the
-posterior's is a half) so that weights vary. Parameters stand near their optimum, :math:`\mu^* = \bar{x}`,
-:math:`A^* = I / 2`, :math:`b^* = \mu^* / 2`, each off by a Gaussian of standard deviation 0.01. For each number of
-particles K, over many draws of the gradient g of the same data,
+posterior's is a half) so that weights vary. Parameters are near their optimum, :math:`\mu^* = \bar{x}`,
+:math:`A^* = I / 2`, :math:`b^* = \mu^* / 2`, with Gaussian errors of standard deviation 0.01. For each number of
+particles K, over many draws of the gradient g for the same data,
 
 .. math:: \mathrm{SNR} = \sqrt{\frac{\sum_p (\mathbb{E} g_p)^2}{\sum_p \mathrm{Var}(g_p)}}
 
-over the parameters p of the guide (A and b) or of the model (:math:`\mu`). The square of a mean over R draws is too
-large by Var / R on average, which is taken off: without that a small SNR would level out at R to the power -1/2.
+over the parameters p of the guide (A and b) or of the model (:math:`\mu`). The square of a mean over R draws has a
+bias of Var / R, which is subtracted: otherwise a small SNR would level out at R to the power -1/2.
 
-Theory says that log SNR against log K has slope -1/2 for the guide under IWAE, +1/2 for the model, and +1/2 for the
-guide under the doubly reparameterised gradient. The gradient of STL grows too, but its mean is another one, and
-reweighted wake-sleep's guide follows another objective: how long their mean gradients are beside DReG's, and the cosine
-between them, says how far.
+In theory log SNR against log K has slope -1/2 for the guide under IWAE, +1/2 for the model, and +1/2 for the guide
+under the doubly reparameterised gradient. The SNR of STL grows, too, but the mean of its gradient differs, and
+reweighted wake-sleep's guide follows another objective: the table has the length of their mean gradients relative to
+DReG's, and the cosine between them.
 
-This is no VAE: a Pyro model and guide with two plates. Replicates of the experiment are one plate, each with
-parameters of its own, so that one backward pass gives the gradients of all.
+The program is no VAE but a Pyro model and guide with two plates. One plate holds the replicates of the experiment, each
+with separate parameters, so that one backward pass gives the gradients of all.
 
 References:
     Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018).
@@ -27,26 +27,24 @@ References:
 The committed table and figure: ``python experiments/signal_to_noise.py``
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from common import command, write_table
+from common import command, draw, label_ends, mean_of, spread_of, ticks, write_table
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.objectives import IWAE, Objective, ReweightedWakeSleep
+from pyro_vae.plots.style import LINES
 
-GUIDES = {
-    "pathwise": ("IWAE", "#2b6cb0"),
-    "dreg": ("IWAE, DReG", "#dd6b20"),
-    "stl": ("IWAE, STL", "#2f855a"),
-    "wake": ("reweighted wake-sleep", "#718096"),
-}
+GUIDES = {"pathwise": "IWAE", "dreg": "IWAE, DReG", "stl": "IWAE, STL", "wake": "reweighted wake-sleep"}
 
 
 def main(
@@ -65,10 +63,10 @@ def main(
         particles: Numbers of particles K, at least two.
         replicates: Draws of each gradient.
         data: Number of data x.
-        dimensions: Of z and x.
+        dimensions: Dimensions of z and x.
         noise: Standard deviation of the parameters around their optimum.
-        seed: Of the data, the parameters and the draws.
-        at_once: How many numbers are drawn at once, which bounds the memory.
+        seed: Seed of the data, the parameters and the draws.
+        at_once: Numbers drawn at once, which limits the memory.
         out: Folder for the results.
     """
     if len(particles) < 2 or min(particles) < 2 or replicates < 2:
@@ -94,14 +92,14 @@ def main(
 
 
 def objective(name: str, num_particles: int) -> Objective:
-    """Return an estimator by its name in the table."""
+    """Return an estimator by its key in ``GUIDES``."""
     if name == "wake":
         return ReweightedWakeSleep(num_particles)
     return IWAE(num_particles, gradient=name)  # type: ignore[arg-type]
 
 
 def toy(data: int, dimensions: int, noise: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw data from the model, x of shape ``(data, dimensions)``, and parameters near their optimum for it."""
+    """Draw data x from the model, of shape ``(data, dimensions)``, and parameters near their optimum."""
     x = torch.randn(dimensions) + 2**0.5 * torch.randn(1024, dimensions)
     mean = x.mean(0)
     optimum = {"mu": mean, "A": torch.eye(dimensions) / 2, "b": mean / 2}
@@ -109,7 +107,7 @@ def toy(data: int, dimensions: int, noise: float) -> tuple[Tensor, dict[str, Ten
 
 
 def gradients(loss: Objective, x: Tensor, start: dict[str, Tensor], replicates: int) -> dict[str, Tensor]:
-    """Return a gradient for each replicate, of shape ``(replicates, parameters)``, for the model and for the guide."""
+    """Return a gradient for each replicate, of shape ``(replicates, parameters)``, for model and guide."""
     own = {name: value.expand(replicates, *value.shape).clone().requires_grad_() for name, value in start.items()}
 
     def model() -> None:
@@ -127,20 +125,20 @@ def gradients(loss: Objective, x: Tensor, start: dict[str, Tensor], replicates: 
 
 
 def ratio(g: Tensor) -> float:
-    """Return the signal-to-noise ratio of gradients ``(replicates, parameters)``; 0 where no signal can be seen."""
+    """Return the signal-to-noise ratio of gradients ``(replicates, parameters)``; 0 if the estimated signal is 0."""
     noise = g.var(0)
     signal = g.mean(0).square() - noise / len(g)
     return (signal.sum().clamp(min=0) / noise.sum()).sqrt().item()
 
 
 def curve(gs: list[Tensor], particles: np.ndarray) -> np.ndarray:
-    """Return the ratio at each number of particles, and last the slope of their logarithms."""
+    """Return the ratio at each number of particles and, as the last number, the slope of its logarithm."""
     ratios = np.array([ratio(g) for g in gs])
     return np.append(ratios, np.polyfit(np.log(particles), np.log(ratios.clip(1e-12)), 1)[0])
 
 
 def jackknife(gs: list[Tensor], particles: np.ndarray, parts: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Return the curve and its standard errors, from curves with one part of the replicates left out."""
+    """Return the curve and its standard errors by the jackknife over parts of the replicates."""
     chunks = [g.double().chunk(min(parts, len(g))) for g in gs]
     count = min(map(len, chunks))
     left = [curve([torch.cat([c for j, c in enumerate(g) if j != i]) for g in chunks], particles) for i in range(count)]
@@ -148,7 +146,7 @@ def jackknife(gs: list[Tensor], particles: np.ndarray, parts: int = 10) -> tuple
 
 
 def agreement(a: list[Tensor], b: list[Tensor]) -> tuple[float, float, float]:
-    """Compare mean gradients: the largest z-score of all; at the first K also the ratio of length, and the cosine."""
+    """Compare mean gradients: their largest z-score; for the first K, the ratio of lengths and the cosine."""
     scores = [
         ((x.mean(0) - y.mean(0)) / ((x.var(0) + y.var(0)) / len(x)).sqrt()).abs().max().item()
         for x, y in zip(a, b, strict=True)
@@ -166,14 +164,12 @@ def table(
     stem: Path,
 ) -> None:
     """Write the table and the figure."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = dict(zip(("guide", "model"), figure.subplots(1, 2, sharex=True), strict=True))
     k = np.array(particles, dtype=float)
     rows: list[dict] = []
-    for of, axes in panels.items():
-        for name, (label, colour) in GUIDES.items():
+    for of in ("guide", "model"):
+        for name, label in GUIDES.items():
             if of == "model" and name != "pathwise":
-                continue  # they all take the model's gradient alike
+                continue  # the model's gradient is the same
             gs, reference = ([found[n, K][of] for K in particles] for n in (name, "dreg"))
             values, errors = jackknife(gs, k)
             theory = {"pathwise": -0.5 if of == "guide" else 0.5, "dreg": 0.5}.get(name, "")
@@ -191,15 +187,6 @@ def table(
                     **dict(zip(("mean against DReG's: largest z", "length", "cosine"), compared, strict=True)),
                 }
             )
-            axes.errorbar(k, values[:-1], errors[:-1], color=colour, marker="o", markersize=4, label=label)
-            if theory != "":
-                middle = np.exp(np.log(values[:-1].clip(1e-12)).mean() + theory * (np.log(k) - np.log(k).mean()))
-                axes.plot(k, middle, color=colour, linestyle=":", linewidth=1.2)
-        axes.set(xscale="log", yscale="log", xlabel="particles K", title=f"Gradient of the {of}")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels["guide"].legend(frameon=False)
-    panels["guide"].set_ylabel("signal-to-noise ratio")
-    figure.suptitle("Dotted: slopes of -1/2 and +1/2", fontsize=9)
     caption = (
         f"The toy of Rainforth et al. (2018) in {x.shape[1]} dimensions: {len(x)} data, {replicates:,} draws of each "
         f"gradient, parameters {noise:g} off their optimum. Signal-to-noise ratios over all parameters, ± standard "
@@ -208,7 +195,35 @@ def table(
         f"ratio of length and the cosine at K = {particles[0]}."
     )
     write_table(rows, stem, caption)
-    figure.savefig(stem.with_suffix(".png"), dpi=130)
+    draw(figure, stem.with_suffix(".png"), rows)
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the ratio of each gradient against the number of particles, with the slopes of theory, from the table."""
+    particles = [int(key.rpartition(" ")[2]) for key in rows[0] if key.startswith("SNR, K = ")]
+    drawn = Figure(figsize=(8, 3.6), layout="constrained")
+    for axes, part in zip(drawn.subplots(1, 2, width_ratios=[1.15, 1]), ("guide", "model"), strict=True):
+        ends: list[tuple[float, float, str, str]] = []
+        for row, colour in zip((row for row in rows if row["gradient"] == part), LINES, strict=False):
+            cells = [row[f"SNR, K = {k}"] for k in particles]
+            values = np.array([max(mean_of(cell), 1e-12) for cell in cells])
+            axes.errorbar(particles, values, [*map(spread_of, cells)], color=colour, marker="o", markersize=4)
+            label = f"{row['estimator']}\nslope {mean_of(row['slope']):.2f}"
+            if row["slope in theory"] != "":
+                theory = float(row["slope in theory"])
+                middle = np.exp(np.log(values).mean() + theory * (np.log(particles) - np.log(particles).mean()))
+                axes.plot(particles, middle, color=colour, linestyle=":", linewidth=1.5)
+                label += f", theory {theory:+.1f}"
+            ends.append((particles[-1], values[-1], label, colour))
+        axes.set(xscale="log", yscale="log", xlabel="particles K", title=f"Gradient of the {part}")
+        axes.set_ylim(axes.get_ylim())
+        ticks(axes.xaxis, particles[::2])
+        low, high = axes.get_ylim()
+        ticks(axes.yaxis, [place for place in (0.001, 0.01, 0.1, 1, 2, 5, 10, 100) if low <= place <= high])
+        label_ends(axes, ends, gap=0.11)
+    drawn.axes[0].set_ylabel("signal-to-noise ratio")
+    drawn.supxlabel("Dotted lines: the slope in theory", fontsize=9)
+    return drawn
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""How fast is explicit Pyro, beside code written by hand and beside other libraries?
+"""Speed of this package against handwritten code and other libraries.
 
-Every contest is a process of its own, with one thread (pinned to a core) or all, in which the rivals are timed in
-turn, round by round; what counts is the ratio of medians. Rivals are built by ``rivals`` and ``rival_libraries``, and
-timed by ``contests``. What is written by hand and the bare products have torch's fast float32 products switched on, as
-ours have; the libraries run as their users run them. Needs ``pip install -e '.[bench]'``, NumPyro and pythae.
+Each contest runs in a new process, with one thread (pinned to a core) or all, and times the rivals in turn, round by
+round; the table has ratios of medians. ``rivals`` and ``rival_libraries`` build the rivals, ``contests`` times them.
+The handwritten loops and the bare products use torch's fast float32 products, as this package does; other libraries run
+with their defaults. Needs NumPyro and pythae: ``pip install -e '.[bench]'``.
 """
 
-import csv
 import json
 import os
 import platform
@@ -14,18 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from common import command, write_table
-from matplotlib import pyplot as plt
+from common import command, draw, read_table, ticks, write_table
+from matplotlib.figure import Figure
 from rivals import one_thread_environment
 from tqdm.auto import tqdm
+
+from pyro_vae.plots.style import BLUE, GREEN, RED
 
 HERE = Path(__file__).parent
 ALL = os.cpu_count() or 1
@@ -34,7 +34,7 @@ Numbers = dict[str, Any]
 
 
 def contest(name: str, threads: int, processes: int = 1, **arguments: Any) -> Numbers:
-    """Run one of ``contests.PARTS`` in a new process, or in several by torchrun; return its numbers."""
+    """Run one of ``contests.PARTS`` in a new process, or in several with torchrun; return its numbers."""
     environment = os.environ | one_thread_environment(threads) | {"PYTHONWARNINGS": "ignore"}
     launch = [sys.executable]
     if processes > 1:
@@ -50,12 +50,12 @@ def contest(name: str, threads: int, processes: int = 1, **arguments: Any) -> Nu
             check=False,
         )
         if done.returncode:
-            raise ValueError(f"Expected the contest {name!r} to finish; it said: {done.stderr[-1500:]}")
+            raise ValueError(f"Expected the contest {name!r} to succeed; got: {done.stderr[-1500:]}")
         return json.loads(output.read_text())
 
 
 def line(what: str, setting: str, ours: float, rival: str, theirs: float, bar: float, unit: str = "ms") -> Row:
-    """One line of the table: ours, a rival's, their ratio, and the most that the ratio is to be."""
+    """Return a row of the table: our number, a rival's, their ratio, and its upper limit."""
     return {
         "part": sys._getframe(1).f_code.co_name,
         "what": what,
@@ -70,7 +70,7 @@ def line(what: str, setting: str, ours: float, rival: str, theirs: float, bar: f
 
 
 def steps(rounds: int) -> Iterator[Row]:
-    """One step of the ELBO, 784-400-20-400-784."""
+    """Time one step of the ELBO, 784-400-20-400-784."""
     bars = {"NumPyro": 1.0, "handwritten, compiled": 1.05, "stock Pyro": 0.4, "matrix products": 1.6}
     for threads, batch in product(dict.fromkeys((1, ALL)), (128, 512)):
         found = contest("steps", threads, batch=batch, rounds=rounds)
@@ -82,7 +82,7 @@ def steps(rounds: int) -> Iterator[Row]:
 
 
 def iwae(rounds: int) -> Iterator[Row]:
-    """One step of IWAE, K = 50, 784-200-200-50."""
+    """Time one step of IWAE, K = 50, 784-200-200-50."""
     for threads, batch in product(dict.fromkeys((1, ALL)), (20, 100)):
         found = contest("iwae", threads, batch=batch, rounds=rounds)
         setting = f"batch {batch}, threads {threads}, core {found['cpu']:.2f}"
@@ -96,7 +96,7 @@ def iwae(rounds: int) -> Iterator[Row]:
 
 
 def epochs(rounds: int, root: str) -> Iterator[Row]:
-    """One epoch of real MNIST by ``fit``, 50,000 images and the validation of 10,000; the example's is of 60,000."""
+    """Time one epoch of ``fit`` on 50,000 images of MNIST and 10,000 for validation; the example's has 60,000."""
     for threads in dict.fromkeys((1, ALL)):
         found = contest("epochs", threads, root=root, batch=128, rounds=min(rounds, 5))
         setting = f"batch 128, threads {threads}"
@@ -111,35 +111,23 @@ def epochs(rounds: int, root: str) -> Iterator[Row]:
         yield line("recording and compiling", setting, found["start"], "20 epochs", 20 * found["fit"], 1.0, "s")
 
 
-def scaling(rounds: int, folder: Path) -> Iterator[Row]:
-    """Exponents of a step's cost, and of an epoch's in the data's size; a figure."""
+def scaling(rounds: int) -> Iterator[Row]:
+    """Fit the exponents of the cost of a step, and of an epoch in the number of images."""
     found = contest("scaling", 1, rounds=rounds)
     sizes = [50_000, 100_000, 200_000, 400_000, 800_000, 1_600_000]
     runs = [contest("data_size", 1, images=images, batch=512, rounds=2) for images in tqdm(sizes, desc="data size")]
     found["images"] = [sizes, [1e3 * run["seconds"] for run in runs]]
-    figure, axes = plt.subplots(1, 5, figsize=(15, 3), constrained_layout=True)
-    for axis, (name, (values, times)) in zip(axes, found.items(), strict=False):
-        slope, start = np.polyfit(np.log(values), np.log(times), 1)
-        axis.loglog(values, times, "o", color="tab:blue")
-        axis.loglog(values, np.exp(start) * np.array(values) ** slope, color="grey", linewidth=1)
-        axis.set(xlabel=name, ylabel="ms an epoch" if name == "images" else "ms a step", title=f"exponent {slope:.2f}")
+    for name, (values, times) in found.items():
+        slope, _ = np.polyfit(np.log(values), np.log(times), 1)
         yield line(
             f"cost against {name}", f"{values[0]:,} to {values[-1]:,}", slope, "proportional", 1.0, 1.05, "exponent"
         )
-    axes[-1].semilogx(sizes, [run["MB"] for run in runs], "o-", color="tab:orange")
-    axes[-1].set(xlabel="images", ylabel="MB resident at most", ylim=(0, None), title="784 bytes an image")
-    for size, run in zip(sizes, runs, strict=True):
-        axes[-1].annotate(
-            "file" if run["on disk"] else "memory", (size, run["MB"]), fontsize=8, ha="center", va="bottom"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "speed.png", dpi=120)
     on_disk = [run["MB"] for run in runs if run["on disk"]]
     yield line("memory", f"{sizes[-1]:,} images on disk", on_disk[-1], "400,000", on_disk[0], 1.05, "MB")
 
 
 def parallel(rounds: int, root: str) -> Iterator[Row]:
-    """An epoch of MNIST by two processes of one thread against one, of the same batches."""
+    """Time an epoch of MNIST in two processes of one thread against one process, with the same batches."""
     for batch in (128, 512, 2048, 8192):
         one, two = (contest("parallel", 1, n, root=root, batch=batch, rounds=min(rounds, 5)) for n in (1, 2))
         yield line("two processes", f"batch {batch}", two["seconds"], "one", one["seconds"], 1 / 1.7, "s")
@@ -148,7 +136,7 @@ def parallel(rounds: int, root: str) -> Iterator[Row]:
 
 
 def bfloat16(rounds: int, root: str) -> Iterator[Row]:
-    """The ELBO after the same steps: a mean over seeds, since rounding alone sets two runs on different paths."""
+    """Compare the ELBO after the same steps, as a mean over seeds, since rounding alone makes two runs diverge."""
     for likelihood in ("Bernoulli", "Gaussian"):
         epochs, seeds = min(rounds, 10), min(rounds, 4)
         found = contest("bfloat16", ALL, root=root, likelihood=likelihood, epochs=epochs, seeds=seeds)["apart"]
@@ -158,7 +146,7 @@ def bfloat16(rounds: int, root: str) -> Iterator[Row]:
 
 
 def startup(rounds: int) -> Iterator[Row]:
-    """From nothing to an answer."""
+    """Time the start of Python, the imports and ``--help``."""
     new = {
         "help": ["-m", "pyro_vae", "--help"],
         "pyro": ["-c", "import pyro"],
@@ -183,46 +171,76 @@ PARTS: dict[str, Callable[..., Iterator[Row]]] = {
 
 
 def main(root: str = "data", parts: Sequence[str] = tuple(PARTS), rounds: int = 15, out: str = "") -> None:
-    """Time our steps, epochs and start-up against their rivals; write a table and a figure.
+    """Time steps, epochs and start-up against the rivals; write a table and a figure.
 
     Args:
         root: Folder where torchvision finds MNIST.
-        parts: Which of steps, iwae, epochs, scaling, parallel, bfloat16, startup; rows of the others are kept.
-        rounds: Rounds in which rivals take their turns.
-        out: Where to write. If not given, experiments/results.
+        parts: Parts to time: steps, iwae, epochs, scaling, parallel, bfloat16, startup; the table keeps other rows.
+        rounds: Number of rounds of timing.
+        out: Folder for the results, by default experiments/results.
     """
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"Expected parts among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}.")
     folder = Path(out) if out else HERE / "results"
-    matplotlib.use("agg")
     for name in tqdm([part for part in PARTS if part in parts], desc="contests", unit=" parts"):
-        given: dict[str, Any] = {"folder": folder} if name == "scaling" else {}
-        if name in ("epochs", "parallel", "bfloat16"):
-            given["root"] = str(Path(root).resolve())
+        options = {"root": str(Path(root).resolve())} if name in ("epochs", "parallel", "bfloat16") else {}
         found = []
-        for row in PARTS[name](rounds, **given):
+        for row in PARTS[name](rounds, **options):
             found.append(row)
             tqdm.write("  ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
         _keep(name, found, folder)
 
 
 def _keep(part: str, rows: list[Row], folder: Path) -> None:
-    """Put the rows of one part among those of earlier runs, and write the table of all."""
+    """Replace the rows of one part in the table, and write the table and the figure."""
     path = folder / "speed.csv"
     held: dict[str, list[Row]] = {}
-    if path.exists():
-        with path.open() as file:
-            for row in csv.DictReader(file):
-                numbers = {key: float(row[key]) for key in ("ours", "theirs", "ratio", "at most")}
-                held.setdefault(row["part"], []).append(row | numbers)
+    for row in read_table(path) if path.exists() else []:
+        held.setdefault(row["part"], []).append(row)
     held[part] = rows
     packages = ", ".join(map(_version, ("torch", "pyro-ppl", "numpyro", "jax", "pythae")))
     caption = (
         f"Medians, rivals in turn. {platform.machine()}, {_cpu()}, {ALL} cores, Python {platform.python_version()}, "
-        f"{packages}. Ratio: ours to theirs; a good one is at most the last column. Core: CPU time over wall time, of "
-        "the threads together; under 1 others were at work."
+        f"{packages}. Ratio: ours to theirs, with its limit in the last column. Core: CPU time of all threads over "
+        "wall time; below 1 another program was running."
     )
-    write_table([row for name in PARTS for row in held.get(name, [])], folder / "speed", caption)
+    table = [row for name in PARTS for row in held.get(name, [])]
+    write_table(table, folder / "speed", caption)
+    draw(figure, folder / "speed.png", table)
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the time of a step and of an epoch over that of each rival, from the table."""
+    panels = {
+        "One step of the ELBO, 784-400-20": ("steps", "step, inductor"),
+        "One step of IWAE, K = 50, 784-200-200-50": ("iwae", "IWAE-50, inductor"),
+        "One epoch of fit, MNIST": ("epochs", "epoch of fit"),
+    }
+    parts = {title: [row for row in rows if (row["part"], row["what"]) == key] for title, key in panels.items()}
+    parts = {title: table for title, table in parts.items() if table}
+    rivals = [[*dict.fromkeys(row["rival"] for row in table)] for table in parts.values()]
+    heights = [0.9 + 0.28 * len(names) for names in rivals] or [1.0]
+    drawn = Figure(figsize=(8, 0.6 + sum(heights)), layout="constrained")
+    panes = drawn.subplots(max(len(parts), 1), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, table), names in zip(panes, parts.items(), rivals, strict=False):
+        for row in table:
+            threads = int(row["setting"].partition("threads ")[2].partition(",")[0])
+            place = names.index(row["rival"])
+            mark, colour = ("o", BLUE) if threads == 1 else ("s", GREEN)
+            axes.plot(row["ratio"], place + (0.12 if threads > 1 else -0.12), mark, color=colour, markersize=5)
+        for place, name in enumerate(names):
+            ratios = [row["ratio"] for row in table if row["rival"] == name]
+            text = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        axes.axvline(1, color=RED, linewidth=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(ylim=(len(names) - 0.4, -0.6), xscale="log")
+        axes.set_title(title, loc="left")
+        axes.grid(axis="x", color="0.9")
+    panes[-1].set_xlim(0.2, 1.6)
+    ticks(panes[-1].xaxis, (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5))
+    panes[-1].set_xlabel("our time over theirs, less than 1: ours is faster. Circles: 1 thread, squares: 2 threads")
+    return drawn
 
 
 def _version(name: str) -> str:

@@ -1,4 +1,4 @@
-"""How the benchmark times: rivals in turn, with the matrix products that each is to have; and how much memory."""
+"""Timing of the benchmark's rivals in turn, and the peak memory of a step."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Step = Callable[[], Any]
 
 @contextmanager
 def switch(on: bool) -> Iterator[None]:
-    """Torch's fast float32 products for a rival, as an expert would find them; or its default, as users have it."""
+    """Switch torch's fast float32 products on, as an expert would, or leave torch's default."""
     products = getattr(torch.backends.mkldnn, "matmul", None)
     if products is None:
         yield
@@ -30,7 +30,7 @@ def switch(on: bool) -> Iterator[None]:
 
 
 def in_turn(contestants: dict[str, tuple[Step, bool]], rounds: int) -> dict[str, Any]:
-    """Median milliseconds a step of each, timed one after another, round by round; and the share of a core it got."""
+    """Return the median milliseconds per step of each contestant, timed in turn, and CPU time over wall time."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     steps: dict[str, int] = {}
     share = []
@@ -51,7 +51,7 @@ def in_turn(contestants: dict[str, tuple[Step, bool]], rounds: int) -> dict[str,
 
 
 def peak(step: Step) -> float:
-    """Megabytes of tensors that a step adds at most to those there were."""
+    """Return the peak of additional tensor memory in a step, in megabytes."""
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
@@ -65,6 +65,6 @@ def peak(step: Step) -> float:
 
 
 def within(store: Any, step: Step) -> Any:
-    """Take a step in a param store of its own: another VAE has the same names."""
+    """Take a step in a separate param store, since another VAE has the same names."""
     with pyro.get_param_store().scope(store):
         return step()

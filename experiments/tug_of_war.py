@@ -1,30 +1,31 @@
-r"""The tug-of-war between reconstruction and divergence: what does beta buy, and what does it cost?
+r"""The tug-of-war between reconstruction and KL: the effect of beta.
 
-One VAE for each beta, trained on
+The script trains one VAE for each beta on
 
 .. math:: \mathbb{E}_{q(z \mid x)}[-\log p(x \mid z)] + \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
-with a Gaussian likelihood of fixed scale. With a learned scale beta would be answered by sigma: the squared error
-is divided by :math:`2 \sigma^2`, so where sigma is fixed only :math:`\beta \sigma^2` matters to the optimum. All is
-measured on test images, at beta = 1 whatever the training had:
+with a Gaussian likelihood of fixed scale. The squared error is divided by :math:`2 \sigma^2`, so that only
+:math:`\beta \sigma^2` affects the optimum, and a learned sigma would compensate for beta. Measured on test images, at
+beta = 1 for all models:
 
 - rate: the mean of KL(q(z | x) || p(z)), nats per image;
 - distortion: the mean of E[-log p(x | z)], nats per image, over draws of z from the guide; and the same as RMS per
   pixel (white is 1), :math:`\sqrt{\mathbb{E} \|x - \mu(z)\|^2 / d}`;
-- ELBO: minus their sum, so that on the plane of rate and distortion an equal ELBO is a line of slope -1;
-- active: latent dimensions whose mean divergence is above 0.01 nats;
-- confidence, entropy, distance, unreadable: of E[x | z] for z from the prior, asked of :class:`common.Judge`;
-- sharpness: the mean squared response of the discrete Laplacian, over that of the real test images (1: as sharp as
-  they), of reconstructions E[x | z] at the guide's mean and of samples E[x | z] for z from the prior.
+- ELBO: minus their sum, so that in the plane of rate and distortion points of equal ELBO lie on a line of slope -1;
+- active: latent dimensions with a mean KL above 0.01 nats;
+- confidence, entropy, distance, unreadable: scores of E[x | z], z from the prior, by :class:`common.Judge`;
+- sharpness: the mean squared response of the discrete Laplacian, over that of the real test images, for reconstructions
+  E[x | z] at the guide's mean and for samples E[x | z], z from the prior.
 
 References:
     beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
 
-    Fixing a Broken ELBO (Alemi et al., 2018), for the plane of rate and distortion.
+    Fixing a Broken ELBO (Alemi et al., 2018): the plane of rate and distortion.
 
 The committed table and figure: ``python experiments/tug_of_war.py``
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -32,13 +33,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Judge, command, over_seeds, sharpness, show, write_table
-from matplotlib.colors import LogNorm
+from common import Judge, command, draw, mean_of, over_seeds, sharpness, show, spread_of, write_table
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from pyro_vae import VAE, evaluate, fit, likelihoods, networks, objectives
 from pyro_vae.data import Dataset, load
+from pyro_vae.plots.style import BLUE, RED
 
 
 def main(
@@ -56,25 +57,25 @@ def main(
     num_particles: int = 10,
     out: str = "experiments/results",
 ) -> None:
-    """Train a VAE for each beta and seed, and write tug_of_war.csv, .md and .png to ``out``.
+    """Train a VAE for each beta and seed, and write tug_of_war.csv, .md, .png and tug_of_war_images.png to ``out``.
 
     Args:
         data: Name of a data set with labels.
         root: Folder where torchvision finds it.
-        betas: Weights of the divergence.
+        betas: Weights of the KL.
         latent: Number of latent dimensions.
-        scale: Standard deviation of the Gaussian likelihood; about where a learned one ends on the digits.
+        scale: Standard deviation of the Gaussian likelihood, about as large as a learned one on the digits.
         hidden: Units of each hidden layer of the encoder and of the decoder.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch.
         lr: Adam's learning rate.
-        seeds: How many times each model is trained.
-        samples: Draws from the prior that are judged, and test images at most.
-        num_particles: Draws per test image for the distortion; training takes 1.
+        seeds: Number of trainings of each model.
+        samples: Number of draws from the prior, and largest number of test images.
+        num_particles: Draws per test image for the distortion; training uses 1.
         out: Folder for the results.
     """
     if min(betas) <= 0:
-        raise ValueError(f"Expected betas above 0, for a logarithmic scale of colours; got {betas}.")
+        raise ValueError(f"Expected betas above 0; got {betas}.")
     dataset = load(data, root)
     judge = Judge(dataset)
     runs: dict[float, list[dict[str, float]]] = {beta: [] for beta in betas}
@@ -105,9 +106,8 @@ def main(
         f"{judge.readable:.3f}, as 5% of them are. RMS and distance per pixel, white is 1."
     )
     write_table([*rows, real], stem, caption)
-    axes = ("rate (nats)", "distortion (nats)")
-    rate, distortion = (np.array([[run[key] for run in found] for found in runs.values()]) for key in axes)
-    picture(rate, distortion, models, dataset).savefig(stem.with_suffix(".png"), dpi=130)
+    draw(figure, stem.with_suffix(".png"), rows)
+    draw(pages, stem.with_name("tug_of_war_images.png"), models, dataset)
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def measure(vae: VAE, dataset: Dataset, judge: Judge, samples: int, num_particle
     """Return one row of the table."""
     x = dataset.test[:samples]
     q = vae.encoder(x)
-    log_likelihood, kl = (term.mean().item() for term in evaluate.split(vae, x, num_particles))
+    log_likelihood, kl = (term.mean().item() for term in evaluate.elbo_terms(vae, x, num_particles))
     error = (vae.decoder(q.sample((num_particles,))).mean - x).square().mean().sqrt().item()
     drawn = vae.generate(samples)
     return {
@@ -130,41 +130,47 @@ def measure(vae: VAE, dataset: Dataset, judge: Judge, samples: int, num_particle
     }
 
 
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the plane of rate and distortion, with the line of the ELBO at the beta nearest to 1, from the table."""
+    trained = [row for row in rows if row["rate (nats)"] != ""]
+    betas = [float(row["beta"]) for row in trained]
+    (rate, rates), (distortion, distortions) = (
+        ([mean_of(row[key]) for row in trained], [spread_of(row[key]) for row in trained])
+        for key in ("rate (nats)", "distortion (nats)")
+    )
+    drawn = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = drawn.subplots()
+    axes.plot(rate, distortion, color="0.7", linewidth=1, zorder=1)
+    axes.errorbar(rate, distortion, distortions, rates, fmt="o", color=BLUE, markersize=5, zorder=3)
+    for beta, x, y in zip(betas, rate, distortion, strict=True):
+        axes.annotate(f"β = {beta:g}", (x, y), (6, 6), textcoords="offset points")
+    axes.margins(0.1)
+    one = min(range(len(betas)), key=lambda i: abs(np.log(betas[i])))
+    total = rate[one] + distortion[one]
+    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+    axes.axline((rate[one], distortion[one]), slope=-1, color=RED, linestyle="--", linewidth=1.2, zorder=2)
+    axes.set(xlabel="rate: KL(q(z | x) || p(z)), nats per test image", **limits)
+    axes.set(ylabel="distortion: E[−log p(x | z)], nats per test image")
+    text = f"dashed: rate + distortion = −ELBO = {total:.1f} nats,\nas at β = {betas[one]:g}"
+    axes.text(0.98, 0.97, text, transform=axes.transAxes, color=RED, ha="right", va="top")
+    return drawn
+
+
 @torch.no_grad()
-def picture(rate: np.ndarray, distortion: np.ndarray, models: dict[float, VAE], dataset: Dataset) -> Figure:
-    """Draw the plane of rate and distortion, each ``(betas, seeds)``, and what three of the models make."""
-    figure = Figure(figsize=(14, 7.5), layout="constrained")
-    grid = figure.add_gridspec(1, 2, width_ratios=[1.15, 1])
-    axes = figure.add_subfigure(grid[0]).add_subplot()
-    betas = np.array([*models])
-    colours: dict[str, Any] = {
-        "c": np.repeat(betas, rate.shape[1]),
-        "cmap": "viridis_r",
-        "norm": LogNorm(betas.min(), betas.max()),
-    }
-    axes.plot(rate.mean(1), distortion.mean(1), color="0.6", linewidth=1, zorder=1)
-    axes.scatter(rate, distortion, s=36, edgecolors="white", linewidths=0.6, zorder=3, **colours)
-    for beta, r, d in zip(betas, rate.mean(1), distortion.mean(1), strict=True):
-        axes.annotate(f"β = {beta:g}", (r, d), xytext=(6, 6), textcoords="offset points", rotation=35)
-    one = np.abs(np.log(betas)).argmin()
-    r, d = rate.mean(1)[one], distortion.mean(1)[one]
-    bounds = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
-    label = f"−ELBO = rate + distortion = {r + d:.1f} nats, as at β = {betas[one]:g}"
-    axes.axline((r, d), slope=-1, color="#dd6b20", linestyle="--", linewidth=1.4, zorder=2, label=label)
-    axes.legend(frameon=False, loc="upper right", fontsize=10)
-    axes.set(xlabel="rate: KL(q(z | x) || p(z)), nats per test image", **bounds)
-    axes.set(ylabel="distortion: E[−log p(x | z)], nats per test image", title="Rate and distortion, a point a seed")
-    axes.spines[["top", "right"]].set_visible(False)
-    chosen = sorted({0, int(one), len(betas) - 1}, key=lambda i: betas[i])
-    rows = figure.add_subfigure(grid[1]).subplots(1 + len(chosen), 1, height_ratios=[1, *[3] * len(chosen)])
+def pages(models: Mapping[float, VAE], dataset: Dataset) -> Figure:
+    """Draw reconstructions and samples of the models of the least beta, of the one nearest to 1 and of the largest."""
+    chosen = sorted({min(models), min(models, key=lambda beta: abs(np.log(beta))), max(models)})
+    heights = [1, *[3] * len(chosen)]
+    drawn = Figure(figsize=(7, 0.75 * sum(heights) + 0.3), layout="constrained")
+    rows = drawn.subplots(1 + len(chosen), 1, height_ratios=heights)
     x = dataset.test[:12]
     show(rows[0], x.unsqueeze(0), "Test images")
-    for beta, below in zip(betas[chosen], rows[1:], strict=True):
+    for beta, below in zip(chosen, rows[1:], strict=True):
         torch.manual_seed(0)
-        drawn = models[beta].generate(2 * len(x)).unflatten(0, (2, len(x)))
-        made = torch.cat([models[beta].reconstruct(x).unsqueeze(0), drawn])
-        show(below, made, f"β = {beta:g}: their reconstructions, and two rows of samples from the prior")
-    return figure
+        samples = models[beta].generate(2 * len(x)).unflatten(0, (2, len(x)))
+        page = torch.cat([models[beta].reconstruct(x).unsqueeze(0), samples])
+        show(below, page, f"β = {beta:g}: their reconstructions, and two rows of samples from the prior")
+    return drawn
 
 
 if __name__ == "__main__":

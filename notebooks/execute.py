@@ -1,9 +1,11 @@
-"""Execute notebooks afresh and write them back with their outputs: ``python notebooks/execute.py [NOTEBOOK ...]``.
+"""Execute notebooks and write them back with their outputs: ``python notebooks/execute.py [NOTEBOOK ...]``.
 
-Each runs in its own folder, in a kernel of the very Python that runs this script, whatever kernels are installed.
-What is written holds no times, no paths of the machine and no metadata that would change from run to run.
+As many run at once as there are cores, on one thread each. A notebook runs in its folder, in a kernel of the Python
+that runs this script, whatever kernels are installed. The files hold no times, no paths of the machine, and no metadata
+that would change from run to run.
 """
 
+import asyncio
 import os
 import re
 import sys
@@ -33,15 +35,15 @@ class ThisPython(AsyncKernelManager):
         return KernelSpec(**get_kernel_dict())
 
 
-def execute(path: Path) -> str:
-    """Execute a notebook and write it back; where a cell fails, leave the file as it is and return what went wrong."""
+async def execute(path: Path) -> str:
+    """Execute a notebook and write it back; where a cell fails, leave the file unchanged and return the error."""
     try:
         notebook = nbformat.read(path, as_version=4)
         client = NotebookClient(notebook, kernel_manager_class=ThisPython, timeout=600, record_timing=False)
         client.resources = {"metadata": {"path": str(path.parent)}}
         client.extra_arguments = ["--log-level=ERROR"]
         client.coalesce_streams = True
-        client.execute()
+        await client.async_execute()
     except CellExecutionError as error:
         cells = enumerate(notebook.cells, start=1)
         number, cell = next((i, c) for i, c in cells if any(o.output_type == "error" for o in c.get("outputs", [])))
@@ -59,21 +61,29 @@ def execute(path: Path) -> str:
     return ""
 
 
+async def execute_all(paths: list[Path]) -> bool:
+    """Execute notebooks, as many at once as there are cores, and print a line for each; return whether one failed."""
+    cores = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def report(path: Path) -> str:
+        async with cores:
+            start = time.perf_counter()
+            error = await execute(path)
+            print(f"{path.name:45} {'failed' if error else f'{time.perf_counter() - start:.0f} s'}", flush=True)
+        print(*(f"    {line}" for line in error.splitlines()[:8]), sep="\n", end="\n" if error else "")
+        return error
+
+    return any(await asyncio.gather(*map(report, paths)))
+
+
 def main(names: list[str]) -> int:
     """Execute the notebooks of the given names, or all beside this script; return 1 if any failed, else 0."""
-    failed = 0
     with tempfile.TemporaryDirectory() as profile:
         os.environ["IPYTHONDIR"] = profile  # the user's own IPython settings stay out
         os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, where ipywidgets is not installed
-        for path in [Path(name).resolve() for name in names] or sorted(HERE.glob("*.ipynb")):
-            start = time.perf_counter()
-            print(f"{path.name:45}", end=" ", flush=True)
-            wrong = execute(path)
-            print("failed" if wrong else f"{time.perf_counter() - start:.0f} s", flush=True)
-            if wrong:
-                failed = 1
-                print(*(f"    {line}" for line in wrong.splitlines()[:8]), sep="\n")
-    return failed
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        paths = [Path(name).resolve() for name in names] or sorted(HERE.glob("*.ipynb"))
+        return int(asyncio.run(execute_all(paths)))
 
 
 if __name__ == "__main__":

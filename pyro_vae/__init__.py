@@ -35,14 +35,14 @@ __all__ += ["networks", "objectives", "oracle", "plots", "posterior", "priors", 
 
 _HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "programs", "fit": "train", "load": "checkpoint"}
 
-if not TYPE_CHECKING:  # mypy would take __getattr__ to have every name, the misspelt ones too
+if not TYPE_CHECKING:  # with a __getattr__, mypy would accept misspelt names
 
     def __getattr__(name: str) -> object:
-        """Import a room when it is first touched: not all who come in want matplotlib, nor ``--help`` torch."""
+        """Import a submodule at its first use: ``--help`` needs no torch, and training no matplotlib."""
         if name not in __dir__():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        room = import_module(f"{__name__}.{_HOMES.get(name, name)}")
-        return getattr(room, name) if name in _HOMES else room
+        module = import_module(f"{__name__}.{_HOMES.get(name, name)}")
+        return getattr(module, name) if name in _HOMES else module
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__, *_HOMES.values()})

@@ -1,4 +1,4 @@
-"""The ``pyro-vae`` command: what it answers at once, without torch. What takes longer is in ``commands``."""
+"""The ``pyro-vae`` command: help and version, which need no torch, and the way to ``commands``, which does."""
 
 import sys
 from argparse import ArgumentError, ArgumentParser
@@ -6,36 +6,36 @@ from importlib.metadata import version
 
 __all__ = ["main"]
 
-# The first lines of the docstrings in ``commands``, whose import takes seconds.
+# First lines of the docstrings in ``commands``, whose import takes seconds.
 COMMANDS = {
-    "train": "Train a VAE or a program of your own, print its ELBO and -log p(x) on every split, and draw its figures.",
-    "evaluate": "Say how good a trained program and its guide are, with a diagnosis in words, and draw its figures.",
-    "generate": "Draw data from a trained program: of a VAE mean images at draws of the prior.",
-    "compare": "Rank trained programs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.",
+    "train": "Train a VAE or another program, print its ELBO and -log p(x) on each split, and draw figures.",
+    "evaluate": "Evaluate a trained program and its guide, print a diagnosis, and draw figures.",
+    "generate": "Draw data from a trained program; from a VAE, mean images at draws of the prior.",
+    "compare": "Rank trained programs by -log p(x), in a table and a figure.",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in COMMANDS:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
         from pyro_vae import commands
 
-        return commands.run(given)
+        return commands.run(arguments)
     about = "Variational autoencoders as probabilistic programs."
     parser = ArgumentParser(prog="pyro-vae", description=about, exit_on_error=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pyro_vae')}")
-    more = "For more details of each subcommand, add it as an argument followed by --help."
-    subcommands = parser.add_subparsers(title="subcommands", description=more, dest="subcommand")
+    advice = "For the options of a subcommand: pyro-vae SUBCOMMAND --help."
+    subcommands = parser.add_subparsers(title="subcommands", description=advice, dest="subcommand")
     for name, line in COMMANDS.items():
         subcommands.add_parser(name, help=line)
-    wrong = f'expected "subcommand" to be one of {{{",".join(COMMANDS)}}}, but it was not provided'
+    message = f"Expected a subcommand, {', '.join(COMMANDS)}; got none"
     try:
-        if unknown := parser.parse_known_args(given[:1])[1]:
-            wrong = f"unrecognized arguments: {unknown[0]}"
+        if unknown := parser.parse_known_args(arguments[:1])[1]:
+            message = f"unrecognized arguments: {unknown[0]}"
     except ArgumentError as error:
-        wrong = str(error)
-    print(f"pyro-vae: {wrong}. See pyro-vae --help.", file=sys.stderr)
+        message = str(error)
+    print(f"pyro-vae: {message}. See pyro-vae --help.", file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,4 @@
-"""What the ``pyro-vae`` command does. Options are the signatures of ``data.load``, ``VAE.build`` and ``fit``."""
+"""The subcommands of ``pyro-vae``. Options are the arguments of ``data.load``, ``VAE.build`` and ``fit``."""
 
 import inspect
 import io
@@ -16,27 +16,27 @@ from jsonargparse import ArgumentError
 from matplotlib.figure import Figure
 
 from pyro_vae import VAE, checkpoint, compare, data, evaluate, fit, load, plots, report
-from pyro_vae.options import check_config, columns_of, kind_of, make, parse, sentence
+from pyro_vae.options import check_config, class_of, columns_of, error_message, make, parse
 from pyro_vae.program import posterior_of
-from pyro_vae.seeds import at_test, forked
+from pyro_vae.seeds import eval_mode, fork_rng
 from pyro_vae.train import Settings, check_device, check_support, is_first
 
 __all__ = ["run"]
 
 
-def run(given: list[str]) -> int:
-    """Run a subcommand, the first word given; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
-    subcommand, *words = given
+def run(arguments: list[str]) -> int:
+    """Run a subcommand, the first argument; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
+    subcommand, *words = arguments
     name = f"pyro-vae {subcommand}"
     resumes = subcommand == "train" and any(word.split("=")[0] == "--resume" for word in words)
-    sys.path.append(str(Path.cwd()))  # where a class of the user's own is
+    sys.path.append(str(Path.cwd()))  # for the user's classes
     show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
         check_config(words)
         if resumes:
             subcommand, words = "resume", [word.removeprefix("--resume=") for word in words if word != "--resume"]
             if not words:
-                raise ValueError("Expected a run directory after --resume; got none. As in: --resume runs/first")
+                raise ValueError("Expected a run directory after --resume, as --resume runs/first; got none.")
         command: Callable[..., None] = globals()[f"_{subcommand}"]
         command(**parse(subcommand, command, words))
     except KeyboardInterrupt as interrupt:
@@ -44,12 +44,12 @@ def run(given: list[str]) -> int:
             print(f"\n{name}: interrupted. {interrupt}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
-        if not (said := sentence(error, name)):
+        if not (message := error_message(error, name)):
             raise
         if resumes and isinstance(error, ArgumentError):
-            said += " With --resume go --epochs, --on_nan, --device, --logger and --trust alone: "
-            said += "RUN/config.yaml has the rest."
-        print(f"{name}: {said}", file=sys.stderr)
+            message += " --resume allows only --epochs, --on_nan, --device, --logger and --trust: "
+            message += "RUN/config.yaml has the other settings."
+        print(f"{name}: {message}", file=sys.stderr)
         return 2
     finally:
         sys.path.pop()
@@ -58,23 +58,23 @@ def run(given: list[str]) -> int:
 
 
 def _train(**options: Any) -> None:
-    """Train a VAE or a program of your own, print its ELBO and -log p(x) on every split, and draw its figures."""
+    """Train a VAE or another program, print its ELBO and -log p(x) on each split, and draw figures."""
 
     def take(function: Callable[..., Any]) -> dict[str, Any]:
         return {name: options[name] for name in inspect.signature(function).parameters if name in options}
 
-    usual = f"runs/{Path(options['data']).stem or 'data'}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    run = options["run_dir"] = Path(options["run_dir"] or usual).absolute()  # a program may change the directory
-    kind, arguments = kind_of(options.pop("program"))
+    default = f"runs/{Path(options['data']).stem or 'data'}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    run = options["run_dir"] = Path(options["run_dir"] or default).absolute()  # a program may change the directory
+    kind, arguments = class_of(options.pop("program"))
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
-    del options["data"]  # which ``fit`` is given as it is loaded
+    del options["data"]  # ``fit`` takes the data set
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
     if is_first():
         print(f"{dataset}: {counts} {dataset.words}")
-        if options["batch_size"] > len(dataset.train):
-            print(f"each step takes them all: there are fewer than batch_size, {options['batch_size']:,}")
-    with forked(torch.device("cpu"), options["seed"]):
+        if (size := options["batch_size"]) > len(dataset.train):
+            print(f"batch_size {size:,} exceeds the training data: each step takes all {len(dataset.train):,}")
+    with fork_rng(torch.device("cpu"), options["seed"]):
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
     _close(program, dataset, fit(program, dataset, **take(fit)), run)
@@ -88,39 +88,39 @@ def _resume(
     logger: Literal["tensorboard"] | None = None,
     trust: str = "",
 ) -> None:
-    """Go on with a run where it stopped, as if it had not.
+    """Resume a run; on the same machine the result is bit-identical to an uninterrupted run.
 
     Args:
         resume: Run directory.
-        epochs: Train until there are so many, if not as many as the run began with.
-        on_nan: Another way with numbers that are not finite.
-        device: Another device.
-        logger: Another logger.
-        trust: Modules that the run may name.
+        epochs: Number of epochs in all, instead of the original one.
+        on_nan: Replaces on_nan of the run.
+        device: Replaces the device of the run.
+        logger: Replaces the logger of the run.
+        trust: Modules whose classes the run may name.
     """
     run = Path(resume).absolute()
     vae, config = load(resume, trust.split(), weights="last")
-    given = {"epochs": epochs, "on_nan": on_nan, "device": device, "logger": logger}
-    config |= {name: value for name, value in given.items() if value is not None}
-    objective = checkpoint.construct_objective(config.get("objective"), trust.split())
+    changes = {"epochs": epochs, "on_nan": on_nan, "device": device, "logger": logger}
+    config |= {name: value for name, value in changes.items() if value is not None}
+    objective = checkpoint.objective_from_spec(config.get("objective"), trust.split())
     dataset, _ = checkpoint.data_of(resume)
     if is_first():
-        print(f"{dataset}: going on with {resume}")
+        print(f"{dataset}: resuming {resume}")
     _close(vae, dataset, fit(vae, dataset, objective, **checkpoint.arguments(Settings, config), resume=run), run)
 
 
 def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]], run: Path) -> None:
-    """Print the table and draw the figures that a training ends with."""
+    """Print the closing table of a training, and draw its figures."""
     if not is_first():
         return
     print(f"\n{report.table(program, dataset)}\n", flush=True)
     if not run.is_dir():
-        return  # it was moved, which fit has said
+        return  # it was moved: fit has warned
     try:
         checkpoint.write_all(run, _pictures({"curves": plots.curves(history)} | report.figures(program, dataset)))
-        print(f"figures: {checkpoint.shown(run / 'figures')}")
+        print(f"figures: {checkpoint.display_path(run / 'figures')}")
     finally:
-        print(f"run:     {checkpoint.shown(run)}\nmore:    pyro-vae evaluate {checkpoint.shown(run)}")
+        print(f"run:     {checkpoint.display_path(run)}\nmore:    pyro-vae evaluate {checkpoint.display_path(run)}")
 
 
 def _evaluate(
@@ -131,73 +131,74 @@ def _evaluate(
     trust: str = "",
     **options: Any,
 ) -> None:
-    """Say how good a trained program and its guide are, with a diagnosis in words, and draw its figures.
+    """Evaluate a trained program and its guide, print a diagnosis, and draw figures.
 
     Args:
         run: Run directory.
         seed: Seed of the draws.
         device: ``cpu`` or ``cuda``.
-        weights: Those that training ended with, those of the best validation ELBO, or of the last checkpoint.
-        trust: Modules that the run may name.
+        weights: Weights at the end of training, of the best validation ELBO, or of the last checkpoint.
+        trust: Modules whose classes the run may name.
         options: Arguments of ``report.evaluation``.
     """
     check_device(device)
     folder = Path(run).absolute()
-    checkpoint.inside(folder, "figures")  # said before the minutes that it takes
+    checkpoint.safe_path(folder, "figures")  # before an evaluation of minutes
     vae, _ = load(run, trust.split(), weights)
     dataset, _ = checkpoint.data_of(run)
     started = time.perf_counter()
-    found = report.evaluation(vae.to(device), dataset, seed=seed, **options)
-    took = f"{(time.perf_counter() - started) / 60:.1f} minutes"
-    print(found, flush=True)  # before what may fail
-    found.save(folder, _pictures(found.figures | report.figures(vae, dataset, seed)))
-    print(f"\nfigures: {checkpoint.shown(folder / 'figures')}")
-    print(f"also:    evaluation.txt, .json and .csv (a line for each {found.called[:-1]}) in {run}")
-    print(f"took:    {took}{_peak()}")
+    evaluation = report.evaluation(vae.to(device), dataset, seed=seed, **options)
+    minutes = (time.perf_counter() - started) / 60
+    print(evaluation, flush=True)  # before the writes, which may fail
+    evaluation.save(folder, _pictures(evaluation.figures | report.figures(vae, dataset, seed)))
+    print(f"\nfigures: {checkpoint.display_path(folder / 'figures')}")
+    print(f"also:    evaluation.txt, .json and .csv (a line for each {evaluation.called[:-1]}) in {run}")
+    print(f"took:    {minutes:.1f} minutes{_peak_memory()}")
 
 
 def _generate(
     run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "", given: int | None = None
 ) -> None:
-    """Draw data from a trained program: of a VAE mean images at draws of the prior.
+    """Draw data from a trained program; from a VAE, mean images at draws of the prior.
 
-    Of a program without a method ``generate`` all that is observed is drawn, given the covariates of test data.
+    From a program without a method ``generate``, draw all observed sites, given the covariates of test data.
 
     Args:
         run: Run directory.
-        num: How many.
+        num: Number of draws.
         seed: Seed of the draws.
-        output: A ``.png`` for a picture, a ``.npy`` for numbers, a ``.npz`` where several sites are observed. If not
-            given, figures/generated.png of the run, or such a .npy or .npz.
-        trust: Modules that the run may name.
-        given: The label of all, of a program that takes one; else each label in turn, or covariates of test data.
+        output: A ``.png`` file for a picture, a ``.npy`` file for numbers, or a ``.npz`` file for several observed
+            sites; by default figures/generated.png, .npy or .npz in the run directory.
+        trust: Modules whose classes the run may name.
+        given: Label of all draws, for a program that takes one; by default each label in turn, or the covariates of
+            test data.
     """
     program, config = load(run, trust.split())
     if num < 1:
         raise ValueError(f"Expected to generate at least 1 image; got num = {num}.")
-    with at_test(program, torch.device("cpu"), seed), torch.no_grad():
+    with eval_mode(program, torch.device("cpu"), seed), torch.no_grad():
         takes = "given" in inspect.signature(getattr(program, "generate", lambda: None)).parameters
         if given is not None and not takes:
-            raise ValueError(f"Expected no --given, since {type(program).__name__} is given no label; got {given}.")
+            raise ValueError(f"Expected no --given, since {type(program).__name__} takes no label; got {given}.")
         rows: Any = ()
         if takes or not hasattr(program, "generate"):
             test = checkpoint.data_of(run)[0].test
             rows = evaluate.rows_of(program, test, torch.arange(num) % len(test))
         if hasattr(program, "generate"):
             covariates = [y for y in rows[1:] if y.is_floating_point()] if given is None else [given]
-            drawn = {"x": program.generate(num, *covariates)}
+            draws = {"x": program.generate(num, *covariates)}
         else:
             rows = posterior_of(program, rows)
-            draws = rows.simulate(1)
-            drawn = {name: draws[name][0] for name in rows.structure.observed}
-    (x, *others) = drawn.values()
-    kinds = [".npz"] if others else [".png", ".npy"] if x.dim() in (3, 4) else [".npy"]
-    path = Path(output) if output else checkpoint.inside(run, f"figures/generated{kinds[0]}")
+            simulated = rows.simulate(1)
+            draws = {name: simulated[name][0] for name in rows.structure.observed}
+    (x, *further) = draws.values()
+    kinds = [".npz"] if further else [".png", ".npy"] if x.dim() in (3, 4) else [".npy"]
+    path = Path(output) if output else checkpoint.safe_path(run, f"figures/generated{kinds[0]}")
     if path.suffix not in kinds:
         raise ValueError(f"Expected output to end in {' or '.join(kinds)}; got {str(path)!r}.")
     content = io.BytesIO()
     if path.suffix == ".npz":
-        np.savez(content, **{name: value.numpy() for name, value in drawn.items()})
+        np.savez(content, **{name: value.numpy() for name, value in draws.items()})
     elif path.suffix == ".npy":
         np.save(content, x.numpy())
     else:
@@ -207,11 +208,11 @@ def _generate(
 
 
 def _compare(output: str = "comparison.png", trust: str = "", **options: Any) -> None:
-    """Rank trained programs side by side: parts, ELBO, -log p(x), active units, seconds; and draw them.
+    """Rank trained programs by -log p(x), in a table and a figure.
 
     Args:
-        output: A ``.png`` for the figure.
-        trust: Modules that the run may name.
+        output: A ``.png`` file for the figure.
+        trust: Modules whose classes the runs may name.
         options: Arguments of ``compare.compare``.
     """
     path = Path(output)
@@ -223,8 +224,8 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
     print(f"\nfigure: {path}")
 
 
-def _peak() -> str:
-    """Say how much memory was resident at most, where the system tells."""
+def _peak_memory() -> str:
+    """Return the peak of resident memory in words; empty on Windows."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,11 +1,12 @@
-r"""The one abstraction: a module whose ``forward`` returns a distribution.
+r"""Conditional distributions: a network gives the parameters, a family turns them into a distribution.
 
-A prior is ``prior()``, a decoder ``decoder(z)``, an encoder ``encoder(x)``. The last two are a :class:`Conditional`.
+A decoder, p(x | z), and an encoder, q(z | x), are each a :class:`Conditional`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyro
@@ -14,36 +15,41 @@ from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.deprecated import warn
+
 __all__ = ["Conditional", "Family", "mean", "module", "stddev"]
 
 
 class Family(nn.Module, ABC):
-    r"""Turns parameters into a distribution over an event.
+    r"""The base class of likelihoods and guide families, from parameters to a distribution over an event.
 
-    To write a likelihood or a guide family, subclass this and give :attr:`params`, how many parameters each element of
-    the event has, and :meth:`law`, from that many tensors of shape ``(*, *event)`` to a distribution. The base class
-    splits the network's output into the parameters and declares the event: leave out ``to_event``.
+    A subclass defines :attr:`params`, the number of parameters of each element of the event, and :meth:`distribution`,
+    from that many tensors of shape ``(*, *event)`` to a distribution. The base class splits the network's output into
+    the parameters and declares the event: leave out ``to_event``.
 
         >>> import pyro.distributions as dist
         >>> class Poisson(Family):
         ...     params = 1
-        ...     def law(self, log_rate):
+        ...     def distribution(self, log_rate):
         ...         return dist.Poisson(log_rate.exp())
-        >>> law = Poisson((1, 8, 8))(torch.zeros(32, 1, 1, 8, 8))
-        >>> law.batch_shape, law.event_shape
+        >>> p = Poisson((1, 8, 8))(torch.zeros(32, 1, 1, 8, 8))
+        >>> p.batch_shape, p.event_shape
         (torch.Size([32]), torch.Size([1, 8, 8]))
 
-    A family may also have :attr:`link`, the link function of generalised linear models, from the mean of the event to
-    the first parameter (McCullagh and Nelder, Generalized Linear Models, 1989): with it training starts where the
-    decoder's mean is the data's. And :attr:`features`, from the event and its mean to what an encoder sees of it, where
-    numbers have no bound. ``event`` is the shape of the event, or its size where it is a vector.
+    Two attributes are optional. :attr:`link` is the link function of a generalised linear model (McCullagh and Nelder,
+    Generalized Linear Models, 1989), from the mean of the event to the first parameter: training then starts with the
+    decoder's mean at the data's. :attr:`features` maps the event and its mean to the input of an encoder, for values
+    without a bound. ``event`` is the shape of the event, or its size if it is a vector.
 
     Raises:
         ValueError: If a dimension of the event is not positive.
     """
 
+    #: The number of parameters for each element of the event.
     params: int
+    #: Optional, a link function from the mean of the event to the first parameter.
     link: Callable[[Tensor], Tensor] | None = None
+    #: Optional, a function from x and its mean to the input of an encoder.
     features: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, event: int | Sequence[int]) -> None:
@@ -53,39 +59,57 @@ class Family(nn.Module, ABC):
             raise ValueError(f"Expected an event of at least one element; got shape {self.event}.")
 
     def forward(self, phi: Tensor) -> TorchDistribution:
-        """Return the distribution with parameters ``phi``, of shape ``(*, params, *event)``; refuse other shapes."""
+        """Return the distribution with parameters ``phi``, of shape ``(*, params, *event)``."""
         name, shape = type(self).__name__, (self.params, *self.event)
         if phi.shape[-len(shape) :] != shape:
             raise ValueError(
                 f"Expected a network whose output ends in {shape} for {name}, (params, *event); got {tuple(phi.shape)}."
             )
-        law = self.law(*phi.unbind(-len(shape)))
-        if not isinstance(law, TorchDistributionMixin):
-            got = f"{type(law).__module__}.{type(law).__name__}"
-            raise ValueError(f"Expected {name}.law() to return a distribution of pyro.distributions; got {got}.")
-        over = tuple(law.shape())[-max(len(self.event), law.event_dim) :]
-        if over != self.event:
+        distribution = self.distribution(*phi.unbind(-len(shape)))
+        if not isinstance(distribution, TorchDistributionMixin):
+            got = f"{type(distribution).__module__}.{type(distribution).__name__}"
             raise ValueError(
-                f"Expected {name}.law() to return a distribution over {self.event}; got one over {over}. "
-                "Give it parameters of that shape, and leave to_event to the base class."
+                f"Expected {name}.distribution() to return a distribution of pyro.distributions; got {got}."
             )
-        return law.to_event(len(self.event) - law.event_dim)
+        shape = tuple(distribution.shape())[-max(len(self.event), distribution.event_dim) :]
+        if shape != self.event:
+            raise ValueError(
+                f"Expected {name}.distribution() to return a distribution over {self.event}; got one over {shape}. "
+                "Give its parameters that shape, and leave out to_event."
+            )
+        return distribution.to_event(len(self.event) - distribution.event_dim)
 
     @abstractmethod
-    def law(self, *parameters: Tensor) -> TorchDistribution:
-        """Return the distribution of these parameters, each of shape ``(*, *event)``."""
+    def distribution(self, *parameters: Tensor) -> TorchDistribution:
+        """Return the distribution of :attr:`params` parameters, each of shape ``(*, *event)``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Support the deprecated name of ``distribution``, defined or called, with a warning."""
+        super().__init_subclass__(**kwargs)
+        methods = vars(cls)
+        if "law" in methods and "distribution" not in methods:
+            warn(f"{cls.__qualname__}.law", "Family.distribution", stacklevel=4)
+            cls.distribution = methods["law"]  # type: ignore[method-assign]
+        elif "distribution" in methods and "law" not in methods:
+            distribution = cls.distribution
+
+            def law(self: Family, *parameters: Tensor) -> TorchDistribution:
+                warn(f"{cls.__qualname__}.law", "Family.distribution")
+                return distribution(self, *parameters)
+
+            cls.law = law  # type: ignore[attr-defined]
 
 
 class Conditional(nn.Module):
-    r"""A conditional distribution :math:`p(a \mid b)`: a network proposes, a family disposes.
+    r"""A conditional distribution :math:`p(a \mid b)`: a network followed by a family.
 
-    The network maps ``(*, *b)`` to ``(*, params, *event)``, and the family that to a distribution over the event. A
-    network of several inputs, as :class:`pyro_vae.networks.Joint`, gives :math:`p(a \mid b, c, \dots)`. In place of
-    missing elements of b, NaN, the network sees those of ``fill``, of the shape of b, if it is given; in place of b it
-    sees ``features``, a function of b and of ``fill``, if there are any.
+    The network maps ``(*, *b)`` to ``(*, params, *event)``, and the family maps that to a distribution over the event.
+    A network of several inputs, such as :class:`pyro_vae.networks.Joint`, gives :math:`p(a \mid b, c, \dots)`. With
+    ``fill``, a tensor of the shape of b, the network sees its elements in place of missing ones (NaN). With
+    ``features``, a function of b and of ``fill``, the network sees the features in place of b.
 
     Raises:
-        ValueError: If there are features and no ``fill``.
+        ValueError: If ``features`` come without ``fill``.
     """
 
     fill: Tensor | None
@@ -101,27 +125,32 @@ class Conditional(nn.Module):
         self.network = network
         self.family = family
         self.features = features
-        self.looks = True
+        self.has_missing = True
         if features and fill is None:
             raise ValueError("Expected fill, a mean of b, for features of b; got none. Use zeros where it is unknown.")
         self.register_buffer("fill", fill)
 
     def forward(self, b: Tensor, *others: Tensor) -> TorchDistribution:
-        """Return the distribution given ``b``, and what else the network takes."""
-        return self.family(self.propose(b, *others))
+        """Return the distribution given ``b`` and the network's other inputs."""
+        return self.family(self.parameters_of(b, *others))
 
-    def propose(self, b: Tensor, *others: Tensor) -> Tensor:
-        """Return its parameters, of shape ``(*, params, *event)``."""
+    def parameters_of(self, b: Tensor, *others: Tensor) -> Tensor:
+        """Return the distribution's parameters, of shape ``(*, params, *event)``."""
         if self.fill is not None:
-            b = torch.where(b.isnan(), self.fill, b) if self.looks else b
+            b = torch.where(b.isnan(), self.fill, b) if self.has_missing else b
             b = self.features(b, self.fill) if self.features else b
         return self.network(b, *others)
 
+    def propose(self, b: Tensor, *others: Tensor) -> Tensor:
+        """Support the deprecated name of :meth:`parameters_of`, with a warning."""
+        warn("Conditional.propose", "Conditional.parameters_of")
+        return self.parameters_of(b, *others)
+
     @torch.no_grad()
     def start_at(self, mean: Tensor, off: Tensor | None = None) -> None:
-        """Start where the distribution's mean is ``mean``, if there is a link and a bias of the output as yet zero.
+        """Set an output bias of zero so that the distribution's mean is ``mean``, if the family has a link.
 
-        A family that has a scale starts it where ``off``, rows of x less that mean, are likeliest.
+        A family with a scale starts at the scale of ``off``, rows of x less that mean.
         """
         bias, shape = getattr(self.network, "bias", None), (self.family.params, *self.family.event)
         bias = bias if bias is not None and bias.shape == shape and not bias.any() else None
@@ -132,40 +161,41 @@ class Conditional(nn.Module):
 
     @torch.no_grad()
     def fill_with(self, mean: Tensor) -> None:
-        """Put ``mean``, of the shape of b, in place of missing elements, if these are zeros as yet."""
+        """Set ``fill`` to ``mean``, of the shape of b, if it is still zero."""
         if self.fill is not None and not self.fill.any():
             self.fill.copy_(mean)
 
     @contextmanager
     def complete(self) -> Iterator[None]:
-        """Look for no missing elements while the context lasts: to look costs some percent of a step."""
-        looks, self.looks = self.looks, False
+        """Skip the search for missing elements within the context, which saves some percent of a step."""
+        has_missing, self.has_missing = self.has_missing, False
         try:
             yield
         finally:
-            self.looks = looks
+            self.has_missing = has_missing
 
 
-def mean(law: TorchDistribution, draws: int = 100) -> Tensor:
-    """Return the mean of a distribution, ``(*batch, *event)``; the average of draws where it has no closed form."""
+def mean(distribution: TorchDistribution, draws: int = 100) -> Tensor:
+    """Return the mean, ``(*batch, *event)``; the average of draws if it has no closed form."""
     try:
-        return law.mean
+        return distribution.mean
     except NotImplementedError:
-        return law.sample(torch.Size([draws])).mean(0)
+        return distribution.sample(torch.Size([draws])).mean(0)
 
 
-def stddev(law: TorchDistribution, draws: int = 1000) -> Tensor:
-    """Return the standard deviation of elements, ``(*batch, *event)``; that of draws where it has no closed form."""
+def stddev(distribution: TorchDistribution, draws: int = 1000) -> Tensor:
+    """Return the standard deviation, ``(*batch, *event)``; that of draws if it has no closed form."""
     try:
-        return law.stddev
+        return distribution.stddev
     except NotImplementedError:
-        return law.sample(torch.Size([draws])).std(0)
+        return distribution.sample(torch.Size([draws])).std(0)
 
 
 def module(name: str, nn_module: nn.Module) -> None:
-    """Do as ``pyro.module``, but where gradients are on refuse a second module under one name.
+    """Register a module's parameters as ``pyro.module`` does, but refuse a second module under the same name.
 
-    Pyro would go on to step the first module's tensors, in silence. A parameter that is not contiguous is refused too.
+    Pyro would silently keep training the first module. A parameter that is not contiguous is refused too: Pyro would
+    train a copy of it. Without gradients nothing is checked.
     """
     pyro.module(name, nn_module)
     if not torch.is_grad_enabled():
@@ -175,10 +205,10 @@ def module(name: str, nn_module: nn.Module) -> None:
         if held.get(f"{name}$$${key}", value) is not value:
             if not value.is_contiguous():
                 raise ValueError(
-                    f"Expected contiguous parameters, since Pyro would train a copy of others; {key!r} is not. "
-                    "Make it so: nn.Parameter(value.contiguous())."
+                    f"Expected contiguous parameters; {key!r} is not contiguous, and Pyro would train a copy of it. "
+                    "Use nn.Parameter(value.contiguous())."
                 )
             raise ValueError(
-                f"Expected Pyro's param store to hold this module under {name!r}; it holds another one, and this "
-                "one would never train. Call pyro.clear_param_store() before you go on to a new module."
+                f"Expected this module under {name!r} in Pyro's param store; got another module, which would train in "
+                "its place. Call pyro.clear_param_store() before you use a new module."
             )

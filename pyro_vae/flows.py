@@ -1,8 +1,8 @@
-r"""Transforms for flows, and a mixture, where Pyro's do not do.
+r"""Transforms of normalising flows, and a mixture, with four differences from Pyro's.
 
-Pyro's autoregressive transform is inverted in float32 alone; its splines write to elements of their choice, which no
-graph can be recorded of; its conditional transforms ask for a z of each x, where other laws broadcast; and its mixture
-has a copy of the components for each datum.
+The autoregressive transform inverts in any dtype, not only float32. The spline has no masked assignment, so that a step
+can be recorded as a graph. A conditional transform broadcasts z over the batch of x. The mixture does not copy its
+components for each datum.
 """
 
 import math
@@ -20,31 +20,31 @@ from torch.nn.functional import pad, softplus
 
 __all__ = ["Autoregressive", "Broadcast", "Mixture", "SplineCoupling", "check", "gentle"]
 
-LIMIT = 5.0  # of the logarithm of a scale
-LEAST = 1e-3  # share of a bin of a spline, and slope between two
+LIMIT = 5.0  # the largest absolute log scale
+LEAST = 1e-3  # the least width and height of a spline's bin, as a share, and the least slope between two bins
 
 
 def check(latent: int, transform: str, known: Iterable[str], **numbers: int) -> None:
-    """Refuse an unknown transform, a number below 1, and one dimension alone."""
+    """Refuse an unknown transform, a number below 1, and a latent space of one dimension."""
     if transform not in known:
-        raise ValueError(f"Expected transform to be {', '.join(known)}; got {transform!r}.")
+        raise ValueError(f"Expected transform to be one of {', '.join(known)}; got {transform!r}.")
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"Expected {name} of at least 1; got {number}.")
     if latent < 2:
-        raise ValueError(f"Expected at least 2 latent dimensions for a flow; got {latent}. Use a Gaussian.")
+        raise ValueError(f"Expected at least 2 latent dimensions for a flow; got {latent}. Use a Gaussian family.")
 
 
 @torch.no_grad()
 def gentle(net: Any) -> nn.Module:
-    """Make the last layer of a network of Pyro's small, so that training starts where its transform does little."""
+    """Shrink the last layer of a Pyro network, so that its transform starts near the identity."""
     net.layers[-1].weight.mul_(0.01)
     net.layers[-1].bias.zero_()
     return net
 
 
-class _OfLastCall(Transform):
-    """A transform of vectors that remembers the log-determinant of its last call."""
+class _Cached(Transform):
+    """A transform of vectors that caches the log determinant of its last call."""
 
     domain = codomain = constraints.real_vector
     bijective = True
@@ -54,19 +54,20 @@ class _OfLastCall(Transform):
         self._log_det = torch.zeros(())
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return it in nats, of the batch shape."""
+        """Return the log absolute determinant of the Jacobian in nats, of the batch shape."""
         if x is not self._cached_x_y[0] or y is not self._cached_x_y[1]:
             self._call(x)
         return self._log_det
 
 
-class Autoregressive(_OfLastCall):
-    r"""Shifts and scales each dimension, given those before it.
+class Autoregressive(_Cached):
+    r"""An affine autoregressive transform: shifts and scales each dimension given the dimensions before it.
 
     .. math:: y_d = e^{s_d(x_{<d})} x_d + m_d(x_{<d}), \qquad \log |\det \partial y / \partial x| = \sum_d s_d
 
-    One pass from x to y; from y to x a pass for each dimension. ``net`` is a ``pyro.nn.AutoRegressiveNN`` whose
-    permutation is the identity, from x, ``(*, latent)``, to m and s of the same shape. s is kept within [-5, 5].
+    From x to y takes one pass of the network, from y to x a pass for each dimension. ``net`` is a
+    ``pyro.nn.AutoRegressiveNN`` whose permutation is the identity, from x, ``(*, latent)``, to m and s of the same
+    shape. A tanh bounds s to (-5, 5).
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
@@ -88,18 +89,18 @@ class Autoregressive(_OfLastCall):
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
-        for _ in range(y.shape[-1]):  # after pass d the first d dimensions are right
+        for _ in range(y.shape[-1]):  # after pass d the first d dimensions are exact
             shift, log_scale = self._parameters(x)
             x = (y - shift) * (-log_scale).exp()
         return x
 
 
-class SplineCoupling(_OfLastCall):
-    r"""Bends the second half of the dimensions by monotone splines, given the first half.
+class SplineCoupling(_Cached):
+    r"""A spline coupling: transforms the second half of the dimensions by monotone splines given the first half.
 
-    Each is a rational quadratic spline of so many ``bins`` on [-bound, bound], with a slope of 1 at both ends, and the
-    identity outside. ``net`` is from the first half, ``(*, latent // 2)``, to ``3 * bins - 1`` numbers for each of the
-    others: widths and heights of the bins, and slopes between them. Zeros give the identity.
+    A spline is rational quadratic with ``bins`` bins on [-bound, bound], has a slope of 1 at both ends, and is the
+    identity outside. ``net`` maps the first half, ``(*, latent // 2)``, to ``3 * bins - 1`` numbers for each dimension
+    of the second half: widths and heights of the bins, and slopes between them. Zeros give the identity.
 
     References:
         Neural Spline Flows (Durkan et al., 2019).
@@ -109,24 +110,24 @@ class SplineCoupling(_OfLastCall):
         super().__init__()
         self.net, self.bins, self.bound = net, bins, bound
 
-    def _bend(self, a: Tensor, inverse: bool) -> Tensor:
-        kept, rest = a.split([a.shape[-1] // 2, a.shape[-1] - a.shape[-1] // 2], -1)
-        numbers = self.net(kept).unflatten(-1, (rest.shape[-1], 3 * self.bins - 1))
-        inside = rest.clamp(-self.bound, self.bound)
-        bent, slope = _spline(inside, _knots(numbers, self.bins, self.bound), inverse)
-        self._log_det = slope.sum(-1)
-        return torch.cat([kept, bent + (rest - inside)], -1)
+    def _transform(self, a: Tensor, inverse: bool) -> Tensor:
+        first, second = a.split([a.shape[-1] // 2, a.shape[-1] - a.shape[-1] // 2], -1)
+        parameters = self.net(first).unflatten(-1, (second.shape[-1], 3 * self.bins - 1))
+        inside = second.clamp(-self.bound, self.bound)
+        value, log_slope = _spline(inside, _knots(parameters, self.bins, self.bound), inverse)
+        self._log_det = log_slope.sum(-1)
+        return torch.cat([first, value + (second - inside)], -1)
 
     def _call(self, x: Tensor) -> Tensor:
-        return self._bend(x, inverse=False)
+        return self._transform(x, inverse=False)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self._bend(y, inverse=True)
+        return self._transform(y, inverse=True)
 
 
-def _knots(numbers: Tensor, bins: int, bound: float) -> Tensor:
-    """Return where the bins meet: x, y and the slope there, stacked as ``(*, 3, bins + 1)``."""
-    sizes, slopes = numbers.split([2 * bins, bins - 1], -1)
+def _knots(parameters: Tensor, bins: int, bound: float) -> Tensor:
+    """Return x, y and the slope at the knots, stacked as ``(*, 3, bins + 1)``."""
+    sizes, slopes = parameters.split([2 * bins, bins - 1], -1)
     shares = LEAST + (1 - LEAST * bins) * sizes.unflatten(-1, (2, bins)).softmax(-1)
     inner = 2 * bound * shares[..., :-1].cumsum(-1) - bound
     ends = pad(pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
@@ -135,7 +136,7 @@ def _knots(numbers: Tensor, bins: int, bound: float) -> Tensor:
 
 
 def _spline(a: Tensor, knots: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """Return the spline at a, or its inverse, and the logarithm of the spline's slope there."""
+    """Return the spline at a, or its inverse, and the log slope of the spline there."""
     bin_of_a = (a.unsqueeze(-1) >= knots[..., int(inverse), 1:-1]).sum(-1)
     index = bin_of_a.unsqueeze(-1).unsqueeze(-1).expand(*knots.shape[:-1], 1)
     x0, y0, s0 = knots.gather(-1, index).squeeze(-1).unbind(-1)
@@ -143,20 +144,20 @@ def _spline(a: Tensor, knots: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     dx, dy = x1 - x0, y1 - y0
     s = dy / dx
     bow = s0 + s1 - 2 * s
-    if inverse:  # the root in [0, 1] of equation 26 there
+    if inverse:  # the root in [0, 1] of equation 26 of Durkan et al. (2019)
         r = a - y0
         b = dy * s0 - r * bow
         t = 2 * s * r / (b + (b.square() + 4 * s * r * (dy * (s - s0) + r * bow)).clamp(min=0).sqrt())
-        found = x0 + t * dx
+        value = x0 + t * dx
     else:
         t = (a - x0) / dx
-        found = y0 + dy * (s * t.square() + s0 * t * (1 - t)) / (s + bow * t * (1 - t))
+        value = y0 + dy * (s * t.square() + s0 * t * (1 - t)) / (s + bow * t * (1 - t))
     rise = s1 * t.square() + 2 * s * t * (1 - t) + s0 * (1 - t).square()
-    return found, 2 * s.log() + rise.log() - 2 * (s + bow * t * (1 - t)).log()
+    return value, 2 * s.log() + rise.log() - 2 * (s + bow * t * (1 - t)).log()
 
 
-class Broadcast(_OfLastCall):
-    """The identity, which gives a z without the batch of x that batch on its way back to the noise."""
+class Broadcast(_Cached):
+    """The identity, whose inverse expands z to the batch shape of x."""
 
     def __init__(self, batch_shape: torch.Size) -> None:
         super().__init__()
@@ -171,16 +172,16 @@ class Broadcast(_OfLastCall):
 
 
 class Mixture(dist.MixtureSameFamily):
-    r"""Pyro's ``MixtureSameFamily``, for hundreds of components over a latent space.
+    r"""A mixture as Pyro's ``MixtureSameFamily``, made for hundreds of components over a latent space.
 
     .. math:: \log p(z) = \log \sum_k \pi_k \, p_k(z)
 
-    A plate makes no copy of the components for each datum. Of diagonal Gaussians the squares are expanded,
+    A plate does not copy the components for each datum. For diagonal Gaussians the squares are expanded,
 
     .. math:: \sum_d \frac{(z_d - \mu_{kd})^2}{\sigma_{kd}^2} = z^2 \cdot \sigma_k^{-2}
         - 2 z \cdot \mu_k \sigma_k^{-2} + \mu_k^2 \cdot \sigma_k^{-2}
 
-    so that all k are two matrix products, in float64 since the terms cancel.
+    so that two matrix products give all k, in float64 because the terms cancel.
 
     Example:
         >>> halves = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
@@ -189,22 +190,23 @@ class Mixture(dist.MixtureSameFamily):
     """
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return it in nats, from ``(*, latent)`` to ``(*)``."""
+        """Return the log density in nats, from z of shape ``(*, latent)`` to ``(*)``."""
         if self._validate_args:
             self._validate_sample(z)
-        law = self.component_distribution
-        diagonal = isinstance(law, Independent) and isinstance(law.base_dist, torch.distributions.Normal)
-        each = _diagonal(law.base_dist, z) if diagonal else law.log_prob(z.unsqueeze(-2))
-        return (each + self.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
+        components = self.component_distribution
+        base = getattr(components, "base_dist", None)
+        diagonal = isinstance(components, Independent) and isinstance(base, torch.distributions.Normal)
+        log_p = _diagonal(base, z) if diagonal else components.log_prob(z.unsqueeze(-2))
+        return (log_p + self.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TorchDistribution:
-        """Return the same, with a batch shape."""
+        """Return the mixture with a batch shape."""
         return ExpandedDistribution(self, batch_shape)
 
 
-def _diagonal(law: torch.distributions.Normal, z: Tensor) -> Tensor:
-    """Return log-densities of K Gaussians of shape ``(K, latent)`` at each z, ``(*, K)``."""
-    loc, scale, wide = law.loc.double(), law.scale.double(), z.double()
+def _diagonal(normal: Any, z: Tensor) -> Tensor:
+    """Return the log densities of K Gaussians of shape ``(K, latent)`` at z, of shape ``(*, K)``."""
+    loc, scale, a = normal.loc.double(), normal.scale.double(), z.double()
     weight = scale**-2
-    squares = wide.square() @ weight.T - 2 * wide @ (loc * weight).T + (loc.square() * weight).sum(-1)
+    squares = a.square() @ weight.T - 2 * a @ (loc * weight).T + (loc.square() * weight).sum(-1)
     return (-0.5 * squares - (scale * math.sqrt(2 * math.pi)).log().sum(-1)).to(z.dtype)

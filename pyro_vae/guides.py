@@ -1,4 +1,4 @@
-"""Guide families q(z | x), whose event is the number of latent dimensions: see :class:`pyro_vae.conditional.Family`."""
+"""Guide families q(z | x) with event shape ``(latent,)``; see :class:`pyro_vae.conditional.Family` to write one."""
 
 import math
 from functools import partial
@@ -21,7 +21,7 @@ class DiagonalNormal(Family):
 
     .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), \mathrm{diag}\, \sigma^2(x)), \qquad z = \mu + \sigma \epsilon
 
-    The network gives :math:`\mu` and :math:`\log \sigma`. Its divergence from the standard normal is
+    The network gives :math:`\mu` and :math:`\log \sigma`. The KL divergence from the standard normal is
     :math:`\frac{1}{2} \sum_i (\sigma_i^2 + \mu_i^2 - 1 - \ln \sigma_i^2)` nats.
 
     References:
@@ -35,18 +35,18 @@ class DiagonalNormal(Family):
 
     params = 2
 
-    def law(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Gaussian of these means and log standard deviations, each ``(*, latent)``."""
+    def distribution(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Gaussian of means and log standard deviations, both ``(*, latent)``."""
         return dist.Normal(loc, _exp(log_scale))
 
 
 class FullNormal(Family):
-    r"""Gaussians with a covariance of their own for each x: they follow the posterior where it is slanted.
+    r"""Gaussians with a full covariance for each x, which follows correlated posteriors.
 
     .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), L(x) L(x)^\top), \qquad z = \mu + L \epsilon
 
-    For each of D dimensions the network gives ``1 + D`` numbers: :math:`\mu` and the rows of the Cholesky factor L, the
-    logarithm of its diagonal.
+    For each of D dimensions the network gives ``1 + D`` numbers: :math:`\mu` and a row of the Cholesky factor L, whose
+    diagonal it gives as a logarithm.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
@@ -61,20 +61,21 @@ class FullNormal(Family):
         super().__init__(event)
         self.params = 1 + event
 
-    def law(self, loc: Tensor, *rows: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Gaussian of these means and rows of L, of its diagonal the logarithm, each ``(*, latent)``."""
+    def distribution(self, loc: Tensor, *rows: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Gaussian of means and of rows of L with a log diagonal, each ``(*, latent)``."""
         factor = torch.stack(rows, -2)
         diagonal = _exp(factor.diagonal(dim1=-2, dim2=-1)).diag_embed()
         return dist.MultivariateNormal(loc, scale_tril=factor.tril(-1) + diagonal)
 
 
 class LowRankNormal(Family):
-    r"""Gaussians that are slanted in a few directions: between :class:`DiagonalNormal` and :class:`FullNormal`.
+    r"""Gaussians with a covariance of low rank plus a diagonal.
 
     .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), F(x) F(x)^\top + \mathrm{diag}\, \sigma^2(x)), \qquad
         F \in \mathbb{R}^{D \times r}
 
-    For each dimension the network gives ``2 + r`` numbers, where r is the ``rank``.
+    For each dimension the network gives ``2 + r`` numbers, where r is the ``rank``. The family lies between
+    :class:`DiagonalNormal` and :class:`FullNormal`, and its size grows with r only.
 
     References:
         Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende, Mohamed and Wierstra,
@@ -94,27 +95,30 @@ class LowRankNormal(Family):
             raise ValueError(f"Expected a rank of at least 1; got {rank}. Use DiagonalNormal for none.")
         self.params = 2 + rank
 
-    def law(self, loc: Tensor, log_scale: Tensor, *columns: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Gaussian with means, log standard deviations, and F's columns, each ``(*, latent)``."""
+    def distribution(self, loc: Tensor, log_scale: Tensor, *columns: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Gaussian of means, log standard deviations and columns of F, each ``(*, latent)``."""
         return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), _exp(2 * log_scale))
 
 
 class Flow(Family):
-    r"""A normalising flow given x: a diagonal Gaussian, bent by invertible transforms that see x as well.
+    r"""A conditional normalising flow: a diagonal Gaussian under invertible transforms that depend on x.
 
     .. math:: z = T_x(\mu + \sigma \epsilon), \quad \log q(z) = \log \mathcal{N}(\epsilon; 0, I) - \log |dz / d\epsilon|
 
-    The network gives :math:`\mu`, :math:`\log \sigma`, and ``context`` numbers a dimension that all transforms see. T
-    has so many ``layers``, each of a network with one ``hidden`` layer, the dimensions reversed between them.
-    ``coupling`` shifts and scales half of the dimensions given the others; ``autoregressive``, the IAF, each given
-    those before: its density is fast at its own draws alone, so not for VampPrior.
+    The network gives :math:`\mu`, :math:`\log \sigma` and ``context`` numbers for each dimension, for all transforms. T
+    has ``layers`` steps, each a network of one layer of ``hidden`` units, and reverses the dimensions between them.
+    ``coupling`` shifts and scales one half of the dimensions given the other half. ``autoregressive`` (IAF) shifts and
+    scales each dimension given the dimensions before it.
+
+    Note:
+        The density of ``autoregressive`` is fast only at the flow's draws: do not combine it with a VampPrior.
 
     References:
         Variational Inference with Normalizing Flows (Rezende and Mohamed, 2015).
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
 
     Raises:
-        ValueError: If the transform is unknown, there are no layers, or there is one dimension alone.
+        ValueError: If the transform is unknown, ``layers`` or ``context`` is below 1, or the event has one dimension.
     """
 
     def __init__(
@@ -132,8 +136,8 @@ class Flow(Family):
         self.nets = nn.ModuleList([gentle(_net(transform, event, context * event, hidden)) for _ in range(layers)])
         self.reverse = nn.Buffer(torch.arange(event).flip(0), persistent=False)
 
-    def law(self, loc: Tensor, log_scale: Tensor, *context: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the flow with the base's means and log standard deviations, and the context, each ``(*, latent)``."""
+    def distribution(self, loc: Tensor, log_scale: Tensor, *context: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the flow of the base's means and log standard deviations and the context, each ``(*, latent)``."""
         steps: list[Any] = []
         for module in self.nets:
             net: Any = partial(module, context=torch.cat(context, -1))
@@ -145,13 +149,13 @@ class Flow(Family):
 
 
 def _exp(x: Tensor) -> Tensor:
-    """Return exp(x), never infinite: 0 times infinity would be the gradient of a mixture's component far from all z."""
+    """Return a finite exp(x): infinity times 0 would be the gradient of a mixture component far from all z."""
     limit = 0.98 * math.log(torch.finfo(x.dtype).max)
     return x.clamp(-limit, limit).exp()
 
 
 def _net(transform: str, latent: int, context: int, hidden: int) -> nn.Module:
-    """From z, or from the first half of its dimensions, and a context to shifts and scales."""
+    """Return a network from z, or the first half of its dimensions, and a context to shifts and scales."""
     if transform == "autoregressive":
         order: Any = torch.arange(latent)
         return ConditionalAutoRegressiveNN(latent, context, [max(hidden, latent)], permutation=order)

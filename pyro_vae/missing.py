@@ -1,8 +1,8 @@
-r"""Missing data: an element of x that is NaN is left out of the likelihood by a handler, and imputed afterwards.
+r"""Missing data: a handler leaves the NaN elements of x out of the likelihood, and a function imputes them.
 
 With :math:`x = (x_o, x_m)`, observed and missing, and a likelihood whose elements are independent given z,
-:math:`p(x_o \mid z) = \prod_{i \in o} p(x_i \mid z)`. The ELBO is then one of :math:`\log p(x_o)`, which is right where
-values are missing at random: that they are missing depends on nothing but what is observed.
+:math:`p(x_o \mid z) = \prod_{i \in o} p(x_i \mid z)`. The ELBO is then a bound on :math:`\log p(x_o)`. It is valid for
+values that are missing at random: whether a value is missing depends only on the observed values.
 
 References:
     Statistical Analysis with Missing Data (Little and Rubin, 2002), for missing at random.
@@ -25,47 +25,48 @@ Program = Callable[[Tensor], Any]
 AT_ONCE = 20_000  # images decoded
 
 
-def observed(law: Any, x: Tensor) -> tuple[TorchDistribution, Tensor]:
-    r"""Leave out what is missing: return the law of what is observed, and x with no NaN in it.
+def observed(distribution: Any, x: Tensor) -> tuple[TorchDistribution, Tensor]:
+    r"""Return the distribution of the observed elements, and x without NaN.
 
-    In place of a missing element stands the least observed one of the whole tensor, which is in the support of a law
-    that treats all elements alike, or 0 for a mass and 0.5 for a density if none is observed. Nothing here looks at a
-    number, so that a step of SVI can be recorded as a graph. The law masks itself; x is of shape ``(*, *event)``.
+    The distribution masks the missing elements. They become the smallest observed element of x, which is in the support
+    of a distribution with the same support for all elements. If nothing is observed they become 0 for a mass, 0.5 for a
+    density. No value is read from x, of shape ``(*, *event)``, so that a step of SVI can be recorded as a graph.
 
     Raises:
-        ValueError: If the elements of the law are not independent, so that leaving some out is no marginal of it.
+        ValueError: If the elements of the distribution are not independent: a mask would not give a marginal.
 
     Example:
         >>> import pyro.distributions as dist
-        >>> law, x = observed(dist.Normal(torch.zeros(3), 1.0).to_event(1), torch.tensor([2.0, float("nan"), 1.0]))
-        >>> x, law.log_prob(x)  # of two elements: -log(2 pi) - 5 / 2
+        >>> normal = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        >>> marginal, x = observed(normal, torch.tensor([2.0, float("nan"), 1.0]))
+        >>> x, marginal.log_prob(x)  # of two elements: -log(2 pi) - 5 / 2
         (tensor([2., 1., 1.]), tensor(-4.3379))
     """
     if not x.is_floating_point() or not x.numel():
-        return law, x
-    base, event_dim = law, 0
+        return distribution, x
+    base, event_dim = distribution, 0
     while isinstance(base, Independent):
         base, event_dim = base.base_dist, event_dim + base.reinterpreted_batch_ndims
     if base.event_dim:
         raise ValueError(
-            f"Expected a law whose elements are independent, to leave missing ones out; got {type(base).__name__}. "
-            "Use a likelihood of one law for each element, as Gaussian or Bernoulli."
+            f"Expected a distribution of independent elements for x with missing values; got {type(base).__name__}. "
+            "Use a likelihood of independent elements, such as Gaussian or Bernoulli."
         )
-    seen = ~x.isnan()
-    least = torch.where(seen, x, torch.inf).amin()
-    inside = torch.where(least.isinf(), 0.0 if base.support.is_discrete else 0.5, least)
-    return base.mask(seen).to_event(event_dim), torch.where(seen, x, inside)
+    mask = ~x.isnan()
+    least = torch.where(mask, x, torch.inf).amin()
+    value = torch.where(least.isinf(), 0.0 if base.support.is_discrete else 0.5, least)
+    return base.mask(mask).to_event(event_dim), torch.where(mask, x, value)
 
 
-def log_prob(law: Any, x: Tensor, missing: bool | None = None) -> Tensor:
-    r"""Return the log-density of what is observed of x, in nats, of shape ``(*,)``; that of x if nothing is missing.
+def log_prob(distribution: Any, x: Tensor, missing: bool | None = None) -> Tensor:
+    r"""Return the log density of the observed elements of x, in nats, of shape ``(*,)``.
 
     .. math:: \log p(x_o) = \sum_{i \in o} \log p(x_i)
 
-    x is of shape ``(*, *event)``, NaN where it is missing. ``missing`` is whether any is; None: look.
+    x is of shape ``(*, *event)`` and NaN where it is missing. ``missing`` is whether an element is; None: look at x.
 
     Raises:
-        ValueError: As :func:`observed`, if any are missing.
+        ValueError: As :func:`observed`, if an element is missing.
 
     Example:
         >>> import pyro.distributions as dist
@@ -73,19 +74,22 @@ def log_prob(law: Any, x: Tensor, missing: bool | None = None) -> Tensor:
         tensor(0.2500)
     """
     if x.isnan().any() if missing is None else missing:
-        law, x = observed(law, x)
-    return law.log_prob(x)
+        distribution, x = observed(distribution, x)
+    return distribution.log_prob(x)
 
 
 class Missing(Messenger):
-    """A handler that leaves the NaN of every observed site out of its likelihood, as :func:`observed` does.
+    """A handler that leaves the NaN elements of every observed site out of its likelihood, as :func:`observed` does.
 
-    For any Pyro model: ``Missing()(model)`` is the model of what is observed. ``fit`` puts it around a model where data
-    are missing. The guide sees the NaN: the encoder of ``VAE.build`` puts the mean of the data in their place. A site
-    where nothing is missing keeps its log-density, to the bit; one with missing elements returns x without NaN.
+    It suits any Pyro model: ``Missing()(model)`` is the model of the observed elements, and ``fit`` applies it to data
+    with missing values. The guide still sees NaN, which the encoder of ``VAE.build`` replaces by the data's mean. A
+    site without missing elements keeps its log density to the bit. A site with missing elements returns x without NaN.
 
     Raises:
-        ValueError: At a site of floats, if the elements of its law are not independent.
+        ValueError: At a site of floats, if the elements of its distribution are not independent.
+
+    See Also:
+        :meth:`pyro_vae.VAE.impute` draws the missing elements.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -103,17 +107,17 @@ class Missing(Messenger):
 
 @torch.no_grad()
 def impute(p: Any, encoder: Program, decoder: Program, x: Tensor, num: int, num_particles: int) -> Tensor:
-    """Draw what is missing of x, given the prior, encoder and decoder: see :meth:`pyro_vae.VAE.impute`."""
+    """Draw the missing elements of x from the prior p, encoder and decoder, as :meth:`pyro_vae.VAE.impute` does."""
     if num < 1 or num_particles < 1:
         raise ValueError(f"Expected at least 1 draw and 1 particle; got num = {num}, num_particles = {num_particles}.")
-    parts = []
+    imputed = []
     for rows in x.split(max(1, AT_ONCE // num_particles)):
         q, size, draws = encoder(rows), max(1, AT_ONCE // (num_particles * len(rows))), []
         for i in range(0, num, size):
             z = q.sample((num_particles, min(size, num - i)))
             log_w = p.log_prob(z) - q.log_prob(z) + log_prob(decoder(z), rows)
-            chosen = Categorical(logits=log_w.movedim(0, -1)).sample()
-            z = z.gather(0, chosen[None, ..., None].expand(1, *z.shape[1:])).squeeze(0)
+            index = Categorical(logits=log_w.movedim(0, -1)).sample()
+            z = z.gather(0, index[None, ..., None].expand(1, *z.shape[1:])).squeeze(0)
             draws.append(torch.where(rows.isnan(), decoder(z).sample(), rows))
-        parts.append(torch.cat(draws))
-    return torch.cat(parts, dim=1)
+        imputed.append(torch.cat(draws))
+    return torch.cat(imputed, dim=1)

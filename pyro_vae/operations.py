@@ -1,12 +1,12 @@
-"""What sees each operation on a tensor, as torch does it."""
+"""A base class for contexts that intercept each operation on a tensor."""
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Operations(TorchDispatchMode):
-    """Abstract: a context whose ``__torch_dispatch__`` is asked in place of each operation.
+    """An abstract context that calls its ``__torch_dispatch__`` in place of each operation.
 
-    Torch's class imports torch's compiler, which takes seconds.
+    It overrides the method of torch that imports torch's compiler, which takes seconds.
     """
 
     @classmethod

@@ -1,7 +1,7 @@
-r"""Priors p(z): modules of ``latent`` dimensions, whose ``forward()`` returns a distribution over ``(latent,)``.
+r"""Priors p(z): modules whose ``forward()`` returns a distribution with event shape ``(latent,)``.
 
-A prior of your own may have two more methods: ``VAE.build`` calls ``attach(encoder, event_shape)``, and ``fit`` calls
-``start_at(x)`` with the training images before it trains an untrained VAE.
+A prior may have two more methods: ``VAE.build`` calls ``attach(encoder, event_shape)``, and ``fit`` calls
+``start_at(x)`` with the training data before it trains an untrained VAE.
 """
 
 from collections.abc import Sequence
@@ -48,13 +48,13 @@ class GaussianMixture(nn.Module):
 
     .. math:: p(z) = \sum_{k=1}^K \pi_k \, \mathcal{N}(z; \mu_k, \mathrm{diag}\, \sigma_k^2)
 
-    The means of the K ``components`` start as draws from a standard normal, the scales at 1, the weights alike.
+    The means of the K ``components`` start at draws from a standard normal, the scales at 1, the weights equal.
 
     References:
         Approximate Inference for Deep Latent Gaussian Mixtures (Nalisnick, Hertel and Smyth, 2016).
 
     Raises:
-        ValueError: If there are no components.
+        ValueError: If ``components`` is below 1.
 
     Example:
         >>> GaussianMixture(20, components=10)().event_shape
@@ -73,18 +73,18 @@ class GaussianMixture(nn.Module):
 
 
 class VampPrior(nn.Module):
-    r"""The variational mixture of posteriors: the guide itself, at learned pseudo-inputs.
+    r"""The variational mixture of posteriors: a mixture of the guide at learned pseudo-inputs.
 
     .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q(z \mid u_k)
 
-    ``VAE.build`` hands it the encoder, whose weights it shares and trains, and ``fit`` starts the pseudo-inputs, K
-    ``components``, at training images (else they start as uniform noise).
+    ``VAE.build`` passes the encoder, whose weights the prior shares and trains. ``fit`` starts the pseudo-inputs, K
+    ``components``, at training data; without it they start as uniform noise.
 
     References:
         VAE with a VampPrior (Tomczak and Welling, 2018).
 
     Raises:
-        ValueError: If there are no components, or the prior is asked for before it has an encoder.
+        ValueError: If ``components`` is below 1, or the prior is called before :meth:`attach`.
     """
 
     inputs: nn.Parameter
@@ -97,13 +97,13 @@ class VampPrior(nn.Module):
         self._encoder: tuple[nn.Module, ...] = ()
 
     def attach(self, encoder: nn.Module, event_shape: Sequence[int]) -> None:
-        """Take the encoder, and make the pseudo-inputs, of shape ``(components, *event_shape)``."""
+        """Take the encoder, and create pseudo-inputs of shape ``(components, *event_shape)``."""
         self._encoder = (encoder,)  # in a tuple it is no submodule, whose weights would be saved and trained twice
         self.inputs = nn.Parameter(torch.rand(self.components, *event_shape))
 
     @torch.no_grad()
     def start_at(self, x: Any) -> None:
-        """Start untrained pseudo-inputs at the first of x, ``(N, *event)``."""
+        """Set untrained pseudo-inputs to the first rows of x, ``(N, *event)``."""
         if not self.started:
             rows = x[torch.arange(self.components) % len(x)]
             self.inputs.copy_(torch.where(rows.isnan(), rows.nanmean(0).nan_to_num(), rows))
@@ -117,15 +117,17 @@ class VampPrior(nn.Module):
 
 
 class Flow(nn.Module):
-    r"""A normalising flow: a standard normal, carried along by learned invertible transforms.
+    r"""A normalising flow: a standard normal under learned invertible transforms.
 
     .. math:: \log p(z) = \log \mathcal{N}(T(z); 0, I) + \log |\det \partial T / \partial z|
 
-    T goes from z to noise, in ``layers`` steps with the dimensions reversed between them. Each step shifts and scales
-    (``affine``) or bends by monotone splines (``spline``) half of the dimensions given the others, or shifts and scales
-    each given those before it (``autoregressive``, whose draws take a step a dimension), by a network whose layers have
-    so many ``hidden`` units. One z far from all codes may have a gradient of 10,000 times the usual: for long runs give
-    ``fit`` a ``clip_norm``.
+    T maps z to noise in ``layers`` steps and reverses the dimensions between them. ``affine`` shifts and scales one
+    half of the dimensions given the other half, ``spline`` transforms it by monotone splines, ``autoregressive`` shifts
+    and scales each dimension given the dimensions before it, so that a draw takes ``latent`` passes. ``hidden`` are the
+    layers of each step's network.
+
+    Note:
+        A z far from all data may have 10,000 times the usual gradient: pass ``clip_norm`` to ``fit`` in long runs.
 
     References:
         Density Estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017), for affine coupling.
@@ -133,7 +135,7 @@ class Flow(nn.Module):
         Masked Autoregressive Flow for Density Estimation (Papamakarios, Pavlakou and Murray, 2017).
 
     Raises:
-        ValueError: If the transform is unknown, there are no layers, or there is one dimension alone.
+        ValueError: If the transform is unknown, ``layers`` is below 1, or ``latent`` is 1.
     """
 
     def __init__(
@@ -153,13 +155,13 @@ class Flow(nn.Module):
     def forward(self) -> TorchDistribution:
         """Return the flow, with event shape ``(latent,)``."""
         steps: list[Any] = []
-        for net in self.nets:  # a transform remembers its last call, so that each has its own
+        for net in self.nets:  # a transform caches its last call: each step has a new one
             steps += [transforms.Permute(self.reverse), _transform(self.transform, net).inv]
         return dist.TransformedDistribution(self.noise(), steps[:0:-1])
 
 
 def _net(transform: str, latent: int, hidden: list[int]) -> nn.Module:
-    """From z, or from the first half of its dimensions, to the numbers of a step."""
+    """Return a network from z, or the first half of its dimensions, to the parameters of a step."""
     if transform == "autoregressive":
         order: Any = torch.arange(latent)
         return AutoRegressiveNN(latent, hidden, permutation=order)

@@ -1,4 +1,4 @@
-"""What a call puts back: the state of random generators, Pyro's param store, and the mode of a program's layers."""
+"""Save and restore global state around a call: random generators, Pyro's param store, and train or eval mode."""
 
 import random
 import threading
@@ -15,113 +15,117 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.seed_messenger import SeedMessenger
 from torch import Tensor, nn
 
-BUSY = threading.RLock()
-HARMLESS = (BlockMessenger, SeedMessenger)  # handlers that change no site of a program with handlers of its own
+LOCK = threading.RLock()
+HARMLESS = (BlockMessenger, SeedMessenger)  # handlers that change no site of the program inside
 
 
-def random_state(device: torch.device) -> list[Tensor]:
-    """Return where torch's generators are, of the CPU and of a GPU."""
+def torch_rng_state(device: torch.device) -> list[Tensor]:
+    """Return the state of torch's CPU generator, and of the device's if it is a GPU."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
-def set_random_state(state: list[Tensor], device: torch.device) -> None:
-    """Put torch's generators where they were; that of a GPU stays where the state is of a CPU alone."""
+def set_torch_rng_state(state: list[Tensor], device: torch.device) -> None:
+    """Restore a state from :func:`torch_rng_state`; a state without a GPU leaves a GPU's generator unchanged."""
     torch.set_rng_state(state[0])
     if device.type == "cuda" and len(state) > 1:
         torch.cuda.set_rng_state(state[1], device)
 
 
-def generators(device: torch.device) -> dict[str, Any]:
-    """Return where all generators are, torch's, NumPy's and Python's: tensors and numbers."""
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of torch's, NumPy's and Python's generators, as tensors and numbers."""
     _, words, position, has_gauss, gauss = np.random.get_state()
     version, python, next_gauss = random.getstate()
     return {
-        "torch": random_state(device),
+        "torch": torch_rng_state(device),
         "numpy": [torch.from_numpy(np.asarray(words, dtype=np.int64)), position, has_gauss, gauss],
         "python": [version, torch.tensor(python), next_gauss],
     }
 
 
-def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put all generators back to a state from :func:`generators`."""
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore a state from :func:`rng_state`."""
     words, *rest = state["numpy"]
     np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *rest))
     version, python, next_gauss = state["python"]
     random.setstate((version, tuple(python.tolist()), next_gauss))
-    set_random_state(state["torch"], device)
+    set_torch_rng_state(state["torch"], device)
 
 
 @contextmanager
-def undisturbed(program: Any, device: torch.device) -> Iterator[None]:
-    """Run as in a script of its own: with gradients, without autocast, in the program's dtype, whatever is around."""
-    usual = torch.get_default_dtype()
+def reset_modes(program: Any, device: torch.device) -> Iterator[None]:
+    """Enable gradients, disable autocast and inference mode, and set the default dtype to the program's."""
+    default = torch.get_default_dtype()
     with ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, usual)
-        stack.enter_context(torch.inference_mode(False))  # which turns gradients on, too
+        stack.callback(torch.set_default_dtype, default)
+        stack.enter_context(torch.inference_mode(False))  # which enables gradients, too
         for kind in filter(torch.is_autocast_enabled, {"cpu", device.type}):
             stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type not in ("cpu", device.type):
             stack.enter_context(torch.device("cpu"))
-        dtypes = [tensor.dtype for tensor in _own(program) if tensor.is_floating_point()]
-        torch.set_default_dtype(usual if usual in dtypes[:1] or not dtypes else torch.float32)
+        dtypes = [tensor.dtype for tensor in _tensors_of(program) if tensor.is_floating_point()]
+        torch.set_default_dtype(default if default in dtypes[:1] or not dtypes else torch.float32)
         yield
 
 
 @contextmanager
-def alone(program: Any, device: torch.device) -> Iterator[None]:
-    """As :func:`undisturbed`; refuse to begin while another thread has begun, and handlers that change the program.
+def exclusive(program: Any, device: torch.device) -> Iterator[None]:
+    """Run in :func:`reset_modes`; refuse a second thread, and a Pyro handler that changes the program.
 
-    All threads share generators, Pyro's handlers and its store.
+    All threads share the generators, Pyro's handlers and its param store.
     """
-    if not BUSY.acquire(blocking=False):
+    if not LOCK.acquire(blocking=False):
         raise RuntimeError(
             "Expected one thread at a time, since torch's generators and Pyro's handlers are shared; another thread "
-            "trains or evaluates. Wait for it, or use a process for each."
+            "trains or evaluates. Wait for it, or use one process for each."
         )
     try:
-        if handlers := [type(one).__name__ for one in _PYRO_STACK if not isinstance(one, HARMLESS)]:
+        if handlers := [type(handler).__name__ for handler in _PYRO_STACK if not isinstance(handler, HARMLESS)]:
             raise ValueError(
-                "Expected no Pyro handler around a call that runs a program with handlers of its own; got "
-                f"{handlers[-1]}. Put it around the program's model or guide."
+                f"Expected no Pyro handler around a call that adds handlers to the program; got {handlers[-1]}. "
+                "Put it around the program's model or guide."
             )
-        with undisturbed(program, device):
+        with reset_modes(program, device):
             yield
     finally:
-        BUSY.release()
+        LOCK.release()
 
 
-def _own(program: Any) -> list[Tensor]:
-    """Return a program's tensors, with copies in place of those of inference mode, which can have no gradient."""
+def _tensors_of(program: Any) -> list[Tensor]:
+    """Return a program's tensors; copies replace tensors of inference mode, which can have no gradient."""
     copies, layers = dict[int, Any](), modules_of(program)
-    held: list[dict[str, Any]] = [layer._parameters for layer in layers] + [layer._buffers for layer in layers]
-    own = [(tensors, name) for tensors in held for name, tensor in tensors.items() if tensor is not None]
-    for tensors, name in own:
+    owners: list[dict[str, Any]] = [layer._parameters for layer in layers] + [layer._buffers for layer in layers]
+    names = [(tensors, name) for tensors in owners for name, tensor in tensors.items() if tensor is not None]
+    for tensors, name in names:
         if tensors[name].is_inference():
             tensors[name] = deepcopy(tensors[name], copies)
-    return [tensors[name] for tensors, name in own]
+    return [tensors[name] for tensors, name in names]
 
 
-def tracked(tensor: Tensor) -> Tensor:
-    """Return a tensor that has a part in gradients: a copy of one that was made in inference mode."""
+def normal_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd can record: a clone if the tensor comes from inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 @contextmanager
-def unmoved(device: torch.device, *tensors: Tensor) -> Iterator[None]:
-    """Put all generators back afterwards, and the numbers of tensors."""
-    before, numbers = generators(device), [tensor.clone() for tensor in tensors]
+def preserve_state(device: torch.device, *tensors: Tensor) -> Iterator[None]:
+    """Restore all random generators, and the values of tensors, when the context ends."""
+    before, values = rng_state(device), [tensor.clone() for tensor in tensors]
     try:
         yield
     finally:
-        set_generators(before, device)
-        for tensor, values in zip(tensors, numbers, strict=True):
-            tensor.detach().copy_(values)
+        set_rng_state(before, device)
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.detach().copy_(value)
 
 
 @contextmanager
 def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
-    """Seed all generators, torch's of the CPU and of a device, for as long as the context lasts."""
-    with unmoved(torch.device(device)):
+    """Seed torch's, NumPy's and Python's generators, and restore them when the context ends.
+
+    See Also:
+        :func:`fork_rng`, for torch's generators alone.
+    """
+    with preserve_state(torch.device(device)):
         _check(seed)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
@@ -130,20 +134,21 @@ def seeded(seed: int, device: str | torch.device) -> Iterator[None]:
 
 
 def _check(seed: Any) -> None:
+    """Refuse a seed that torch cannot use."""
     if not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"Expected seed to be a whole number from -2**63 to 2**64 - 1; got {seed!r}.")
 
 
 @contextmanager
-def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Draw from a seed, or without one from torch's state; put that state back afterwards.
+def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Seed torch's generators if there is a seed, and restore them when the context ends.
 
-    A second call draws the same, unless it or torch gets another seed. Unlike ``torch.manual_seed``, it touches no
-    generator of another device.
+    Without a seed, draws continue from torch's current state. Generators of other devices stay unchanged, which
+    ``torch.manual_seed`` would seed.
 
     Example:
         >>> before = torch.get_rng_state()
-        >>> with forked(torch.device("cpu"), seed=1):
+        >>> with fork_rng(torch.device("cpu"), seed=1):
         ...     draw = torch.randn(3)
         >>> torch.equal(torch.get_rng_state(), before)
         True
@@ -160,7 +165,7 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
 
 
 def modules_of(program: Any) -> list[nn.Module]:
-    """Return every module of a program, each once: those that it holds as attributes or in tuples, too."""
+    """Return each module of a program once, with modules that it holds as attributes or in tuples."""
     modules: dict[nn.Module, None] = {}
     attributes = [] if isinstance(program, nn.Module) else getattr(program, "__dict__", {}).values()
     waiting = [*attributes, program, getattr(program, "model", None), getattr(program, "guide", None)]
@@ -168,7 +173,7 @@ def modules_of(program: Any) -> list[nn.Module]:
         item = waiting.pop()
         if isinstance(item, nn.Module) and item not in modules:
             modules |= dict.fromkeys(item.modules())
-            # A prior may hold an encoder that is none of its modules, in a tuple.
+            # A prior may hold an encoder in a tuple, so that it is none of the prior's modules.
             for layer in item.modules():
                 for value in vars(layer).values():
                     waiting += value if isinstance(value, tuple) else ()
@@ -176,28 +181,30 @@ def modules_of(program: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def own_store() -> Iterator[None]:
-    """Put Pyro's param store back, and give a store without modules, whose names other modules may then have."""
+def param_store_scope() -> Iterator[None]:
+    """Restore Pyro's param store when the context ends, and hide its modules, whose names are then free."""
     state: Any = pyro.get_param_store().get_state()
-    own: Any = {kind: {name: one for name, one in known.items() if "$$$" not in name} for kind, known in state.items()}
-    with pyro.get_param_store().scope(own):
+    without_modules: Any = {
+        kind: {name: value for name, value in entries.items() if "$$$" not in name} for kind, entries in state.items()
+    }
+    with pyro.get_param_store().scope(without_modules):
         yield
 
 
 @contextmanager
-def at_test(program: Any, device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """As :func:`forked`, with all layers in evaluation mode and a param store of its own; put these back too.
+def eval_mode(program: Any, device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Run in :func:`exclusive`, :func:`fork_rng` and :func:`param_store_scope`, with every layer in evaluation mode.
 
     Example:
         >>> layer = torch.nn.Dropout()
-        >>> with at_test(layer, torch.device("cpu")):
+        >>> with eval_mode(layer, torch.device("cpu")):
         ...     print(layer.training)
         False
         >>> layer.training
         True
     """
     modes = [(layer, layer.training) for layer in modules_of(program)]
-    with alone(program, device), forked(device, seed), own_store():
+    with exclusive(program, device), fork_rng(device, seed), param_store_scope():
         try:
             for layer, _ in modes:
                 layer.training = False

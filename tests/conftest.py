@@ -101,6 +101,15 @@ def short_pilots(monkeypatch):
 
 
 @pytest.fixture
+def few_digits(monkeypatch, short_pilots):
+    """The first 360 digits: epochs of three steps."""
+    from pyro_vae.data import loading
+
+    digits = loading.digits()
+    monkeypatch.setattr(loading, "digits", lambda: digits._replace(x=digits.x[:360], labels=digits.labels[:360]))
+
+
+@pytest.fixture
 def brief_gaps(monkeypatch):
     """Guides refined in few steps, for what does not depend on how good they are."""
     from pyro_vae import posterior

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vae import oracle
 from pyro_vae.oracle.base import normals, times
-from pyro_vae.seeds import own_store
+from pyro_vae.seeds import param_store_scope
 
 ENUMERATED = {"enumerate": "parallel"}
 
@@ -45,7 +45,7 @@ class Exact(nn.Module):
     @torch.no_grad()
     def drawn(self, *data):
         """Return one draw of every site, given data whose observed part is drawn over."""
-        with own_store():
+        with param_store_scope():
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(*data)
         return {name: site["value"] for name, site in trace.nodes.items() if site["type"] == "sample"}
 
@@ -142,8 +142,8 @@ class Classes(Exact):
     def of_classes(self, x):
         """log p(x, y), of shape ``(B, classes)``."""
         noise = (2 * self.log_s).exp() * torch.eye(self.b.shape[1]).to(x)
-        law = gaussian(self.b, self.W @ self.W.mT + noise)
-        return self.logits.log_softmax(-1) + law.log_prob(x.unsqueeze(-2))
+        distribution = gaussian(self.b, self.W @ self.W.mT + noise)
+        return self.logits.log_softmax(-1) + distribution.log_prob(x.unsqueeze(-2))
 
     def evidence(self, x):
         return self.of_classes(x).logsumexp(-1)

@@ -19,23 +19,25 @@ pytestmark = pytest.mark.usefixtures("float64", "param_store")
 
 
 class TestStudent:
-    def law(self, rows=2, dims=3):
+    def distribution(self, rows=2, dims=3):
         scale = torch.randn(rows, dims, dims).tril(-1) + torch.diag_embed(0.5 + torch.rand(rows, dims))
         return adapted.Student(torch.randn(rows, dims), scale)
 
     def test_densities_are_those_of_a_multivariate_student(self):
-        law = self.law()
-        u = law.draw(5)
-        expected = dist.MultivariateStudentT(adapted.DF, law.loc, law.scale)
+        distribution = self.distribution()
+        u = distribution.draw(5)
+        expected = dist.MultivariateStudentT(adapted.DF, distribution.loc, distribution.scale)
         assert u.shape == (5, 2, 3)
-        torch.testing.assert_close(law.log_prob(u), expected.log_prob(u), rtol=0, atol=1e-10)
-        torch.testing.assert_close(law.of(torch.tensor([1])).log_prob(u[:, 1:]), law.log_prob(u)[:, 1:])
+        torch.testing.assert_close(distribution.log_prob(u), expected.log_prob(u), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            distribution.select(torch.tensor([1])).log_prob(u[:, 1:]), distribution.log_prob(u)[:, 1:]
+        )
 
     def test_draws_have_its_covariance(self):
         """Of 200,000 draws, to 0.03 of the variances: five standard errors, once in a million runs."""
-        law = self.law(1)
-        u = law.draw(200_000)
-        expected = law.scale[0] @ law.scale[0].T * adapted.DF / (adapted.DF - 2)
+        distribution = self.distribution(1)
+        u = distribution.draw(200_000)
+        expected = distribution.scale[0] @ distribution.scale[0].T * adapted.DF / (adapted.DF - 2)
         assert (u[:, 0].T.cov() - expected).abs().max() < 0.03 * expected.diagonal().max()
 
     def test_a_fit_has_mean_and_covariance_of_the_weighted_draws(self):
@@ -43,19 +45,23 @@ class TestStudent:
         p = dist.MultivariateNormal(torch.tensor([1.0, -1.0]), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
         q = dist.Normal(torch.zeros(2), 2.0).to_event(1)
         u = q.sample((200_000, 1))
-        law = adapted.fit(u, p.log_prob(u) - q.log_prob(u))
-        covariance = law.scale[0] @ law.scale[0].T * adapted.DF / (adapted.DF - 2)
-        torch.testing.assert_close(law.loc[0], p.mean, rtol=0, atol=0.03)
+        distribution = adapted.fit_student(u, p.log_prob(u) - q.log_prob(u))
+        covariance = distribution.scale[0] @ distribution.scale[0].T * adapted.DF / (adapted.DF - 2)
+        torch.testing.assert_close(distribution.loc[0], p.mean, rtol=0, atol=0.03)
         torch.testing.assert_close(covariance, torch.tensor([[1.0, 0.54], [0.54, 1.0]]), rtol=0, atol=0.05)
 
     def test_draws_of_two_laws_are_fitted_as_of_their_mixture(self):
-        """Each law alone leaves out a half of the Gaussian; of 200,000 draws errors are as above."""
+        """Each distribution alone leaves out a half of the Gaussian; of 200,000 draws errors are as above."""
         p = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
-        laws = [adapted.Student(torch.full((1, 2), side), 0.8 * torch.eye(2)[None]) for side in (-1.5, 1.5)]
-        rounds = [adapted.Round(law, u, p.log_prob(u)) for law in laws for u in [law.draw(100_000)]]
-        law = adapted.fit_together(rounds)
-        covariance = law.scale[0] @ law.scale[0].T * adapted.DF / (adapted.DF - 2)
-        torch.testing.assert_close(law.loc[0], p.mean, rtol=0, atol=0.03)
+        distributions = [adapted.Student(torch.full((1, 2), side), 0.8 * torch.eye(2)[None]) for side in (-1.5, 1.5)]
+        rounds = [
+            adapted.Round(distribution, u, p.log_prob(u))
+            for distribution in distributions
+            for u in [distribution.draw(100_000)]
+        ]
+        distribution = adapted.fit_mixture(rounds)
+        covariance = distribution.scale[0] @ distribution.scale[0].T * adapted.DF / (adapted.DF - 2)
+        torch.testing.assert_close(distribution.loc[0], p.mean, rtol=0, atol=0.03)
         torch.testing.assert_close(covariance, torch.tensor([[1.0, 0.54], [0.54, 1.0]]), rtol=0, atol=0.05)
 
     def test_so_many_draws_count_at_the_power_that_is_taken(self):
@@ -126,10 +132,10 @@ class TestWeights:
 
         def fit(rows, *rest):
             sizes.append(len(rows))
-            return adapted.Adapted(rows, *rest)
+            return adapted.AdaptedProposals(rows, *rest)
 
         monkeypatch.setattr(adapted, "AT_ONCE", 2 * 4 * 50 * 3 * 3)
-        monkeypatch.setattr(weighing, "Adapted", fit)
+        monkeypatch.setattr(weighing, "AdaptedProposals", fit)
         x = torch.randn(5, 6)
         found = evaluate.nll(model.vae("mean-field"), x, 1000, seed=0, proposal="adapted")
         torch.testing.assert_close(found, -model.log_evidence(x), rtol=0, atol=0.2)
@@ -163,8 +169,8 @@ class Narrow(nn.Module):
         self.exact = encoder
 
     def forward(self, x):
-        law = self.exact(x)
-        return dist.MultivariateNormal(law.mean, scale_tril=0.1 * law.scale_tril)
+        distribution = self.exact(x)
+        return dist.MultivariateNormal(distribution.mean, scale_tril=0.1 * distribution.scale_tril)
 
 
 class Scaled(nn.Module):
@@ -216,8 +222,8 @@ class Wandering(nn.Module):
     def guide(self, x):
         with pyro.plate("data", len(x)):
             shift = pyro.sample("shift", dist.Normal(0.0, 0.3), infer={"is_auxiliary": True})
-            law = self.exact.encoder(x)
-            pyro.sample("z", dist.Normal(law.mean + shift.unsqueeze(-1), 0.5).to_event(1))
+            distribution = self.exact.encoder(x)
+            pyro.sample("z", dist.Normal(distribution.mean + shift.unsqueeze(-1), 0.5).to_event(1))
 
 
 def test_a_guide_of_unknown_density_is_where_the_fit_starts():
@@ -234,7 +240,7 @@ class TestEvaluation:
     @pytest.fixture(autouse=True)
     def few(self, monkeypatch):
         monkeypatch.setattr(adapted, "ROUNDS", (25, 25, 50))
-        monkeypatch.setattr("pyro_vae.report.findings.SIMULATED", 20)
+        monkeypatch.setattr("pyro_vae.report.answers.SIMULATED", 20)
 
     @pytest.fixture
     def trained(self):
@@ -271,7 +277,7 @@ class TestEvaluation:
 
     def test_a_guide_that_is_better_counts(self, trained, monkeypatch):
         vae, dataset = trained
-        monkeypatch.setattr(adapted.Adapted, "log_weights", lambda self, num: self.rows.log_weights(num) - 1)
+        monkeypatch.setattr(adapted.AdaptedProposals, "log_weights", lambda self, num: self.rows.log_weights(num) - 1)
         both, of_guide = (evaluation(vae, dataset, **self.OPTIONS, proposal=name) for name in ("both", "guide"))
         assert both.numbers["test -log p(x)"] == of_guide.numbers["test -log p(x)"]
         assert "50 draws from the guide." in both.sections["How good is the model? The first 4 test rows"][0]
@@ -280,7 +286,7 @@ class TestEvaluation:
     def test_ais_is_asked_where_weights_are_not_trusted(self, trained, monkeypatch, short_pilots):
         vae, dataset = trained[0], data.from_tensor(torch.randn(400, 4))
         options = self.OPTIONS | {"chosen": None, "images": 40, "temperatures": 5, "proposal": "guide"}
-        monkeypatch.setattr("pyro_vae.report.findings.CHOSEN", 2)
+        monkeypatch.setattr("pyro_vae.report.answers.CHOSEN", 2)
         for k, chosen, asked in ((0.1, None, False), (0.1, 2, True), (0.9, None, True), (0.9, 0, False)):
             monkeypatch.setattr(evaluate, "pareto_k", lambda log_w, k=k: torch.full_like(log_w[0], k))
             numbers = evaluation(vae, dataset, **options | {"chosen": chosen}).numbers
@@ -293,7 +299,7 @@ class TestEvaluation:
 
         vae, dataset = trained
         of_guide = evaluation(vae, dataset, **self.OPTIONS, proposal="guide")
-        monkeypatch.setattr(weighing, "Adapted", refuse)
+        monkeypatch.setattr(weighing, "AdaptedProposals", refuse)
         found = evaluation(vae, dataset, **self.OPTIONS)
         assert found.table == of_guide.table == table(vae, dataset, 50, 4, progress=False)
         assert "No adapted proposal: Expected another prior." in str(found)

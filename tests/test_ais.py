@@ -15,7 +15,7 @@ from test_priors import EVENT, GUIDES, PRIORS, built
 from torch import nn
 
 from pyro_vae import VAE, ais, evaluate, networks
-from pyro_vae.annealing import Ladder, densities, drawn
+from pyro_vae.annealing import Ladder, log_densities, unconstrained_draws
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.program import Posterior
 
@@ -56,6 +56,7 @@ def climbing(vae, x, start="guide"):
     return Ladder(Posterior.of(vae.eval(), x), start, 3)
 
 
+@pytest.mark.slow
 class TestEvidence:
     @pytest.mark.parametrize(("chains", "temperatures", "leapfrog"), [(1, 1, 1), (3, 2, 4), (16, 12, 3)])
     def test_from_the_posterior_every_chain_is_exact(self, model, chains, temperatures, leapfrog, short):
@@ -80,14 +81,14 @@ class TestEvidence:
     def test_of_one_temperature_it_is_importance_sampling(self, model, start, short):
         """Chains that do not move: from the guide the same draws give the log-weights of ``evaluate``."""
         vae, x = off(model.vae("mean-field")), data(model, 5)[0]
-        law = vae.encoder(x) if start == "guide" else vae.prior().expand((5,))
+        distribution = vae.encoder(x) if start == "guide" else vae.prior().expand((5,))
         ladder = climbing(vae, x, start)
         with torch.no_grad():
-            plan = ladder.plan(4, 1, 1, lambda number: None)
+            schedule = ladder.tune(4, 1, 1, lambda number: None)
             with torch.random.fork_rng():
-                log_w, _ = ladder.climb(drawn(ladder.posterior, start, 4), plan, lambda: None)
-            z = law.sample((4,))
-            expected = vae.prior().log_prob(z) + vae.decoder(z).log_prob(x) - law.log_prob(z)
+                log_w, _ = ladder.anneal(unconstrained_draws(ladder.posterior, start, 4), schedule, lambda: None)
+            z = distribution.sample((4,))
+            expected = vae.prior().log_prob(z) + vae.decoder(z).log_prob(x) - distribution.log_prob(z)
         torch.testing.assert_close(log_w, expected, rtol=0, atol=1e-10)
 
     @EITHER
@@ -135,6 +136,7 @@ class TestEvidence:
         assert torch.equal(ais.ais(vae, x, 7, 3, 2, "prior", seed=5), evaluate.iwae(log_w))
 
 
+@pytest.mark.slow
 class TestBothWays:
     @EITHER
     def test_bounds_are_unbiased_each_in_its_way(self, model, start, short):
@@ -167,6 +169,7 @@ class TestBothWays:
         torch.testing.assert_close(upper, model.log_evidence(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 class TestMissing:
     def test_it_is_of_what_is_observed(self, model):
         """Of the oracle of the observed rows of W; 300 chains of 50 temperatures, to 0.1 nats: 5 standard errors."""
@@ -198,24 +201,24 @@ class TestLadder:
         for start in ("guide", "prior"):
             with torch.no_grad():
                 ladder = climbing(vae, data(model, 5)[0], start)
-                plan = ladder.plan(4, 30, 2, lambda number: None)
-            assert plan.betas.shape == plan.steps.shape == (31, 5)
-            assert (plan.betas[0] == 0).all()
-            assert (plan.betas[-1] == 1).all()
-            assert (plan.betas.diff(dim=0) >= 0).all()
-            assert (plan.steps > 0).all()
+                schedule = ladder.tune(4, 30, 2, lambda number: None)
+            assert schedule.betas.shape == schedule.steps.shape == (31, 5)
+            assert (schedule.betas[0] == 0).all()
+            assert (schedule.betas[-1] == 1).all()
+            assert (schedule.betas.diff(dim=0) >= 0).all()
+            assert (schedule.steps > 0).all()
 
     def test_ends_there_also_where_the_last_of_the_way_is_lost_in_rounding(self):
         """The prior is 1e8 nats off, the posterior 3."""
         model = LinearGaussian(torch.randn(784, 10), torch.zeros(784), scale=1e-4)
         with torch.no_grad():
             ladder = climbing(model.vae("mean-field"), data(model, 3)[0], "prior")
-            plan = ladder.plan(4, 9, 2, lambda number: None)
-        assert (plan.betas[-1] == 1).all()
+            schedule = ladder.tune(4, 9, 2, lambda number: None)
+        assert (schedule.betas[-1] == 1).all()
 
     def test_log_f_is_between_the_two(self, model):
         vae, (x, z) = model.vae("mean-field"), data(model, 5)
-        here = climbing(vae, x).at(z.expand(2, 5, 2))
+        here = climbing(vae, x).evaluate(z.expand(2, 5, 2))
         start, end = vae.encoder(x).log_prob(z), vae.prior().log_prob(z) + vae.decoder(z).log_prob(x)
         beta = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])
         torch.testing.assert_close(here.log_f(beta)[1], (1 - beta) * start + beta * end, rtol=0, atol=1e-10)
@@ -230,15 +233,15 @@ class TestLadder:
         """Means and squares of 20,000 exact draws of the posterior after 3 moves, whatever the step: 5 numbers."""
         x = data(model, 1)[0]
         ladder = climbing(off(model.vae("mean-field")), x)
-        law = model.posterior(x)
+        distribution = model.posterior(x)
         one = torch.ones(1)
         with torch.no_grad():
-            here = ladder.at(law.sample((20_000,)))
+            here = ladder.evaluate(distribution.sample((20_000,)))
             for _ in range(3):
                 here, chance = ladder.move(here, one, step * one)
         assert 0.02 < chance.mean() < 1
-        r = (here.u - law.mean)[:, 0]
-        expected = torch.stack([law.covariance_matrix[0, i, j] for i, j in ((0, 0), (0, 1), (1, 1))])
+        r = (here.u - distribution.mean)[:, 0]
+        expected = torch.stack([distribution.covariance_matrix[0, i, j] for i, j in ((0, 0), (0, 1), (1, 1))])
         squares = torch.stack([r[:, 0] ** 2, r[:, 0] * r[:, 1], r[:, 1] ** 2], -1)
         for value, truth in ((r, torch.zeros(2)), (squares, expected)):
             assert ((value.mean(0) - truth).abs() < 5 * value.std(0) / math.sqrt(len(value))).all()
@@ -264,6 +267,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:AIS accepted")  # after so short a pilot run
 @pytest.mark.usefixtures("param_store")
 class TestParts:
@@ -289,7 +293,7 @@ class TestParts:
             with torch.no_grad():
                 ladder = climbing(vae, x, start)
                 for z in torch.randn(4, 2, 3, 4):
-                    ladder.at(z)
+                    ladder.evaluate(z)
             self.same(ladder, torch.randn(2, 3, 4))
 
     @pytest.mark.parametrize(("likelihood", "start"), [*zip(LIKELIHOODS.values(), cycle(STARTS))], ids=LIKELIHOODS)
@@ -307,7 +311,7 @@ class TestParts:
         assert ladder._graph.mode == "graph", ladder._graph.reason
         before = ladder._graph._last.calls
         with torch.no_grad():
-            found, expected = ladder.at(z), densities(ladder.posterior, ladder.start, z)
+            found, expected = ladder.evaluate(z), log_densities(ladder.posterior, ladder.start, z)
         assert ladder._graph._last.calls == before + 1
         torch.testing.assert_close(list(found[1:]), list(expected), rtol=tolerance, atol=tolerance)
 
@@ -328,10 +332,10 @@ class TestRuns:
     def test_chunks_over_images_change_no_exact_answer(self, model, short, monkeypatch):
         x, z = data(model, 3)
         sizes = []
-        monkeypatch.setattr(evaluate.weighing, "how_many_fit", lambda run, most, device: 2)
-        genuine = Ladder.climb
+        monkeypatch.setattr(evaluate.weighing, "max_batch_size", lambda run, most, device: 2)
+        genuine = Ladder.anneal
         monkeypatch.setattr(
-            Ladder, "climb", lambda self, *a, **k: sizes.append(len(self.posterior)) or genuine(self, *a, **k)
+            Ladder, "anneal", lambda self, *a, **k: sizes.append(len(self.posterior)) or genuine(self, *a, **k)
         )
         for bound in (ais.ais(model.vae(), x, 3, 4), *ais.bdmc(model.vae(), None, 3, 4, joint=(z, x))):
             torch.testing.assert_close(bound, model.log_evidence(x), rtol=0, atol=1e-10)
@@ -358,9 +362,9 @@ class TestRuns:
 
     def test_says_where_chains_do_not_agree(self, float64):
         sharp = LinearGaussian(torch.randn(20, 3), torch.zeros(20), scale=0.05)
-        with pytest.warns(UserWarning, match=r"AIS: of 16 chains 1\.\d count, .*Use more temperatures") as said:
+        with pytest.warns(UserWarning, match=r"AIS: .* 1\.\d of 16 chains, .*more temperatures") as said:
             log_w = ais.log_weights(sharp.vae(), data(sharp, 5)[0], temperatures=5, start="prior")
-        assert f" {evaluate.ess(log_w).median():.1f} count, the median over data" in str(said[0].message)
+        assert f" {evaluate.ess(log_w).median():.1f} of 16 chains, the median over data" in str(said[0].message)
 
     def test_one_datum_alone_and_a_progress_bar(self, model, short, capsys):
         x = data(model, 1)[0]
@@ -378,13 +382,13 @@ class TestRuns:
 class Positive(nn.Module):
     """A prior over positive codes."""
 
-    def __init__(self, law):
+    def __init__(self, distribution):
         super().__init__()
         self.one = nn.Parameter(torch.ones(()))
-        self.law = law and law.to_event(1)
+        self.distribution = distribution and distribution.to_event(1)
 
     def forward(self):
-        return self.law
+        return self.distribution
 
 
 @EITHER

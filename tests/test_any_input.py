@@ -67,10 +67,10 @@ QUESTIONS = {
     "nll": lambda program, data: evaluate.nll(program, data, 3, seed=0),
     "elbo": lambda program, data: evaluate.elbo(evaluate.log_weights(program, data, 3, seed=0)),
     "active_units": lambda program, data: (
-        evaluate.activity(program, data, seed=0),
+        evaluate.latent_activity(program, data, seed=0),
         evaluate.active_units(program, data, seed=0),
     ),
-    "terms": lambda program, data: evaluate.split(program, data, seed=0),
+    "terms": lambda program, data: evaluate.elbo_terms(program, data, seed=0),
     "to_arviz": lambda program, data: posterior.to_arviz(program, data, draws=25, predictive_draws=2),
     "reconstruct": lambda program, data: program.reconstruct(*(data.values() if isinstance(data, dict) else data)),
     "fit": lambda program, data: trained(deepcopy(program), data),
@@ -257,6 +257,7 @@ def calls(draw):
     return question, name, values, shape, of_x, of_y, way, tuple(around)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, database=None, max_examples=DRAWN, suppress_health_check=list(HealthCheck))
 @given(call=calls())
 def test_any_input(call):

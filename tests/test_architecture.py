@@ -10,6 +10,7 @@ import pyro_vae
 ROOT = Path(pyro_vae.__file__).parent
 # Each line may import from the lines above it, never from its own line or below.
 ROOMS = [
+    {"deprecated"},
     {"networks", "data", "operations", "plots", "seeds", "words"},
     {"conditional", "flows", "missing"},
     {"priors", "likelihoods", "guides"},

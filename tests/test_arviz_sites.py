@@ -115,9 +115,9 @@ class TestTwoSitesAndACovariate:
     @pytest.mark.parametrize(
         ("names", "message"),
         [
-            ("ab", "latent_names of the only latent site, or by site, .* z1 of z1, z2; got names of z1, z2"),
-            ({"z2": ["a"]}, "got names of z2"),
-            ({"z1": ["a"]}, "latent_names to be 2 names, all different; got 1"),
+            ("ab", "latent_names .* by site, .* z1 of z1, z2; got names for z1, z2"),
+            ({"z2": ["a"]}, "got names for z2"),
+            ({"z1": ["a"]}, "latent_names to be 2 different names; got 1"),
         ],
     )
     def test_names_that_fit_no_site(self, case, names, message):
@@ -174,9 +174,9 @@ class Classes:
 
     def joint(self, x):
         """Log p(x, y, w), of shape ``(y, w, B)``."""
-        law = dist.Normal((self.loc[:, None] + torch.arange(2.0)).unsqueeze(-1), self.scale)
+        distribution = dist.Normal((self.loc[:, None] + torch.arange(2.0)).unsqueeze(-1), self.scale)
         prior = self.shares.log()[:, None] + torch.tensor([1 - self.odd, self.odd]).log()
-        return prior.unsqueeze(-1) + law.log_prob(x)
+        return prior.unsqueeze(-1) + distribution.log_prob(x)
 
     def model(self, x):
         with pyro.plate("data", len(x)):

@@ -198,8 +198,8 @@ def here(tmp_path, monkeypatch):
 
 def begun(folder, config=CONFIG, digests=None, **options):
     """A directory that is a run, without any training."""
-    with checkpoint.hold_new(folder, **options):
-        checkpoint.begin(Path(folder), config, digests or {})
+    with checkpoint.lock_new(folder, **options):
+        checkpoint.write_header(Path(folder), config, digests or {})
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -208,7 +208,7 @@ def test_files_of_the_users_own_are_not_written_over(name, overwrite, here):
     own = Path("thesis", name)
     own.parent.mkdir(parents=True)
     own.write_text("{}")
-    with pytest.raises(ValueError, match=f"'thesis' is no run and holds '{name}', which one would write over"):
+    with pytest.raises(ValueError, match=f"'thesis' is no run, and its '{name}' would be overwritten"):
         begun("thesis", overwrite=overwrite)
     assert [path for path in Path("thesis").rglob("*") if path.is_file()] == [own]
     assert own.read_text() == "{}"
@@ -222,8 +222,8 @@ def test_other_files_are_left_and_what_a_killed_overwrite_left_is_a_runs(here):
     with pytest.raises(ValueError, match="holds a run already"):
         begun("run")
     Path("run/config.yaml").unlink()  # the first that an overwrite takes away
-    with pytest.raises(KeyError), checkpoint.hold_new("run"):
-        checkpoint.begin(Path("run"), CONFIG, {}, save={}.popitem)  # which fails
+    with pytest.raises(KeyError), checkpoint.lock_new("run"):
+        checkpoint.write_header(Path("run"), CONFIG, {}, save={}.popitem)  # which fails
     assert {*os.listdir("run")} == {"log.txt", "figures"}
     assert Path("run/log.txt").read_text() == "mine"
 
@@ -237,7 +237,7 @@ def test_a_file_is_written_anew_and_through_no_link(here, monkeypatch):
     assert not Path("file").is_symlink()
     monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
     Path(f".file.{'0' * 16}.new").symlink_to("canary")
-    with pytest.raises(OSError, match="Expected to write 'file'; could not .File exists"):
+    with pytest.raises(OSError, match="Could not write 'file' .File exists"):
         checkpoint.write(Path("file"), "guessed")
     assert Path("canary").read_text() == "alive"
     assert Path("file").stat().st_mode & 0o777 == Path("canary").stat().st_mode & 0o777
@@ -248,7 +248,7 @@ def test_what_a_killed_process_left_half_written_goes(here):
     left = [Path("run", name, f".last.safetensors.{'a1' * 8}.new") for name in ("", "checkpoint")]
     for path in (*left, Path("run/.mine.new")):
         path.touch()
-    with checkpoint.hold(Path("run")):
+    with checkpoint.lock(Path("run")):
         assert [path.exists() for path in left] == [False, False]
     assert Path("run/.mine.new").exists()
 
@@ -256,7 +256,7 @@ def test_what_a_killed_process_left_half_written_goes(here):
 def test_all_that_can_be_written_is(here):
     Path("run").mkdir()
     Path("run/figures").write_text("a file")
-    with pytest.raises(OSError, match=r"Expected to write figures/a, figures/b in 'run'; could not .*File exists"):
+    with pytest.raises(OSError, match=r"Could not write figures/a, figures/b in 'run' .*File exists"):
         checkpoint.write_all(Path("run"), {"figures/a": b"", "figures/b": b"", "c": "text"})
     assert Path("run/c").read_text() == "text"
 
@@ -269,9 +269,9 @@ def test_a_pipe_in_a_run_is_not_waited_for(name, here):
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     assert checkpoint.load_metrics("run") == {}
-    assert checkpoint.about("run").keys() <= {"config", "command"} or name != "environment.json"
+    assert checkpoint.load_environment("run").keys() <= {"config", "command"} or name != "environment.json"
     with pytest.raises(ValueError, match="there is no such file"):
-        checkpoint.unpack(path)
+        checkpoint.deserialize(path)
 
 
 class TestData:
@@ -346,13 +346,13 @@ def test_a_run_is_written_where_it_is_though_its_folder_is_renamed_and_another_i
 
 def test_a_run_that_is_taken_away_says_so(here):
     remove = partial(shutil.rmtree, "run", ignore_errors=True)
-    with pytest.raises(OSError, match=r"No such file or directory\). Its folder was moved or removed: put it back"):
+    with pytest.raises(OSError, match=r"No such file or directory\). Its folder was moved or removed. Put it back"):
         fit(VAE.build((6,), 2), torch.rand(60, 6), epochs=1, run_dir="run", progress=False, on_epoch=lambda _: remove())
 
 
 def test_a_lambda_cannot_be_written_down(tmp_path):
     vae = build(prior=lambda latent: priors.StandardNormal(latent))
-    with pytest.raises(ValueError, match="class or a functools.partial of one"):
+    with pytest.raises(ValueError, match="class, or a functools.partial of one"):
         fit(vae, DIGITS, epochs=1, run_dir=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -361,7 +361,7 @@ def test_a_vae_made_by_hand_says_how_to_load_it(tmp_path):
     made = build()
     vae = VAE(made.prior, made.decoder, made.encoder)
     fit(vae, DIGITS, epochs=1, run_dir=tmp_path / "run", progress=False)
-    with pytest.raises(ValueError, match=r"does not name its parts, or all its arguments.* load\(run, program=mine\)"):
+    with pytest.raises(ValueError, match=r"lacks its parts or arguments.* load\(run, program=mine\)"):
         load(tmp_path / "run")
     again = VAE(*(getattr(build(), name) for name in ("prior", "decoder", "encoder")))
     assert load(tmp_path / "run", program=again)[0] is again
@@ -391,7 +391,7 @@ BAD = {
         ValueError,
         "could not read",
     ),
-    "not a mapping": (lambda run: (run / "config.yaml").write_text("7") and run, ValueError, "does not name its parts"),
+    "not a mapping": (lambda run: (run / "config.yaml").write_text("7") and run, ValueError, "lacks its parts"),
     "another architecture": (
         lambda run: edit(run, network={"class_path": "pyro_vae.networks.MLP", "init_args": {"hidden": [9]}}) or run,
         ValueError,
@@ -426,6 +426,6 @@ def test_a_bad_run_gets_a_sentence(spoil, kind, message, run):
     ],
 )
 def test_describe_and_back(part):
-    spec = yaml.safe_load(yaml.safe_dump(checkpoint.describe(part)))
-    again = checkpoint.construct(spec)
-    assert checkpoint.describe(again) == checkpoint.describe(part)
+    spec = yaml.safe_load(yaml.safe_dump(checkpoint.to_spec(part)))
+    again = checkpoint.from_spec(spec)
+    assert checkpoint.to_spec(again) == checkpoint.to_spec(part)

@@ -28,10 +28,10 @@ def make(folder, likelihood=likelihoods.Gaussian, latent=2, trained=False, histo
         for network in (vae.encoder.network, vae.decoder.network):
             for parameter in network.parameters():
                 parameter.data.zero_()
-    described = {name: checkpoint.describe(vae.parts[name]) for name in PARTS}
+    described = {name: checkpoint.to_spec(vae.parts[name]) for name in PARTS}
     config = data.load("digits", **data_options).config | described | options
-    with checkpoint.hold_new(folder):
-        checkpoint.begin(folder, config, {})
+    with checkpoint.lock_new(folder):
+        checkpoint.write_header(folder, config, {})
     checkpoint.save_weights(folder, vae)
     if history:
         checkpoint.save_metrics(folder, history)
@@ -147,7 +147,7 @@ def test_where_the_data_lie_makes_no_group(tmp_path):
 class TestTable:
     def test_what_differs_is_a_column_and_the_rest_is_said_once(self, tmp_path):
         history = {"valid": [3.0, 2.0], "seconds": [1.5, 2.25]}
-        iwae = checkpoint.describe(objectives.IWAE(num_particles=5))
+        iwae = checkpoint.to_spec(objectives.IWAE(num_particles=5))
         runs = [
             make(tmp_path / "a", gaussian(0.5), epochs=3, history=history),
             make(tmp_path / "b", gaussian(1.0), epochs=3, latent=3, objective=iwae),

@@ -68,6 +68,7 @@ def vae_program():
 IMAGES = torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.inductor
 @pytest.mark.skipif(not graph.can_compile(torch.device("cpu")), reason="there is no C++ compiler")
 def test_compiled_by_inductor_the_numbers_are_the_same():
     """To rounding, and of the same draws."""
@@ -192,14 +193,14 @@ class TestWhatCannotBeAGraph:
     @pytest.mark.parametrize(
         ("program", "loss", "why"),
         [
-            (lambda: (branches, lambda x: None), ELBO(), "it looks at a number in a tensor"),
-            (lambda: (branches, lambda x: None), Trace_ELBO(), "it looks at a number in a tensor"),
-            (reads_a_number, ELBO(), "it looks at a number in a tensor"),
-            (draws_with_numpy, ELBO(), "run again it gives another result"),
-            (counts_its_calls, ELBO(), "run again it gives another result"),
-            (chooses_numbers, ELBO(), "a shape in it follows from the numbers"),
+            (lambda: (branches, lambda x: None), ELBO(), "reads a number from a tensor"),
+            (lambda: (branches, lambda x: None), Trace_ELBO(), "reads a number from a tensor"),
+            (reads_a_number, ELBO(), "reads a number from a tensor"),
+            (draws_with_numpy, ELBO(), "a second run differs"),
+            (counts_its_calls, ELBO(), "a second run differs"),
+            (chooses_numbers, ELBO(), "the values of a tensor decide a shape"),
             (reads_a_sequence, ELBO(), r"a graph \(RuntimeError: .* for argument"),
-            (local, RenyiELBO(num_particles=2), "RenyiELBO looks at numbers"),
+            (local, RenyiELBO(num_particles=2), "RenyiELBO reads numbers"),
         ],
     )
     def test_goes_on_in_plain_pyro_and_says_so_once(self, program, loss, why):
@@ -213,7 +214,7 @@ class TestWhatCannotBeAGraph:
 
     def test_anomaly_detection(self):
         """Which is left on: the gradients that it looks at are those of plain Pyro."""
-        why = r"\(anomaly detection looks at the numbers in gradients\)"
+        why = r"\(anomaly detection reads the values of gradients\)"
         with pytest.warns(UserWarning, match=why), torch.autograd.set_detect_anomaly(True):
             ours = trained(CompiledSVI, local, ELBO())
         assert_same(ours, trained(SVI, local, ELBO()))
@@ -223,12 +224,12 @@ class TestWhatCannotBeAGraph:
             model, guide = local()
             return lambda x, other: model(x), lambda x, other: guide(x)
 
-        with pytest.warns(UserWarning, match="an argument is a object, which may change unseen"):
+        with pytest.warns(UserWarning, match="an argument of type object"):
             ours = trained(CompiledSVI, program, ELBO(), args=(X, object()))
         assert_same(ours, trained(SVI, program, ELBO(), args=(X, object())))
 
     def test_numbers_that_change_at_every_step(self, monkeypatch):
-        monkeypatch.setattr(traced, "SHAPES", 4)
+        monkeypatch.setattr(traced, "MAX_GRAPHS", 4)
         model, guide = local()
 
         def scaled(x, factor):
@@ -236,7 +237,7 @@ class TestWhatCannotBeAGraph:
                 return model(x)
 
         svi = CompiledSVI(scaled, lambda x, factor: guide(x), Adam({"lr": 1e-2}), ELBO())
-        with pytest.warns(UserWarning, match="more than 4, .* Pass numbers that change as tensors") as found:
+        with pytest.warns(UserWarning, match="at most 4 .* Pass numbers that change as tensors") as found:
             _ = [svi.step(X, 1.0 + step) for step in range(8)]
         assert len(found) == 1
         for _ in range(3):
@@ -263,7 +264,7 @@ class TestWhatCannotBeAGraph:
 class TestWhatAGraphDependsOn:
     def test_shapes(self, monkeypatch):
         """A last minibatch is smaller: it is a graph of its own, once it has come as often as pays."""
-        monkeypatch.setattr(traced, "SELDOM", 3)
+        monkeypatch.setattr(traced, "RECORD_AFTER", 3)
         stock, ours = [], []
         for kind, losses in ((SVI, stock), (CompiledSVI, ours)):
             with pyro.get_param_store().scope(), torch.random.fork_rng():
@@ -277,9 +278,9 @@ class TestWhatAGraphDependsOn:
     @pytest.mark.parametrize("calls", range(1, 9))
     def test_which_call_of_a_shape_is_recorded(self, calls, monkeypatch):
         """Each shape's own: the function runs until then, and once more to be compared."""
-        monkeypatch.setattr(traced, "SELDOM", 4)
+        monkeypatch.setattr(traced, "RECORD_AFTER", 4)
         runs = []
-        function = traced.Traced(lambda x: traced.Outputs([runs.append(len(x)) or 2 * x], None), "graph")
+        function = traced.GraphedFunction(lambda x: traced.Outputs([runs.append(len(x)) or 2 * x], None), "graph")
         for _ in range(calls):
             for x in (X, X[:2]):
                 assert function((x,), {}).tensors[0].equal(2 * x)
@@ -290,7 +291,7 @@ class TestWhatAGraphDependsOn:
     @pytest.mark.parametrize("calls", [0, 1, 5])
     def test_a_shape_is_recorded_when_asked(self, calls):
         runs = []
-        function = traced.Traced(lambda x: traced.Outputs([runs.append(len(x)) or 2 * x], None), "graph")
+        function = traced.GraphedFunction(lambda x: traced.Outputs([runs.append(len(x)) or 2 * x], None), "graph")
         for x in (X, X[:2]):
             for _ in range(calls):
                 function((x,), {})
@@ -384,7 +385,7 @@ class TestWhatAGraphDependsOn:
             (lambda: torch.nn.BatchNorm1d(4, momentum=None), "off"),  # which looks at how many batches there were
         ],
     )
-    @pytest.mark.filterwarnings("ignore:Going on in plain Pyro")
+    @pytest.mark.filterwarnings("ignore:Falling back to plain Pyro")
     def test_buffers_are_written_as_often(self, layer, mode):
         """The recording, one that fails too, and the comparison must not count twice."""
 
@@ -502,7 +503,7 @@ class TestWhenItCompiles:
 
     def test_auto_does_once_the_work_has_paid_for_it(self, compiled, monkeypatch):
         svi = trained(CompiledSVI, local, ELBO(), steps=4)[2]
-        monkeypatch.setattr(traced, "PAYS", 10 * svi._gradients._last.graph.work)
+        monkeypatch.setattr(traced, "COMPILE_AFTER", 10 * svi._gradients._last.graph.work)
         trained(CompiledSVI, local, ELBO(), steps=9)
         assert compiled == []
         svi = trained(CompiledSVI, local, ELBO(), steps=10)[2]
@@ -512,7 +513,7 @@ class TestWhenItCompiles:
     def test_auto_does_at_once_where_a_long_run_is_announced(self, compiled, monkeypatch):
         monkeypatch.setattr(traced, "can_compile", lambda device: True)
         work = trained(CompiledSVI, local, ELBO(), steps=4)[2]._gradients._last.graph.work
-        monkeypatch.setattr(traced, "PAYS", 10 * work)
+        monkeypatch.setattr(traced, "COMPILE_AFTER", 10 * work)
         for announced, expected in ((19, []), (20, [1])):
             with pyro.get_param_store().scope():
                 svi = CompiledSVI(*local(), Adam({"lr": 1e-2}), ELBO(), steps=announced)
@@ -522,7 +523,7 @@ class TestWhenItCompiles:
 
     @pytest.mark.parametrize("how", ["graph", "off"])
     def test_else_it_does_not(self, how, compiled, monkeypatch):
-        monkeypatch.setattr(traced, "PAYS", 0)
+        monkeypatch.setattr(traced, "COMPILE_AFTER", 0)
         assert trained(CompiledSVI, local, ELBO(), compile=how)[2].mode == how
         assert compiled == []
 
@@ -565,14 +566,14 @@ class TestPrecision:
     @pytest.mark.parametrize(("times", "said"), [(30.0, True), (1.0, False), (0.5, False)])
     def test_a_cpu_that_is_slow_in_bfloat16_is_named(self, times, said, monkeypatch):
         monkeypatch.setattr(device, "_seconds", lambda a, b, tries=1: times if a.dtype == torch.bfloat16 else 1.0)
-        device._times_as_long.cache_clear()
+        device._bfloat16_slowdown.cache_clear()
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             for how in ("auto", "float32", "bfloat16"):
                 device.warn_if_slower(how, torch.device("cpu"))
             device.warn_if_slower("bfloat16", torch.device("cuda"))
-        device._times_as_long.cache_clear()
-        sentence = "Products of bfloat16 numbers take 30 times as long as float32's on this CPU: use precision = 'auto'"
+        device._bfloat16_slowdown.cache_clear()
+        sentence = "bfloat16 matrix products take 30 times as long as float32 products"
         assert [str(one.message).startswith(sentence) for one in found] == [True] * said
 
 

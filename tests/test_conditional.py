@@ -14,7 +14,7 @@ from pyro_vae.networks import MLP
 class Poisson(Family):
     params = 1
 
-    def law(self, log_rate):
+    def distribution(self, log_rate):
         return dist.Poisson(log_rate.exp())
 
 
@@ -25,10 +25,10 @@ FAMILIES = [Bernoulli, Gaussian, DiagonalNormal, Poisson]
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 def test_a_family_declares_its_event(family, event):
     made = family(event)
-    law = made(torch.randn(7, 5, made.params, *event))
-    assert law.batch_shape == (7, 5)
-    assert law.event_shape == event
-    assert law.log_prob(law.sample()).shape == (7, 5)
+    distribution = made(torch.randn(7, 5, made.params, *event))
+    assert distribution.batch_shape == (7, 5)
+    assert distribution.event_shape == event
+    assert distribution.log_prob(distribution.sample()).shape == (7, 5)
 
 
 def test_an_event_may_be_a_number():
@@ -89,14 +89,14 @@ def test_a_second_vae_in_one_param_store_is_refused_not_left_untrained(param_sto
     assert all((old != new).any() for old, new in zip(before, second.parameters(), strict=True))
 
 
-def a_family(law):
-    return type("Mine", (Family,), {"params": 2, "law": law})((3, 4))
+def a_family(distribution):
+    return type("Mine", (Family,), {"params": 2, "distribution": distribution})((3, 4))
 
 
 @pytest.mark.parametrize(
-    ("law", "message"),
+    ("distribution", "message"),
     [
-        (lambda self, a, b: a, r"Mine.law\(\) to return .* of pyro.distributions; got torch.Tensor"),
+        (lambda self, a, b: a, r"Mine.distribution\(\) to return .* of pyro.distributions; got torch.Tensor"),
         (
             lambda self, a, b: torch.distributions.Normal(a, 1.0),
             "pyro.distributions; got torch.distributions.normal.Normal",
@@ -106,9 +106,9 @@ def a_family(law):
         (lambda self, a, b: dist.Normal(a[0, 0, 0], 1.0), r"distribution over \(3, 4\); got one over \(\)"),
     ],
 )
-def test_a_law_is_over_the_event(law, message):
+def test_a_law_is_over_the_event(distribution, message):
     with pytest.raises(ValueError, match=message):
-        a_family(law)(torch.zeros(5, 2, 3, 4))
+        a_family(distribution)(torch.zeros(5, 2, 3, 4))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (5, 1, 3, 4), (5, 2, 4, 3), (3, 4)])
@@ -119,10 +119,10 @@ def test_parameters_of_another_shape_are_refused(shape):
 
 def test_the_mean_is_the_laws_own_or_that_of_draws():
     """Of 10,000 draws at 5 standard errors: fails once in 1.7 million runs."""
-    law = dist.Normal(torch.tensor([1.0, -2.0]), 3.0).to_event(1)
-    assert (mean(law) == law.mean).all()
-    flow = dist.TransformedDistribution(law, dist.transforms.ExpTransform())
-    draws = dist.TransformedDistribution(law, dist.transforms.AffineTransform(1.0, 0.1, event_dim=1))
+    distribution = dist.Normal(torch.tensor([1.0, -2.0]), 3.0).to_event(1)
+    assert (mean(distribution) == distribution.mean).all()
+    flow = dist.TransformedDistribution(distribution, dist.transforms.ExpTransform())
+    draws = dist.TransformedDistribution(distribution, dist.transforms.AffineTransform(1.0, 0.1, event_dim=1))
     with pytest.raises(NotImplementedError):
         flow.mean  # noqa: B018
     assert mean(flow, draws=7).shape == (2,)

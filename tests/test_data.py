@@ -224,7 +224,7 @@ class TestMissing:
         expected[0, 2, 3] = x.nansum() / (~x.isnan()).sum() if not options else found.mean[0, 2, 3]
         torch.testing.assert_close(found.mean, expected, rtol=1e-5, atol=0.5 / 256 if "dequantize" in options else 1e-6)
         assert 0 < found.mean[0, 2, 3] < 1
-        assert found.train.frozen(torch.Generator()).mean.isfinite().all()
+        assert found.train.with_fixed_noise(torch.Generator()).mean.isfinite().all()
 
     def test_of_a_tensor(self):
         x, mask = torch.randint(256, (30, 3, 4, 4), dtype=torch.uint8), torch.rand(30, 3, 4, 4) > 0.5
@@ -362,7 +362,7 @@ class TestFolders:
             assert (split[:] == torch.from_numpy(self.PICTURE[..., 0]) / 255).all()
 
     def test_sixteen_bits_are_no_grey_levels(self, tmp_path):
-        with pytest.raises(ValueError, match="8-bit images; got mode I;16 in .*0.png'. Save as .npy"):
+        with pytest.raises(ValueError, match=r"8-bit images; got mode I;16 in .*0.png'. Save .*\.npy"):
             self.load(tmp_path, "png", [Image.fromarray(self.PICTURE[..., 0].astype("u2"))] * 3)
 
     def test_broken_exif_data_are_no_reason_to_refuse(self, tmp_path):
@@ -412,11 +412,11 @@ class TestNumbers:
     @pytest.mark.parametrize("kind", STEPS)
     def test_numbers_that_float32_would_change_are_refused(self, kind, where, tmp_path, monkeypatch):
         if where == "tensor":
-            with pytest.raises(ValueError, match="float32 keeps apart in a tensor|below 2.63 in x"):
+            with pytest.raises(ValueError, match="float32 tells apart in a tensor|below 2.63 in x"):
                 data.from_tensor(STEPS[kind])
             return
         monkeypatch.setattr("pyro_vae.data.on_disk.LARGE", 0 if where == "disk" else 2**40)
-        with pytest.raises(ValueError, match=r"(float32 keeps apart|below 2\^63) in '.*x.npy'"):
+        with pytest.raises(ValueError, match=r"(float32 tells apart|below 2\^63) in '.*x.npy'"):
             data.load(write(tmp_path / "x.npy", STEPS[kind]))
 
     @pytest.mark.parametrize("noise", [0.0, 1e-17])
@@ -441,7 +441,7 @@ class TestNumbers:
             assert torch.equal(split[:].double(), torch.from_numpy(x.astype("f8"))[split.labels])
 
     def test_few_grey_levels_are_said(self):
-        with pytest.warns(UserWarning, match="none in a tensor is above 16: x is at most 0.063"):
+        with pytest.warns(UserWarning, match=r"largest in a tensor is 16, .*at most 0.063"):
             assert data.from_tensor(NUMBERS % 17).train[:].max() <= 16 / 255
         assert data.from_tensor(NUMBERS % 17, counts=True).train[:].max() == 16
 
@@ -476,7 +476,7 @@ def test_what_is_no_array_is_named_as_an_argument(given):
 @pytest.mark.parametrize("given", [np.zeros((9, 4)), torch.zeros(9, 4), None, [1, 2]])
 def test_load_is_of_names_and_paths(given):
     with pytest.raises(
-        ValueError, match="Expected data to be a name or a path; got a .* Give arrays to data.from_tensor"
+        ValueError, match="Expected data to be a name or a path; got a .* Pass arrays to data.from_tensor"
     ):
         data.load(given)
 
@@ -529,7 +529,7 @@ class TestTables:
     BAD = {
         "words": ("a,b,kind\n" + ROWS.replace("1.5,0", "1.5,setosa"), "'setosa' in 'kind'"),
         "question mark": ("a,b,c\n" + ROWS.replace("3,1.5", "3,?"), r"'\?' in 'b'"),
-        "numbers of rows": ("a,b\n" + "\n".join(f"{10**18 + i},{i}" for i in range(9)), "keeps apart in column 'a'"),
+        "numbers of rows": ("a,b\n" + "\n".join(f"{10**18 + i},{i}" for i in range(9)), "tells apart in column 'a'"),
         "empty": ("", "Expected a table; could not read"),
         "no rows": ("a,b\n", "Expected a table; could not read .*no rows"),
         "ragged": ("a,b\n1,2\n1,2,3,4\n", "Expected a table; could not read"),
@@ -562,17 +562,17 @@ BAD = {
     "NaN": (
         lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.nan))},
         ValueError,
-        "something observed of every row in .*; got 10 of 10 that are NaN or masked all over. Leave those rows out",
+        "observed element in every row in .*; got 10 of 10 rows.*Leave these rows out",
     ),
     "infinite": (
         lambda p: {"data": write(p / "x.npy", np.full((10, 4), np.inf))},
         ValueError,
-        "finite numbers .*; got 40 of 40 that are infinite. Fill them in, .* or make them NaN, which is missing",
+        "finite numbers .*; got 40 of 40 that are infinite. Fill them in, .* or set them to NaN",
     ),
     "an image masked all over": (
         lambda p: {"data": masked(p / "x.npz", x=grey(), mask=np.arange(20).reshape(20, 1, 1) + np.zeros((6, 6)) > 0)},
         ValueError,
-        "something observed of every image in .*; got 1 of 20",
+        "observed element in every image in .*; got 1 of 20",
     ),
     "a mask of numbers": (
         lambda p: {"data": masked(p / "x.npz", x=grey(), mask=np.ones((20, 6, 6)))},
@@ -590,7 +590,7 @@ BAD = {
         r"got \(1, 1, 6, 6\)",
     ),
     "empty": (lambda p: {"data": write(p / "x.npy", np.zeros((0, 4)))}, ValueError, r"not empty.*got shape \(0, 4\)"),
-    "one number a row": (lambda p: {"data": write(p / "x.npy", np.zeros(9))}, ValueError, r"shape \(images, ...\)"),
+    "one number a row": (lambda p: {"data": write(p / "x.npy", np.zeros(9))}, ValueError, r"shape \(N, .*\)"),
     "two images": (lambda p: {"data": write(p / "x.npy", np.zeros((2, 4)))}, ValueError, "at least 3 rows.*got 2"),
     "text": (lambda p: {"data": write(p / "x.npy", np.array([["a"]]))}, ValueError, "Expected numbers"),
     "objects": (
@@ -613,7 +613,7 @@ BAD = {
         ValueError,
         "Expected 9 labels",
     ),
-    "empty folder": (lambda p: {"data": str(p)}, ValueError, "Expected images .* found none"),
+    "empty folder": (lambda p: {"data": str(p)}, ValueError, "Expected images .* got none"),
     "sizes differ": (
         lambda p: {"data": images(p, [(4, 4), (5, 4)])},
         ValueError,
@@ -627,19 +627,19 @@ BAD = {
     "binarise reals": (
         lambda p: {"data": write(p / "x.npy", np.full((9, 4), 2.0)), "binarize": "static"},
         ValueError,
-        r"pixels in \[0, 1\] to binarise; got \[2, 2\]",
+        r"pixels in \[0, 1\] for binarize; got \[2, 2\]",
     ),
     "dequantise floats": (
         lambda p: {"data": write(p / "x.npy", np.zeros((9, 4))), "dequantize": True},
         ValueError,
-        "whole grey levels",
+        "integer grey levels",
     ),
     "both": (
         lambda p: {"data": "digits", "binarize": "static", "dequantize": True},
         ValueError,
         "got binarize='static' and dequantize=True",
     ),
-    "half an image held out": (lambda p: {"data": "digits", "valid": 2.5}, ValueError, "whole number .* got 2.5"),
+    "half an image held out": (lambda p: {"data": "digits", "valid": 2.5}, ValueError, "valid .* got 2.5"),
     "fewer than none held out": (lambda p: {"data": "digits", "valid": -1}, ValueError, "at least 0 .* got -1"),
     "too many held out": (lambda p: {"data": "digits", "valid": 1700}, ValueError, "fewer than the 1617 .* got 1700"),
 }
@@ -675,5 +675,5 @@ class TestLabelled:
             data.labelled(data.load("digits"), num)
 
     def test_refuses_data_without_labels(self):
-        with pytest.raises(ValueError, match="^Expected labels, of which to show 10"):
+        with pytest.raises(ValueError, match="labelled = 10"):
             data.labelled(data.from_tensor(torch.rand(20, 4)), 10)

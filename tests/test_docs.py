@@ -21,8 +21,9 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(
     found.name for found in pkgutil.walk_packages(pyro_vae.__path__, "pyro_vae.") if found.name != "pyro_vae.__main__"
 )
-README = (ROOT / "README.md").read_text()
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted(page for page in DOCS.rglob("*.md") if not {"_build", "_generated"} & {*page.parts})
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -55,51 +56,86 @@ def shorter(block):
     return re.sub(r"\b(temperatures|steps|draws|warmup)=(\d+)0\b", r"\1=\2", re.sub(r"\bepochs=\d+", "epochs=1", block))
 
 
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def test_there_are_pages():
+    assert len(PAGES) > 40
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:NUTS", "ignore:AIS")  # of so few draws
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_python_for_readers_runs(text, tmp_path, monkeypatch):
-    """In order, each block with what those before it defined; every line, with smaller numbers."""
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text(), "python")], ids=name_of)
+def test_python_for_readers_runs(page, few_digits, tmp_path, monkeypatch):
+    """In order, each block with the names that the blocks before it define; every line, with smaller numbers."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(DOCS / "skeletons")  # files that a reader has copied
     namespace = {"__name__": "__main__"}
-    assert blocks(text, "python")
-    with pyro.get_param_store().scope():
-        for block in blocks(text, "python"):
-            exec(compile(shorter(block), "a block for readers", "exec"), namespace)
+    with pyro.get_param_store().scope(), torch.random.fork_rng():  # a page may set the seed
+        for block in blocks(page.read_text(), "python"):
+            exec(compile(shorter(block), name_of(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("line", [line for block in blocks(README, "bash") for line in block.splitlines() if line])
-def test_commands_in_the_readme_exist(line, monkeypatch):
-    program, *arguments = shlex.split(line, comments=True)
-    if program == "torchrun":
+LINES = [
+    pytest.param(line, id=f"{name_of(page)}: {line}")
+    for page in PAGES
+    for block in blocks(page.read_text(), "bash")
+    for line in block.replace("\\\n", " ").splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_commands_for_readers_exist(line, monkeypatch):
+    words = shlex.split(line, comments=True)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # a variable of the environment
+        words = words[1:]
+    program, *arguments = words
+    if "pyro_vae" in arguments and "-m" in arguments:  # torchrun -m pyro_vae, python -m pyro_vae
         program, arguments = "pyro-vae", arguments[arguments.index("pyro_vae") + 1 :]
     if program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert [word for word in arguments if "=" not in word][0] in targets
-    elif program == "pyro-vae":
+    elif program == "pyro-vae" and arguments not in (["--version"], ["--help"]):
         monkeypatch.chdir(ROOT)
+        monkeypatch.syspath_prepend(DOCS / "skeletons")
         name, *words = arguments
         assert name in COMMANDS
         shows_help = any("help" in word for word in arguments)
         with pytest.raises(SystemExit, match="0") if shows_help else nullcontext():
-            options.parser(name, getattr(commands, f"_{name}")).parse_args(options.in_full(words))
+            options.parser(name, getattr(commands, f"_{name}")).parse_args(options.expand_names(words))
     elif program == "python":
         assert (ROOT / arguments[0]).is_file()
     else:
-        assert program in ("git", "cd", "pip")
+        assert program in ("pyro-vae", "git", "cd", "pip", "python3", "source")
 
 
-def test_links_in_the_readme_are_there():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page):
+    """Sphinx checks the links of the site, whose pages are read in a clone, too; it copies notebooks there."""
+    for target in re.findall(r"\]\((?!http|mailto)([^)#\s]+)", page.read_text()):
+        path = page.parent / target
+        assert path.exists() or (ROOT / "notebooks" / path.name).exists(), target
 
 
-def test_every_part_is_in_the_readme():
-    bases = {"Network", "Objective", "Penalty", "Schedule"}
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_are_short(page):
+    assert not [line for line in page.read_text().splitlines() if len(line) > 120]
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 180
+    assert len(text.split()) <= 1500
+
+
+def test_every_part_is_in_the_table_of_parts():
+    bases, table = {"Network", "Objective", "Penalty", "Schedule"}, (DOCS / "guide" / "parts.md").read_text()
     for room in ("priors", "likelihoods", "guides", "networks", "objectives"):
         for name in getattr(pyro_vae, room).__all__:
-            found = getattr(pyro_vae, room)
-            if isinstance(getattr(found, name), type) and name not in bases | {"Report", "SiteKL"}:
-                assert f"`{name}`" in README, name
+            if isinstance(getattr(getattr(pyro_vae, room), name), type) and name not in bases | {"Report", "SiteKL"}:
+                assert f"`{name}`" in table or f".{name}`" in table, name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -19,7 +19,7 @@ from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, po
 from pyro_vae.compiled import graph, traced
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.program import Posterior
-from pyro_vae.seeds import at_test
+from pyro_vae.seeds import eval_mode
 
 
 @pytest.fixture
@@ -74,14 +74,16 @@ class TestLogWeights:
             return log_w
 
         monkeypatch.setattr(Posterior, "log_weights", count)
-        monkeypatch.setattr(evaluate.weighing, "room", lambda whole: sizes)
+        monkeypatch.setattr(evaluate.weighing, "chunk_sizes", lambda whole: sizes)
         found = evaluate.log_weights(model.vae(), torch.arange(5.0).unsqueeze(1).expand(5, 6), 7)
         assert torch.equal(found, 100 * torch.arange(5.0) + torch.arange(7.0).unsqueeze(1))
 
     def test_memory_is_bounded_by_at_once(self, model):
         seen = []
         vae = model.vae()
-        vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(law.batch_shape.numel()))
+        vae.decoder.register_forward_hook(
+            lambda module, inputs, distribution: seen.append(distribution.batch_shape.numel())
+        )
         assert evaluate.log_weights(vae, torch.randn(50, 6), 9, at_once=20).shape == (9, 50)
         assert max(seen) <= 20
 
@@ -111,9 +113,11 @@ class TestAsAGraph:
 
         def run(evaluation):
             made = []
-            genuine = evaluate.weighing.Traced
+            genuine = evaluate.weighing.GraphedFunction
             with monkeypatch.context() as patch:
-                patch.setattr(evaluate.weighing, "Traced", lambda *a, **k: made.append(genuine(*a, **k)) or made[-1])
+                patch.setattr(
+                    evaluate.weighing, "GraphedFunction", lambda *a, **k: made.append(genuine(*a, **k)) or made[-1]
+                )
                 patch.setattr(evaluate.weighing, "MANY", math.inf)
                 plain = evaluation()
                 assert not made
@@ -164,9 +168,10 @@ class TestAsAGraph:
         assert made.mode == "off"
         assert torch.equal(found, plain)
 
+    @pytest.mark.inductor
     @pytest.mark.skipif(not graph.can_compile(torch.device("cpu")), reason="no C++ compiler")
     def test_compiled(self, both, monkeypatch):
-        monkeypatch.setattr(traced, "PAYS", 1.0)
+        monkeypatch.setattr(traced, "COMPILE_AFTER", 1.0)
         vae = VAE.build((6,), 2, network=partial(networks.MLP, hidden=()))
         x = torch.randn(10, 6)
         plain, found, made = both(lambda: evaluate.log_weights(vae, x, 70, 100, seed=0))
@@ -182,7 +187,7 @@ class TestAsAGraph:
             evaluate.nll(vae, x, 70, 100)
 
     def test_a_draw_without_a_density_gets_a_sentence(self, monkeypatch):
-        """Of a law that checks nothing, so that Pyro says nothing."""
+        """Of a distribution that checks nothing, so that Pyro says nothing."""
 
         class Decoder(nn.Module):
             def forward(self, z):
@@ -190,7 +195,7 @@ class TestAsAGraph:
 
         monkeypatch.setattr(evaluate.weighing, "MANY", 1)
         vae = VAE(priors.StandardNormal(6), Decoder(), VAE.build((6,), latent=6).encoder)
-        with pytest.raises(ValueError, match="some are NaN. Look at the decoder's parameters"):
+        with pytest.raises(ValueError, match="log-weights.*NaN"):
             evaluate.nll(vae, torch.randn(40, 6), 2000, 100, seed=0)
 
 
@@ -269,7 +274,9 @@ class TestNll:
     def test_memory_is_bounded_by_at_once(self, model):
         seen = []
         vae = model.vae()
-        vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(law.batch_shape.numel()))
+        vae.decoder.register_forward_hook(
+            lambda module, inputs, distribution: seen.append(distribution.batch_shape.numel())
+        )
         evaluate.nll(vae, torch.randn(50, 6), num_particles=9, at_once=20)
         assert max(seen) <= 20
 
@@ -290,13 +297,13 @@ class TestNll:
 class TestSplit:
     def test_is_exact_where_the_divergence_is(self, model):
         vae, x = model.vae("mean-field"), torch.randn(5, 6)
-        _, kl = evaluate.split(vae, x)
+        _, kl = evaluate.elbo_terms(vae, x)
         torch.testing.assert_close(kl, kl_divergence(vae.encoder(x), vae.prior()), rtol=0, atol=1e-12)
 
     def test_its_difference_is_the_elbo(self, model):
         """Against the exact ELBO, 20,000 draws, 5 standard errors: each of 4 numbers fails once in 1.7 million runs."""
         vae, x = model.vae("mean-field"), torch.randn(4, 6)
-        reconstruction, kl = evaluate.split(vae, x, 20_000)
+        reconstruction, kl = evaluate.elbo_terms(vae, x, 20_000)
         error = vae.decoder(vae.encoder(x).sample((20_000,))).log_prob(x).std(0) / math.sqrt(20_000)
         assert ((reconstruction - kl - model.elbo(x)).abs() < 5 * error).all()
 
@@ -304,7 +311,7 @@ class TestSplit:
         vae, x = model.vae("mean-field"), torch.randn(4, 6)
         vae.prior = StudentPrior()
         with torch.random.fork_rng():
-            reconstruction, kl = evaluate.split(vae, x, 30)
+            reconstruction, kl = evaluate.elbo_terms(vae, x, 30)
         expected = evaluate.elbo(evaluate.log_weights(vae, x, 30))
         torch.testing.assert_close(reconstruction - kl, expected, rtol=0, atol=1e-10)
 
@@ -316,13 +323,13 @@ class TestKlPerDim:
         found = evaluate.kl_per_dim(vae, x)
         text = 0.5 * (q.variance + q.mean**2 - 1 - q.variance.log())
         torch.testing.assert_close(found, text, rtol=0, atol=1e-12)
-        torch.testing.assert_close(found.sum(-1), evaluate.split(vae, x)[1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.sum(-1), evaluate.elbo_terms(vae, x)[1], rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("guide", ["exact", "mean-field"])
     def test_says_where_dimensions_do_not_come_apart(self, model, guide):
         vae = model.vae(guide)
         vae.prior = vae.prior if guide == "exact" else StudentPrior()
-        with pytest.raises(ValueError, match="independent over latent dimensions, .*; site 'z' has none. Use split"):
+        with pytest.raises(ValueError, match="independent latent dimensions.*site .z. has none. Use elbo_terms"):
             evaluate.kl_per_dim(vae, torch.randn(5, 6))
 
 
@@ -346,7 +353,7 @@ class TestActivity:
         weight = torch.eye(6)[:, :4] * (values[:4] - beta * s2).clamp(min=0).sqrt()
         vae = LinearGaussian(weight, x.mean(0), scale=math.sqrt(beta * s2)).vae("mean-field")
         expected = (1 - beta * s2 / values[:4]).clamp(min=0)
-        torch.testing.assert_close(evaluate.activity(vae, x), expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(evaluate.latent_activity(vae, x), expected, rtol=0, atol=1e-10)
         assert evaluate.active_units(vae, x) == active
 
     def test_of_a_guide_without_a_mean_has_no_bias_of_the_draws(self, float64):
@@ -359,7 +366,7 @@ class TestActivity:
         x = torch.randn(50, 6)
         with pytest.raises(NotImplementedError):
             vae.encoder(x).mean  # noqa: B018
-        found = torch.stack([evaluate.activity(vae, x, seed) for seed in range(30)])
+        found = torch.stack([evaluate.latent_activity(vae, x, seed) for seed in range(30)])
         error = found.std(0) / math.sqrt(30)
         assert ((found.mean(0) - torch.stack([4 * x[:, 0].var(), torch.tensor(0.0)])).abs() < 6 * error).all()
         assert 6 * error[1] < 0.01
@@ -367,13 +374,13 @@ class TestActivity:
 
     def test_does_not_depend_on_how_many_fit(self, model, monkeypatch):
         x = torch.randn(50, 6)
-        expected = evaluate.activity(model.vae(), x)
-        monkeypatch.setattr(evaluate.weighing, "how_many_fit", lambda run, most, device: 3)
-        torch.testing.assert_close(evaluate.activity(model.vae(), x), expected, rtol=0, atol=1e-12)
+        expected = evaluate.latent_activity(model.vae(), x)
+        monkeypatch.setattr(evaluate.weighing, "max_batch_size", lambda run, most, device: 3)
+        torch.testing.assert_close(evaluate.latent_activity(model.vae(), x), expected, rtol=0, atol=1e-12)
 
     def test_counts_those_above_the_threshold(self, model):
         x = torch.randn(50, 6)
-        found = evaluate.activity(model.vae(), x)
+        found = evaluate.latent_activity(model.vae(), x)
         for threshold in (0.0, found.median().item(), 1e9):
             assert evaluate.active_units(model.vae(), x, threshold) == (found > threshold).sum()
 
@@ -393,7 +400,7 @@ class TestAggregate:
         values = torch.linalg.eigvalsh(model.weight.T @ model.weight / 4 + torch.eye(2))
         information, bias = 0.5 * values.log().sum(), values.prod() / 2000
         x = model(torch.randn(2000, 2)).sample()
-        found = evaluate.aggregate(model.vae(), x, seed=0)
+        found = evaluate.elbo_surgery(model.vae(), x, seed=0)
         error = ((1 - 1 / values).sum() / 2000).sqrt()
         assert abs(found.mutual_information - information) < 5 * error + bias
         assert abs(found.kl) < 3 * bias
@@ -402,16 +409,16 @@ class TestAggregate:
     def test_the_two_add_up_to_the_mean_divergence(self, model):
         """5 draws of each of 300 codes, at 5 standard errors: fails once in 1.7 million runs."""
         vae, x = model.vae("mean-field"), 3 * torch.randn(300, 6)
-        exact = evaluate.split(vae, x)[1]
+        exact = evaluate.elbo_terms(vae, x)[1]
         q = vae.encoder(x)
         z = q.sample((500,))
         error = (q.log_prob(z) - vae.prior().log_prob(z)).var(0).mean().div(5 * 300).sqrt()
-        assert abs(sum(evaluate.aggregate(vae, x, 5)) - exact.mean()) < 5 * error
+        assert abs(sum(evaluate.elbo_surgery(vae, x, 5)) - exact.mean()) < 5 * error
 
     def test_is_as_the_formula_says(self, model):
         vae, x = model.vae("mean-field"), torch.randn(7, 6)
         with torch.random.fork_rng():
-            found = evaluate.aggregate(vae, x, 3)
+            found = evaluate.elbo_surgery(vae, x, 3)
         q = vae.encoder(x)
         z = q.sample((3,))
         aggregate = dist.MixtureSameFamily(dist.Categorical(torch.ones(7)), q).log_prob(z)
@@ -427,20 +434,20 @@ class TestAggregate:
 
     def test_is_zero_where_the_posterior_has_collapsed(self, float64):
         vae = LinearGaussian(torch.zeros(6, 2), torch.zeros(6), scale=1.0).vae()
-        assert evaluate.aggregate(vae, torch.randn(20, 6)) == pytest.approx((0.0, 0.0), abs=1e-12)
+        assert evaluate.elbo_surgery(vae, torch.randn(20, 6)) == pytest.approx((0.0, 0.0), abs=1e-12)
 
     @pytest.mark.parametrize("guide", [guides.DiagonalNormal, guides.FullNormal, guides.Flow])
     @pytest.mark.parametrize("fit", [1, 7, 1000])
     def test_chunks_change_nothing(self, guide, fit, monkeypatch):
         vae, x = built(guide=guide).double(), torch.randn(9, *EVENT).double()
-        expected = evaluate.aggregate(vae, x, 4)
-        monkeypatch.setattr(evaluate.codes, "how_many_fit", lambda run, most, device: fit)
-        assert evaluate.aggregate(vae, x, 4) == pytest.approx(expected, abs=1e-10)
+        expected = evaluate.elbo_surgery(vae, x, 4)
+        monkeypatch.setattr(evaluate.codes, "max_batch_size", lambda run, most, device: fit)
+        assert evaluate.elbo_surgery(vae, x, 4) == pytest.approx(expected, abs=1e-10)
 
     @pytest.mark.parametrize(("number", "particles"), [(1, 1), (2, 0), (5, 0)])
     def test_says_what_it_needs(self, model, number, particles):
         with pytest.raises(ValueError, match=f"at least 2 images and 1 particle; got {number} and {particles}"):
-            evaluate.aggregate(model.vae(), torch.zeros(number, 6), particles)
+            evaluate.elbo_surgery(model.vae(), torch.zeros(number, 6), particles)
 
 
 class TestSummary:
@@ -451,7 +458,7 @@ class TestSummary:
         found = evaluate.summary(vae, self.SPLIT, num_particles=5, images=30)
         assert found.images == 30
         assert found.elbo[0] == pytest.approx(found.reconstruction[0] - found.kl[0], abs=1e-3)
-        _, kl = evaluate.split(vae, self.SPLIT[:30])
+        _, kl = evaluate.elbo_terms(vae, self.SPLIT[:30])
         assert found.kl[0] == pytest.approx(kl.mean().item(), rel=1e-5)
         assert found.kl[1] == pytest.approx(kl.std().item() / math.sqrt(30), rel=1e-5)
 
@@ -478,11 +485,11 @@ CALLS = {
     "log_weights": lambda vae, x: evaluate.log_weights(vae, x, 3),
     "log_weights, seed": lambda vae, x: evaluate.log_weights(vae, x, 3, seed=1),
     "nll": lambda vae, x: evaluate.nll(vae, x, 3),
-    "split": lambda vae, x: evaluate.split(vae, x),
+    "split": lambda vae, x: evaluate.elbo_terms(vae, x),
     "kl_per_dim": lambda vae, x: evaluate.kl_per_dim(vae, x),
-    "activity": lambda vae, x: evaluate.activity(vae, x),
+    "activity": lambda vae, x: evaluate.latent_activity(vae, x),
     "active_units": lambda vae, x: evaluate.active_units(vae, x),
-    "aggregate": lambda vae, x: evaluate.aggregate(vae, x),
+    "aggregate": lambda vae, x: evaluate.elbo_surgery(vae, x),
     "mutual_information": lambda vae, x: evaluate.mutual_information(vae, x, seed=1),
     "per_image": lambda vae, x: evaluate.per_image(vae, data.from_tensor(x.repeat(5, 1, 1, 1)).test, 3),
     "summary": lambda vae, x: evaluate.summary(vae, data.from_tensor(x.repeat(5, 1, 1, 1)).test, 3),
@@ -600,7 +607,7 @@ def test_an_error_puts_modes_and_torchs_state_back():
     vae, before = built().train(), torch.get_rng_state()
     vae.decoder.eval()
     seen = []
-    with contextlib.suppress(KeyError), at_test(vae, torch.device("cpu"), seed=1):
+    with contextlib.suppress(KeyError), eval_mode(vae, torch.device("cpu"), seed=1):
         seen.append((any(module.training for module in vae.modules()), torch.initial_seed()))
         raise KeyError
     assert seen == [(False, 1)]
@@ -617,8 +624,8 @@ X = torch.zeros(2, 6)
         (lambda vae: evaluate.log_weights(vae, X, 0), "num_particles of at least 1; got 0"),
         (lambda vae: evaluate.nll(vae, X, 0), "num_particles of at least 1; got 0"),
         (lambda vae: evaluate.nll(vae, X, 5, at_once=0), "at_once of at least 1; got 0"),
-        (lambda vae: evaluate.activity(vae, X[:1]), "at least 2 images, .*; got 1"),
-        (lambda vae: evaluate.split(vae, X, 0), "num_particles of at least 1; got 0"),
+        (lambda vae: evaluate.latent_activity(vae, X[:1]), "at least 2 images, .*; got 1"),
+        (lambda vae: evaluate.elbo_terms(vae, X, 0), "num_particles of at least 1; got 0"),
         (lambda vae: evaluate.summary(vae, data.from_tensor(X.repeat(9, 1)).test, images=0), "at least 1 image"),
     ],
 )

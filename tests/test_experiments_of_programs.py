@@ -10,7 +10,7 @@ from conftest import EXPERIMENTS
 
 from pyro_vae.data import load
 
-pytestmark = pytest.mark.usefixtures("experiments_on_the_path")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("experiments_on_the_path")]
 SMALL = {"data": "digits", "latent": 3, "hidden": (16,), "epochs": 1}
 RUNS = {
     "semi_supervised": SMALL | {"labels": 20, "sets": 1, "epochs_of_codes": 1, "chosen": ("sampled", "M1+M2")},
@@ -82,10 +82,10 @@ def test_hidden_and_seen_pixels_are_the_image(tmp_path, capsys):
         assert torch.equal(whole, digits.test[:5])
 
 
-def test_the_readme_says_what_the_committed_table_of_the_classifier_says():
-    row = rows(EXPERIMENTS / "results" / "generative_classifier.csv")[-1]
-    readme = " ".join((EXPERIMENTS.parent / "README.md").read_text().split())
-    assert f"its error on 10,000 test images is {row['error']}, where the authors of model M2 had 0.96 %" in readme
+def test_the_committed_classifier_is_wrong_for_less_than_two_in_a_hundred_images():
+    few, many = rows(EXPERIMENTS / "results" / "generative_classifier.csv")
+    assert float(many["error"].split()[0]) <= float(few["error"].split()[0]) < 2
+    assert float(many["-log p(x), nats"].split()[0]) < float(few["-log p(x), nats"].split()[0])
 
 
 BAD = {"semi_supervised": "--chosen", "generative_classifier": "--data", "quadrants": "--quadrants"}

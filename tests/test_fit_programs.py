@@ -65,8 +65,8 @@ class Mixture(nn.Module):
     def model(self, x, y):
         pyro.module("mixture", self)
         with pyro.plate("data", len(x)):
-            law = dist.Categorical(torch.ones(self.classes) / self.classes)
-            k = pyro.sample("k", law, obs=y.clamp(min=0), obs_mask=y >= 0, infer={"enumerate": "parallel"})
+            distribution = dist.Categorical(torch.ones(self.classes) / self.classes)
+            k = pyro.sample("k", distribution, obs=y.clamp(min=0), obs_mask=y >= 0, infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(self.loc[k], 1.0).to_event(1), obs=x)
 
     def guide(self, x, y):
@@ -396,10 +396,10 @@ class TestColumns:
     @pytest.mark.parametrize(
         ("columns", "message"),
         [
-            ({"x": torch.zeros(5), "y": torch.zeros(4)}, r"rows each, at least 3; got x \(5,\), y \(4,\)"),
+            ({"x": torch.zeros(5), "y": torch.zeros(4)}, r"rows, at least 3; got x \(5,\), y \(4,\)"),
             ({"x": torch.zeros(2)}, r"at least 3; got x \(2,\)"),
             ({"x": torch.zeros(5), "y": torch.full((5,), torch.inf)}, "Expected finite real numbers, .* in 'y'"),
-            ({"x": torch.full((5,), torch.nan)}, "Expected numbers in 'x'; got none"),
+            ({"x": torch.full((5,), torch.nan)}, "Expected numbers in 'x'; got only NaN"),
         ],
     )
     def test_columns_that_are_none_get_a_sentence(self, columns, message):
@@ -445,16 +445,16 @@ class Drops(objectives.ELBO):
 
 class TestDescribe:
     def test_arguments_that_are_handed_on_are_written_down(self):
-        described = checkpoint.describe(Keeps(2.0, num_particles=3))
+        described = checkpoint.to_spec(Keeps(2.0, num_particles=3))
         assert described["init_args"].items() >= {"strength": 2.0, "num_particles": 3, "kl": "auto"}.items()
-        again = checkpoint.construct_objective(described, [__name__])
+        again = checkpoint.objective_from_spec(described, [__name__])
         assert (again.strength, again.num_particles) == (2.0, 3)
 
     def test_one_that_is_not_kept_gets_a_sentence(self, tmp_path):
-        with pytest.raises(ValueError, match="Drops to keep its argument 'strength' under that name"):
+        with pytest.raises(ValueError, match="Drops to keep its argument 'strength' as an attribute"):
             quick(Scaled(), numbers()["x"], Drops(5.0), run_dir=tmp_path / "run")
         assert not (tmp_path / "run").exists()
         quick(Scaled(), numbers()["x"], Drops(5.0))  # nothing is written, and so nothing lost
 
     def test_pyros_own_are_described(self):
-        assert checkpoint.describe(pyro.infer.Trace_ELBO())["init_args"]["num_particles"] == 1
+        assert checkpoint.to_spec(pyro.infer.Trace_ELBO())["init_args"]["num_particles"] == 1

@@ -100,23 +100,23 @@ COMPONENTS = {
 @pytest.mark.parametrize("components", COMPONENTS.values(), ids=COMPONENTS)
 class TestMixture:
     def test_is_pyros(self, components, float64):
-        weights, law = dist.Categorical(logits=torch.randn(4)), components()
+        weights, distribution = dist.Categorical(logits=torch.randn(4)), components()
         z = 3 * torch.randn(6, 5, 3)
-        expected = dist.MixtureSameFamily(weights, law).log_prob(z)
-        torch.testing.assert_close(Mixture(weights, law).log_prob(z), expected, rtol=1e-12, atol=1e-10)
+        expected = dist.MixtureSameFamily(weights, distribution).log_prob(z)
+        torch.testing.assert_close(Mixture(weights, distribution).log_prob(z), expected, rtol=1e-12, atol=1e-10)
 
     def test_in_float32_far_from_narrow_components(self, components):
         """Squares of 1e5 nearly cancel, and what is left must be right."""
         loc = torch.tensor([[3.0, -2.0, 1.0], [3.1, -2.0, 1.0]])
-        weights, law = dist.Categorical(logits=torch.zeros(2)), dist.Normal(loc, 0.01).to_event(1)
+        weights, distribution = dist.Categorical(logits=torch.zeros(2)), dist.Normal(loc, 0.01).to_event(1)
         z = torch.tensor([[3.01, -2.0, 1.0]])
         expected = dist.Normal(loc[0].double(), 0.01).log_prob(z.double()).sum(-1) - torch.tensor(2.0).log()
-        torch.testing.assert_close(Mixture(weights, law).log_prob(z).double(), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(Mixture(weights, distribution).log_prob(z).double(), expected, rtol=1e-5, atol=1e-4)
 
     def test_stays_small_in_a_plate(self, components):
-        law = Mixture(dist.Categorical(logits=torch.zeros(4)), components()).expand((7, 5))
-        assert law.batch_shape == (7, 5)
-        z = law.sample()
+        distribution = Mixture(dist.Categorical(logits=torch.zeros(4)), components()).expand((7, 5))
+        assert distribution.batch_shape == (7, 5)
+        z = distribution.sample()
         assert z.shape == (7, 5, 3)
-        assert law.log_prob(z).shape == (7, 5)
-        assert law.base_dist.component_distribution.batch_shape == (4,)
+        assert distribution.log_prob(z).shape == (7, 5)
+        assert distribution.base_dist.component_distribution.batch_shape == (4,)

@@ -21,7 +21,9 @@ from PIL import Image
 from pyro_vae import VAE, checkpoint, commands, compare, data, fit, report
 from pyro_vae.__main__ import COMMANDS, main
 from pyro_vae.options import ROOMS
-from pyro_vae.options.classes import known
+from pyro_vae.options.classes import class_names
+
+pytestmark = pytest.mark.slow
 
 FUZZED = int(os.environ.get("FUZZED", "70"))
 QUICK = {"data": "x.npy", "latent": 2, "network.hidden": "[4]", "epochs": 1, "compile": "off"}
@@ -139,7 +141,7 @@ OTHERS = {
     "generate": [*inspect.signature(commands._generate).parameters, "config", "help"],
     "compare": [*inspect.signature(compare.compare).parameters, "output", "config", "help"],
 }
-PARTS = {option: known(option) for option in ROOMS}
+PARTS = {option: class_names(option) for option in ROOMS}
 ARGUMENTS = sorted(
     f"{option}.{name}"
     for option, (room, _) in ROOMS.items()

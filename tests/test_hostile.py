@@ -109,16 +109,16 @@ def others(run):
     save_file(tensors, run / "model.safetensors", metadata={"event_shape": "[1, 8, 8]"})
     for name in ("last", "best"):
         path = run / "checkpoint" / f"{name}.safetensors"
-        nest = checkpoint.unpack(path)
+        nest = checkpoint.deserialize(path)
         nest["vae"] = tensors
-        path.write_bytes(checkpoint.pack(nest))
+        path.write_bytes(checkpoint.serialize(nest))
 
 
 def optimizers(run):
     path = run / "checkpoint" / "last.safetensors"
-    nest = checkpoint.unpack(path)
+    nest = checkpoint.deserialize(path)
     nest["svi"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
-    path.write_bytes(checkpoint.pack(nest))
+    path.write_bytes(checkpoint.serialize(nest))
 
 
 def elsewhere(run):
@@ -131,7 +131,7 @@ def elsewhere(run):
 def nest(run, value):
     """A checkpoint that is what it was written as, and no state."""
     for path in (run / "checkpoint").iterdir():
-        path.write_bytes(checkpoint.pack(value))
+        path.write_bytes(checkpoint.serialize(value))
     (run / "model.safetensors").unlink()
 
 
@@ -144,8 +144,8 @@ HOSTILE = {
         "could not read 'run/config.yaml'",
     ),
     "a YAML name": (lambda run: text(run, "prior: !!python/name:evil.Evil"), "could not read 'run/config.yaml'"),
-    "references that multiply": (lambda run: text(run, BILLION), "it refers to itself"),
-    "a reference to itself": (lambda run: text(run, "prior: &a [*a]"), "it refers to itself"),
+    "references that multiply": (lambda run: text(run, BILLION), "it has a YAML alias"),
+    "a reference to itself": (lambda run: text(run, "prior: &a [*a]"), "it has a YAML alias"),
     "brackets": (lambda run: text(run, "[" * 100_000), "could not read 'run/config.yaml'"),
     "a long configuration": (lambda run: text(run, "a: " + "b" * 2**21), "it is larger than 1,048,576 bytes"),
     "a class of a module": (
@@ -199,16 +199,16 @@ HOSTILE = {
     "a header without an end": (long_header, "could not read|cannot be read"),
     "weights of another architecture": (
         others,
-        r"'decoder.network.layers.1.weight' is of shape \(16, 2\) there and of shape \(16, 3\) in the weights",
+        r"'decoder.network.layers.1.weight' is of shape \(16, 2\) in the program and of shape \(16, 3\) in the weights",
     ),
-    "links that lead out": (elsewhere, r"in its own directory; 'run/.*' leads to '/.*outside-"),
+    "links that lead out": (elsewhere, r"inside the run directory; 'run/.*' leads to '/.*outside-"),
     "a link to itself": (
         lambda run: [(path.unlink(), path.symlink_to(path.name)) for path in [*run.rglob("*.safetensors")]],
         "has none|there is no checkpoint in 'run'",
     ),
     "the run a link's": (
         lambda run: (run / "config.yaml").rename("c") and (run / "config.yaml").symlink_to(Path("c").absolute()),
-        "in its own directory; 'run/config.yaml' leads to",
+        "inside the run directory; 'run/config.yaml' leads to",
     ),
     "a checkpoint of nothing": (lambda run: nest(run, {}), "could not read|has none"),
     "a checkpoint of a list": (lambda run: nest(run, [1, 2]), "could not read|has none"),
@@ -302,7 +302,7 @@ def test_nothing_is_written_through_a_link_that_leads_out(where, run, capsys):
         "checkpoint": "train --resume run",
         "tensorboard": "train --resume run --epochs 3 --logger tensorboard",
     }[where]
-    refused(words.split(), "in its own directory; 'run/.*' leads to '/.*outside", capsys)
+    refused(words.split(), "inside the run directory; 'run/.*' leads to '/.*outside", capsys)
     assert not [*Path("outside").iterdir()]
 
 
@@ -348,7 +348,7 @@ class TestConfigOfARun:
         before = (run / "model.safetensors").read_bytes()
         (name,) = changes
         words = ["train", "--config", file, "--epochs", "1"]
-        refused(words, f"Expected the settings of a run in 'run/config.yaml'; got {name}, which no run", capsys)
+        refused(words, f"Expected the settings of a run in 'run/config.yaml'; got {name}, which is no setting", capsys)
         assert (run / "model.safetensors").read_bytes() == before
 
     def test_is_looked_through_beside_resume_too(self, run, capsys):
@@ -366,6 +366,7 @@ def test_an_option_makes_nothing_of_another_kind(option, spec, run, capsys):
     refused(["train", *words, f"--objective.{option}", spec], f"Expected --objective.{option} to be", capsys)
 
 
+@pytest.mark.processes
 def test_what_is_refused_for_its_size_is_not_made_first(run):
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)\n"
     code += "from pyro_vae import load\ntry: load('run')\nexcept ValueError as error: print(error)"

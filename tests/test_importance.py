@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from pyro_vae import VAE, evaluate
 from pyro_vae.objectives import ELBO, IWAE, Renyi, ReweightedWakeSleep, importance
 from pyro_vae.oracle import LinearGaussian
-from pyro_vae.traces.weights import chosen_by_weight, power_mean
+from pyro_vae.traces.weights import power_mean, systematic_resample
 
 pytestmark = pytest.mark.usefixtures("float64", "param_store")
 K = 7
@@ -110,7 +110,7 @@ class TestResampling:
     def test_each_is_drawn_its_share_of_times_rounded_up_or_down(self):
         log_w = 2 * torch.randn(9, 500)
         for number in (1, 4, 8):
-            drawn = torch.nn.functional.one_hot(chosen_by_weight(log_w, number), 9).sum(0).T
+            drawn = torch.nn.functional.one_hot(systematic_resample(log_w, number), 9).sum(0).T
             assert ((drawn - number * log_w.softmax(0)).abs() < 1 + 1e-9).all()
             assert (drawn.sum(0) == number).all()
 
@@ -119,7 +119,7 @@ class TestResampling:
         log_w = (2 * torch.randn(9)).unsqueeze(1).expand(9, 10_000)
         monkeypatch.setattr(torch, "rand_like", lambda like: (torch.arange(10_000.0) + 0.5).view_as(like) / 10_000)
         for number in (1, 3):
-            drawn = torch.nn.functional.one_hot(chosen_by_weight(log_w, number), 9).sum(0).double().mean(0)
+            drawn = torch.nn.functional.one_hot(systematic_resample(log_w, number), 9).sum(0).double().mean(0)
             torch.testing.assert_close(drawn / number, log_w[:, 0].softmax(0), rtol=0, atol=2e-4)
 
     @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg"])
@@ -128,7 +128,7 @@ class TestResampling:
         """Of some given ones: as the formulas with how often each was drawn, over m, for its weight."""
         chosen = torch.tensor([[0, 6, 3, 3], [1, 6, 2, 3], [1, 6, 5, 4]])
         shares = torch.nn.functional.one_hot(chosen, K).sum(0).T / 3
-        monkeypatch.setattr(importance, "chosen_by_weight", lambda log_w, number: chosen)
+        monkeypatch.setattr(importance, "systematic_resample", lambda log_w, number: chosen)
         objective = Renyi(alpha, K, gradient, resample=3) if alpha else IWAE(K, gradient, resample=3)
         value, gradients = value_and_gradients(objective, local)
         expected = by_hand(gradient, alpha, shares=shares)
@@ -680,9 +680,7 @@ class TestRefusals:
     @pytest.mark.parametrize("objective", [IWAE(K), Renyi(0.5, K), ReweightedWakeSleep(K)])
     def test_a_latent_outside_the_datas_plate(self, objective):
         message = refused(*hierarchical(), objective)
-        assert message.startswith(
-            "Expected every site in one plate, the data's, for a weight per datum; 'mu' is outside"
-        )
+        assert "weight per datum; 'mu' is outside 'data'" in message
         assert "Use objectives.ELBO" in message
 
     def test_a_loop_over_the_data(self):
@@ -701,7 +699,7 @@ class TestRefusals:
         model, guide = local()
         tempered = poutine.scale(guide, 0.3)
         message = refused(model, tempered, IWAE(K))
-        assert message.startswith("Expected one scale for every site")
+        assert "one scale" in message
         assert "'z' of the guide has 0.3 and 'z' of the model 1" in message
 
     @pytest.mark.parametrize(
@@ -733,7 +731,7 @@ class TestRefusals:
                 base = dist.Normal(pyro.param("loc", lambda: 0.3 * x), 0.4)
                 pyro.sample("z", dist.TransformedDistribution(base, [OneWay(cache_size=1)]))
 
-        assert "that of 'z' can be had at its own draws only" in refused(model, guide, IWAE(K, "stl"))
+        assert "log q of 'z' is computable only at draws" in refused(model, guide, IWAE(K, "stl"))
 
     def test_a_noisy_guide_of_two_layers(self):
         model, _ = chain()
@@ -743,12 +741,12 @@ class TestRefusals:
                 z1 = pyro.sample("z1", dist.Normal(pyro.param("a", torch.tensor(0.5)) * x, 0.5))
                 pyro.sample("z2", dist.Normal(z1 + torch.randn(()), 0.5))
 
-        assert "where the guide draws noise of its own, as dropout does" in refused(model, guide, ELBO(gradient="stl"))
+        assert "for a guide that draws noise, as dropout does" in refused(model, guide, ELBO(gradient="stl"))
 
     def test_a_latent_that_the_guide_does_not_draw(self):
         model, _ = local()
         message = refused(model, lambda x: None, ELBO())
-        assert message.startswith("Expected a guide that draws every latent site; 'z' is in the model alone.")
+        assert "'z' is in the model alone" in message
 
     @pytest.mark.parametrize(
         ("make", "message"),
@@ -804,7 +802,7 @@ class TestParticlesInAPlate:
                 pyro.sample("x", dist.Normal(torch.stack([x, x], -1).mv(beta), 1.0), obs=x)
 
         message = refused(model, self.guide, ELBO(5))
-        assert message.startswith("Expected a program that runs for several particles at once; ")
+        assert "several particles at once" in message
         assert "\n" not in message
         assert math.isfinite(ELBO(5, vectorize_particles=False).loss(model, self.guide, X))
 

@@ -7,6 +7,8 @@ import pytest
 
 import pyro_vae
 
+pytestmark = pytest.mark.processes
+
 HEAVY = {"torch", "torch._dynamo", "pyro", "matplotlib", "jsonargparse", "numpy"}
 COMMAND = "from contextlib import suppress; from pyro_vae.__main__ import main\nwith suppress(SystemExit): main({})"
 

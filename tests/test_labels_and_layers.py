@@ -137,11 +137,11 @@ class TestAgainstOracles:
         affine(program.decoder, torch.cat([exact.weight, exact.of_x], 1), exact.bias)
         y = torch.randn(4, 3)
         x = exact.sample(4, y)
-        law = exact.posterior(x, y)
+        distribution = exact.posterior(x, y)
         # Its mean is affine in x and y: read off at unit vectors.
         eye, zero = torch.eye(8), torch.zeros(1, 8)
         means = exact.posterior(*torch.cat([zero, eye]).split([5, 3], 1)).mean
-        affine(program.encoder, (means[1:] - means[0]).T, means[0], law.covariance_matrix[0])
+        affine(program.encoder, (means[1:] - means[0]).T, means[0], distribution.covariance_matrix[0])
         torch.testing.assert_close(evaluate.nll(program, (x, y), 3), -exact.log_evidence(x, y).detach())
 
     def test_labels_are_covariates_of_one_element_that_is_one(self):
@@ -163,10 +163,10 @@ class TestAgainstOracles:
                 "z2": lambda a: exact.posterior(a[:, :5], 2),
             }
         for name, encoder in program.encoders.items():
-            law = for_x[name](seven)
-            columns = (law.mean[1:] - law.mean[0]).T
+            distribution = for_x[name](seven)
+            columns = (distribution.mean[1:] - distribution.mean[0]).T
             width = {"bottom-up": {"z1": 5, "z2": 3}, "top-down": {"z2": 5, "z1": 7}}[guide][name]
-            affine(encoder, columns[:, :width], law.mean[0], law.covariance_matrix[0])
+            affine(encoder, columns[:, :width], distribution.mean[0], distribution.covariance_matrix[0])
         torch.testing.assert_close(evaluate.nll(program, x, 3), -exact.log_evidence(x).detach())
 
     @pytest.mark.parametrize(("guide", "sampled"), [("bottom-up", {"z1"}), ("top-down", set())])
@@ -181,9 +181,9 @@ class TestAgainstOracles:
         program = programs.SemiSupervisedVAE.build((4,), 2, classes=3, guide=FullNormal, **LINEAR)
         affine(program.decoder, torch.cat([weight, bias.T], 1), torch.zeros(4))
         eight = torch.cat([torch.zeros(1, 4), torch.eye(4)])
-        law = exact.posterior(eight, torch.zeros(5, dtype=torch.long))
-        gain = (law.mean[1:] - law.mean[0]).T
-        affine(program.encoder, torch.cat([gain, -gain @ bias.T], 1), torch.zeros(2), law.covariance_matrix[0])
+        distribution = exact.posterior(eight, torch.zeros(5, dtype=torch.long))
+        gain = (distribution.mean[1:] - distribution.mean[0]).T
+        affine(program.encoder, torch.cat([gain, -gain @ bias.T], 1), torch.zeros(2), distribution.covariance_matrix[0])
         logits = exact.log_joint(eight)
         slopes = (logits[1:] - logits[0]).T  # of log p(x, y): the square of x is the same for all classes
         affine(program.classifier, slopes, logits[0])

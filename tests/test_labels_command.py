@@ -65,7 +65,7 @@ def test_given_is_the_label_of_all(name, here):
     ("name", "given", "message"),
     [
         ("ConditionalVAE", "10", "labels y from 0 to 9, given = 10; got 10"),
-        ("HierarchicalVAE", "1", "no --given, since HierarchicalVAE is given no label"),
+        ("HierarchicalVAE", "1", "no --given, since HierarchicalVAE takes no label"),
     ],
 )
 def test_given_that_is_no_label_is_refused(name, given, message, here, capsys):
@@ -106,7 +106,7 @@ PARTLY = ["--program", "SemiSupervisedVAE"]
 BAD = {
     "labels out of range": ([*GIVEN, "--program.given", "3"], ROWS % 5, "labels y from 0 to 2, given = 3; got 0 to 4"),
     "no column of labels": (GIVEN, None, "x, y; got x"),
-    "no labelled rows": (PARTLY, -np.ones(60, dtype=int), "labels y of some training data, .* got none"),
+    "no labelled rows": (PARTLY, -np.ones(60, dtype=int), "training labels y.* got none"),
     "one class": (PARTLY, np.where(ROWS % 2, 2, -1), r"of at least 2 classes; got \[2\]"),
 }
 

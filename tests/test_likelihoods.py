@@ -41,8 +41,8 @@ class TestOptimalScale:
         for square in squares:
             family(torch.zeros(3, 1, 2)).log_prob(torch.full((3, 2), square**0.5))
         assert family.way.mean_square.item() == pytest.approx(0.9 * (0.9 * 4 + 0.1 * 1) + 0.1 * 9)
-        law = family(torch.zeros(1, 2))
-        assert law.stddev[0].item() == pytest.approx(family.way.mean_square.sqrt().item())
+        distribution = family(torch.zeros(1, 2))
+        assert distribution.stddev[0].item() == pytest.approx(family.way.mean_square.sqrt().item())
 
     @pytest.mark.parametrize("how", ["eval", "no gradients"])
     def test_elsewhere_the_running_value_is_used_and_left(self, how):
@@ -53,8 +53,8 @@ class TestOptimalScale:
         assert family.way.mean_square.item() == pytest.approx(0.01)
 
     def test_what_fits_exactly_has_a_density_still(self):
-        law = optimal(2)(torch.zeros(1, 2))
-        assert law.log_prob(torch.zeros(2)).item() == pytest.approx(2 * (6 - math.log(2 * math.pi) / 2))
+        distribution = optimal(2)(torch.zeros(1, 2))
+        assert distribution.log_prob(torch.zeros(2)).item() == pytest.approx(2 * (6 - math.log(2 * math.pi) / 2))
 
     def test_what_is_masked_is_left_out_of_the_scale_too(self):
         family = optimal(3)
@@ -140,9 +140,9 @@ class TestModes:
 
 
 def test_a_pixels_scale_is_clipped_softly():
-    law = likelihoods.Gaussian(3, scale="per-pixel")(torch.tensor([[0.0, 0.0, 0.0], [-60.0, -6.0, 3.0]]))
+    distribution = likelihoods.Gaussian(3, scale="per-pixel")(torch.tensor([[0.0, 0.0, 0.0], [-60.0, -6.0, 3.0]]))
     expected = torch.tensor([-6.0, -6 + math.log(2), 3 + math.log1p(math.exp(-9))]).exp()
-    torch.testing.assert_close(law.stddev, expected)
+    torch.testing.assert_close(distribution.stddev, expected)
 
 
 class TestContinuousBernoulli:
@@ -194,9 +194,9 @@ class TestContinuousBernoulli:
         torch.testing.assert_close(found.mean, theirs.mean, rtol=1e-6, atol=1e-6)
 
     def test_the_mean_is_not_the_parameter(self):
-        law = likelihoods.ContinuousBernoulli(1)(torch.tensor([[4.0]]))
+        distribution = likelihoods.ContinuousBernoulli(1)(torch.tensor([[4.0]]))
         assert torch.tensor(4.0).sigmoid() > 0.98
-        assert law.mean.item() == pytest.approx(1 / (1 - math.exp(-4)) - 1 / 4, rel=1e-5)  # 0.77
+        assert distribution.mean.item() == pytest.approx(1 / (1 - math.exp(-4)) - 1 / 4, rel=1e-5)  # 0.77
 
 
 class TestGreyLevels:
@@ -214,28 +214,28 @@ class TestGreyLevels:
         upper = torch.where(x == 1, math.inf, x + 1 / 32)
         lower = torch.where(x == 0, -math.inf, x - 1 / 32)
         expected = torch.as_tensor(theirs.cdf(upper) - theirs.cdf(lower))
-        law = likelihoods.DiscretizedLogistic(9, levels=17)(torch.stack([loc, a]))
-        torch.testing.assert_close(law.base_dist.log_prob(x).exp(), expected)
+        distribution = likelihoods.DiscretizedLogistic(9, levels=17)(torch.stack([loc, a]))
+        torch.testing.assert_close(distribution.base_dist.log_prob(x).exp(), expected)
 
     def test_far_from_the_location_a_level_has_a_mass_still(self):
         """Where the difference of two sigmoids is 0 in float32."""
-        law = likelihoods.DiscretizedLogistic(1)(torch.tensor([[0.0], [math.log(0.125)]]))
-        theirs = scipy.stats.logistic(0, law.base_dist.scale.item())
+        distribution = likelihoods.DiscretizedLogistic(1)(torch.tensor([[0.0], [math.log(0.125)]]))
+        theirs = scipy.stats.logistic(0, distribution.base_dist.scale.item())
         assert torch.tensor(theirs.cdf(127.5 / 255)).float() == 1
         expected = math.log(theirs.sf(127.5 / 255) - theirs.sf(128.5 / 255))
-        assert law.log_prob(torch.tensor([128 / 255])).item() == pytest.approx(expected, rel=1e-5)
+        assert distribution.log_prob(torch.tensor([128 / 255])).item() == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.parametrize("part", ["Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture"])
     def test_256_levels_sum_to_one_in_float64(self, part, float64):
         made = getattr(likelihoods, part)(6)
-        law = made(3 * torch.randn(made.params, 6)).base_dist
-        total = law.log_prob(torch.arange(256).div(255).unsqueeze(-1)).exp().sum(0)
+        distribution = made(3 * torch.randn(made.params, 6)).base_dist
+        total = distribution.log_prob(torch.arange(256).div(255).unsqueeze(-1)).exp().sum(0)
         torch.testing.assert_close(total, torch.ones(6), rtol=0, atol=1e-12)
 
     def test_a_mixture_starts_spread_evenly(self):
-        law = likelihoods.DiscretizedLogisticMixture(1, components=4)(torch.zeros(12, 1)).base_dist
-        assert law.component_distribution.loc.tolist() == [[0.125, 0.375, 0.625, 0.875]]
-        assert law.mean.item() == pytest.approx(0.5)
+        distribution = likelihoods.DiscretizedLogisticMixture(1, components=4)(torch.zeros(12, 1)).base_dist
+        assert distribution.component_distribution.loc.tolist() == [[0.125, 0.375, 0.625, 0.875]]
+        assert distribution.mean.item() == pytest.approx(0.5)
 
     def test_a_mixture_of_one_is_the_discretised_logistic(self):
         loc, scale, x = torch.randn(3, 4), torch.randn(3, 4), torch.randint(256, (3, 4)) / 255
@@ -252,9 +252,9 @@ def test_each_element_has_a_dispersion_of_its_own():
     assert [(name, value.shape) for name, value in made.named_parameters()] == [("log_dispersion", (2, 3))]
     with torch.no_grad():
         made.log_dispersion.copy_(torch.arange(6.0).view(2, 3))
-    law = made(torch.full((1, 2, 3), 3.0).log())
-    torch.testing.assert_close(law.mean, torch.full((2, 3), 3.0))
-    torch.testing.assert_close(law.variance, 3 + 9 / torch.arange(6.0).exp().view(2, 3))
+    distribution = made(torch.full((1, 2, 3), 3.0).log())
+    torch.testing.assert_close(distribution.mean, torch.full((2, 3), 3.0))
+    torch.testing.assert_close(distribution.variance, 3 + 9 / torch.arange(6.0).exp().view(2, 3))
 
 
 class TestLargeCounts:
@@ -319,7 +319,9 @@ def test_bernoullis_mass_is_pyros_and_so_is_its_gradient():
     """At a logit of 0 too, where the formula has a kink in each of two terms."""
     logits = torch.tensor([0.0, 1e-4, -3.0, 20.0, -90.0, 1e4], requires_grad=True)
     for x in (torch.zeros(6), torch.ones(6)):
-        found, expected = likelihoods.Bernoulli(6).law(logits), pyro.distributions.Bernoulli(logits=logits)
+        found, expected = likelihoods.Bernoulli(6).distribution(logits), pyro.distributions.Bernoulli(logits=logits)
         torch.testing.assert_close(found.log_prob(x), expected.log_prob(x), rtol=1e-6, atol=1e-7)
-        one, other = (torch.autograd.grad(law.log_prob(x).sum(), logits)[0] for law in (found, expected))
+        one, other = (
+            torch.autograd.grad(distribution.log_prob(x).sum(), logits)[0] for distribution in (found, expected)
+        )
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)

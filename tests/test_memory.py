@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from pyro_vae import VAE, evaluate, fit, likelihoods
-from pyro_vae.compiled import how_many_fit
+from pyro_vae.compiled import max_batch_size
 from pyro_vae.conditional import Family
-from pyro_vae.evaluate.weighing import room
+from pyro_vae.evaluate.weighing import chunk_sizes
 from pyro_vae.program import posterior_of
-from pyro_vae.seeds import own_store
+from pyro_vae.seeds import param_store_scope
 
 
 class Levels(Family):
@@ -17,7 +17,7 @@ class Levels(Family):
 
     params = 256
 
-    def law(self, *logits):
+    def distribution(self, *logits):
         return dist.Categorical(logits=torch.stack(logits, -1))
 
 
@@ -28,15 +28,15 @@ class TestHowManyFit:
             x.view(-1, 2).t()[0].neg_()  # views, and what is written in place, are none
             return (x > 0) & (x < 2)  # 3 x 8
 
-        assert how_many_fit(run, 1000, device, budget=56 * 10 + 55) == 10
+        assert max_batch_size(run, 1000, device, budget=56 * 10 + 55) == 10
 
     def test_what_does_not_grow_is_left_out(self):
-        assert how_many_fit(lambda n: (torch.ones(10_000), torch.ones(n)), 1000, budget=400) == 100
+        assert max_batch_size(lambda n: (torch.ones(10_000), torch.ones(n)), 1000, budget=400) == 100
 
     def test_keeps_within_its_limits(self):
-        assert how_many_fit(lambda n: torch.ones(n), 7) == 7
-        assert how_many_fit(lambda n: torch.ones(3), 7, budget=1) == 7
-        assert how_many_fit(lambda n: torch.ones(n, 99), 7, budget=1) == 1
+        assert max_batch_size(lambda n: torch.ones(n), 7) == 7
+        assert max_batch_size(lambda n: torch.ones(3), 7, budget=1) == 7
+        assert max_batch_size(lambda n: torch.ones(n, 99), 7, budget=1) == 1
 
     def test_leaves_the_random_state_and_no_graph(self, device):
         w = torch.ones(3, device=device, requires_grad=True)
@@ -44,14 +44,14 @@ class TestHowManyFit:
         with torch.random.fork_rng(devices=[0] if device == "cuda" else []):
             before = torch.randn(2, device=device)
         with torch.random.fork_rng(devices=[0] if device == "cuda" else []):
-            how_many_fit(lambda n: made.append(torch.randn(n, 3, device=device) * w), 7, device)
+            max_batch_size(lambda n: made.append(torch.randn(n, 3, device=device) * w), 7, device)
             assert (torch.randn(2, device=device) == before).all()
         assert not any(tensor.requires_grad for tensor in made)
 
 
 def room_of(vae, x, **most):
-    with own_store():
-        return room(posterior_of(vae, x), **most)
+    with param_store_scope():
+        return chunk_sizes(posterior_of(vae, x), **most)
 
 
 class TestRoom:
@@ -81,19 +81,21 @@ class TestMeasured:
 
     def test_nll_keeps_to_it(self, monkeypatch):
         vae = VAE.build((6,), latent=2)
-        monkeypatch.setattr(evaluate.weighing, "room", lambda posterior: (4, 9))
+        monkeypatch.setattr(evaluate.weighing, "chunk_sizes", lambda posterior: (4, 9))
         seen = []
-        vae.decoder.register_forward_hook(lambda module, inputs, law: seen.append(tuple(law.batch_shape)))
+        vae.decoder.register_forward_hook(
+            lambda module, inputs, distribution: seen.append(tuple(distribution.batch_shape))
+        )
         evaluate.nll(vae, torch.rand(6, 6), 5)
         assert seen[-6:] == [(5, 1)] * 6  # after a look at what the program is
 
     @pytest.mark.parametrize("fit_at_once", [1, 3, 512])
     def test_validation_keeps_to_it(self, fit_at_once, monkeypatch):
-        monkeypatch.setattr("pyro_vae.train.validation.how_many_fit", lambda run, most, device: fit_at_once)
+        monkeypatch.setattr("pyro_vae.train.validation.max_batch_size", lambda run, most, device: fit_at_once)
         vae = VAE.build((6,), latent=2)
         seen = []
         vae.decoder.register_forward_hook(
-            lambda module, inputs, law: seen.append(0 if module.training else law.batch_shape.numel())
+            lambda module, inputs, distribution: seen.append(0 if module.training else distribution.batch_shape.numel())
         )
         fit(vae, torch.rand(100, 6), epochs=1, batch_size=80, compile="off", progress=False)
         rows = [number for number in seen if number <= 10]  # without the look at a whole batch

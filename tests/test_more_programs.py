@@ -114,9 +114,9 @@ class Chain(nn.Module):
 def test_data_are_drawn_only_where_the_model_reads_what_is_drawn():
     x = X.reshape(3, 2)
     assert posterior.sbc(Chain(True), x, num=20, draws=9).ranks.shape == (20, 3)
-    with pytest.raises(ValueError, match=r"'z1' changes with an argument"):
+    with pytest.raises(ValueError, match=r"'z1' changes with"):
         posterior.sbc(Chain(False), x, num=20, draws=9)
-    with pytest.raises(ValueError, match=r"'z1' changes with an argument"):
+    with pytest.raises(ValueError, match=r"'z1' changes with"):
         ais.bdmc(Chain(False), x, num=2, chains=2, temperatures=2)
 
 
@@ -159,7 +159,7 @@ def test_an_autoguide_of_each_row():
         program.guide.locs.z_unconstrained.copy_(0.8 * X)
     program.guide.scales.z = torch.full_like(X, 0.2**0.5)  # the posterior
     assert torch.allclose(evaluate.nll(program, X, 2), -exact, atol=1e-5)
-    assert evaluate.activity(program, X).shape == (1,)
+    assert evaluate.latent_activity(program, X).shape == (1,)
     with pytest.raises(ValueError, match=r"the 6 rows .* got 4"):
         evaluate.nll(program, X[:4], 2)
     with pytest.raises(ValueError, match="batch_size = 3"):
@@ -200,4 +200,4 @@ class Scalar(Local):
 def test_a_latent_number_has_one_dimension():
     kl = torch.distributions.kl_divergence(dist.Normal(0.8 * X, 0.2**0.5), dist.Normal(0.0, 1.0))
     assert torch.allclose(evaluate.kl_per_dim(Scalar(), X), kl.unsqueeze(1), atol=1e-6)
-    assert torch.allclose(evaluate.activity(Scalar(), X), (0.8 * X).var().unsqueeze(0))
+    assert torch.allclose(evaluate.latent_activity(Scalar(), X), (0.8 * X).var().unsqueeze(0))

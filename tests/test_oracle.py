@@ -250,7 +250,7 @@ class TestCollapse:
             lambda: LinearGaussian(torch.zeros(3, 2), torch.zeros(3), 1.0).elbo(torch.zeros(1, 3), "full"),
             "exact, mean-field or a Gaussian; got 'full'",
         ),
-        (lambda: LinearGaussian.maximum_likelihood(torch.zeros(9, 3), 3), "from 1 to 2 latent .* got latent = 3"),
+        (lambda: LinearGaussian.maximum_likelihood(torch.zeros(9, 3), 3), "latent from 1 to 2.* got latent = 3"),
     ],
 )
 def test_bad_input_gets_a_sentence(build, message):

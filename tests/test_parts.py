@@ -44,29 +44,29 @@ def test_every_member_is_in_the_contract():
 class TestFamilies:
     def test_shapes_under_plates(self, family):
         made = family()
-        law = made(torch.randn(5, 7, made.params, *made.event))
-        x = law.sample()
+        distribution = made(torch.randn(5, 7, made.params, *made.event))
+        x = distribution.sample()
         assert x.shape == (5, 7, *made.event)
-        assert law.log_prob(x).shape == (5, 7)
-        assert law.support.check(x).all()
+        assert distribution.log_prob(x).shape == (5, 7)
+        assert distribution.support.check(x).all()
 
     def test_every_parameter_gets_a_gradient(self, family):
         made = family()
         phi = torch.randn(32, made.params, *made.event, requires_grad=True)
-        law = made(phi)
-        law.log_prob(law.sample()).sum().backward()
+        distribution = made(phi)
+        distribution.log_prob(distribution.sample()).sum().backward()
         for gradient in (*(value.grad for value in made.parameters()), *phi.grad.movedim(1, 0)):
             assert gradient.isfinite().all()
             assert gradient.any()
 
     def test_outside_the_support_raises(self, family):
         made = family()
-        law = made(torch.zeros(1, made.params, *made.event))
+        distribution = made(torch.zeros(1, made.params, *made.event))
         with pytest.raises(ValueError, match="support"):
-            law.log_prob(torch.full(made.event, float("nan")))
+            distribution.log_prob(torch.full(made.event, float("nan")))
 
 
-# By the law's support: what x is not in it, and what x is at its ends.
+# By the distribution's support: what x is not in it, and what x is at its ends.
 OUTSIDE = {
     "Real()": [math.nan],
     "Boolean()": [0.5, 2.0, -1.0],
@@ -101,13 +101,13 @@ POINTS = {
 DRAWS = 20_000
 
 
-def kind(law):
+def kind(distribution):
     """The support of each element, in words."""
-    return str(of_element(law.support))
+    return str(of_element(distribution.support))
 
 
 def elements(part, draw=torch.randn, count=5):
-    """A law of a few elements in float64, at random parameters, without the event declared; and its parameters."""
+    """Return a distribution of a few elements in float64 at random parameters, with no event declared, and these."""
     made = part(count).double().eval()
     phi = draw(made.params, count, dtype=torch.float64)
     return made(phi).base_dist, phi
@@ -116,27 +116,27 @@ def elements(part, draw=torch.randn, count=5):
 @pytest.mark.parametrize("part", LIKELIHOODS.values(), ids=LIKELIHOODS)
 class TestLikelihoods:
     def test_it_says_its_support_and_its_kind(self, part):
-        law = part(4)(torch.zeros(1, part(4).params, 4))
+        distribution = part(4)(torch.zeros(1, part(4).params, 4))
         said = inspect.getdoc(getattr(part, "func", part))
-        assert ("mass" if law.support.is_discrete else "density") in said.split("Arguments:")[0]
-        assert kind(law) in OUTSIDE
+        assert ("mass" if distribution.support.is_discrete else "density") in said.split("Arguments:")[0]
+        assert kind(distribution) in OUTSIDE
 
     def test_the_members_are_short(self, part):
         assert len(inspect.getsource(getattr(part, "func", part)).splitlines()) <= 50
 
     def test_it_is_elementwise(self, part):
         made = part(EVENT)
-        law = made(torch.zeros(5, 7, made.params, *EVENT)).base_dist
-        assert (law.batch_shape, law.event_shape) == ((5, 7, *EVENT), ())
-        assert law.expand((3, 5, 7, *EVENT)).sample((2,)).shape == (2, 3, 5, 7, *EVENT)
+        distribution = made(torch.zeros(5, 7, made.params, *EVENT)).base_dist
+        assert (distribution.batch_shape, distribution.event_shape) == ((5, 7, *EVENT), ())
+        assert distribution.expand((3, 5, 7, *EVENT)).sample((2,)).shape == (2, 3, 5, 7, *EVENT)
 
     def test_x_outside_the_support_raises(self, part):
         made = part(4)
-        law = made(torch.zeros(1, made.params, 4))
-        for wrong in OUTSIDE[kind(law)]:
-            x = law.sample()
+        distribution = made(torch.zeros(1, made.params, 4))
+        for wrong in OUTSIDE[kind(distribution)]:
+            x = distribution.sample()
             x[0, 2] = wrong
-            for each in (law, law.expand((3, 1)), law.base_dist.expand((3, 4))):
+            for each in (distribution, distribution.expand((3, 1)), distribution.base_dist.expand((3, 4))):
                 with pytest.raises(ValueError, match="support"):
                     each.log_prob(x)
 
@@ -147,9 +147,9 @@ class TestLikelihoods:
         signs[:4, 0, 0] = signs[2:6, -1, 0] = torch.tensor([1.0, -1.0, 1.0, -1.0])
         phi = (20 * signs).requires_grad_()
         for x in (made(phi).sample(), *torch.tensor(ENDS[kind(made(phi))])):
-            law = made(phi)
-            assert law.support.check(x.expand(64, 1)).all()
-            log_prob = law.log_prob(x.expand(64, 1))
+            distribution = made(phi)
+            assert distribution.support.check(x.expand(64, 1)).all()
+            log_prob = distribution.log_prob(x.expand(64, 1))
             assert log_prob.isfinite().all()
             for gradient in torch.autograd.grad(log_prob.sum(), (phi, *made.parameters())):
                 assert gradient.isfinite().all()
@@ -167,15 +167,15 @@ class TestLikelihoods:
 
     def test_it_sums_or_integrates_to_one(self, part):
         """Masses over every x; densities by quadrature, which cannot come nearer to 1 than float64 does."""
-        law, _ = elements(part)
-        if law.support.is_discrete:
-            total = law.log_prob(EVERY[kind(law)].unsqueeze(-1)).exp().sum(0)
+        distribution, _ = elements(part)
+        if distribution.support.is_discrete:
+            total = distribution.log_prob(EVERY[kind(distribution)].unsqueeze(-1)).exp().sum(0)
             torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-10)
         else:
-            law, _ = elements(part, draw=lambda *shape, dtype: 1 + torch.rand(shape, dtype=dtype))
-            x, weights = POINTS[kind(law)]
-            inside = law.support.check(x)
-            total = (law.log_prob(x[inside].unsqueeze(-1)).exp() * weights[inside].unsqueeze(-1)).sum(0)
+            distribution, _ = elements(part, draw=lambda *shape, dtype: 1 + torch.rand(shape, dtype=dtype))
+            x, weights = POINTS[kind(distribution)]
+            inside = distribution.support.check(x)
+            total = (distribution.log_prob(x[inside].unsqueeze(-1)).exp() * weights[inside].unsqueeze(-1)).sum(0)
             torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-4)
 
     def test_draws_are_of_the_mass_or_density(self, part):
@@ -184,19 +184,19 @@ class TestLikelihoods:
         Cells are the values of a mass, those expected less than 5 times in one; for a density, cells between quantiles
         of other draws, with probabilities by Gauss-Legendre quadrature, and what is left in a last cell.
         """
-        law, _ = elements(part)
-        draws = law.sample((DRAWS,))
+        distribution, _ = elements(part)
+        draws = distribution.sample((DRAWS,))
         for i in range(draws.shape[1]):
-            if law.support.is_discrete:
-                every = EVERY[kind(law)]
-                p = law.log_prob(every.unsqueeze(-1))[:, i].exp()
+            if distribution.support.is_discrete:
+                every = EVERY[kind(distribution)]
+                p = distribution.log_prob(every.unsqueeze(-1))[:, i].exp()
                 edges = (every[1:] + every[:-1]) / 2
             else:
-                edges = law.sample((400,))[:, i].sort().values[20::20].contiguous()
+                edges = distribution.sample((400,))[:, i].sort().values[20::20].contiguous()
                 nodes, weights = map(torch.as_tensor, np.polynomial.legendre.leggauss(200))
                 half, middle = edges.diff() / 2, (edges[1:] + edges[:-1]) / 2
                 x = middle + half * nodes.unsqueeze(-1)
-                at = law.log_prob(x.reshape(-1, 1))[:, i].reshape(x.shape).exp()
+                at = distribution.log_prob(x.reshape(-1, 1))[:, i].reshape(x.shape).exp()
                 p = (at * half * weights.unsqueeze(-1)).sum(0)
                 p = torch.cat([torch.zeros(1), p, torch.zeros(1)])  # the tails are what is left
             found = torch.bucketize(draws[:, i].contiguous(), edges).bincount(minlength=len(edges) + 1)
@@ -211,15 +211,15 @@ class TestLikelihoods:
 
     def test_the_mean_is_that_of_draws(self, part):
         """z-test of 20,000 draws for each of 5 elements at 5.5 standard errors: fails once in 5 million runs."""
-        law, _ = elements(part)
-        draws = law.sample((DRAWS,))
+        distribution, _ = elements(part)
+        draws = distribution.sample((DRAWS,))
         error = draws.std(0) / DRAWS**0.5
-        assert ((draws.mean(0) - law.mean).abs() <= 5.5 * error + 1e-12).all()
+        assert ((draws.mean(0) - distribution.mean).abs() <= 5.5 * error + 1e-12).all()
 
     def test_dtype_and_device_follow_the_module(self, part, device):
         made = part(4).double().to(device)
-        law = made(torch.zeros(3, made.params, 4, dtype=torch.float64, device=device))
-        for value in (law.sample(), law.mean, law.log_prob(law.sample())):
+        distribution = made(torch.zeros(3, made.params, 4, dtype=torch.float64, device=device))
+        for value in (distribution.sample(), distribution.mean, distribution.log_prob(distribution.sample())):
             assert (value.dtype, value.device.type) == (torch.float64, device)
 
 
@@ -248,11 +248,11 @@ def concentration(b):
 
 @pytest.mark.parametrize("name", SCIPY)
 def test_it_is_scipys(name, float64):
-    law, phi = elements(LIKELIHOODS[name])
-    theirs, x = SCIPY[name](*phi.numpy()), law.sample((7,))
-    log_prob = theirs.logpmf if law.support.is_discrete else theirs.logpdf
-    torch.testing.assert_close(law.log_prob(x), torch.as_tensor(log_prob(x.numpy())), rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(law.mean, torch.as_tensor(theirs.mean()), rtol=1e-7, atol=1e-7)
+    distribution, phi = elements(LIKELIHOODS[name])
+    theirs, x = SCIPY[name](*phi.numpy()), distribution.sample((7,))
+    log_prob = theirs.logpmf if distribution.support.is_discrete else theirs.logpdf
+    torch.testing.assert_close(distribution.log_prob(x), torch.as_tensor(log_prob(x.numpy())), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(distribution.mean, torch.as_tensor(theirs.mean()), rtol=1e-7, atol=1e-7)
 
 
 LINKED = {name: family for name, family in FAMILIES.items() if family().link}

@@ -98,7 +98,7 @@ class TestFreeBits:
             assert found == pytest.approx(4 * each.mean(0).clamp(min=0.2).sum().item(), rel=1e-12)
 
     def test_dimensions_that_are_not_independent_get_a_sentence(self):
-        with pytest.raises(ValueError, match="independent over dimensions at site 'beta', for free bits of each"):
+        with pytest.raises(ValueError, match="independent dimensions .*'beta', for free bits"):
             ELBO(free_bits=0.1).loss(*regression(), X)
 
     def test_keep_dimensions_alive(self):

@@ -335,14 +335,14 @@ class TestCalibration:
     COUNTS = torch.tensor([[25, 10, 24, 30], [25, 40, 26, 20], [30, 40, 25, 25], [20, 10, 25, 25]])
     P = torch.tensor([0.5, 1e-9, 0.9, 0.2])
 
-    def test_histograms_are_of_the_counts_the_least_uniform_first(self):
+    def test_histograms_are_of_the_counts_in_the_order_of_the_names_and_on_one_scale(self):
         axes = calibrated(self.COUNTS, self.P).axes
-        for one, i in zip(axes, (1, 3, 0, 2), strict=False):
+        for i, one in enumerate(axes[:4]):
             assert bars(one)[1:] == self.COUNTS[:, i].tolist()  # the first is the band
-        assert [one.get_title() for one in axes[:4]] == [
-            "z1, p = 1e-09", "log p(x, z), p = 0.2", "z0, p = 0.5", "z2, p = 0.9",
-        ]  # fmt: skip
-        assert [one.get_xlabel() for one in axes[:4]] == ["rank of the true z", "rank", *["rank of the true z"] * 2]
+            assert one.get_ylim() == pytest.approx((0, 42))
+        titles = ["z0, p = 0.5", "z1, p < 0.0001", "z2, p = 0.9", "log p(x, z), p = 0.2"]
+        assert [one.get_title() for one in axes[:4]] == titles
+        assert [one.get_xlabel() for one in axes[:4]] == [*["rank of the true z"] * 3, "rank"]
 
     def test_the_band_holds_99_in_100_counts(self):
         one = calibrated(self.COUNTS, self.P).axes[0]
@@ -352,7 +352,7 @@ class TestCalibration:
 
     def test_coverage_is_a_line_for_each_dimension(self):
         axes = calibrated(self.COUNTS, self.P).axes[4]
-        assert axes.get_title() == "coverage, a line a dimension"
+        assert axes.get_title() == "true z within the interval"
         assert axes.lines[0].get_xydata().tolist() == [[0.0, 0.0], [1.0, 1.0]]
         for line, expected in zip(axes.lines[1:], COVERED.T, strict=True):
             np.testing.assert_array_equal(line.get_xydata(), torch.stack([torch.tensor([0.0, 0.5, 1.0]), expected], 1))
@@ -361,8 +361,10 @@ class TestCalibration:
         assert [one.axison for one in calibrated(self.COUNTS, self.P).axes] == [True] * 5 + [False] * 3
 
     def test_of_many_only_the_least_uniform_are_drawn(self):
-        axes = calibrated(self.COUNTS, self.P, most=2).axes
-        assert [one.get_title().partition(",")[0] for one in axes] == ["z1", "log p(x", "coverage"]
+        figure = calibrated(self.COUNTS, self.P, most=2)
+        titles = [one.get_title().partition(",")[0] for one in figure.axes]
+        assert titles == ["z1", "log p(x", "true z within the interval"]
+        assert figure.get_supxlabel().startswith("The 2 least uniform of 4 quantities. Grey: 99% of the bars")
         assert len(calibrated(torch.ones(4, 4), torch.ones(4), most=7).axes) == 8
 
 

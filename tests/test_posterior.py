@@ -58,11 +58,13 @@ COUNTS = program(lambda: dist.Gamma(SHAPE, RATE).to_event(1), lambda z: dist.Poi
 
 def true_posterior(model, x):
     """Mean and covariance of each datum, of what is observed of it."""
-    laws = [
+    distributions = [
         LinearGaussian(model.weight[seen], model.bias[seen], model.scale).posterior(row[seen].unsqueeze(0))
         for row, seen in zip(x, ~x.isnan(), strict=True)
     ]
-    return torch.cat([law.mean for law in laws]), torch.cat([law.covariance_matrix for law in laws])
+    return torch.cat([distribution.mean for distribution in distributions]), torch.cat(
+        [distribution.covariance_matrix for distribution in distributions]
+    )
 
 
 def off(values, truth):
@@ -85,6 +87,7 @@ def drawn():
 
 
 class TestNuts:
+    @pytest.mark.slow
     def test_means_are_exact(self):
         """6 means, of which one with a missing element's: 4 standard errors, once in 2600 runs; the seed is fixed."""
         assert drawn().z.shape == (2, 140, 3, 2)
@@ -103,6 +106,7 @@ class TestNuts:
         assert ((drawn().r_hat - 1).abs() < 0.03).all()
         assert (drawn().ess > 100).all()
 
+    @pytest.mark.slow
     def test_constrained_z_stay_in_their_support_and_have_the_right_moments(self):
         """A gamma prior of Poisson rates: p(z | x) is a gamma. 4 moments, at 4 standard errors, once in 4000 runs."""
         z = posterior.nuts(COUNTS, DOUBLE([[3.0, NAN]]), draws=90, warmup=40, chains=2).z
@@ -162,7 +166,7 @@ class TestNuts:
             ({"warmup": 0}, "Expected warmup of at least 1; got 0"),
             ({"chains": 0}, "Expected chains of at least 1; got 0"),
             ({"data": X[:0]}, "Expected at least 1 image.*; got none"),
-            ({"data": X[0]}, r"got \(3,\)\. Of one datum, x.unsqueeze\(0\) is such"),
+            ({"data": X[0]}, r"got \(3,\)\..*x.unsqueeze\(0\)"),
             ({"data": X[:, :2]}, r"Expected x of shape \(B, 3\) .*; got \(3, 2\)"),
             ({"start": "mode"}, "Expected start to be prior or guide; got 'mode'"),
         ],
@@ -245,21 +249,21 @@ class TestGrid:
             parts = dist.Normal(at, 0.1).to_event(1)
             return dist.MixtureSameFamily(dist.Categorical(DOUBLE([0.25, 0.75])), parts)
 
-        law = dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1)
-        vae, x = program(prior, lambda z: law.expand(z.shape[:-1])), torch.randn(2, 3, dtype=torch.float64)
+        distribution = dist.Normal(torch.zeros(3, dtype=torch.float64), 1.0).to_event(1)
+        vae, x = program(prior, lambda z: distribution.expand(z.shape[:-1])), torch.randn(2, 3, dtype=torch.float64)
         found = posterior.grid(vae, x)
-        torch.testing.assert_close(found.log_evidence, law.log_prob(x), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.log_evidence, distribution.log_prob(x), rtol=0, atol=1e-6)
         left = (mass(found) * (found.z0 < 0).unsqueeze(2)).sum((1, 2))
         torch.testing.assert_close(left, torch.full_like(left, 0.25), rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize(("latent", "steps"), [(1, 200), (3, 200), (2, 19)])
     def test_other_dimensions_get_a_sentence(self, latent, steps):
-        message = rf"^Expected a prior over all real z of 2 .* 20 steps; got .*Real.* of {latent}, and {steps}\."
+        message = rf"all real z.* 20 steps; got .*Real.* {latent} dimensions, and {steps} steps"
         with pytest.raises(ValueError, match=message):
             posterior.grid(VAE.build((5,), latent=latent), torch.rand(1, 5), steps)
 
     def test_a_prior_of_some_z_alone_gets_a_sentence_and_x_of_another_shape_too(self):
-        with pytest.raises(ValueError, match=r"^Expected a prior over all real z of 2 .*; got .*GreaterThan.* of 2"):
+        with pytest.raises(ValueError, match=r"all real z.*; got .*GreaterThan.* 2 dimensions"):
             posterior.grid(COUNTS, DOUBLE([[3.0, 1.0]]))
         for x in (X[:0], X[0], X[:, :2]):
             with pytest.raises(ValueError, match=r"^Expected (x of shape \(B, 3\) with B of )?at least 1.*; got "):
@@ -373,7 +377,7 @@ class TestCompare:
 
     def test_chains_of_other_data_get_a_sentence(self):
         model, vae, x = oracle(2)
-        with pytest.raises(ValueError, match="Expected chains of the 1 data that are given; got chains of 2"):
+        with pytest.raises(ValueError, match="chains of the 1 data.*; got chains of 2"):
             posterior.compare(vae, x[:1], chains=exactly(model, x, 100))
 
     @pytest.mark.parametrize("latent", [1, 2, 3, 6])
@@ -531,7 +535,7 @@ class TestSbc:
 
     def test_in_chunks_it_is_calibrated_too(self, monkeypatch):
         """Once in 1e4 runs it is not, as above."""
-        monkeypatch.setattr(evaluate.weighing, "how_many_fit", lambda run, most, device: 7)
+        monkeypatch.setattr(evaluate.weighing, "max_batch_size", lambda run, most, device: 7)
         found = posterior.sbc(orthogonal(), 300)
         assert found.ranks.shape == (300, 3)
         assert found.p_values.min() > 1e-4 / 3

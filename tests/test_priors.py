@@ -57,13 +57,13 @@ def test_the_members_are_short(room):
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
 class TestPriors:
     def test_shapes_under_plates(self, prior):
-        law = built(prior).prior()
-        assert law.event_shape == (4,)
-        law = law.expand((5, 7))
-        z = law.sample()
+        distribution = built(prior).prior()
+        assert distribution.event_shape == (4,)
+        distribution = distribution.expand((5, 7))
+        z = distribution.sample()
         assert z.shape == (5, 7, 4)
-        assert law.log_prob(z).shape == (5, 7)
-        assert law.log_prob(torch.zeros(4)).shape == (5, 7)
+        assert distribution.log_prob(z).shape == (5, 7)
+        assert distribution.log_prob(torch.zeros(4)).shape == (5, 7)
 
     def test_outside_the_support_raises(self, prior):
         with pytest.raises(ValueError, match="support"):
@@ -90,9 +90,9 @@ class TestPriors:
         proposal = torch.distributions.StudentT(3.0, 0.0, 2.0).expand((2,))
         z = proposal.sample((100_000,))
         with torch.no_grad():
-            law = built(prior, latent=2).prior()
-            weight = (law.log_prob(z) - proposal.log_prob(z).sum(-1)).exp().unsqueeze(-1)
-            drawn = law.sample((100_000,))
+            distribution = built(prior, latent=2).prior()
+            weight = (distribution.log_prob(z) - proposal.log_prob(z).sum(-1)).exp().unsqueeze(-1)
+            drawn = distribution.sample((100_000,))
 
         def features(z):
             return torch.stack(
@@ -104,23 +104,23 @@ class TestPriors:
         assert ((ours.mean(0) - theirs.mean(0)).abs() < 5 * error).all()
 
     def test_dtype_follows_the_module(self, prior):
-        law = built(prior).double().prior()
-        z = law.sample((2,))
-        assert z.dtype == law.log_prob(z).dtype == torch.float64
+        distribution = built(prior).double().prior()
+        z = distribution.sample((2,))
+        assert z.dtype == distribution.log_prob(z).dtype == torch.float64
 
     def test_mean_and_spread_are_those_of_draws(self, prior):
         """2e4 draws of each: 5 standard errors of means, and a tenth in spreads."""
         with torch.no_grad():
-            law = built(prior, stir=False).prior()
-            drawn = law.sample((20_000,))
-            found, spread = mean(law, 20_000), stddev(law, 20_000)
+            distribution = built(prior, stir=False).prior()
+            drawn = distribution.sample((20_000,))
+            found, spread = mean(distribution, 20_000), stddev(distribution, 20_000)
         assert ((found - drawn.mean(0)).abs() < 5 * 2**0.5 * drawn.std(0) / 20_000**0.5).all()
         torch.testing.assert_close(spread, drawn.std(0), rtol=0.1, atol=0)
 
     def test_may_be_copied_after_use(self, prior):
         vae = built(prior)
-        law = vae.prior()  # it lives on, and what it remembers has a history
-        law.log_prob(torch.randn(3, 4))
+        distribution = vae.prior()  # it lives on, and what it remembers has a history
+        distribution.log_prob(torch.randn(3, 4))
         other = copy.deepcopy(vae)
         with torch.no_grad():
             for parameter in vae.parameters():
@@ -142,35 +142,37 @@ class TestPriors:
 @pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES)
 class TestGuides:
     def test_shapes_under_plates(self, guide):
-        law = built(guide=guide).encoder(torch.randn(7, *EVENT)).expand((5, 7))
-        z = law.rsample()
+        distribution = built(guide=guide).encoder(torch.randn(7, *EVENT)).expand((5, 7))
+        z = distribution.rsample()
         assert z.shape == (5, 7, 4)
-        assert law.log_prob(z).shape == (5, 7)
-        assert law.log_prob(z.detach().clone()).shape == (5, 7)
+        assert distribution.log_prob(z).shape == (5, 7)
+        assert distribution.log_prob(z.detach().clone()).shape == (5, 7)
 
     def test_outside_the_support_raises(self, guide):
-        law = built(guide=guide).encoder(torch.randn(7, *EVENT))
+        distribution = built(guide=guide).encoder(torch.randn(7, *EVENT))
         with pytest.raises(ValueError, match="support"):
-            law.log_prob(torch.full((7, 4), math.nan))
+            distribution.log_prob(torch.full((7, 4), math.nan))
 
     def test_a_z_broadcasts_over_the_batch(self, guide, float64):
-        law = built(guide=guide).encoder(torch.randn(7, *EVENT))
+        distribution = built(guide=guide).encoder(torch.randn(7, *EVENT))
         z = torch.randn(3, 1, 4)
-        found = law.log_prob(z)
+        found = distribution.log_prob(z)
         assert found.shape == (3, 7)
-        torch.testing.assert_close(found, law.log_prob(z.expand(3, 7, 4).clone()), rtol=0, atol=1e-9)
+        torch.testing.assert_close(found, distribution.log_prob(z.expand(3, 7, 4).clone()), rtol=0, atol=1e-9)
 
     def test_the_density_of_a_draw_is_that_of_the_same_point(self, guide, float64):
         """What a transform remembers of a draw is what it computes afresh."""
-        law = built(guide=guide).encoder(torch.randn(7, *EVENT))
-        z = law.rsample((3,))
-        torch.testing.assert_close(law.log_prob(z), law.log_prob(z.detach().clone()), rtol=0, atol=1e-8)
+        distribution = built(guide=guide).encoder(torch.randn(7, *EVENT))
+        z = distribution.rsample((3,))
+        torch.testing.assert_close(
+            distribution.log_prob(z), distribution.log_prob(z.detach().clone()), rtol=0, atol=1e-8
+        )
 
     def test_every_parameter_gets_a_gradient(self, guide):
         vae = built(guide=guide, stir=False)
-        law = vae.encoder(torch.randn(32, *EVENT))
-        z = law.rsample()
-        (z.square().sum() + law.log_prob(z).sum()).backward()
+        distribution = vae.encoder(torch.randn(32, *EVENT))
+        z = distribution.rsample()
+        (z.square().sum() + distribution.log_prob(z).sum()).backward()
         for name, parameter in vae.encoder.named_parameters():
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.any(), name
@@ -180,23 +182,23 @@ class TestGuides:
         proposal = torch.distributions.StudentT(3.0, 0.0, 2.0).expand((2,))
         z = proposal.sample((100_000, 1))
         with torch.no_grad():
-            law = built(guide=guide, latent=2).encoder(torch.randn(1, *EVENT))
-            ratio = (law.log_prob(z) - proposal.log_prob(z).sum(-1)).exp()
+            distribution = built(guide=guide, latent=2).encoder(torch.randn(1, *EVENT))
+            ratio = (distribution.log_prob(z) - proposal.log_prob(z).sum(-1)).exp()
         assert abs(ratio.mean() - 1) < 5 * ratio.std() / len(ratio) ** 0.5
 
     def test_draws_are_of_the_density(self, guide):
         """E[r(z) / q(z)] over draws of q is 1 for any narrower density r: 5 standard errors, once in 1e6 runs."""
         with torch.no_grad():
-            law = built(guide=guide, latent=2).encoder(torch.randn(1, *EVENT))
-            z = law.sample((100_000,))
+            distribution = built(guide=guide, latent=2).encoder(torch.randn(1, *EVENT))
+            z = distribution.sample((100_000,))
             narrow = torch.distributions.Normal(z.mean(0), z.std(0) / 3)
-            ratio = (narrow.log_prob(z).sum(-1) - law.log_prob(z)).exp()
+            ratio = (narrow.log_prob(z).sum(-1) - distribution.log_prob(z)).exp()
         assert abs(ratio.mean() - 1) < 5 * ratio.std() / len(ratio) ** 0.5
 
     def test_dtype_follows_the_module(self, guide):
-        law = built(guide=guide).double().encoder(torch.randn(7, *EVENT).double())
-        z = law.rsample()
-        assert z.dtype == law.log_prob(z.detach().clone()).dtype == torch.float64
+        distribution = built(guide=guide).double().encoder(torch.randn(7, *EVENT).double())
+        z = distribution.rsample()
+        assert z.dtype == distribution.log_prob(z.detach().clone()).dtype == torch.float64
 
     @pytest.mark.parametrize(
         "objective",
@@ -261,9 +263,9 @@ class TestVampPrior:
         numbers[1, 1:2] = log_scale
         if guide is guides.FullNormal:
             numbers[1, 1:] = log_scale * torch.eye(4)
-        law = Mixture(dist.Categorical(torch.ones(2)), family(numbers.requires_grad_()))
+        distribution = Mixture(dist.Categorical(torch.ones(2)), family(numbers.requires_grad_()))
         z = torch.randn(3, 4)
-        found = law.log_prob(z)
+        found = distribution.log_prob(z)
         torch.testing.assert_close(found, family(numbers[:1]).log_prob(z) - math.log(2), rtol=0, atol=1e-5)
         found.sum().backward()
         assert numbers.grad.isfinite().all()
@@ -324,10 +326,10 @@ class TestFullNormal:
 
     def test_is_scipys(self, float64):
         phi, z = torch.randn(4, 3), torch.randn(3)
-        law = guides.FullNormal(3)(phi)
+        distribution = guides.FullNormal(3)(phi)
         factor = phi[1:].tril(-1) + phi[1:].diagonal().exp().diag()
         expected = scipy.stats.multivariate_normal(phi[0], factor @ factor.T).logpdf(z)
-        assert law.log_prob(z).item() == pytest.approx(expected, abs=1e-10)
+        assert distribution.log_prob(z).item() == pytest.approx(expected, abs=1e-10)
 
     def test_finds_the_correlation_that_a_diagonal_guide_cannot(self, float64):
         """Trained on the true model, its gap closes; the diagonal guide's goes to that of theory."""
@@ -349,10 +351,10 @@ class TestFullNormal:
 
 def test_a_low_rank_guide_is_scipys(float64):
     phi, z = torch.randn(2 + 2, 3), torch.randn(3)
-    law = guides.LowRankNormal(3, rank=2)(phi)
+    distribution = guides.LowRankNormal(3, rank=2)(phi)
     covariance = phi[2:].T @ phi[2:] + (2 * phi[1]).exp().diag()
     expected = scipy.stats.multivariate_normal(phi[0], covariance).logpdf(z)
-    assert law.log_prob(z).item() == pytest.approx(expected, abs=1e-10)
+    assert distribution.log_prob(z).item() == pytest.approx(expected, abs=1e-10)
 
 
 def test_a_flow_that_does_nothing_is_its_base(float64):
@@ -369,10 +371,10 @@ BAD = {
     "no components": (lambda: priors.GaussianMixture(4, 0), "at least 1 component; got 0"),
     "no pseudo-inputs": (lambda: priors.VampPrior(4, 0), "at least 1 component; got 0"),
     "no layers": (lambda: priors.Flow(4, layers=0), "layers of at least 1; got 0"),
-    "transform": (lambda: priors.Flow(4, "radial"), "to be affine, spline, autoregressive; got 'radial'"),
+    "transform": (lambda: priors.Flow(4, "radial"), "one of affine, spline, autoregressive; got 'radial'"),
     "one dimension": (lambda: priors.Flow(1), "at least 2 latent dimensions for a flow; got 1. Use"),
     "rank": (lambda: guides.LowRankNormal(4, 0), "rank of at least 1; got 0. Use DiagonalNormal"),
-    "guide's transform": (lambda: guides.Flow(4, "radial"), "to be coupling, autoregressive; got 'radial'"),
+    "guide's transform": (lambda: guides.Flow(4, "radial"), "one of coupling, autoregressive; got 'radial'"),
     "guide's layers": (lambda: guides.Flow(4, layers=0), "layers of at least 1; got 0"),
     "guide's dimension": (lambda: guides.Flow(1), "at least 2 latent dimensions for a flow; got 1. Use"),
 }

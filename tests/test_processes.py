@@ -14,7 +14,7 @@ from pyro_vae import VAE
 from pyro_vae.__main__ import main
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.objectives import ELBO, MMD, TotalCorrelation
-from pyro_vae.traces.weights import chosen_by_weight
+from pyro_vae.traces.weights import systematic_resample
 from pyro_vae.train.processes import OF_Z, Processes
 
 DRAWS = {
@@ -32,7 +32,7 @@ DRAWS = {
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_each_row_is_some_ones_and_in_order(world):
     rows = torch.randperm(11)
-    assert torch.cat([Processes(rank, world).mine(rows) for rank in range(world)]).equal(rows)
+    assert torch.cat([Processes(rank, world).own_rows(rows) for rank in range(world)]).equal(rows)
 
 
 @pytest.mark.parametrize("dim", [0, -2])
@@ -45,7 +45,7 @@ def test_the_noise_is_that_of_one_process(draw, dim):
         processes = Processes(rank, 3)
         torch.manual_seed(5)
         with processes.noise(11, dim):
-            parts.append(draw(processes.mine(p)))
+            parts.append(draw(processes.own_rows(p)))
     torch.manual_seed(5)
     whole = draw(p)
     torch.manual_seed(20261122)
@@ -56,13 +56,13 @@ def test_the_noise_is_that_of_one_process(draw, dim):
 def test_particles_are_drawn_by_weight_as_by_one_process():
     log_w = torch.randn(6, 9)
     torch.manual_seed(1)
-    whole = chosen_by_weight(log_w, 3)
+    whole = systematic_resample(log_w, 3)
     for rank in range(2):
         part = Processes(rank, 2)
         torch.manual_seed(1)
         with part.noise(9, OF_Z):
-            found = chosen_by_weight(part.mine(log_w.T).T, 3)
-        assert found.equal(part.mine(whole.T).T)
+            found = systematic_resample(part.own_rows(log_w.T).T, 3)
+        assert found.equal(part.own_rows(whole.T).T)
     torch.manual_seed(20261122)
 
 
@@ -75,7 +75,7 @@ def test_other_noise_is_left_alone():
 
 def test_a_batch_too_small_for_all_gets_a_sentence():
     with pytest.raises(ValueError, match="Expected a row for each of 3 processes in every batch; got a batch of 2"):
-        Processes(0, 3).check([128, 2])
+        Processes(0, 3).check_sizes([128, 2])
 
 
 def batch_normalised():
@@ -97,9 +97,9 @@ OF_A_BATCH = {
 def test_what_is_of_a_whole_batch_is_for_one_process(what):
     program, objective = OF_A_BATCH[what]
     with pytest.raises(ValueError, match=f"one process for {what}, .*; got 2"):
-        Processes(0, 2).check_whole(program(), objective)
-    Processes().check_whole(program(), objective)
-    Processes(0, 2).check_whole(VAE.build((4,), latent=2), ELBO())
+        Processes(0, 2).check_batch_statistics(program(), objective)
+    Processes().check_batch_statistics(program(), objective)
+    Processes(0, 2).check_batch_statistics(VAE.build((4,), latent=2), ELBO())
 
 
 def test_a_process_that_has_ended_is_said(monkeypatch):
@@ -110,7 +110,7 @@ def test_a_process_that_has_ended_is_said(monkeypatch):
 
         monkeypatch.setattr(torch.distributed, "all_reduce", fail)
         with pytest.raises(kind, match="--resume" if kind is ConnectionError else words):
-            Processes(0, 2).summed(torch.ones(1))
+            Processes(0, 2).all_reduce(torch.ones(1))
 
 
 DISTRIBUTED = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
@@ -164,6 +164,7 @@ def losses(run):
     return torch.tensor([[float(value) for name, value in row.items() if name != "seconds"] for row in rows])
 
 
+@pytest.mark.processes
 @DISTRIBUTED
 def test_two_processes_give_the_numbers_of_one(whole, elsewhere, unrendered, tmp_path, capsys):
     """Images are binarised alike. The last batch, of 29, does not divide by 2. The first process alone prints."""
@@ -194,12 +195,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.processes
 @DISTRIBUTED
 def test_two_processes_stop_together_and_go_on_to_the_last_bit(whole, tmp_path):
     (tmp_path / "stopped.py").write_text(STOPPED)
     stopped = torchrun(tmp_path, "stopped.py", *TRAIN, "--run_dir", "run")
     assert stopped.returncode == 1
-    assert "The weights so far are in run. To go on: pyro-vae train --resume run" in stopped.stderr
+    assert "The weights so far are in run. To resume: pyro-vae train --resume run" in stopped.stderr
     in_two(tmp_path, "train", "--resume", "run")
     for name in ("metrics.csv", "model.safetensors"):
         assert (whole[0] / name).read_bytes() == (tmp_path / "run" / name).read_bytes()

@@ -200,7 +200,7 @@ def own(name, *words):
 
 BAD = {
     "no module": (["train", "--program", "no.Mine"], "got no.Mine, and there is no no.py here"),
-    "no class": (own("Nine"), "Expected a class Nine in my_programs; there is Mine, Grey, Heir, NoGuide, NoModel"),
+    "no class": (own("Nine"), "Expected a class Nine in my_programs; it defines Mine, Grey, Heir, NoGuide, NoModel"),
     "no path": (
         ["train", "--program", "Theirs"],
         "Expected --program to be one of VAE, .*, or the import path .*; got Theirs",
@@ -214,7 +214,7 @@ BAD = {
     "no file": ([*TRAIN, "--data", "no.npz"], "there is nothing at 'no.npz'"),
     "unknown argument": ([*TRAIN, "--program.hiden", "3"], "Expected an argument of Mine; got --program.hiden"),
     "a wrong value": ([*TRAIN, "--program.hidden", "x"], "Expected --program.hidden to be int; got x"),
-    "no value": (own("Mine", "--data", "data.npz"), "Expected --program.hidden, which .*Mine must be given"),
+    "no value": (own("Mine", "--data", "data.npz"), "Expected --program.hidden, which .*Mine requires; got none"),
     "what it cannot use": ([*TRAIN, "--program.slope", "x"], "my_programs.py, line .*"),
     "a part": ([*TRAIN, "--latent", "3"], "Expected no --latent, a part of a VAE, with the program Mine"),
     "the usual part": ([*TRAIN, "--prior", "StandardNormal"], "Expected no --prior, a part of a VAE"),

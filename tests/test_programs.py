@@ -17,7 +17,7 @@ from pyro_vae import VAE, data, evaluate, fit, likelihoods, load, report
 from pyro_vae.compiled import CompiledSVI
 from pyro_vae.objectives import ELBO, IWAE, ReweightedWakeSleep
 from pyro_vae.program import Posterior, argument_names, posterior_of
-from pyro_vae.seeds import own_store
+from pyro_vae.seeds import param_store_scope
 from pyro_vae.traces import sites
 
 PROGRAMS = {
@@ -75,14 +75,14 @@ class TestExactGuides:
     def test_terms_add_up(self, case):
         """The reconstruction is a mean over draws, the divergence exact where it can be: within 6 standard errors."""
         _, program, data = case
-        reconstruction, kl = evaluate.split(program, data, 100, seed=0)
+        reconstruction, kl = evaluate.elbo_terms(program, data, 100, seed=0)
         sites = evaluate.kl_by_site(program, data, 100, seed=0)
         torch.testing.assert_close(torch.stack([*sites.values()]).sum(0), kl, rtol=0, atol=1e-9)
         assert ((reconstruction - kl) - program.evidence(*data)).abs().mean() < 0.3  # each about 1 / 10
 
     def test_a_row_is_a_row(self, case):
         _, program, data = case
-        with own_store():
+        with param_store_scope():
             whole = posterior_of(program, data)
             draws, log_q = whole.propose(3)
             part = {name: value[:, 4:7] for name, value in draws.items()}
@@ -181,12 +181,14 @@ class TestInnerPlatesAndChains:
                 pass
 
         x = torch.randn(5, 3)
-        law = dist.MixtureSameFamily(
+        distribution = dist.MixtureSameFamily(
             dist.Categorical(torch.tensor([0.3, 0.7])), dist.Normal(torch.tensor([0.0, 2.0]), 1.0)
         )
         for rows in (x, x[:1]):
-            torch.testing.assert_close(evaluate.nll(Pixels(), rows, 3), -law.log_prob(rows).sum(1))
-            torch.testing.assert_close(Posterior.of(Pixels(), rows).log_joint({})[0], law.log_prob(rows).sum(1))
+            torch.testing.assert_close(evaluate.nll(Pixels(), rows, 3), -distribution.log_prob(rows).sum(1))
+            torch.testing.assert_close(
+                Posterior.of(Pixels(), rows).log_joint({})[0], distribution.log_prob(rows).sum(1)
+            )
 
     def test_a_hidden_markov_model(self):
         turn = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
@@ -203,8 +205,10 @@ class TestInnerPlatesAndChains:
                 pass
 
         x = torch.randn(5, 6)
-        law = dist.DiscreteHMM(torch.tensor([0.0, -1e30]), turn.log(), dist.Normal(torch.tensor([0.0, 2.0]), 1.0))
-        torch.testing.assert_close(evaluate.nll(Hidden(), x, 3), -law.log_prob(x), rtol=1e-5, atol=1e-4)
+        distribution = dist.DiscreteHMM(
+            torch.tensor([0.0, -1e30]), turn.log(), dist.Normal(torch.tensor([0.0, 2.0]), 1.0)
+        )
+        torch.testing.assert_close(evaluate.nll(Hidden(), x, 3), -distribution.log_prob(x), rtol=1e-5, atol=1e-4)
         with pytest.raises(ValueError, match="Markov chain"):
             ELBO().loss(Hidden().model, Hidden().guide, x)
 
@@ -251,7 +255,7 @@ class TestSentences:
         rows = torch.arange(10, 20)
         x = torch.randn(90)
         guide = AutoNormal(model)
-        with own_store():
+        with param_store_scope():
             guide(x[rows], rows)
         for objective in (ELBO(), IWAE(3)):
             with (
@@ -333,7 +337,7 @@ class TestLossTerms:
 
         program = Factor()
         program.knob = nn.Parameter(torch.tensor(1.0))
-        sites._say.cache_clear()
+        sites._warn_of_unmarked.cache_clear()
         return program
 
     def test_are_in_no_bound(self, program):

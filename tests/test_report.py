@@ -12,8 +12,8 @@ from torch import nn
 from pyro_vae import VAE, ais, data, evaluate, guides, likelihoods, networks, posterior, report
 from pyro_vae.conditional import Family
 from pyro_vae.evaluate.summaries import mean_and_error
-from pyro_vae.report.closing import write_table
-from pyro_vae.report.findings import SIMULATED
+from pyro_vae.report.answers import SIMULATED
+from pyro_vae.report.closing import format_table
 from pyro_vae.words import pair
 
 DIGITS = data.load("digits")
@@ -102,7 +102,7 @@ def test_a_table_has_figures_of_its_columns(columns):
 def test_the_table_is_as_wide_as_its_numbers():
     numbers = [1e6, -12345.67, 1e-9, -math.inf]
     values = {"test": evaluate.Values(*(torch.tensor([number, number, number * 1.5]) for number in numbers))}
-    head, row, *_ = write_table(VAE.build((1, 8, 8), latent=2), DIGITS, values, 7).splitlines()
+    head, row, *_ = format_table(VAE.build((1, 8, 8), latent=2), DIGITS, values, 7).splitlines()
     cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
     assert cells[:2] == ["test", "3"]
     assert cells[2:] == ["1166666.62 ± 166666.66", "-14403.28 ± 2057.61", "1.2e-09 ± 1.7e-10", "-inf ± nan"]
@@ -128,7 +128,7 @@ def short(monkeypatch, short_pilots):
 
 
 TINY = partial(networks.MLP, hidden=(16,))
-HEADS = ("How good is the model?", "How good is the guide?", "What do codes say?")
+HEADS = ("How good is the model?", "How good is the guide?", "How are the codes used?")
 FREE = {"bounds", "calibration", "dimensions", "weights"}  # figures of any evaluation
 TERMS = ("AIS - IS", "BDMC gap", "approximation", "amortisation", "gap", "amortisation - approximation")
 COSTLY = {"AIS"} | {f"{name}{end}" for name in TERMS for end in ("", ", error")}
@@ -208,7 +208,7 @@ class TestEvaluation:
         assert (numbers["active"], numbers["latent"]) == (evaluate.active_units(vae, x), 3)
         ratios = evaluate.aggregate_of_codes(vae, x, seed=5)[1]
         assert numbers["aggregate KL, error"] == pytest.approx(ratios.std().item() / 40**0.5)
-        found = evaluate.aggregate(vae, x, seed=5)
+        found = evaluate.elbo_surgery(vae, x, seed=5)
         assert (numbers["mutual information"], numbers["aggregate KL"]) == tuple(found)
         assert numbers["log N"] == math.log(40)
         train = evaluate.per_image(vae, dataset.train, 50, 40, seed=5).nll
@@ -225,18 +225,18 @@ class TestEvaluation:
         n = found.numbers
         headline, particles, bounds, *_ = model.splitlines()
         assert headline.startswith(f"-log p(x) ≤ {n['test -log p(x)']:.2f} ± ")
-        assert headline.endswith(": 50 draws from a proposal adapted to each datum, after 525 to 2,025 that fit it.")
+        assert headline.endswith("50 draws from a proposal adapted to each datum, after 525 to 2,025 draws to fit it.")
         assert particles.split() == ["particles", "1", "10", "50"]
         assert f"{n['test -log p(x)']:.2f} ± " in bounds.rpartition("  ")[2]
         assert f"the first 4 images: -log p(x) ≤ {n['AIS']:.2f} ± " in model
-        assert f"with 50 particles, on the same, {n['AIS - IS']:.2f} ± {n['AIS - IS, error']:.2f} more." in model
-        assert "BDMC, 4 images that the model draws: " in model
-        assert f"{n['BDMC gap']:.2f} apart" in model
+        assert f"with 50 particles on the same images: {n['AIS - IS']:.2f} ± {n['AIS - IS, error']:.2f} more." in model
+        assert "BDMC, 4 images drawn from the model: " in model
+        assert f"gap {n['BDMC gap']:.2f}, at most" in model
         worst = max(range(40), key=found.images["k-hat"].__getitem__)
         assert f"median {n['k, median']:.2f}" in guide
         assert f"Largest: {found.images['k-hat'][worst]:.2f} (image {worst})" in guide
         assert f"approximation {n['approximation']:.2f} ± " in guide
-        assert f"90% intervals hold {n['coverage at 0.9']:.1%} of the true z" in guide
+        assert f"90% intervals contain {n['coverage at 0.9']:.1%} of the true z" in guide
         assert f"{n['active']} of 3 dimensions are active" in codes
         assert f"mutual information {n['mutual information']:.2f} nats (at most log N = 3.69)" in codes
 
@@ -328,7 +328,7 @@ class Gamma(nn.Module):
 class LogNormal(Family):
     params = 2
 
-    def law(self, loc, log_scale):
+    def distribution(self, loc, log_scale):
         return dist.LogNormal(loc, log_scale.exp())
 
 
@@ -337,7 +337,7 @@ class LogNormal(Family):
 class TestEvaluationOfAnyVAE:
     @pytest.fixture(autouse=True)
     def few_simulations(self, monkeypatch):
-        monkeypatch.setattr("pyro_vae.report.findings.SIMULATED", 40)
+        monkeypatch.setattr("pyro_vae.report.answers.SIMULATED", 40)
 
     def test_with_positive_z_there_is_ais_too(self):
         vae = VAE.build((1, 8, 8), latent=2, prior=Gamma, guide=LogNormal, network=TINY)
@@ -358,7 +358,7 @@ class TestEvaluationOfAnyVAE:
         vae = VAE.build((1, 8, 8), latent=2, network=TINY)
         found = evaluation(VAE(vae.prior, vae.decoder, Encoder(vae.encoder)), chosen=2)
         lines = found.sections[f"{HEADS[1]} The first 40 test images"]
-        assert "No gaps: the encoder is no Conditional, whose guide could be refined for each image." in lines
+        assert "No gaps: the guide cannot be refined for each image, since the encoder is no Conditional." in lines
         assert "gaps" not in found.figures
         assert "AIS" in found.numbers
         assert "approximation" not in found.numbers
@@ -416,7 +416,7 @@ def test_an_evaluation_of_no_probability_says_so():
 def test_an_evaluation_of_one_image_and_few_particles_says_what_it_cannot_tell():
     vae = VAE.build((1, 8, 8), latent=2)
     found = report.evaluation(vae, DIGITS, num_particles=5, images=1, chosen=1, temperatures=5, progress=False)
-    assert "No k-hat: it takes 25 particles." in str(found)
+    assert "No k-hat: it needs at least 25 particles." in str(found)
     assert sum(line.startswith("Cannot tell") for line in found.diagnosis) == 4  # but for calibration, of 500 data
     assert "codes" not in str(found)
     assert set(found.figures) == {"bounds", "gaps", "calibration"}

@@ -208,6 +208,7 @@ def test_an_epoch_of_pyro_s_example_trains(cached, libraries, monkeypatch, param
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_environment_holds_torch_to_its_threads(threads, rivals):
     environment = os.environ | rivals.one_thread_environment(threads)

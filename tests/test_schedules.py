@@ -43,7 +43,7 @@ class TestEverySchedule:
             kind(warmup=warmup)
 
     def test_bad_start_gets_a_sentence(self, kind):
-        with pytest.raises(ValueError, match="start of beta between 0 and 1; got 2"):
+        with pytest.raises(ValueError, match="start, the first beta, between 0 and 1; got 2"):
             kind(start=2.0)
 
     def test_beta_follows_it_in_stock_svi_and_as_a_module(self, kind):
@@ -95,7 +95,7 @@ def test_a_fraction_needs_the_length_of_the_run():
     model, guide = local()
     svi = SVI(model, guide, Adam({"lr": 0.0}), ELBO(beta=Linear(0.5)))
     with pytest.raises(
-        ValueError, match=r"the length of the run, for a warm-up over 0.5 of it; call objective.start\(steps\)"
+        ValueError, match=r"number of steps, for a warmup of 0.5 of the run; .* objective.start\(steps\)"
     ):
         svi.step(X)
     svi.loss.__self__.start(10)

@@ -128,7 +128,7 @@ def test_no_parameter_of_the_model_is_trained_wherever_it_is():
 def test_where_it_diverges_the_guide_is_as_before():
     vae = off()
     before = vae.encoder.network.bias.clone()
-    with pytest.warns(UserWarning, match="The guide is as before the sleep, which came to an ELBO of .*: lower lr"):
+    with pytest.warns(UserWarning, match="finite ELBO after the sleep; got .*smaller lr"):
         slept = posterior.sleep(vae, 40, lr=1e30, seed=0)
     assert torch.equal(vae.encoder.network.bias, before)
     assert slept.after == slept.before
@@ -200,7 +200,7 @@ class TestFit:
 
         with monkeypatch.context() as patch:
             patch.setattr(CompiledSVI, "apply", stopped)
-            with pytest.raises(KeyboardInterrupt, match="To go on: "):
+            with pytest.raises(KeyboardInterrupt, match="To resume: "):
                 fit(deepcopy(vae), x, run_dir=part, **settings)
         assert (part / "model.safetensors").read_bytes() != (whole / "model.safetensors").read_bytes()
         fit(deepcopy(vae), x, resume=part, **settings)

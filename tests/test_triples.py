@@ -12,6 +12,8 @@ from test_priors import GUIDES, PRIORS
 from pyro_vae import VAE, data, networks, objectives
 from pyro_vae.train import check_support
 
+pytestmark = pytest.mark.slow
+
 # By the support of a likelihood's elements: how the digits are read for it, and with which arguments it is made.
 READ: dict[str, tuple[dict, dict]] = {
     "Real()": ({}, {}),

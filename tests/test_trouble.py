@@ -37,7 +37,7 @@ class Allergic(likelihoods.Gaussian):
 
     wrong = "loss"
 
-    def law(self, loc):
+    def distribution(self, loc):
         return Reacting(loc, self.log_scale.exp(), self.wrong)
 
 
@@ -107,7 +107,7 @@ class TestStops:
             NotFinite, match="expected a finite gradient, of a loss of .*; got one that is not"
         ) as caught:
             quick(vae, images(), objective, compile=compile)
-        assert "The gradient of p(x)'s log-density is not finite in decoder.network." in str(caught.value)
+        assert "The gradient of p(x)'s log density is not finite in decoder.network." in str(caught.value)
         assert BAD in caught.value.record["rows"]
         assert all(parameter.isfinite().all() for parameter in vae.parameters())
 
@@ -115,7 +115,7 @@ class TestStops:
         """Of a loss, and of a gradient, that is not finite."""
         vae = build(Sick if isinstance(objective, objectives.IWAE) else Allergic)
         options = {"compile": compile, "on_nan": "skip", "run_dir": tmp_path / "run"}
-        with pytest.warns(UserWarning, match="A batch was left out: Training diverged in epoch 1, step") as found:
+        with pytest.warns(UserWarning, match="Skipped a batch: Training diverged in epoch 1, step") as found:
             history = quick(vae, images(), objective, **options)
         assert len(found) == 1
         assert history["skipped"] == [1.0] * 3
@@ -135,17 +135,17 @@ def test_a_skipped_batch_is_in_no_mean():
     """The mean is over the images that were counted: a loss that is the same for all stays what it is."""
 
     class Constant(Allergic):
-        def law(self, loc):
+        def distribution(self, loc):
             return Reacting(0.0 * loc + 0.5, torch.ones_like(loc) * 1e3, "loss")
 
-    with pytest.warns(UserWarning, match="A batch was left out"):
+    with pytest.warns(UserWarning, match="Skipped a batch"):
         history = quick(build(Constant), images(), on_nan="skip", objective=objectives.ELBO(beta=0.0))
     expected = 6 * (math.log(1e3) + 0.5 * math.log(2 * math.pi))
     assert history["train"] == pytest.approx([expected] * 3, rel=1e-5)
 
 
 def test_where_every_batch_would_be_skipped_it_stops():
-    with pytest.warns(UserWarning, match="A batch was left out"), pytest.raises(NotFinite, match="step 2"):
+    with pytest.warns(UserWarning, match="Skipped a batch"), pytest.raises(NotFinite, match="step 2"):
         quick(build(Allergic), _all_bad(), on_nan="skip", batch_size=100)
 
 
@@ -161,19 +161,19 @@ def test_a_buffer_does_not_keep_what_was_skipped():
             super().__init__(event)
             self.register_buffer("seen", torch.zeros(()))
 
-        def law(self, loc):
-            law = super().law(loc)
+        def distribution(self, loc):
+            distribution = super().distribution(loc)
             if self.training and torch.is_grad_enabled():
                 self.seen.add_(loc.detach().sum() * torch.where((loc == loc).all(), 1.0, torch.nan))
-            return law
+            return distribution
 
     vae = build(Running)
-    with pytest.warns(UserWarning, match="A batch was left out"):
+    with pytest.warns(UserWarning, match="Skipped a batch"):
         quick(vae, images(), on_nan="skip")
     assert vae.decoder.family.seen.isfinite()
 
 
-@pytest.mark.filterwarnings("ignore:A batch was left out")
+@pytest.mark.filterwarnings("ignore:Skipped a batch")
 def test_the_command_says_it_in_one_line_and_goes_on_where_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = "train --epochs 2 --lr 1e25 --latent 2 --network.hidden [8] --run_dir run"
@@ -191,9 +191,9 @@ class TestSaidOnce:
     @pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
     def test_that_nothing_is_trained(self):
         vae = build().requires_grad_(False)
-        with pytest.warns(UserWarning, match="show none that may be trained, so nothing is. Call module") as found:
+        with pytest.warns(UserWarning, match="have none, so nothing is trained. Call module") as found:
             quick(vae, images())
-        assert len([one for one in found if "so nothing is" in str(one.message)]) == 1
+        assert len([one for one in found if "so nothing is trained" in str(one.message)]) == 1
 
     def test_that_a_part_is_not_trained(self):
         class Half(VAE):
@@ -208,7 +208,7 @@ class TestSaidOnce:
                     return pyro.sample("x", self.decoder(z), obs=x)
 
         made = build()
-        with pytest.warns(UserWarning, match=r"4 of the program's, as 'encoder.network.bias', are in neither") as found:
+        with pytest.warns(UserWarning, match=r"4 of the program's, as 'encoder.network.bias', are not") as found:
             quick(Half(made.prior, made.decoder, made.encoder), images())
         assert len(found) == 1
 
@@ -224,9 +224,7 @@ class TestSaidOnce:
 
     def test_that_the_kl_stays_at_zero(self):
         objective = objectives.ELBO(beta=1e4)
-        with pytest.warns(
-            UserWarning, match=r"The KL has stayed at zero for 5 epochs \(.* nats\): the codes say"
-        ) as found:
+        with pytest.warns(UserWarning, match=r"The KL has been zero for 5 epochs \(.* nats\)") as found:
             history = fit(build(), images(), objective, epochs=40, lr=1e-2, progress=False)
         assert history["valid_kl"][-1] < 0.01
         assert len(found) == 1
@@ -236,9 +234,7 @@ class TestSaidOnce:
         x = torch.full((100, 4), 0.5) + 1e-9
         x[:, 0] = torch.linspace(0, 9, 100)
         vae = build(partial(likelihoods.Gaussian, scale="per-pixel"), shape=(4,))
-        with pytest.warns(
-            UserWarning, match=r"scale runs to zero \(0.0\d+, where x spans \d.*\): its density grows"
-        ) as found:
+        with pytest.warns(UserWarning, match=r"scale tends to zero \(0.0\d+, where x spans \d.*\)") as found:
             fit(vae, x, epochs=100, lr=3e-2, progress=False)
         assert len(found) == 1
 
@@ -251,7 +247,7 @@ class TestSaidOnce:
 
 def test_a_validation_elbo_that_is_not_finite_is_said_and_is_never_the_best():
     class Afar(likelihoods.Gaussian):
-        def law(self, loc):
+        def distribution(self, loc):
             far = torch.inf if not torch.is_grad_enabled() else 0.0
             return (
                 dist.Normal(loc, self.log_scale.exp()) if far == 0 else Reacting(loc, torch.full_like(loc, 1e-30), "")
@@ -266,7 +262,7 @@ def test_saving_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
     """By a clock that goes on by half a second at each look, so that to save takes as long."""
     clock, saves = iter(range(1000)), []
     monkeypatch.setattr(running.time, "monotonic", lambda: 0.5 * next(clock))
-    training = SimpleNamespace(look=lambda: None, state=dict, settings=SimpleNamespace(patience=None))
+    training = SimpleNamespace(check_finite=lambda: None, state=dict, settings=SimpleNamespace(patience=None))
     made = running.Run(training, lambda: tmp_path, DIGITS)
     made.save()
     monkeypatch.setattr(running.Run, "save", lambda self: saves.append(1))

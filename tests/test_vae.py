@@ -133,17 +133,17 @@ class Constant(nn.Module):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"latent": 0}, "at least 1 of latent; got latent = 0"),
+        ({"latent": 0}, "latent of at least 1; got 0"),
         ({"prior": Scalar}, r"prior over event shape \(3,\); got \(\). Add .to_event\(1\)"),
-        ({"prior": likelihoods.Bernoulli}, "prior whose forward.. takes no arguments; Bernoulli's raised: .*phi"),
-        ({"prior": lambda latent: Constant()}, "forward.. returns a distribution; Constant's returned .*Tensor"),
+        ({"prior": likelihoods.Bernoulli}, "prior whose forward.. takes no arguments; Bernoulli.* raised: .*phi"),
+        ({"prior": lambda latent: Constant()}, "forward.. returns a distribution; Constant.* returned .*Tensor"),
         ({"likelihood": priors.StandardNormal}, "likelihood to be a subclass of .*Family; got StandardNormal"),
         ({"guide": priors.StandardNormal}, "guide to be a subclass of .*Family; got StandardNormal"),
         ({"event_shape": (0,)}, "event of at least one element"),
         ({"event_shape": (6,), "network": networks.Conv}, "Expected images"),
         ({"likelihood": partial(likelihoods.Gaussian, scale=0)}, "positive scale"),
-        ({"likelihood": partial(likelihoods.Gaussian, sigma=1)}, r"made by likelihood\(\(1, 8, 8\)\); got: .*'sigma'"),
-        ({"prior": Constant}, r"made by prior\(3\); got: .*takes 1 positional argument but 2"),
+        ({"likelihood": partial(likelihoods.Gaussian, sigma=1)}, r"likelihood\(\(1, 8, 8\)\); got: .*'sigma'"),
+        ({"prior": Constant}, r"prior\(3\); got: .*takes 1 positional argument but 2"),
     ],
 )
 def test_bad_parts_get_a_sentence(parts, message):

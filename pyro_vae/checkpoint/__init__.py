@@ -1,12 +1,12 @@
-"""Run directories: a trained program as files that anyone can read, and nothing that can run.
+"""Run directories: a trained program as files that anyone can read; loading one runs none of its content.
 
-``config.yaml`` names the parts and the settings, ``model.safetensors`` holds the weights, ``metrics.csv`` one line
-an epoch and ``seconds.csv`` how long it took, ``environment.json`` versions, command, seed, commit and hardware,
-``checkpoint/`` what it takes to go on. Nothing in it is pickle. Every file is written whole or not at all.
+``config.yaml`` holds the parts and the settings, ``model.safetensors`` the weights, ``metrics.csv`` one line per
+epoch, ``seconds.csv`` the run time, ``environment.json`` versions, command, seed, commit and hardware, and
+``checkpoint/`` the state to resume from. No file is a pickle. Each write replaces a whole file or leaves the old one.
 """
 
-# Each file says in __all__ what is public.
+# Each file lists its public names in __all__.
 from pyro_vae.checkpoint.files import *  # noqa: F403
 from pyro_vae.checkpoint.loading import *  # noqa: F403
-from pyro_vae.checkpoint.parts import *  # noqa: F403
 from pyro_vae.checkpoint.runs import *  # noqa: F403
+from pyro_vae.checkpoint.spec import *  # noqa: F403

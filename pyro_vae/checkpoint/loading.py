@@ -1,4 +1,4 @@
-"""From a run directory to a program: looked through before anything of it is made."""
+"""Loading of programs and data from run directories, whose files are checked before they are used."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import data
-from pyro_vae.checkpoint.files import inside, short, tensors_of, unpack
-from pyro_vae.checkpoint.parts import arguments, config_of, construct
-from pyro_vae.checkpoint.runs import about, check_data, check_settings, load_state
+from pyro_vae.checkpoint.files import deserialize, load_tensors, one_line, safe_path
+from pyro_vae.checkpoint.runs import check_data, check_settings, load_environment, load_state
+from pyro_vae.checkpoint.spec import arguments, config_of, from_spec
 from pyro_vae.data.sources import NAMES
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.operations import Operations
@@ -23,8 +23,8 @@ from pyro_vae.programs import VAE
 __all__ = ["data_of", "load", "restore"]
 
 PARTS = ("prior", "likelihood", "guide", "network")
-SLACK = 2**26  # numbers that parts may hold beside their weights
-MANY = 10_000  # operations
+# What building a program may take, beside multiples of the size of its weights.
+NUMBERS, OPERATIONS = 2**26, 10_000
 
 
 def load(
@@ -33,27 +33,30 @@ def load(
     weights: Literal["final", "best", "last"] = "final",
     program: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Load a trained program from a run directory, which may be somebody else's: nothing in it is run.
+    """Load a trained program from a run directory, which may come from somebody else: it executes no content.
 
-    Arguments:
-        run_dir: The directory that ``fit`` or ``pyro-vae train`` wrote.
-        trust: Modules of your own, beside ``pyro_vae``, whose classes the run may name, as ``["my_priors"]``.
-        weights: ``final``, those that training ended with; ``best``, those of the best validation ELBO; ``last``, of
-            the last checkpoint, as while it goes on.
-        program: A module of your own to put the weights into; None: a new one, made as the run says.
+    Args:
+        run_dir: The directory that :func:`pyro_vae.fit` or ``pyro-vae train`` wrote.
+        trust: Modules, beside ``pyro_vae``, whose classes the run may name, as ``["my_priors"]``.
+        weights: ``final``, the weights at the end of training; ``best``, of the best validation ELBO; ``last``, of the
+            last checkpoint, also of an unfinished run.
+        program: A program to put the weights into; by default a new one is built from ``config.yaml``.
 
     Returns:
-        The program on the CPU, in evaluation mode, and the run's configuration.
+        The program, on the CPU and in evaluation mode, and the run's configuration.
 
     Raises:
-        FileNotFoundError: If the directory is not there or holds no run.
-        ValueError: If a file cannot be read or is a link out of the directory, the weights are of another
-            architecture, or the run does not say how its program is made, or names a class that is not trusted.
+        FileNotFoundError: If the directory does not exist or holds no run.
+        ValueError: If a file cannot be read or is a link out of the directory, the weights do not fit the program, or
+            ``config.yaml`` does not specify the program or names a class that is not trusted.
 
     Example:
         >>> load("nowhere")
         Traceback (most recent call last):
         FileNotFoundError: Expected a run directory; there is nothing at 'nowhere'.
+
+    See Also:
+        :func:`pyro_vae.fit`: Its argument ``resume`` continues the training of a run.
     """
     run = Path(run_dir)
     check_choice("weights", weights, ("final", "best", "last"))
@@ -65,125 +68,125 @@ def load(
 
 
 def _weights(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
-    """Read weights, and the shape of one x, where the program was made for one."""
-    path = inside(run, "model.safetensors" if which == "final" else f"checkpoint/{which}.safetensors")
+    """Read weights, and the shape of one x if the program was built for one."""
+    path = safe_path(run, "model.safetensors" if which == "final" else f"checkpoint/{which}.safetensors")
     state = load_state(run)[0] if which == "last" else None
     if state is None and not path.is_file():
-        what, advice = ("best weights", "Use final or last.") if which == "best" else (path.name, "Is it a run?")
+        content, advice = ("best weights", "Use final or last.") if which == "best" else (path.name, "Is it a run?")
         if which == "final" and (run / "checkpoint" / "last.safetensors").is_file():
             advice = f"Its training has not ended: pyro-vae train --resume {run}."
-        raise FileNotFoundError(f"Expected a run directory with {what}; {str(run)!r} has none. {advice}")
+        raise FileNotFoundError(f"Expected a run directory with {content}; {str(run)!r} has none. {advice}")
     try:
         if which == "final":
-            weights, metadata = tensors_of(path)
+            weights, metadata = load_tensors(path)
             return weights, json.loads(metadata.get("event_shape", "[]"))
-        state = unpack(path) if state is None else state
+        state = deserialize(path) if state is None else state
         if not all(isinstance(tensor, Tensor) for tensor in state["vae"].values()):
             raise ValueError("its weights are no tensors")
         return state["vae"], state["event_shape"]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({short(error)}).") from error
+        raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({one_line(error)}).") from error
 
 
-def data_of(run: str | Path, known: dict[str, data.Dataset] | None = None) -> tuple[data.Dataset, dict[str, Any]]:
-    """Load the data that a run was trained on, a relative path from where the run was made, or else from here.
+def data_of(run: str | Path, loaded: dict[str, data.Dataset] | None = None) -> tuple[data.Dataset, dict[str, Any]]:
+    """Load the data of a run; a relative path is looked up in the directory of the training, then in the current one.
 
-    Returns the data set, with the paths of ``config.yaml``, and the arguments of ``data.load``, with absolute ones. In
-    ``known`` are data sets that are loaded already.
+    Returns the data set, with the paths of ``config.yaml``, and the arguments of ``data.load``, with absolute paths.
+    ``loaded`` is a cache of data sets.
     """
-    config, made, known = config_of(Path(run)), about(run), {} if known is None else known
+    config, environment, loaded = config_of(Path(run)), load_environment(run), {} if loaded is None else loaded
     if config.get("data", "tensor") == "tensor":
         raise ValueError(
             f"Expected a run on a named data set; {str(run)!r} was trained on a tensor. Use report.table, "
             "evaluate.per_image or fit's resume, or save the tensor with numpy.save and train on the file."
         )
     options = {"root": "data"} | arguments(data.load, config)
-    check_settings(made.get("config", config), config)
+    check_settings(environment.get("config", config), config)
     path = "root" if options["data"] in NAMES else "data"
     if options["data"] not in ("digits", ""):
-        there, here = (Path(folder, options[path]).absolute() for folder in (made.get("directory", ""), ""))
+        there, here = (Path(f, options[path]).absolute() for f in (environment.get("directory", ""), ""))
         options[path] = str(next(filter(Path.exists, (there, here)), here if path == "root" else there))
     try:
-        dataset = known.get(str(options)) or data.load(**options)
+        dataset = loaded.get(str(options)) or data.load(**options)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Expected the data that {str(run)!r} was trained on; there is no {config['data']!r} at {options[path]!r}. "
             "Put the data there, or run this in a folder that has it."
         ) from error
-    known[str(options)] = dataset
+    loaded[str(options)] = dataset
     check_data(run, dataset.digests)
-    as_named = {name: config[name] for name in ("data", "root") if name in config}
-    return replace(dataset, config=dataset.config | as_named), {"columns": None} | dataset.config
+    paths = {name: config[name] for name in ("data", "root") if name in config}
+    return replace(dataset, config=dataset.config | paths), {"columns": None} | dataset.config
 
 
 def _build(
     event_shape: Any, config: Mapping[str, Any], trust: Iterable[str], state: Mapping[str, Tensor], run: Path
 ) -> Any:
-    """Build the program that a configuration names, no larger than its weights warrant."""
-    named = config.get("program")
+    """Build the program of a configuration, within a size that its weights justify."""
+    spec = config.get("program")
     of_parts = event_shape and all(part in config for part in (*PARTS, "latent"))
-    if not of_parts and not (isinstance(named, dict) and isinstance(named.get("init_args"), dict)):
+    if not of_parts and not (isinstance(spec, dict) and isinstance(spec.get("init_args"), dict)):
         raise ValueError(
-            f"Expected a run whose config.yaml says how its program is made; {str(run)!r} does not name its parts, or "
-            "all its arguments. Make it as before: load(run, program=mine), or to train on, fit(mine, ..., resume=run)."
+            f"Expected config.yaml to specify the program; that of {str(run)!r} lacks its parts or arguments. "
+            "Build the program yourself: load(run, program=mine), or to resume, fit(mine, ..., resume=run)."
         )
-    make: Any = partial(VAE) if named is None else construct(named, trust)
+    make: Any = partial(VAE) if spec is None else from_spec(spec, trust)
     if of_parts:
-        parts = {part: construct(config[part], trust) for part in PARTS}
+        parts = {part: from_spec(config[part], trust) for part in PARTS}
         sizes = [config["latent"], *(event_shape if isinstance(event_shape, list) else [None])]
         if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
             raise ValueError(f"Expected whole numbers for latent and the shape of x; the run has {str(sizes)[:80]}.")
         make = partial(getattr(make.func, "build", VAE.build), event_shape, config["latent"], **parts)
-    with torch.random.fork_rng(devices=[]), _NoLarger(state):
+    with torch.random.fork_rng(devices=[]), _SizeLimit(state):
         try:
             program = make()
             if not of_parts:
                 program.made_with = make.keywords
             return program
         except (TypeError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
-            raise ValueError(f"Expected parts that make a VAE; the run's do not ({short(error)}).") from error
+            raise ValueError(f"Expected parts that make a VAE; the run's do not ({one_line(error)}).") from error
 
 
 def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put weights into a program, if all names and shapes are its own; numbers of float64 make it one of float64."""
+    """Put weights into a program, and give it their float type; refuse weights of other names or shapes."""
     own, state = program.state_dict(), dict(state)
     if "encoder.fill" in own:
-        state.setdefault("encoder.fill", own["encoder.fill"])  # runs of before there was one
+        state.setdefault("encoder.fill", own["encoder.fill"])  # runs of an earlier release lack it
     expected, got = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (own, state))
     if different := [name for name in expected | got if expected.get(name) != got.get(name)]:
-        name, more = different[0], f"; {len(different) - 1} others differ too" if different[1:] else ""
-        ours, theirs = (f"of shape {side[name]}" if name in side else "not there" for side in (expected, got))
-        what = f"{name!r} is {ours} there and {theirs} in the weights{more}"
-        raise ValueError(f"Expected weights that fit the architecture in config.yaml; {what}.")
+        name, more = different[0], f"; {len(different) - 1} more names differ" if different[1:] else ""
+        ours, theirs = (f"of shape {side[name]}" if name in side else "missing" for side in (expected, got))
+        difference = f"{name!r} is {ours} in the program and {theirs} in the weights{more}"
+        raise ValueError(f"Expected weights that fit the architecture in config.yaml; {difference}.")
     kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     program.to(dtype=kinds.pop() if len(kinds) == 1 else None)
     program.load_state_dict(state)
 
 
-class _NoLarger(Operations):
-    """Refuses to make tensors, before they are made, of more numbers in all than known weights warrant, or too many."""
+class _SizeLimit(Operations):
+    """Limits the operations on tensors, and the numbers in all tensors, before these are allocated."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.most = SLACK + 16 * sum(tensor.numel() for tensor in state.values())
-        self.most_operations = MANY + 100 * len(state)
-        self.made = self.count = 0
+        self.most_numbers = NUMBERS + 16 * sum(tensor.numel() for tensor in state.values())
+        self.most_operations = OPERATIONS + 100 * len(state)
+        self.numbers = self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if args and not types:  # a tensor of nothing but its size, or its range
+        if args and not types:  # creates a tensor from its size, or from its range
             sizes = args[0] if isinstance(args[0], list | tuple) else args[:2]
-            self._make(prod(max(1, size) for size in sizes if isinstance(size, int)))
+            self._count(prod(max(1, size) for size in sizes if isinstance(size, int)))
         else:
-            self.count += 1
-        made = func(*args, **(kwargs or {}))
-        if types and isinstance(made, Tensor) and not func.is_view:
-            self._make(made.numel())
-        return made
+            self.operations += 1
+        result = func(*args, **(kwargs or {}))
+        if types and isinstance(result, Tensor) and not func.is_view:
+            self._count(result.numel())
+        return result
 
-    def _make(self, numbers: int) -> None:
-        self.made, self.count = self.made + numbers, self.count + 1
-        if self.made > self.most or self.count > self.most_operations:
+    def _count(self, numbers: int) -> None:
+        self.numbers, self.operations = self.numbers + numbers, self.operations + 1
+        if self.numbers > self.most_numbers or self.operations > self.most_operations:
             raise ValueError(
-                "Expected parts as large as their weights; those in config.yaml are larger by far, of more than "
-                f"{self.made:,} numbers, or {self.count:,} operations."
+                "Expected parts as large as their weights; the parts in config.yaml need at least "
+                f"{self.numbers:,} numbers and {self.operations:,} operations."
             )

@@ -1,6 +1,6 @@
-"""Runs side by side: one table and one figure. Only runs that may be ranked together are."""
+"""Comparison of runs in one table and one figure, ranked in groups of runs whose numbers compare."""
 
+from pyro_vae.compare.display import figure, table
 from pyro_vae.compare.rows import Row, compare
-from pyro_vae.compare.shown import figure, table
 
 __all__ = ["Row", "compare", "figure", "table"]

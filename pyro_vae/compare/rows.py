@@ -1,4 +1,4 @@
-"""Runs evaluated on the same images, and ranked where they may be."""
+"""Evaluation of runs on the same images, and their ranking."""
 
 import inspect
 import math
@@ -16,35 +16,37 @@ from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import ELBO
 from pyro_vae.objectives.base import check_choice
-from pyro_vae.program import point_of, posterior_of
+from pyro_vae.program import posterior_of, reference_tensor
 from pyro_vae.programs import VAE
-from pyro_vae.seeds import at_test
+from pyro_vae.seeds import eval_mode
 from pyro_vae.train import check_device, fit
 from pyro_vae.words import images_or_rows
 
-UNSEEN = ("root", "labelled", "labelled_seed")  # arguments of data.load on which no test image depends
-UNSAID = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")  # settings on which no number depends
+TRAINING = ("root", "labelled", "labelled_seed")  # arguments of data.load that do not change a test image
+OPERATION = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")  # settings that change no number
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A run among the others of its group.
+    """A run in the ranking of its group.
 
     Attributes:
-        name: The run directory, or its last part where no other run has the same.
-        group: In which group it is ranked, from 0.
-        basis: What all of a group share: the arguments of ``data.load``, and whether p(x | z) is a density or a mass.
-        settings: Its settings for training, in a few words each.
+        name: The run directory, or its last part if no other run has the same.
+        group: Number of its group, from 0.
+        basis: Common properties of a group: arguments of ``data.load``, and whether p(x | z) is a density or a mass.
+        settings: Settings of the training, each in a few words.
         about: The data set, in words.
-        values: For each image the ELBO, its terms and -log p(x), in nats.
-        difference: From the best of the group in -log p(x), in nats, with its standard error, paired over the images.
+        values: ELBO, its two terms and -log p(x) of each image, in nats.
+        difference: -log p(x) minus that of the best run in the group, in nats, and its standard error, paired over the
+            images.
         num_particles: Draws per image for -log p(x).
-        active: How many latent dimensions are used: :func:`pyro_vae.evaluate.active_units`; None where all may be
-            collapsed, and there are too few data to tell.
-        latent: Of how many.
-        parameters: How many numbers are trained.
-        history: The columns of metrics.csv.
-        measures: Of the split: :func:`pyro_vae.evaluate.measures`.
+        proposal: Distribution of these draws.
+        active: Number of active latent dimensions, see :func:`pyro_vae.evaluate.active_units`; None if all may be
+            collapsed and the data are too few to tell.
+        latent: Number of latent dimensions.
+        parameters: Number of trained parameters.
+        history: Columns of ``metrics.csv`` and ``seconds.csv``.
+        measures: Further measures of the split, see :func:`pyro_vae.evaluate.measures`.
     """
 
     name: str
@@ -64,12 +66,12 @@ class Row:
 
     @property
     def nll(self) -> tuple[float, float]:
-        """-log p(x), its mean and standard error over the images, in nats."""
+        """Mean of -log p(x) over the images, and its standard error, in nats."""
         return mean_and_error(self.values.nll)
 
     @property
     def seconds(self) -> float:
-        """How long the training took; nan where the run does not say."""
+        """Seconds of training; nan if the run does not record them."""
         return sum(self.history.get("seconds", [math.nan]))
 
 
@@ -84,25 +86,28 @@ def compare(
     progress: bool = True,
     proposal: evaluate.Proposal = "guide",
 ) -> list[Row]:
-    """Evaluate runs on the same images and rank them by -log p(x), best first, in groups of those that compare.
+    """Evaluate runs on the same images and rank them by -log p(x), best first, in groups of comparable runs.
 
-    A group is one data set, binarised and dequantised in one way, and densities or masses: log p(x) of a density may
-    be of any size, and changes with the units of x; log p(x) of a mass is at most 0.
+    A group has one data set, with one binarisation and dequantisation, and either densities or masses: log p(x) of a
+    mass is at most 0, while log p(x) of a density has no bound and changes with the units of x.
 
-    Arguments:
+    Args:
         runs: Run directories.
         num_particles: Draws per image for -log p(x).
-        images: How many images of the split, the first ones.
-        seed: Seed of the draws; torch's own state is left alone.
+        images: Number of images, the first ones of the split.
+        seed: Seed of the draws; torch's random state does not change.
         split: ``test``, ``valid`` or ``train``.
         device: ``cpu`` or ``cuda``.
-        trust: Modules of your own whose classes the runs may name.
+        trust: Modules, beside ``pyro_vae``, whose classes the runs may name.
         progress: Whether to show a progress bar.
-        proposal: What the draws for -log p(x) are from: ``guide``, or ``adapted`` to each image.
+        proposal: Distribution of the draws for -log p(x): ``guide``, or ``adapted`` to each image.
 
     Raises:
-        FileNotFoundError: If a run is not there.
-        ValueError: If there are none, a run cannot be read or was trained on a tensor, or an argument is out of range.
+        FileNotFoundError: If a run does not exist.
+        ValueError: If there is no run, a run cannot be read or was trained on a tensor, or an argument is out of range.
+
+    See Also:
+        :func:`pyro_vae.report.evaluation`: A full evaluation of one program, with a diagnosis.
     """
     if not runs or num_particles < 1 or images < 2:
         got = f"{len(runs)} runs, num_particles = {num_particles} and images = {images}"
@@ -110,7 +115,7 @@ def compare(
     check_choice("split", split, ("test", "valid", "train"))
     check_device(device)
     datasets, groups, rows = dict[str, Dataset](), dict[str, int](), list[Row]()
-    # All of them before the first is evaluated.
+    # Load all runs first, so that errors come before the first evaluation.
     loaded = [(*_load(run, trust), *checkpoint.data_of(run, datasets)) for run in runs]
     folders = [Path(run).resolve().name for run in runs]
     bar = tqdm(zip(runs, folders, loaded, strict=True), total=len(runs), unit=" runs", disable=not progress)
@@ -124,30 +129,32 @@ def compare(
             raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
         part = dataset.splits[split].to(device)
         values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress, proposal)
-        with at_test(vae, point_of(vae).device, seed):
-            whole = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
-            kind = "a mass" if all(law.is_discrete for law in whole.structure.laws.values()) else "a density"
-            given = evaluate.covariates(whole).replace(" | ", ", given ")
+        with eval_mode(vae, reference_tensor(vae).device, seed):
+            target = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
+            supports = target.structure.observed_supports.values()
+            kind = "a mass" if all(support.is_discrete for support in supports) else "a density"
+            covariates = evaluate.covariates(target).replace(" | ", ", given ")
         held_out = dataset.config["valid"]
         about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
         path = Path(options["data"])
-        basis = {key: value for key, value in options.items() if key not in UNSEEN}
-        basis["columns"] = (options.get("columns") or [None])[0]  # which is x
+        basis = {key: value for key, value in options.items() if key not in TRAINING}
+        basis["columns"] = (options.get("columns") or [None])[0]  # the column of x
         basis["data"] = str(path.resolve()) if path.exists() else options["data"]
-        basis["log p(x)"] = f"of {kind}{given}"
-        used = evaluate.usage(evaluate.activity(vae, whole, seed), len(whole)) if len(whole) > 1 else (0, 0, 1)
+        basis["log p(x)"] = f"of {kind}{covariates}"
+        activity = evaluate.latent_activity(vae, target, seed) if len(target) > 1 else None
+        active, _, unsure = (0, 0, 1) if activity is None else evaluate.usage(activity, len(target))
         row = Row(
             name=folder if folders.count(folder) == 1 else str(run),
             group=groups.setdefault(str(basis), len(groups)),
             basis=basis,
-            settings={key: short(value) for key, value in config.items() if key not in (*options, *UNSEEN)},
-            about=f"{about}, {len(whole):,} {split} {images_or_rows(shape)}",
+            settings={key: format_spec(value) for key, value in config.items() if key not in (*options, *TRAINING)},
+            about=f"{about}, {len(target):,} {split} {images_or_rows(shape)}",
             values=values,
             difference=(0.0, 0.0),
             num_particles=num_particles,
             proposal=proposal,
-            active=used[0] if used[0] or not used[2] else None,
-            latent=len(evaluate.dimensions(whole)),
+            active=active if active or not unsure else None,
+            latent=len(evaluate.dimensions(target)),
             parameters=sum(parameter.numel() for parameter in vae.parameters()),
             history=history,
             measures=evaluate.measures(vae, part, images),
@@ -162,36 +169,36 @@ def compare(
 
 
 def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], dict[str, list[float]]]:
-    """Load a run, with today's defaults where its configuration says nothing, and its history."""
+    """Load a run, its configuration completed with today's defaults, and its history."""
     try:
         vae, config = checkpoint.load(run, trust)
         history = checkpoint.load_metrics(run)
     except (ValueError, OSError) as error:
         raise type(error)(f"{error}" if str(run) in str(error) else f"{error} The run is {str(run)!r}.") from error
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
-    config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.describe(ELBO())} | config
-    return vae, {key: value for key, value in config.items() if key not in UNSAID}, history
+    config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.to_spec(ELBO())} | config
+    return vae, {key: value for key, value in config.items() if key not in OPERATION}, history
 
 
-def short(spec: Any) -> str:
-    """Write a part or a setting in a few words: of a class the arguments that are not its defaults."""
+def format_spec(spec: Any) -> str:
+    """Return a part or a setting in a few words: for a class, the arguments that differ from its defaults."""
     if isinstance(spec, list):
-        return f"[{', '.join(map(short, spec))}]"
+        return f"[{', '.join(map(format_spec, spec))}]"
     if not (isinstance(spec, dict) and "class_path" in spec):
         plain = str(spec).lower() if isinstance(spec, bool | None) else str(spec)
         return f"{spec:g}" if isinstance(spec, float) else plain
     module, _, name = spec["class_path"].rpartition(".")
-    usual = defaults(getattr(sys.modules.get(module), name, lambda: None))  # not imported: that would run its code
-    given = {key: value for key, value in (spec.get("init_args") or {}).items() if usual.get(key, spec) != value}
-    arguments = ", ".join(f"{key}={short(value)}" for key, value in given.items())
+    usual = defaults(getattr(sys.modules.get(module), name, lambda: None))  # an import would run the user's code
+    changed = {key: value for key, value in (spec.get("init_args") or {}).items() if usual.get(key, spec) != value}
+    arguments = ", ".join(f"{key}={format_spec(value)}" for key, value in changed.items())
     return f"{name}({arguments})" if arguments else name
 
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Default arguments as plain data, as a run's configuration has them."""
+    """Return default arguments as plain data, as in a run's configuration."""
     defaults = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is not parameter.empty:
-            with suppress(ValueError):  # a function, which is no plain data
-                defaults[name] = checkpoint.describe(parameter.default)
+            with suppress(ValueError):  # a function is no plain data
+                defaults[name] = checkpoint.to_spec(parameter.default)
     return defaults

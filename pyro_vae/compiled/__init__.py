@@ -1,7 +1,10 @@
-"""SVI as a traced graph: Pyro's handlers run once, and the step is what they left behind."""
+"""SVI as a graph of tensor operations: Pyro's handlers run while a step is recorded, and not after that."""
 
-from pyro_vae.compiled.device import fast_products, how_many_fit, warn_if_slower
+from pyro_vae.compiled.device import fast_products, max_batch_size, warn_if_slower
 from pyro_vae.compiled.svi import CompiledSVI
-from pyro_vae.compiled.traced import Compile, Outputs, Traced
+from pyro_vae.compiled.traced import Compile, GraphedFunction, Outputs
+from pyro_vae.deprecated import renamed
 
-__all__ = ["Compile", "CompiledSVI", "Outputs", "Traced", "fast_products", "how_many_fit", "warn_if_slower"]
+__all__ = ["Compile", "CompiledSVI", "Outputs", "GraphedFunction", "fast_products", "max_batch_size", "warn_if_slower"]
+
+__getattr__ = renamed(__name__, {"Traced": "GraphedFunction", "how_many_fit": "max_batch_size"})

@@ -1,4 +1,4 @@
-"""One torch optimizer for all parameters, where Pyro makes one for each."""
+"""One torch optimizer for all parameters, where Pyro uses one for each parameter."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Optimizer:
-    """The optimizer that a ``PyroOptim`` describes, as one object over all parameters, fused where torch can.
+    """The torch optimizer of a ``PyroOptim``, as one object over all parameters, fused where torch has a fused one.
 
-    It stands in ``optim.optim_objs``, under the first parameter, so that ``optim.get_state()``, ``set_state()`` and a
-    learning-rate schedule's ``step()`` reach it. A gradient of all parameters longer than ``clip_norm`` is shortened.
+    ``optim.optim_objs`` holds it under the first parameter, so that ``optim.get_state()``, ``set_state()`` and a
+    learning-rate schedule's ``step()`` reach it. The gradient over all parameters is clipped to ``clip_norm``.
     """
 
     def __init__(self, optim: PyroOptim, clip_norm: float | None = None) -> None:
@@ -25,11 +25,11 @@ class Optimizer:
         self._torch: torch.optim.Optimizer | None = None
         self._schedule: Any = None
         self._clips: list[tuple[Tensor, Callable[[Tensor], None]]] = []
-        self._known: set[Tensor] = set()
+        self._parameters: set[Tensor] = set()
 
     def step(self, parameters: Sequence[Tensor]) -> None:
-        """Step the parameters along their ``grad``."""
-        new = [parameter for parameter in parameters if parameter not in self._known]
+        """Clip the gradients in ``grad``, and step the parameters."""
+        new = [parameter for parameter in parameters if parameter not in self._parameters]
         if new:
             self._add(new)
         for parameter, clip in self._clips:
@@ -41,65 +41,67 @@ class Optimizer:
             self._torch.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer, and of its schedule if there is one; nothing before the first step."""
+        """Return the state of the optimizer and of its schedule, if any; an empty state before the first step."""
         if self._torch is None:
             return {}
         state = {"optimizer": self._torch.state_dict()}
-        return state if self._schedule is None else state | {"schedule": _data(self._schedule)}
+        return state if self._schedule is None else state | {"schedule": _state_of(self._schedule)}
 
     def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Take up a state over these parameters; refuse that of another optimizer, or of other parameters."""
+        """Restore a state over these parameters; refuse the state of another optimizer or of other parameters."""
         if not state:
             return
         self._add([*parameters])
         assert self._torch is not None
-        now, trained = self._torch.state_dict(), [p for group in self._torch.param_groups for p in group["params"]]
-        sides = (state["optimizer"]["param_groups"], now["param_groups"])
-        was, is_now = ([(set(group), group["params"]) for group in groups] for groups in sides)
-        if was != is_now:
-            size = len(trained)
-            raise ValueError(f"Expected the state of an optimizer of {size} parameters as this one; got another's.")
+        current, trained = self._torch.state_dict(), [p for group in self._torch.param_groups for p in group["params"]]
+        sides = (state["optimizer"]["param_groups"], current["param_groups"])
+        saved, own = ([(set(group), group["params"]) for group in groups] for groups in sides)
+        if saved != own:
+            expected = f"Expected the state of this optimizer, of {len(trained)} parameters"
+            raise ValueError(f"{expected}; got the state of another optimizer, or of other parameters.")
         for index, moments in state["optimizer"]["state"].items():
             for name, value in moments.items():
-                due, got = trained[index].shape, getattr(value, "shape", torch.Size())
-                if got not in (torch.Size(), due):
-                    raise ValueError(f"Expected {name} of the shape of its parameter, {(*due,)}; got {(*got,)}.")
+                shape, got = trained[index].shape, getattr(value, "shape", torch.Size())
+                if got not in (torch.Size(), shape):
+                    raise ValueError(f"Expected {name} of the shape of its parameter, {(*shape,)}; got {(*got,)}.")
         self._torch.load_state_dict(state["optimizer"])
-        for group, before in zip(self._torch.param_groups, now["param_groups"], strict=True):
-            # Pairs, as Adam's betas, come back from a file as lists.
+        for group, before in zip(self._torch.param_groups, current["param_groups"], strict=True):
+            # A file holds tuples, such as Adam's betas, as lists.
             group |= {name: tuple(group[name]) for name, value in before.items() if isinstance(value, tuple)}
         if self._schedule is not None:
-            if _data(self._schedule).keys() != state["schedule"].keys():
-                raise ValueError("Expected the state of this schedule of the learning rate; got another's.")
+            if _state_of(self._schedule).keys() != state["schedule"].keys():
+                raise ValueError("Expected the state of this learning-rate schedule; got the state of another one.")
             self._schedule.load_state_dict(state["schedule"])
 
     def _add(self, new: list[Tensor]) -> None:
-        self._known.update(new)
-        groups: list[tuple[list[Tensor], dict[str, Any]]] = []  # of the same arguments
+        """Add parameters, in one group for each set of arguments; construct the optimizer with the first ones."""
+        self._parameters.update(new)
+        groups: list[tuple[list[Tensor], dict[str, Any]]] = []
         for parameter in new:
             arguments = self.optim._get_optim_args(parameter)
-            if all(arguments != known for _, known in groups):
+            if all(arguments != other for _, other in groups):
                 groups.append(([], arguments))
-            next(group for group, known in groups if known == arguments).append(parameter)
+            next(group for group, other in groups if other == arguments).append(parameter)
             if clip := cast(Any, self.optim)._get_grad_clip(parameter):
                 self._clips.append((parameter, clip))
-        flat = [{"params": group, **arguments} for group, arguments in groups]
+        param_groups = [{"params": group, **arguments} for group, arguments in groups]
         if self._torch is not None:
-            for group in flat:
+            for group in param_groups:
                 self._torch.add_param_group(group)
             return
         constructor: Any = self.optim.pt_optim_constructor
-        chosen = {"fused", "foreach", "differentiable", "capturable"} & {name for group in flat for name in group}
+        options = {name for group in param_groups for name in group}
+        chosen = {"fused", "foreach", "differentiable", "capturable"} & options
         floats = all(map(torch.is_floating_point, new))
         fused = floats and not chosen and "fused" in inspect.signature(constructor).parameters
-        self._torch = constructor(flat, **groups[0][1] | ({"fused": True} if fused else {}))
+        self._torch = constructor(param_groups, **groups[0][1] | ({"fused": True} if fused else {}))
         if isinstance(self.optim, PyroLRScheduler):
             self._schedule = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
         self.optim.optim_objs = {new[0]: self._schedule or self._torch}
-        if waiting := self.optim._state_waiting_to_be_consumed:  # which ``optim.set_state`` was given
+        if waiting := self.optim._state_waiting_to_be_consumed:  # from ``optim.set_state``
             _load_state_dict(self._schedule or self._torch, waiting.popitem()[1])
 
 
-def _data(schedule: Any) -> dict[str, Any]:
-    """The numbers of a schedule, without the functions that some versions of torch put among them."""
+def _state_of(schedule: Any) -> dict[str, Any]:
+    """Return a schedule's state, without the functions that some versions of torch put in it."""
     return {name: value for name, value in schedule.state_dict().items() if not callable(value)}

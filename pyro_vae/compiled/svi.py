@@ -1,4 +1,4 @@
-r"""Stochastic variational inference, with the step as a graph."""
+"""Stochastic variational inference whose steps run as a graph."""
 
 import math
 import warnings
@@ -16,38 +16,44 @@ from torch import Tensor, nn
 
 from pyro_vae.compiled.device import Precision, device_of, fast_products
 from pyro_vae.compiled.optimizer import Optimizer
-from pyro_vae.compiled.traced import Compile, Outputs, Traced
+from pyro_vae.compiled.traced import Compile, GraphedFunction, Outputs
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.objectives.base import Program, Terms, check_choice
 
 
 class CompiledSVI(SVI):
-    r"""Pyro's ``SVI``, as fast as code without Pyro: the step is recorded once and run as a graph.
+    """Pyro's ``SVI``, with its steps recorded once and run as a graph, as fast as code without Pyro.
 
-    The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``; so are the numbers, to rounding. The
-    first step is ordinary Pyro, with all of its validation, the second is recorded, the third is run both ways and
-    compared, and from then on Pyro's handlers do not run. Another shape of the arguments is a graph of its own, once it
-    has come 50 times. What cannot be recorded, as a model that branches on the numbers in a tensor, goes on in plain
-    Pyro, and a warning says so once. What changes between steps must be a tensor: a count in the model, or a number
-    drawn with NumPy, would stay the same. One torch optimizer steps all parameters, fused where torch has it so.
+    The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``, and results are equal up to rounding.
+    The first step runs plain Pyro, with all of its validation. The second step records a graph. The third step runs
+    both and compares them. Later steps run the graph, without Pyro's handlers. Arguments of another shape have another
+    graph, recorded at their 50th step. A step that cannot be recorded, as of a model that branches on a tensor, runs
+    in plain Pyro, and one warning says why. One torch optimizer, fused if possible, steps all parameters.
+
+    Note:
+        A graph sees changes of tensors only. A Python counter in the model, or a number drawn with NumPy, keeps the
+        value that it had when the graph was recorded.
 
     Arguments:
         model: The model.
         guide: The guide.
-        optim: A ``PyroOptim``; a ``PyroLRScheduler`` is stepped by its own ``step()``, as ever.
-        loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, in whose place
-            the ELBO of this package is recorded; an ELBO of your own with a ``differentiable_loss`` that looks at no
-            number; or a function of model, guide and arguments. Other losses of Pyro's run in plain Pyro.
+        optim: A ``PyroOptim``. Call ``step()`` of a ``PyroLRScheduler`` yourself, as with ``SVI``.
+        loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, which this
+            package's ELBO replaces in the graph; an ELBO of yours whose ``differentiable_loss`` reads no number from a
+            tensor; or a function of model, guide and arguments. Pyro's other losses run in plain Pyro.
         loss_and_grads, num_samples, num_steps: As in ``SVI``.
-        compile: ``auto``, the graph, compiled by TorchInductor in a run long enough to pay for it; ``off``, plain
-            Pyro; ``graph``; ``inductor``.
-        precision: ``auto``, float32 products in the fastest way that is as accurate as torch's default; ``float32``,
-            torch's default; ``bfloat16``, products of bfloat16 numbers, parameters and optimizer in float32.
-        clip_norm: Largest norm of the whole gradient, of a loss summed over the data; a longer one is shortened.
-        steps: How many steps are to come, if known, so that ``auto`` compiles at the start.
+        compile: ``auto``, a graph, compiled by TorchInductor in a run long enough to pay for it; ``graph``;
+            ``inductor``, a graph compiled at once; ``off``, plain Pyro.
+        precision: Of matrix products: ``auto``, the fastest that is as accurate as torch's float32 default;
+            ``float32``, torch's default; ``bfloat16``, with parameters and optimizer in float32.
+        clip_norm: Largest norm of the gradient over all parameters, of the loss summed over the data.
+        steps: The number of steps to come, if known, so that ``auto`` compiles at the start.
 
     Raises:
         ValueError: If an argument is not one of its choices.
+
+    See Also:
+        :func:`pyro_vae.fit`, which trains with it.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -81,29 +87,29 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         self.precision = precision
         self._objective = loss if isinstance(loss, Objective) else None
-        self._terms = None if loss_and_grads else _terms(loss)
+        self._terms = None if loss_and_grads else _terms_of(loss)
         self._optimizer = Optimizer(optim, clip_norm)
-        parts = [getattr(part, "__self__", part) for part in (model, guide)]
-        layers = [layer for part in parts if isinstance(part, nn.Module) for layer in part.modules()]
+        owners = [getattr(program, "__self__", program) for program in (model, guide)]
+        layers = [layer for owner in owners if isinstance(owner, nn.Module) for layer in owner.modules()]
         self._buffers = [layer._buffers for layer in layers if layer._buffers]
-        self._gradients = Traced(self._loss_and_gradients, compile, steps, self._modes, _in_store)
-        self._value = Traced(self._loss_and_gradients, compile, None, self._modes, _in_store)
+        self._gradients = GraphedFunction(self._loss_and_gradients, compile, steps, self._key, _in_store)
+        self._value = GraphedFunction(self._loss_and_gradients, compile, None, self._key, _in_store)
         if self._terms is None and compile != "off":
-            looks = f"{type(loss).__name__} looks at numbers in tensors, so a step cannot be a graph"
-            warnings.warn(f"Going on in plain Pyro: {looks}. Use an objective of pyro_vae.objectives.", stacklevel=2)
+            reason = f"{type(loss).__name__} reads numbers from tensors, so a step cannot run as a graph"
+            warnings.warn(f"Falling back to plain Pyro: {reason}. Use one of pyro_vae.objectives.", stacklevel=2)
 
     @property
     def mode(self) -> str:
-        """How steps are run now: ``off`` (plain Pyro), ``graph`` or ``inductor``."""
+        """How steps run now, one of ``off`` (plain Pyro), ``graph`` and ``inductor``."""
         return "off" if self._terms is None else self._gradients.mode
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take a gradient step; return the loss in nats, summed over the data, as a number."""
+        """Take a gradient step; return the loss as a number, in nats summed over the data."""
         loss = self.update(*args, **kwargs)
         return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """Return the loss in nats, summed over the data, without a step."""
+        """Return the loss as a number, in nats summed over the data, without a step."""
         if self._terms is None:
             return super().evaluate_loss(*args, **kwargs)
         with torch.no_grad(), fast_products(self.precision):
@@ -111,13 +117,13 @@ class CompiledSVI(SVI):
         return torch_item(loss)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Take a gradient step; return the loss as a tensor, so that a GPU need not be waited for."""
+        """Take a gradient step; return the loss as a tensor, without waiting for a GPU."""
         loss, parameters = self.gradients(args, kwargs)
         if self._terms is not None and not parameters:
-            with self._around(None, args, kwargs):
-                return self.loss_and_grads(self.model, self.guide, *args, **kwargs)  # which says what is wrong
+            with self._context(None, args, kwargs):
+                return self.loss_and_grads(self.model, self.guide, *args, **kwargs)  # warns of the missing parameters
         if self.mode != "off" and loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            self._loss_and_gradients(None, *args, **kwargs)  # Pyro says why, where it is something that it checks
+            self._loss_and_gradients(None, *args, **kwargs)  # raises where Pyro's validation finds the cause
             warn_if_nan(loss, "loss")
         self.apply(parameters)
         return loss
@@ -129,24 +135,27 @@ class CompiledSVI(SVI):
         handler: AbstractContextManager | None = None,
         record: bool = False,
     ) -> tuple[Any, list[Tensor]]:
-        """Return the loss, and the parameters with its gradient as ``grad``; ``record``: as :meth:`Traced.record`."""
+        """Set each parameter's ``grad``, without a step; return the loss, in nats summed over the data, and parameters.
+
+        ``handler`` is a context around model and guide. ``record`` records the graph now.
+        """
         kwargs = kwargs or {}
         with fast_products(self.precision):
             if self._terms is None:
-                with self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+                with self._context(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
                     loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-                return loss, _trained(_met(capture))
+                return loss, _trained(_params_of(capture))
             run = self._gradients.record if record else self._gradients
-            (loss, plain, *gradients), known = run((handler, *args), kwargs)
+            (loss, neg_elbo, *gradients), params = run((handler, *args), kwargs)
         if self._objective is not None:
-            self._objective.plain = plain
-        parameters = _trained(known) if gradients else []
+            self._objective.plain = neg_elbo
+        parameters = _trained(params) if gradients else []
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss, parameters
 
     def apply(self, parameters: Sequence[Tensor], finite: bool = True) -> None:
-        """Step parameters along their ``grad``, where it is ``finite``, and let go of it; a scheduled beta goes on."""
+        """Step the parameters along their ``grad`` if it is ``finite``, clear it, and advance a schedule of beta."""
         if finite:
             self._optimizer.step(parameters)
         for parameter in parameters:
@@ -155,39 +164,40 @@ class CompiledSVI(SVI):
             self._objective.advance()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer and of its schedule, if there is one; nothing before the first step."""
+        """Return the state of the optimizer and of its schedule, if any; an empty state before the first step."""
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Take up a state of the optimizer over these parameters; refuse another optimizer's, or other parameters'."""
+        """Restore a state of the optimizer over these parameters."""
         self._optimizer.load_state_dict(state, parameters)
 
     def _loss_and_gradients(self, handler: Any, *args: Any, **kwargs: Any) -> Outputs:
-        """Return the loss, minus the ELBO, and gradients unless torch computes none; keep the parameters Pyro met."""
+        """Return the loss, minus the ELBO, and the gradients where torch records them; keep the parameters."""
         assert self._terms is not None
-        with self._around(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
+        with self._context(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
             terms = self._terms(self.model, self.guide, *args, **kwargs)
-        known, gradients = _met(capture), tuple[Tensor, ...]()
-        if terms.loss.requires_grad and _trained(known):
-            gradients = torch.autograd.grad(terms.loss, _trained(known), allow_unused=True)
-        return Outputs([terms.loss.detach(), terms.plain, *gradients], known)
+        params, gradients = _params_of(capture), tuple[Tensor, ...]()
+        if terms.loss.requires_grad and _trained(params):
+            gradients = torch.autograd.grad(terms.loss, _trained(params), allow_unused=True)
+        return Outputs([terms.loss.detach(), terms.plain, *gradients], params)
 
     @contextmanager
-    def _around(self, handler: AbstractContextManager | None, args: tuple, kwargs: dict) -> Iterator[None]:
+    def _context(self, handler: AbstractContextManager | None, args: tuple, kwargs: dict) -> Iterator[None]:
+        """Enter a handler, and autocast for bfloat16."""
         kind = device_of(args, kwargs).type
         products: Any = torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
-        torch.clear_autocast_cache()  # which inside another autocast has the weights of the step before
+        torch.clear_autocast_cache()  # inside another autocast it holds the weights of the last step
         with handler or nullcontext(), products:
             yield
 
-    def _modes(self) -> tuple:
-        """Whether the modules that model and guide are, or are methods of, are in training mode; their buffers."""
+    def _key(self) -> tuple:
+        """Return the training mode of the modules of model and guide, and the identity of their buffers."""
         modes = (getattr(getattr(part, "__self__", part), "training", None) for part in (self.model, self.guide))
         return *modes, *(id(buffer) for buffers in self._buffers for buffer in buffers.values())
 
 
-def _terms(loss: Any) -> Callable[..., Terms] | None:
-    """Return the loss as tensors to the end, where it can be."""
+def _terms_of(loss: Any) -> Callable[..., Terms] | None:
+    """Return the loss as a function to :class:`Terms`; None if it reads numbers from tensors."""
     if type(loss) in (Trace_ELBO, TraceMeanField_ELBO):
         kl: Any = "sampled" if type(loss) is Trace_ELBO else "auto"
         loss = ELBO(loss.num_particles, kl=kl, vectorize_particles=loss.vectorize_particles)
@@ -204,17 +214,17 @@ def _terms(loss: Any) -> Callable[..., Terms] | None:
     return terms
 
 
-def _met(capture: Any) -> dict[str, Tensor]:
-    """Return the parameters that Pyro met, unconstrained, by name."""
+def _params_of(capture: Any) -> dict[str, Tensor]:
+    """Return the unconstrained parameters of a trace, by name."""
     return {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
 
 
-def _trained(known: dict[str, Tensor]) -> list[Tensor]:
-    """Return those to be trained, each once."""
-    return [parameter for parameter in dict.fromkeys(known.values()) if parameter.requires_grad]
+def _trained(params: dict[str, Tensor]) -> list[Tensor]:
+    """Return each parameter that requires a gradient, once."""
+    return [parameter for parameter in dict.fromkeys(params.values()) if parameter.requires_grad]
 
 
-def _in_store(known: dict[str, Tensor]) -> tuple[bool, ...]:
-    """Return which of these tensors Pyro's store holds: after ``clear_param_store`` it makes others."""
+def _in_store(params: dict[str, Tensor]) -> tuple[bool, ...]:
+    """Return which of the parameters Pyro's store holds: after ``clear_param_store`` it holds new ones."""
     store = dict(pyro.get_param_store().named_parameters())
-    return tuple(store.get(name) is tensor for name, tensor in known.items())
+    return tuple(store.get(name) is tensor for name, tensor in params.items())

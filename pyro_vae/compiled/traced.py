@@ -1,4 +1,4 @@
-"""A function that becomes a graph where it is called again and again on tensors of one shape."""
+"""Functions of tensors that run as a graph once they have been called on the same shapes."""
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -13,20 +13,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.compiled.device import device_of
 from pyro_vae.compiled.graph import Graph, Undo, can_compile
-from pyro_vae.compiled.tape import LooksAtNumber
-from pyro_vae.seeds import random_state, set_random_state
+from pyro_vae.compiled.tape import DataDependent
+from pyro_vae.seeds import set_torch_rng_state, torch_rng_state
 
 Compile = Literal["auto", "off", "graph", "inductor"]
 CONSTANT = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
-# Work before a compiler has paid for itself: some seconds of compiling, for a half to one nanosecond a number.
-PAYS = 1e10
-# Calls that a recording takes as long as it saves.
-SELDOM = 50
-SHAPES = 32
+COMPILE_AFTER = 1e10  # elements of work: compiling takes seconds, and saves up to one nanosecond an element
+RECORD_AFTER = 50  # calls of further shapes: to record a graph takes as long as it saves in these
+MAX_GRAPHS = 32
 
 
 class Outputs(NamedTuple):
-    """The outputs of a traced function: its tensors, or None in places; and an object kept from the recorded run."""
+    """The outputs of a :class:`GraphedFunction`: tensors or None; and an object, returned from the recorded run."""
 
     tensors: Sequence[Any]
     kept: Any
@@ -34,7 +32,7 @@ class Outputs(NamedTuple):
 
 @dataclass
 class _Entry:
-    """One kind of arguments: how often it came, and its graph."""
+    """The graph of one kind of arguments, and the number of their calls."""
 
     first: bool
     recorded: int
@@ -42,26 +40,30 @@ class _Entry:
     state: Hashable
     calls: int = 1
     graph: Graph | None = None
-    compiled: bool | None = None  # None before a compiler was tried
+    compiled: bool | None = None  # None before the first attempt to compile
 
 
 @dataclass(eq=False)
-class Traced:
-    """A function of tensors, run as a graph of its tensor operations.
+class GraphedFunction:
+    """A function of tensors that runs as a graph of its tensor operations.
 
-    The first call is the function's own; the second is recorded (:class:`Graph`); the third is run both ways from the
-    same random state, and the graph is taken only if the two agree. Where it cannot be recorded, or they differ, a
-    warning says so once and the function goes on in plain Pyro. Another shape of the arguments, another number among
-    them, or an object of another ``key`` is another graph, recorded where it comes often.
+    The first call runs the function. The second call records a ``pyro_vae.compiled.graph.Graph``. The third call
+    runs both from the same random state, and later calls run the graph if the two agree. If the function cannot be
+    recorded, or the two differ, one warning says why, and all calls run the function. Arguments of other shapes, other
+    constants among the arguments, and another ``key`` have another graph, recorded at call ``RECORD_AFTER``.
 
     Arguments:
-        function: Of tensors and constants; must depend on nothing else that changes between calls, but tensors.
-        compile: ``graph``; ``inductor``, compiled at once, for the first shape; ``auto``, compiled where it has run, or
-            is to run for so many ``calls``, that it pays; ``off``, the function itself.
-        key: Says what else tells one graph from another; ``state``, from the object kept, what must stay as it is.
-        quiet: Whether to go on without a graph, or without a compiler, and not say so.
-        recorded: Which call is recorded, of the first shape; of others it is the 50th.
-        frozen: Whether tensors that it closes over never change, nor handlers around it its numbers (:class:`Graph`).
+        function: Maps tensors and constants to :class:`Outputs`; only tensors that it closes over may change between
+            calls.
+        compile: ``graph``; ``inductor``, the first shape's graph compiled at once; ``auto``, a graph that is compiled
+            if its past calls, or half of its expected ``calls``, pay for the compiler; ``off``, the function.
+        calls: The number of calls to expect, if known.
+        key: Returns what else distinguishes graphs.
+        state: Returns, from ``Outputs.kept``, what must stay equal for a graph to be valid.
+        quiet: Whether to fall back without a warning.
+        recorded: The number of the call that is recorded, for the first shape.
+        frozen: Whether the tensors that the function closes over never change, and handlers around it do not change
+            its values.
     """
 
     function: Callable[..., Outputs]
@@ -80,16 +82,16 @@ class Traced:
         self._full = False
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Outputs:
-        """Call the function."""
+        """Call the function, or run its graph."""
         if self.reason or (am_i_wrapped() and not self.frozen):
             return self.function(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         key = (spec, self.key(), *map(self._describe, leaves))
         entry = self._entries.get(key)
-        if entry is None or not self._holds(entry):
-            with pyro.validation_enabled():  # which libraries turn off for a whole process
+        if entry is None or not self._is_valid(entry):
+            with pyro.validation_enabled():  # which some libraries disable for the whole process
                 result = self.function(*args, **kwargs)
-            self._remember(key, result.kept)
+            self._add_entry(key, result.kept)
             return result
         entry.calls += 1
         if entry.calls < entry.recorded:
@@ -107,7 +109,7 @@ class Traced:
         return Outputs(entry.graph(tensors), entry.kept)
 
     def record(self, args: tuple, kwargs: dict[str, Any]) -> Outputs:
-        """Run, record and compare now, so that arguments like these are a graph from the next call on."""
+        """Call, record and compare now, so that the next call on arguments like these runs the graph."""
         outputs = self(args, kwargs)
         if self.reason:
             return outputs
@@ -119,39 +121,42 @@ class Traced:
 
     @property
     def mode(self) -> str:
-        """How the last arguments that come often are run: ``off``, by the function, ``graph`` or ``inductor``."""
+        """How the last arguments that are recorded run, one of ``off`` (the function), ``graph`` and ``inductor``."""
         if self.reason or self._last is None or self._last.graph is None:
             return "off"
         return "inductor" if self._last.compiled else "graph"
 
     def _describe(self, leaf: Any) -> Hashable:
+        """Return what of an argument distinguishes graphs."""
         if isinstance(leaf, Tensor):
             return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
         if hasattr(leaf, "key"):
             return type(leaf), leaf.key
         if not isinstance(leaf, CONSTANT):
-            self._go_on(f"an argument is a {type(leaf).__name__}, which may change unseen; pass tensors and numbers")
+            kind = type(leaf).__name__
+            self._fall_back(f"an argument of type {kind} may change between calls; pass tensors and constants")
         return type(leaf), leaf if isinstance(leaf, CONSTANT) else id(leaf)
 
-    def _holds(self, entry: _Entry) -> bool:
-        """Whether the graph's tensors are still those that the function would meet, and are trained or not as then."""
-        as_then = entry.graph is None or entry.graph.trained == [tensor.requires_grad for tensor in entry.graph.state]
-        return as_then and entry.state == self.state(entry.kept)
+    def _is_valid(self, entry: _Entry) -> bool:
+        """Whether the function would still use the graph's tensors, with the same ``requires_grad``."""
+        graph = entry.graph
+        same = graph is None or graph.trained == [tensor.requires_grad for tensor in graph.state]
+        return same and entry.state == self.state(entry.kept)
 
-    def _remember(self, key: Hashable, kept: Any) -> None:
+    def _add_entry(self, key: Hashable, kept: Any) -> None:
+        """Add an entry for a new kind of arguments, or renew one that is no longer valid."""
         before = self._entries.get(key)
-        if before or len(self._entries) < SHAPES:
+        if before or len(self._entries) < MAX_GRAPHS:
             first = before.first if before else not self._entries
-            self._entries[key] = _Entry(first, self.recorded if first else SELDOM, kept, self.state(kept))
+            self._entries[key] = _Entry(first, self.recorded if first else RECORD_AFTER, kept, self.state(kept))
         elif not self._full:
             self._full = True
-            self._say(
-                f"Going on in plain Pyro with further kinds of arguments: got more than {SHAPES}, of which each would "
-                "be a graph of its own. Pass numbers that change as tensors.",
-                stacklevel=6,
-            )
+            limit = f"Expected at most {MAX_GRAPHS} combinations of shapes and constants, with a graph each; got more"
+            advice = "Further ones run in plain Pyro. Pass numbers that change as tensors"
+            self._warn(f"{limit}. {advice}.", stacklevel=6)
 
     def _record(self, entry: _Entry, leaves: list[Any], spec: Any) -> Outputs:
+        """Record the graph while the function runs; fall back if that fails."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         def function(*inputs: Tensor) -> Sequence[Any]:
@@ -161,47 +166,49 @@ class Traced:
             entry.kept = result.kept
             return result.tensors
 
-        before, undo = random_state(device_of(tensors)), Undo()
-        reason = "anomaly detection looks at the numbers in gradients" if torch.is_anomaly_enabled() else ""
+        before, undo = torch_rng_state(device_of(tensors)), Undo()
+        reason = "anomaly detection reads the values of gradients" if torch.is_anomaly_enabled() else ""
         try:
             with pyro.validation_enabled(False), undo:
                 entry.graph = None if reason else Graph(function, tensors, self.frozen)
+        except DataDependent:
+            reason = "it reads a number from a tensor, by .item() or a branch"
         except Exception as error:
-            reason = "it looks at a number in a tensor" if isinstance(error, LooksAtNumber) else _words(error)
+            reason = _short(error)
         if entry.graph is None:
-            self._go_on(reason)
+            self._fall_back(reason)
             undo.swap()
-            set_random_state(before, device_of(tensors))
+            set_torch_rng_state(before, device_of(tensors))
             args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
         outputs, entry.graph.outputs = entry.graph.outputs, ()
         return Outputs([None if output is None else output.detach() for output in outputs], entry.kept)
 
     def _check(self, entry: _Entry, graph: Graph, tensors: list[Tensor], args: tuple, kwargs: dict) -> Outputs:
-        """Run function and graph from one state; return the function's outputs where the graph's are others."""
-        before = random_state(device_of(tensors))
+        """Run function and graph from one random state; return the graph's outputs if they agree, else fall back."""
+        before = torch_rng_state(device_of(tensors))
         with Undo() as undo:
             result = self.function(*args, **kwargs)
         undo.swap()
-        set_random_state(before, device_of(tensors))
-        reason = "run again it gives another result; does it draw with NumPy, or change what is no tensor?"
+        set_torch_rng_state(before, device_of(tensors))
+        reason = "a second run differs; does it draw with NumPy, or change a number that is no tensor?"
         try:
             outputs = graph(tensors)
             if all(map(_close, result.tensors, outputs)):
                 return Outputs(outputs, entry.kept)
         except RuntimeError as error:
-            shapes = "a shape in it follows from the numbers; in place of x[x > 0] use torch.where"
-            chosen = any(torch.Tag.dynamic_output_shape in node.target.tags for node in graph.nodes)
-            reason = shapes if chosen else _words(error)
+            dynamic = any(torch.Tag.dynamic_output_shape in node.target.tags for node in graph.nodes)
+            advice = "the values of a tensor decide a shape; use torch.where in place of x[x > 0]"
+            reason = advice if dynamic else _short(error)
         undo.swap()
-        self._go_on(reason)
+        self._fall_back(reason)
         return result
 
     def _compile(self, entry: _Entry, graph: Graph, tensors: list[Tensor]) -> None:
-        """Compile where that pays for itself, and the first shape for ``inductor`` in any case."""
-        # How many calls there were does not count where it is known how many come: a run that goes on is as one.
+        """Compile a graph if that pays, and the first shape's for ``inductor`` in any case."""
+        # With known ``calls`` the calls so far do not count: a resumed run compiles as an uninterrupted one.
         calls = entry.calls if self.calls is None else 0.5 * self.calls * entry.first
-        pays = calls * graph.work >= PAYS and can_compile(device_of(tensors))
+        pays = calls * graph.work >= COMPILE_AFTER and can_compile(device_of(tensors))
         if not pays and not (self.compile == "inductor" and entry.first):
             return
         entry.compiled = False
@@ -209,29 +216,28 @@ class Traced:
             graph.compile(tensors)
             entry.compiled = True
         except Exception as error:
-            self._say(
-                f"Expected TorchInductor to compile the step; it did not ({' '.join(str(error).split())[:150]}). "
-                "Going on with the graph as it is, which compile='graph' asks for.",
-                stacklevel=6,
-            )
+            reason = " ".join(str(error).split())[:150]
+            advice = "The graph runs without it. Set compile='graph' to silence this warning"
+            self._warn(f"Expected TorchInductor to compile the step; it failed ({reason}). {advice}.", stacklevel=6)
 
-    def _go_on(self, reason: str) -> None:
+    def _fall_back(self, reason: str) -> None:
+        """Run the function from now on, and warn."""
         self.reason = reason
-        self._say(f"Going on in plain Pyro: the step cannot be run as a graph ({reason}).", stacklevel=7)
+        self._warn(f"Falling back to plain Pyro: the step cannot run as a graph ({reason}).", stacklevel=7)
 
-    def _say(self, words: str, stacklevel: int) -> None:
+    def _warn(self, message: str, stacklevel: int) -> None:
         if not self.quiet:
-            warnings.warn(words, stacklevel=stacklevel)
+            warnings.warn(message, stacklevel=stacklevel)
 
 
-def _words(error: Exception) -> str:
-    """Torch's own words, without the shapes of every site that Pyro adds."""
+def _short(error: Exception) -> str:
+    """Return the start of an error's message, without the shapes of each site, which Pyro adds."""
     return f"{type(error).__name__}: {' '.join(str(error).partition('Trace Shapes:')[0].split())[:150]}"
 
 
-def _close(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two outputs are equal to rounding, or both None."""
-    if one is None or other is None:
-        return one is other
-    size = one.detach().abs().nan_to_num().amax().item() if one.numel() else 0.0
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-5 * size, equal_nan=True)
+def _close(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two outputs are equal up to rounding, or both None."""
+    if a is None or b is None:
+        return a is b
+    size = a.detach().abs().nan_to_num().amax().item() if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * size, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Data sets as tensors: images kept as bytes, batches indexed, splits fixed, and the support of x stated."""
+"""Data sets as tensors: images stored as bytes, fixed splits, batches by index, and the support of x."""
 
 from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.labels import labelled

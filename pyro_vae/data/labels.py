@@ -1,4 +1,4 @@
-"""Labels of some data, for a program that learns from few."""
+"""Hide labels, for a semi-supervised program."""
 
 from dataclasses import replace
 
@@ -8,17 +8,17 @@ from pyro_vae.data.dataset import Dataset
 
 
 def labelled(dataset: Dataset, num: int | None, seed: int = 0) -> Dataset:
-    """Show the labels of ``num`` training data, as many of each class, as column ``y``; -1 stands for the others.
+    """Keep the labels of ``num`` training data, equally many of each class, as column ``y``, and set the rest to -1.
 
-    Labels of the validation and test data stay, to measure a classifier by.
+    The labels of the validation and test data stay, to measure the accuracy of a classifier.
 
     Arguments:
-        dataset: Of labels from 0 on.
+        dataset: With labels counted from 0.
         num: A multiple of the number of classes; None: all labels.
-        seed: Which data: another is another set of labels.
+        seed: Selects the data.
 
     Raises:
-        ValueError: If the data set has no labels, or too few of a class.
+        ValueError: If the data set has no labels, too few of a class, or ``num`` is not a multiple of the classes.
 
     Example:
         >>> from pyro_vae.data import load
@@ -29,15 +29,15 @@ def labelled(dataset: Dataset, num: int | None, seed: int = 0) -> Dataset:
     if num is None:
         return dataset
     if y is None:
-        raise ValueError(f"Expected labels, of which to show {num}; {dataset.config['data']!r} has none.")
+        raise ValueError(f"Expected a data set with labels for labelled = {num}; {dataset.config['data']!r} has none.")
     classes, counts = y.unique(return_counts=True)
-    each, rest = divmod(num, len(classes))
-    if num < 1 or rest or each > counts.min():
-        right = f"a multiple of the {len(classes)} classes, at most {int(counts.min()) * len(classes):,}"
-        raise ValueError(f"Expected labelled to be {right}, as many of each; got {num}.")
+    per_class, remainder = divmod(num, len(classes))
+    if num < 1 or remainder or per_class > counts.min():
+        valid = f"a multiple of the {len(classes)} classes, at most {int(counts.min()) * len(classes):,}"
+        raise ValueError(f"Expected labelled to be {valid}; got {num}.")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    rows = torch.cat([order[y[order] == label][:each] for label in classes])
-    shown = torch.full_like(y, -1, dtype=torch.int64).index_put((rows,), y[rows].long())
-    train = replace(dataset.train, extra=dataset.train.extra | {"y": shown})
+    rows = torch.cat([order[y[order] == label][:per_class] for label in classes])
+    labels = torch.full_like(y, -1, dtype=torch.int64).index_put((rows,), y[rows].long())
+    train = replace(dataset.train, extra=dataset.train.extra | {"y": labels})
     config = dataset.config | {"labelled": num, "labelled_seed": seed}
     return replace(dataset, train=train, config=config, notes=(*dataset.notes, f"{num:,} labels shown"))

@@ -1,4 +1,4 @@
-"""From a name, a path or a tensor to a :class:`Dataset`."""
+"""Load a :class:`Dataset` from a name, a path or tensors."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of
 
 Binarize = Literal["none", "static", "dynamic", "threshold"]
 SEED = 20140416
-MOST = 10_000  # images held out of a source that has no test split
+MOST = 10_000  # the largest split held out of a source without a test split
 
 
 def load(
@@ -31,47 +31,52 @@ def load(
     labelled: int | None = None,
     labelled_seed: int = 0,
 ) -> Dataset:
-    """Load a data set by name, or your own by path.
+    """Load a data set by name, or from a file or folder.
 
-    The splits are fixed, whatever the seed. A test split of the source is kept, and a sixth of the rest is held out for
-    validation; otherwise a tenth is held out for each, but at most 10,000.
+    The splits are fixed and do not depend on a seed. If the source has a test split, it is kept, and a sixth of the
+    other data is held out for validation. Otherwise a tenth is held out for each, at most 10,000.
 
-    A .npy file of more than 256 MiB stays on disk. It is read through twice, to check it and for the mean, and
-    then batch by batch: in memory are 16 bytes an image, and the held-out images.
+    A .npy file of more than 256 MiB stays on disk. It is read twice in full, for the checks and for the mean, and then
+    by batch: memory holds 16 bytes for each image, and the validation and test images.
 
     Arguments:
-        data: ``digits`` (8x8, inside scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
-            ``cifar10`` or ``svhn``, through torchvision; a .npy or .npz file (arrays ``x`` and, if any, ``labels``
-            and ``mask``; others of as many rows are further arguments of a program, by name); a .csv, .tsv or .parquet
-            table, whose rows are x (through pandas); or a folder of images (subfolders, if any, are the labels), turned
-            as their EXIF data say, on white where they are transparent, the first of several frames. NaN is missing,
-            and what ``mask`` says: booleans, True where observed, of the shape of x or with one channel.
-        root: Folder where torchvision finds the data set, or puts it.
-        binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn afresh
-            for every training batch, and once for the validation and test images; ``threshold``, 1 above one half.
-        dequantize: Whether to add uniform noise within a grey level, which makes a density of grey pixels a bound
+        data: ``digits`` (8x8, part of scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
+            ``cifar10`` or ``svhn`` (through torchvision); a .npy or .npz file, with arrays ``x`` and optionally
+            ``labels`` and ``mask``, whose other arrays of as many rows are further arguments of a program, by name; a
+            .csv, .tsv or .parquet table (through pandas), whose rows are x; or a folder of images, whose subfolders, if
+            any, are the labels. Images are turned upright by their EXIF data and put on white where transparent; of
+            several frames the first is read. NaN is missing, and so is an element where ``mask`` is False, which has
+            the shape of x or one channel.
+        root: Folder of torchvision's data sets, where they are found or downloaded to.
+        binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn for every
+            training batch, and once for the validation and test images; ``threshold``, 1 above one half.
+        dequantize: Whether to add uniform noise within a grey level, which makes a density of grey pixels a lower bound
             on their probability.
-        valid: How many images to hold out for validation, if not the usual part; may be 0.
-        counts: Whether x is the pixel as it is stored, a whole number from 0 on. Floats that are all whole numbers
-            from 0 on are counts, or binary, without it.
+        valid: Number of images held out for validation, in place of the default share; may be 0.
+        counts: Whether x is the stored pixel, an integer from 0 up. Floats that are all such integers are counts, or
+            binary, without this option.
         columns: Names of arrays of a .npz file, or of columns of a table, for :func:`from_columns`: the arguments of a
             program, x first.
-        labelled: How many training labels a program sees as y, as many of each class: see :func:`labelled`; None: all.
-        labelled_seed: Which.
+        labelled: Number of training labels that a program sees as y, equally many of each class, as in
+            :func:`labelled`; None: all.
+        labelled_seed: Selects the data whose labels the program sees.
 
     Returns:
-        Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where it is missing. Arrays keep
-        their shape; floats outside [0, 1], and counts, are left as they are.
+        Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where missing. Arrays keep their shape;
+        floats outside [0, 1] and counts keep their values.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path, or torchvision finds no data and no network.
-        ValueError: If the name is unknown, or the data cannot be read, are infinite, differ by too little for float32,
-            are fewer than 3, wholly missing in an image, missing at all on disk, or do not suit the options; later, if
-            a file on disk has changed.
+        FileNotFoundError: If there is nothing at the path, or torchvision finds neither the data nor a network.
+        ValueError: If the name is unknown, or the data are unreadable, infinite, too close for float32, fewer than 3,
+            all missing in an image, missing in a file on disk, or unsuitable for the options; later, if a file on disk
+            has changed.
 
-    References:
-        The split of static binarisation is ours, not that of Larochelle and Murray (2011): numbers on the two do
-        not compare to the last tenth of a nat.
+    See Also:
+        :func:`from_tensor` and :func:`from_columns`, for data in memory.
+
+    Note:
+        The draws of static binarisation differ from those by Larochelle and Murray (2011): results on the two do not
+        compare to the last tenth of a nat.
 
     Example:
         >>> digits = load("digits", binarize="dynamic")
@@ -82,10 +87,10 @@ def load(
     """
     if not isinstance(data, str | os.PathLike):
         kind = type(data).__name__
-        raise ValueError(f"Expected data to be a name or a path; got a {kind}. Give arrays to data.from_tensor.")
+        raise ValueError(f"Expected data to be a name or a path; got a {kind}. Pass arrays to data.from_tensor.")
     data = os.fspath(data)
     config = dict(data=data, root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
-    _check_ways(config | {"columns": columns})
+    _check_options(config | {"columns": columns})
     path = Path(data)
     if columns is not None:
         arrays = {name: array for name, array in arrays_of(path).items() if array.dtype.kind in "buif"}
@@ -97,12 +102,12 @@ def load(
         source = torchvision_images(data, root)
     elif data == "digits":
         source = digits()
-    elif data and path.is_dir():  # '' would be the folder one is in
+    elif data and path.is_dir():  # Path('') is the working directory
         source = folder(path)
     elif path.is_file() or path.suffix or path.name != data:
         source = file(path)
     else:
-        got = f"{data!r}, and nothing is of that name in {str(Path.cwd())!r}"
+        got = f"{data!r}, and {str(Path.cwd())!r} has no file of that name"
         raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {got}.")
     return show_labels(_dataset(source, config), labelled, labelled_seed)
 
@@ -116,10 +121,10 @@ def from_tensor(
     counts: bool = False,
     mask: Tensor | None = None,
 ) -> Dataset:
-    """Make a data set of a tensor: a tenth held out for validation, a tenth for test, as in :func:`load`.
+    """Return a data set of a tensor, with a tenth held out for validation and a tenth for test, as in :func:`load`.
 
-    x, of shape ``(N, *event)``, is bytes (256 grey levels), booleans, or floats, which are x as they are; labels are of
-    shape ``(N,)``. All else, ``Raises`` too, is as in :func:`load`.
+    x, of shape ``(N, *event)``, is bytes (256 grey levels), booleans, or floats, which are x; ``labels`` are of shape
+    ``(N,)``. The other arguments and ``Raises`` are as in :func:`load`.
 
     Example:
         >>> [len(split) for split in from_tensor(torch.rand(100, 5)).splits.values()]
@@ -128,101 +133,102 @@ def from_tensor(
         tensor, not binarised, 20% missing
     """
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
-    _check_ways(config)
-    rest = {"labels": labels, "mask": mask}
-    labels, mask = (None if given is None else _held(given, name) for name, given in rest.items())
-    return _dataset(Source(_held(x, "x"), "a tensor", labels, mask, floats=None), config)
+    _check_options(config)
+    optional = {"labels": labels, "mask": mask}
+    labels, mask = (None if value is None else _on_cpu(value, name) for name, value in optional.items())
+    return _dataset(Source(_on_cpu(x, "x"), "a tensor", labels, mask, floats=None), config)
 
 
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
-    """Make a data set of columns: a tenth held out for validation, a tenth for test, as in :func:`load`.
+    """Return a data set of columns, with a tenth held out for validation and a tenth for test, as in :func:`load`.
 
-    The first column is x. Whole numbers and booleans stay as they are, where :func:`from_tensor` takes them for pixels;
-    NaN is missing.
+    The first column is x. Integers and booleans keep their values, which :func:`from_tensor` reads as pixels. NaN is
+    missing.
 
     Arguments:
-        columns: Tensors by the names of a program's arguments, each with the data along its first dimension.
+        columns: Tensors by the names of a program's arguments, with the data along the first dimension.
         valid: As in :func:`load`.
 
     Raises:
-        ValueError: If there are no columns, or fewer than 3 rows, or columns differ in length or are infinite.
+        ValueError: If there are no columns or fewer than 3 rows, or columns differ in length or are infinite.
 
     Example:
         >>> dataset = from_columns({"x": torch.rand(100, 5), "y": torch.arange(100) % 3})
         >>> [column.shape for column in dataset.train.batch(slice(0, 7))]
         [torch.Size([7, 5]), torch.Size([7])]
     """
-    tensors = {name: _held(column, name) for name, column in columns.items()}
+    tensors = {name: _on_cpu(column, name) for name, column in columns.items()}
     sizes = {len(column) if column.dim() else 0 for column in tensors.values()}
     if len(sizes) != 1 or min(sizes) < 3:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in tensors.items())
-        raise ValueError(f"Expected columns of as many rows each, at least 3; got {shapes or 'none'}.")
+        raise ValueError(f"Expected columns with the same number of rows, at least 3; got {shapes or 'none'}.")
     surveys = list[Survey]()
     for name, column in tensors.items():
         if column.dtype.is_complex or (column.is_floating_point() and column.isinf().any()):
-            raise ValueError(f"Expected finite real numbers, or NaN where they are missing, in {name!r}; got others.")
-        if column.is_floating_point() or not surveys:  # other whole numbers stay as they are
+            kind = "complex numbers" if column.dtype.is_complex else "infinite ones"
+            raise ValueError(f"Expected finite real numbers, or NaN where missing, in {name!r}; got {kind}.")
+        if column.is_floating_point() or not surveys:  # integers beside x keep their values
             surveys.append(survey(column.split(1024) if column.numel() else [], repr(name)))
     first, *_ = tensors
-    x, seen = tensors.pop(first), surveys[0]
-    mask = ~x.isnan() if seen.missing else None
-    if seen.low > seen.high:
-        raise ValueError(f"Expected numbers in {first!r}; got none.")
-    whole = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
+    x, summary = tensors.pop(first), surveys[0]
+    mask = ~x.isnan() if summary.missing else None
+    if summary.low > summary.high:
+        raise ValueError(f"Expected numbers in {first!r}; got only NaN.")
+    rows = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
     config = dict(data="tensor", root="", binarize="none", dequantize=False, valid=valid, counts=False)
-    return _in_splits(whole, seen, config)
+    return _in_splits(rows, summary, config)
 
 
-def _check_ways(config: Mapping[str, Any]) -> None:
-    """Refuse an unknown way to read x, and two at once."""
+def _check_options(config: Mapping[str, Any]) -> None:
+    """Refuse an unknown binarisation, and two options that exclude each other."""
     if config["binarize"] not in (ways := get_args(Binarize)):
-        raise ValueError(f"Expected binarize to be {', '.join(ways)}; got {config['binarize']!r}.")
-    chosen = {name: config.get(name) for name in ("binarize", "dequantize", "counts", "columns")}
-    if len(both := [f"{name}={way!r}" for name, way in chosen.items() if way and way != "none"]) > 1:
-        raise ValueError(f"Expected at most one of {', '.join(chosen)}; got {' and '.join(both)}.")
+        raise ValueError(f"Expected binarize to be one of {', '.join(ways)}; got {config['binarize']!r}.")
+    options = {name: config.get(name) for name in ("binarize", "dequantize", "counts", "columns")}
+    if len(both := [f"{name}={value!r}" for name, value in options.items() if value and value != "none"]) > 1:
+        raise ValueError(f"Expected at most one of {', '.join(options)}; got {' and '.join(both)}.")
 
 
-def _held(given: Any, argument: str) -> Tensor:
-    return tensor_of(given, argument).detach().cpu()
+def _on_cpu(value: Any, argument: str) -> Tensor:
+    return tensor_of(value, argument).detach().cpu()
 
 
 def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
     binarize, dequantize = config["binarize"], config["dequantize"]
-    whole, seen = images_of(source, config["counts"])
-    pixels = whole.pixels
+    images, summary = images_of(source, config["counts"])
+    pixels = images.pixels
     if dequantize and pixels.dtype.is_floating_point:
-        raise ValueError(f"Expected whole grey levels to dequantize; got {pixels.dtype} in {source.name}.")
-    if binarize == "static" and whole.on_disk:
-        got = f"for {source.name}, which stays on disk; got 'static', whose draws would have to be kept"
+        raise ValueError(f"Expected integer grey levels for dequantize; got {pixels.dtype} in {source.name}.")
+    if binarize == "static" and images.on_disk:
+        got = f"for {source.name}, which stays on disk; got 'static', whose draws need memory"
         raise ValueError(f"Expected binarize to be none, dynamic or threshold {got}. Use dynamic.")
-    extremes = f"[{seen.low:g}, {seen.high:g}]"
-    if whole.counts and not (seen.low >= 0 and seen.whole):
-        raise ValueError(f"Expected whole numbers from 0 on as counts; got others, in {extremes}, in {source.name}.")
-    if binarize != "none" and not 0 <= seen.low <= seen.high <= whole.white:
-        raise ValueError(f"Expected pixels in [0, 1] to binarise; got {extremes} in {source.name}.")
+    extremes = f"[{summary.low:g}, {summary.high:g}]"
+    if images.counts and not (summary.low >= 0 and summary.whole):
+        raise ValueError(f"Expected counts to be 0, 1, 2, and so on; got numbers in {extremes} in {source.name}.")
+    if binarize != "none" and not 0 <= summary.low <= summary.high <= images.max_value:
+        raise ValueError(f"Expected pixels in [0, 1] for binarize; got {extremes} in {source.name}.")
     if binarize == "threshold":
-        cut = whole.white / 2
+        cut = images.max_value / 2
         above = replace(pixels, cut=cut, dtype=torch.uint8) if isinstance(pixels, OnDisk) else (pixels > cut).byte()
-        whole = replace(whole, pixels=above, levels=2)
+        images = replace(images, pixels=above, levels=2)
     elif binarize != "none" or dequantize:
-        whole = replace(whole, noise="uniform" if dequantize else "bernoulli")
-    return replace(_in_splits(whole, seen, config, source.test), names=source.names, notes=source.notes)
+        images = replace(images, noise="uniform" if dequantize else "bernoulli")
+    return replace(_in_splits(images, summary, config, source.test), names=source.names, notes=source.notes)
 
 
-def _in_splits(whole: Split, seen: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
-    """Take all images apart; ``test`` of the last are for test, and the held-out ones have their noise once for all."""
-    total, valid, generator = len(whole), config["valid"], torch.Generator().manual_seed(SEED)
+def _in_splits(images: Split, summary: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
+    """Split images, the last ``test`` for test; the validation and test images get fixed noise."""
+    total, valid, generator = len(images), config["valid"], torch.Generator().manual_seed(SEED)
     if test:
         rest, last = torch.randperm(total - test, generator=generator), torch.arange(total)[-test:]
-        usual = len(rest) // 6
+        default = len(rest) // 6
     else:
-        order, usual = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
-        last, rest = order[:usual], order[usual:]
-    held_out = usual if valid is None else valid
+        order, default = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
+        last, rest = order[:default], order[default:]
+    held_out = default if valid is None else valid
     if not hasattr(held_out, "__index__") or not 0 <= held_out < len(rest):
-        right = f"a whole number of at least 0 and fewer than the {len(rest)} that are not for test"
-        raise ValueError(f"Expected valid, {right}; got {held_out!r}.")
-    parts = [whole.part(rows) for rows in (rest[held_out:], rest[:held_out], last)]
+        got = f"fewer than the {len(rest)} images outside the test split; got {held_out!r}"
+        raise ValueError(f"Expected valid to be an integer of at least 0 and {got}.")
+    splits = [images.part(rows) for rows in (rest[held_out:], rest[:held_out], last)]
     for i in range(0 if config["binarize"] == "static" else 1, 3):
-        parts[i] = parts[i].frozen(torch.Generator().manual_seed(SEED + i))
-    return Dataset(parts[0], parts[1], parts[2], support_of(whole, seen), config)
+        splits[i] = splits[i].with_fixed_noise(torch.Generator().manual_seed(SEED + i))
+    return Dataset(splits[0], splits[1], splits[2], support_of(images, summary), config)

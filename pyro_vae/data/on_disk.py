@@ -1,4 +1,4 @@
-"""Files of arrays and tables; and images that stay in their .npy file, read as they are asked for."""
+"""Read files of arrays and tables, and keep images in their .npy file to read them by batch."""
 
 import os
 import zipfile
@@ -15,65 +15,68 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data.arrays import AT_ONCE, channels_first, to_tensor
 
-LARGE = 2**28  # bytes from which a .npy file stays on disk
-LONG = 2**30  # bytes from which a pass shows its progress
+LARGE = 2**28  # a .npy file of more bytes stays on disk
+LONG = 2**30  # a pass over as many bytes shows a progress bar
 TABLES = (".csv", ".tsv", ".parquet")
 
 
 class File:
-    """The rows of a .npy file, which each read opens: nothing to close, or to share by a fork.
+    """The rows of a .npy file. Each read opens the file, so that nothing is left to close or to share with a fork.
 
-    Not a memory map, whose pages count as this process's own, and which kills it when the file is cut short.
+    The pages of a memory map would count as the process's memory, and a truncated file would kill the process.
     """
 
     def __init__(self, array: np.memmap) -> None:
         self.path = Path(str(array.filename)).absolute()
         if not array.flags.c_contiguous:
-            got = f"in {str(self.path)!r}, to read it image by image; got Fortran order"
-            raise ValueError(f"Expected an array in C order {got}. Save numpy.ascontiguousarray of it.")
+            raise ValueError(
+                f"Expected an array in C order in {str(self.path)!r}, to read it by image; got Fortran order. "
+                "Save numpy.ascontiguousarray(x)."
+            )
         self.shape, self.layout = array.shape, np.dtype((array.dtype, array.shape[1:]))
         self.step = max(1, AT_ONCE // self.layout.itemsize)
         self._start, self._state = array.offset, _state(os.stat(self.path))
 
     def parts(self) -> Iterator[np.ndarray]:
-        """Read the whole file in its order, some rows at a time, with a progress bar if it is long."""
+        """Read the file from start to end by chunks of rows, with a progress bar if it is long."""
         total, short = self.shape[0], self.shape[0] * self.layout.itemsize < LONG
         for first in tqdm(range(0, total, self.step), "checking", unit=" MiB", leave=False, disable=short):
             yield self.read([first], min(self.step, total - first))
 
     def read(self, rows: list[int], count: int = 1) -> np.ndarray:
-        """Read ``count`` rows from each of ``rows`` on."""
+        """Read ``count`` rows starting at each index of ``rows``."""
         size = count * self.layout.itemsize
         offsets = [self._start + row * self.layout.itemsize for row in rows]
         try:
             with open(self.path, "rb", buffering=0) as file:
                 number = file.fileno()
-                if hasattr(os, "posix_fadvise"):  # the disk then fetches all rows at a time, not one after another
+                if hasattr(os, "posix_fadvise"):  # the disk then fetches all rows in parallel
                     for offset in offsets:
                         os.posix_fadvise(number, offset, size, os.POSIX_FADV_WILLNEED)
-                found = b"".join([os.pread(number, size, offset) for offset in offsets])
-                same = _state(os.fstat(number)) == self._state and len(found) == len(offsets) * size
+                data = b"".join([os.pread(number, size, offset) for offset in offsets])
+                unchanged = _state(os.fstat(number)) == self._state and len(data) == len(offsets) * size
         except FileNotFoundError:
-            same = False
-        if not same:
-            why = "since images are read from it as they are needed; it was moved, cut or written"
-            advice = "Load it again, and do not change it before the end."
-            raise ValueError(f"Expected {str(self.path)!r} not to change after it was loaded, {why}. {advice}")
-        return np.ndarray((len(rows) * count, *self.shape[1:]), self.layout.base, buffer=found)
+            unchanged = False
+        if not unchanged:
+            raise ValueError(
+                f"Expected {str(self.path)!r} not to change, since images are read from it by batch; it was moved, "
+                "truncated or modified after it was loaded. Load it again, and keep it unchanged during training."
+            )
+        return np.ndarray((len(rows) * count, *self.shape[1:]), self.layout.base, buffer=data)
 
 
-def _state(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Images of a file, in some order, read when they are indexed. In memory is the order alone, 8 bytes an image."""
+    """Images of a file in a given order, read when indexed. Memory holds only the order, 8 bytes for each image."""
 
     file: File
     rows: Tensor
     dtype: torch.dtype
-    cut: float | None = None  # pixels are 1 above it and 0 elsewhere
+    cut: float | None = None  # a threshold: pixels are 1 above it, else 0
     device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
@@ -81,18 +84,18 @@ class OnDisk:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         rows = self.rows[index if isinstance(index, slice) else index.cpu()]
-        parts = (self.file.read(part.tolist()) for part in rows.split(self.file.step))
-        x = (channels_first(to_tensor(part, repr(str(self.file.path)))) for part in parts)
-        pixels = [(part if self.cut is None else part > self.cut).to(self.dtype) for part in x]
+        arrays = (self.file.read(chunk.tolist()) for chunk in rows.split(self.file.step))
+        images = (channels_first(to_tensor(array, repr(str(self.file.path)))) for array in arrays)
+        pixels = [(x if self.cut is None else x > self.cut).to(self.dtype) for x in images]
         return torch.cat(pixels).to(self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of all images, channels first."""
+        """The shape of all images, channels first."""
         return (len(self), *channels_first(torch.empty(1, *self.file.shape[1:], device="meta")).shape[1:])
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the images, still on disk, to be read onto another device."""
+        """Return the images, still on disk, with another device for reads."""
         return replace(self, device=device)
 
     def part(self, rows: Tensor) -> Self:
@@ -101,39 +104,40 @@ class OnDisk:
 
     @cached_property
     def total(self) -> Tensor:
-        """The sum over images, in float64, read in the order of the file."""
-        parts = self.rows.sort().values.split(self.file.step)
-        images = (replace(self, rows=rows, device="cpu")[:] for rows in parts)
-        return sum((part.sum(0, dtype=torch.float64) for part in images), torch.zeros(()))
+        """The sum over images in float64, read in the order of the file."""
+        chunks = self.rows.sort().values.split(self.file.step)
+        images = (replace(self, rows=rows, device="cpu")[:] for rows in chunks)
+        return sum((x.sum(0, dtype=torch.float64) for x in images), torch.zeros(()))
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a .npz file or the columns of a table by name, or a .npy's as ``x``, on disk if large."""
+    """Return the arrays of a .npz file or columns of a table by name, or ``x`` of a .npy file, mapped if large."""
     if not path.is_file():
         where = f"{str(path)!r}, which is {str(path.absolute())!r} from the working directory {str(Path.cwd())!r}"
         raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {where}.")
     if path.suffix.lower() in TABLES:
         return _table(path)
     try:
-        with path.open("rb") as opened:  # numpy leaves one open that is no whole .npz
+        with path.open("rb") as opened:  # numpy does not close a truncated .npz
             zipped = opened.read(2) == b"PK"
             opened.seek(0)
             mapped = path.stat().st_size > LARGE and not zipped
-            found = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
-            arrays = {"x": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            loaded = np.load(path if mapped else opened, mmap_mode="r" if mapped else None, allow_pickle=False)
+            single = isinstance(loaded, np.ndarray)
+            arrays = {"x": loaded} if single else {name: loaded[name] for name in loaded.files}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-                raise ValueError("it holds more than arrays")
+                raise ValueError("it holds other objects than arrays")
             return arrays
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        # Of any other file numpy says that it is a pickle.
+        # numpy calls any other file a pickle
         numpys = path.suffix.lower() in (".npy", ".npz")
-        what, why = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(TABLES)}", "")
-        got = f"could not read {str(path)!r}{why}. Write the whole file again with numpy.save or numpy.savez."
-        raise ValueError(f"Expected a .npy or .npz file of numbers{what}; {got}") from error
+        formats, reason = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(TABLES)}", "")
+        got = f"could not read {str(path)!r}{reason}. Write the file again with numpy.save or numpy.savez."
+        raise ValueError(f"Expected a .npy or .npz file of numbers{formats}; {got}") from error
 
 
 def _table(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of a table by name, through pandas, with NaN where a number is missing."""
+    """Return the columns of a table by name, read by pandas, with NaN where a number is missing."""
     try:
         import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
@@ -141,22 +145,22 @@ def _table(path: Path) -> dict[str, np.ndarray]:
         if frame.empty:
             raise ValueError("it has no rows")
     except (ImportError, ValueError, OSError) as error:
-        why = " ".join(str(error).split()).split(". ")[0]
+        reason = " ".join(str(error).split()).split(". ")[0]
         advice = "Install pandas, and pyarrow for .parquet" if isinstance(error, ImportError) else "Write it again"
-        raise ValueError(f"Expected a table; could not read {str(path)!r} ({why}). {advice}.") from error
+        raise ValueError(f"Expected a table; could not read {str(path)!r} ({reason}). {advice}.") from error
     columns = {}
     for name, column in frame.items():
         if not pd.api.types.is_any_real_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            words = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
-            got = f"{str([*words, *column][0])!r} in {str(name)!r}"
-            advice = "Leave it out, or write numbers in it, and nothing where one is missing."
+            text = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
+            got = f"{str([*text, *column][0])!r} in {str(name)!r}"
+            advice = "Leave the column out, or encode it as numbers, with empty cells where missing."
             raise ValueError(f"Expected numbers in every column of {str(path)!r}; got {got}. {advice}")
         columns[str(name)] = column.to_numpy(**({"dtype": float, "na_value": np.nan} if column.hasnans else {}))
     return columns
 
 
 def _separated(pd: Any, path: Path) -> Any:
-    """Read text; a first line of numbers is no line of names, but for 0, 1, 2, ..., and a column of no name no data."""
+    """Read a text table. A first line of numbers but 0, 1, 2, ... is data; a first column without name is an index."""
     options = {"sep": "\t" if path.suffix.lower() == ".tsv" else ",", "skipinitialspace": True}
     first = pd.read_csv(path, **options, header=None, nrows=1, dtype=str).iloc[0]
     numbers = pd.to_numeric(first[first.notna()], errors="coerce")

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn, torchvision, a file, a folder; and checks of what came."""
+"""Read images from scikit-learn, torchvision, a file or a folder, and check them."""
 
 import math
 import warnings
@@ -21,77 +21,78 @@ from pyro_vae.data.dataset import Split
 from pyro_vae.data.on_disk import TABLES, File, OnDisk, arrays_of
 from pyro_vae.data.supports import levels as grid
 
-# The name of each data set's class in torchvision.datasets, and the argument that says which split, if not ``train``.
+# The class of each data set in torchvision.datasets, and the arguments that select its splits, if not ``train``.
 NAMES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "omniglot": "Omniglot"}
 NAMES |= {"cifar10": "CIFAR10", "svhn": "SVHN"}
 SPLITS: dict[str, Any] = {"svhn": ({"split": "train"}, {"split": "test"})}
 SPLITS["omniglot"] = ({"background": True}, {"background": False})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L", "LA")
-CLEAR, FRAME = "transparency of {} on white", "the first frame of {}"  # what is changed of so many images
+CLEAR, FRAME = "transparency of {} on white", "the first frame of {}"  # notes, with a number of images
 
 
 class Source(NamedTuple):
-    """An array of images and what belongs to it, as they came."""
+    """An array of images as read, with its labels, mask and further columns."""
 
     x: Tensor | OnDisk
     name: str
     labels: Tensor | None = None
     mask: Tensor | None = None  # True where a pixel is observed
-    levels: int | None = None  # of integers that are not all 0 or 1, where that is known
-    test: int = 0  # how many of the last are for test
+    levels: int | None = None  # the number of grey levels of integers that are not all 0 or 1, if known
+    test: int = 0  # the last images are for test, this many
     extra: dict[str, Tensor] = {}
-    names: tuple[str, ...] = ()  # of the columns of a table
-    notes: tuple[str, ...] = ()  # what was done to read it, for the user to know
-    floats: torch.dtype | None = torch.float32  # which floats become; None: they stay
+    names: tuple[str, ...] = ()  # the names of a table's columns
+    notes: tuple[str, ...] = ()  # changes made to the images, for the user
+    floats: torch.dtype | None = torch.float32  # the dtype for floats; None: unchanged
 
 
 def digits() -> Source:
-    """Return the 1,797 real digits of scikit-learn, 8x8 with 17 grey levels (Alpaydin and Kaynak, UCI, 1998)."""
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels (Alpaydin and Kaynak, UCI, 1998)."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return Source(torch.from_numpy(found.images).byte(), "digits", torch.from_numpy(found.target), levels=17)
+    bunch = load_digits()
+    return Source(torch.from_numpy(bunch.images).byte(), "digits", torch.from_numpy(bunch.target), levels=17)
 
 
 def torchvision_images(name: str, root: str) -> Source:
-    """Return a data set of torchvision, found under ``root`` or downloaded there."""
+    """Return a data set of torchvision from ``root``, downloaded if it is absent."""
     from torchvision import datasets
 
     make, splits = getattr(datasets, NAMES[name]), SPLITS.get(name, ({"train": True}, {"train": False}))
-    halves = [_arrays(_found_or_downloaded(make, name, root, which)) for which in splits]
+    halves = [_arrays(_torchvision(make, name, root, options)) for options in splits]
     x, labels = (torch.cat(both) for both in zip(*halves, strict=True))
     return Source(x, name, labels, levels=256, test=len(halves[1][0]))
 
 
-def _found_or_downloaded(make: Callable[..., Any], name: str, root: str, which: dict[str, Any]) -> Any:
-    with suppress(RuntimeError):  # so torchvision says that it is not there
-        return make(root, **which)
+def _torchvision(make: Callable[..., Any], name: str, root: str, options: dict[str, Any]) -> Any:
+    with suppress(RuntimeError):  # the data are absent
+        return make(root, **options)
     inner = [Path(root, make.__name__, "raw"), Path(root, make.__name__), Path(root, "omniglot-py")]
     absent = [folder for folder in (*inner, Path(root), *Path(root).parents) if not folder.exists()]
     try:
-        return make(root, **which, download=True)
+        return make(root, **options, download=True)
     except (RuntimeError, OSError) as error:
         for folder in absent:
-            with suppress(OSError):  # with something in it
+            with suppress(OSError):  # it is not empty
                 folder.rmdir()
-        why = f"could not download it ({' '.join(str(error).split())[:100]})"
-        advice = "Give the folder that holds it with --root, or run once with a network."
-        raise FileNotFoundError(f"Found no {name} under {str(root)!r}, and {why}. {advice}") from error
+        reason = f"could not download it ({' '.join(str(error).split())[:100]})"
+        advice = "Pass the folder that holds it as --root, or run once with a network."
+        raise FileNotFoundError(f"Found no {name} under {str(root)!r}, and {reason}. {advice}") from error
 
 
-def _arrays(found: Any) -> tuple[Tensor, Tensor]:
-    if type(found).__name__ == "Omniglot":  # drawings, at 28x28 and white on black, as in Burda et al. (2016)
+def _arrays(dataset: Any) -> tuple[Tensor, Tensor]:
+    if type(dataset).__name__ == "Omniglot":  # drawings, at 28x28 and white on black, as in Burda et al. (2016)
         drawings, labels = [], []
-        for image, label in tqdm(found, desc="omniglot", unit=" images", leave=False):
+        for image, label in tqdm(dataset, desc="omniglot", unit=" images", leave=False):
             drawings.append(np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX)))
             labels.append(label)
         return 255 - torch.from_numpy(np.stack(drawings)), torch.tensor(labels)
-    return torch.as_tensor(found.data), torch.as_tensor(found.targets if hasattr(found, "targets") else found.labels)
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return torch.as_tensor(dataset.data), torch.as_tensor(labels)
 
 
 def file(path: Path) -> Source:
-    """Return the images of a .npy or .npz file (``x``; ``labels``, ``mask`` and others, if any), or rows of a table."""
+    """Return the rows of a table, or x of a .npy or .npz file, with ``labels``, ``mask`` and further columns if any."""
     arrays, name, names = arrays_of(path), repr(str(path)), tuple[str, ...]()
     if path.suffix.lower() in TABLES:
         names = tuple(arrays) if [*arrays] != [str(i) for i in range(len(arrays))] else ()
@@ -119,14 +120,14 @@ def folder(path: Path) -> Source:
     """Return the images in a folder, upright and on white; subfolders, if any, are labels, in alphabetical order."""
     paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; found none.")
+        raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; got none.")
     classes = sorted({file.parent for file in paths})
     labels = torch.tensor([classes.index(file.parent) for file in paths]) if len(classes) > 1 else None
     arrays, changes = list[np.ndarray](), Counter[str]()
     for file in tqdm(paths, desc="reading", unit=" images", leave=False, disable=len(paths) < 1000):
-        array, changed = _image(file)
+        array, notes_of_image = _image(file)
         arrays.append(array)
-        changes.update(changed)
+        changes.update(notes_of_image)
         if array.shape[:2] != arrays[0].shape[:2]:
             got = f"{arrays[0].shape[:2]} in {paths[0].name} and {array.shape[:2]} in {file.name}"
             raise ValueError(f"Expected images of one size; got {got}, (height, width). Resize them first.")
@@ -137,73 +138,74 @@ def folder(path: Path) -> Source:
 
 
 def _image(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Read an image as grey or RGB, upright and on white, the first where there are several; and which of these."""
+    """Return an image as grey or RGB, upright and on white, the first of several frames, with notes of the changes."""
     try:
-        with path.open("rb") as opened:  # of a path Pillow maps some .tif files, and does not turn them
+        with path.open("rb") as opened:  # given a path, Pillow maps some .tif files and does not turn them upright
             with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
                 image: Image.Image = Image.open(opened)
             changes = [FRAME] if getattr(image, "n_frames", 1) > 1 else []
             image.load()
-            with suppress(SyntaxError):  # so Pillow says that what is written beside the pixels is broken
+            with suppress(SyntaxError):  # broken EXIF data
                 ImageOps.exif_transpose(image, in_place=True)
     except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError, RuntimeWarning) as error:
         large = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
         advice = f"Save it with at most {Image.MAX_IMAGE_PIXELS} pixels" if large else "Save it again"
         raise ValueError(f"Expected an image; could not read {str(path)!r}. {advice}, or leave it out.") from error
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save as .npy.")
+        raise ValueError(f"Expected 8-bit images; got mode {image.mode} in {str(path)!r}. Save the images as .npy.")
     mode = "L" if image.mode in GREY else "RGB"
     if not image.has_transparency_data:
         return np.array(image.convert(mode)), changes
-    whole = image.convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
-    changes += [CLEAR] if whole.getchannel("A").getextrema() != (255, 255) else []
+    layered = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    changes += [CLEAR] if layered.getchannel("A").getextrema() != (255, 255) else []
     return np.array(flat.convert(mode)), changes
 
 
 def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
-    """Check an array, and bring images to ``(N, channels, height, width)``; missing pixels become 0."""
+    """Check an array; return images ``(N, channels, height, width)``, with 0 for missing pixels, and their summary."""
     x, mask, name = source.x, source.mask, source.name
     if len(x.shape) < 2 or 0 in x.shape:
-        raise ValueError(f"Expected an array of shape (images, ...), not empty, in {name}; got shape {tuple(x.shape)}.")
+        raise ValueError(f"Expected an array of shape (N, ...), not empty, in {name}; got shape {tuple(x.shape)}.")
     what = "image" if len(x.shape) > 2 else "row"
     if len(x) < 3:
         raise ValueError(f"Expected at least 3 {what}s, one for each split, in {name}; got {len(x)}.")
     if x.dtype.is_complex:
-        raise ValueError(f"Expected real numbers in {name}; got complex ones.")
+        raise ValueError(f"Expected real numbers in {name}; got complex numbers.")
     if source.labels is not None and source.labels.shape != x.shape[:1]:
         raise ValueError(f"Expected {len(x)} labels, one for each {what}, in {name}; got {(*source.labels.shape,)}.")
     if isinstance(x, OnDisk):
-        seen = survey(x.file.parts(), name)
-        advice = "Fill them in, or save it as .npz, which is read into memory, where NaN is missing."
+        summary = survey(x.file.parts(), name)
+        advice = "Fill them in, or save x as .npz, which is read into memory with NaN as missing."
     else:
         x = channels_first(x)
         mask = _observed(x, mask, name, what)
         parts: Iterable[Tensor] = x.split(1024)
         if mask is not None:
             pairs = zip(parts, mask.split(1024), strict=True)
-            parts = (part.double().masked_fill(~there, torch.nan) for part, there in pairs)
-        seen = survey(parts, name)
+            parts = (part.double().masked_fill(~observed, torch.nan) for part, observed in pairs)
+        summary = survey(parts, name)
         x = x.to(source.floats) if source.floats and x.is_floating_point() else x
-        advice = f"Fill them in, leave those {what}s out, or make them NaN, which is missing."
-    if bad := seen.infinite + seen.missing * isinstance(x, OnDisk):
-        wrong = f"{bad:,} of {math.prod(x.shape):,} that are {'NaN or ' * isinstance(x, OnDisk)}infinite"
-        raise ValueError(f"Expected finite numbers in {name}; got {wrong}. {advice}")
+        advice = f"Fill them in, leave out their {what}s, or set them to NaN, which is missing."
+    if count := summary.infinite + summary.missing * isinstance(x, OnDisk):
+        got = f"{count:,} of {math.prod(x.shape):,} that are {'NaN or ' * isinstance(x, OnDisk)}infinite"
+        raise ValueError(f"Expected finite numbers in {name}; got {got}. {advice}")
     dtype, levels = x.dtype, source.levels or 256
     if not dtype.is_floating_point:
-        grey = 0 <= seen.low <= seen.high <= 255
-        dtype, levels = torch.uint8 if grey else torch.float32, 2 if grey and seen.high <= 1 else levels
-        if grey and max(1, seen.low) < seen.high < 128 and not (counts or source.levels):
-            most = f"none in {name} is above {seen.high:g}: x is at most {seen.high / 255:.2g}"
-            advice = f"Use counts if they count, or give them as floats, over {seen.high:g}."
-            warnings.warn(f"Whole numbers are grey levels, white at 255, and {most}. {advice}", stacklevel=2)
+        low, high = summary.low, summary.high
+        grey = 0 <= low <= high <= 255
+        dtype, levels = torch.uint8 if grey else torch.float32, 2 if grey and high <= 1 else levels
+        if grey and max(1, low) < high < 128 and not (counts or source.levels):
+            largest = f"the largest in {name} is {high:g}, so x is at most {high / 255:.2g}"
+            advice = f"Use the option counts for counts, or divide by {high:g} and pass floats."
+            warnings.warn(f"Integers are grey levels from 0 to 255, but {largest}. {advice}", stacklevel=2)
     x = x if mask is None or isinstance(x, OnDisk) else x.masked_fill(~mask, 0)
     pixels = replace(x, dtype=dtype) if isinstance(x, OnDisk) else x.to(dtype)
-    return Split(pixels, source.labels, levels, None, counts, mask, source.extra), seen
+    return Split(pixels, source.labels, levels, None, counts, mask, source.extra), summary
 
 
 def _observed(x: Tensor, mask: Tensor | None, name: str, what: str) -> Tensor | None:
-    """Where x is observed: in the mask, if there is one, and not NaN. None, if all of it is."""
+    """Return the mask of elements that are not NaN and observed by ``mask``, if any; None if all are observed."""
     if mask is None and not x.is_floating_point():
         return None
     observed = ~x.isnan()
@@ -212,25 +214,25 @@ def _observed(x: Tensor, mask: Tensor | None, name: str, what: str) -> Tensor | 
             raise ValueError(f"Expected a mask of booleans, True where observed, in {name}; got {mask.dtype}.")
         mask = channels_first(mask)
         if mask.shape not in (x.shape, (len(x), 1, *x.shape[2:]) if x.dim() == 4 else None):
-            right = f"the shape of x, {tuple(x.shape)}, or with one channel"
-            raise ValueError(f"Expected a mask of {right}, in {name}; got {tuple(mask.shape)}.")
+            shape = f"the shape of x, {tuple(x.shape)}, or with one channel"
+            raise ValueError(f"Expected a mask of {shape}, in {name}; got {tuple(mask.shape)}.")
         observed &= mask
     if observed.all():
         return None
-    if none := int((~observed.flatten(1).any(1)).sum()):
-        got = f"{none:,} of {len(x):,} that are NaN or masked all over. Leave those {what}s out"
-        raise ValueError(f"Expected something observed of every {what} in {name}; got {got}.")
+    if empty := int((~observed.flatten(1).any(1)).sum()):
+        got = f"{empty:,} of {len(x):,} {what}s without any. Leave these {what}s out"
+        raise ValueError(f"Expected an observed element in every {what} in {name}; got {got}.")
     return observed
 
 
-def support_of(whole: Split, seen: Survey) -> constraints.Constraint:
-    """The support of x, of pixels that were ``seen`` before any noise."""
-    if whole.noise:
-        return constraints.boolean if whole.noise == "bernoulli" else constraints.unit_interval
-    if whole.counts:
+def support_of(images: Split, summary: Survey) -> constraints.Constraint:
+    """Return the support of x from the summary of the pixels without noise."""
+    if images.noise:
+        return constraints.boolean if images.noise == "bernoulli" else constraints.unit_interval
+    if images.counts:
         return constraints.nonnegative_integer
-    if whole.levels and not whole.pixels.dtype.is_floating_point:
-        return constraints.boolean if whole.levels == 2 else grid(whole.levels)
-    if seen.low >= 0 and seen.whole:
-        return constraints.nonnegative_integer if seen.high > 1 else constraints.boolean
-    return constraints.unit_interval if 0 <= seen.low <= seen.high <= 1 else constraints.real
+    if images.levels and not images.pixels.dtype.is_floating_point:
+        return constraints.boolean if images.levels == 2 else grid(images.levels)
+    if summary.low >= 0 and summary.whole:
+        return constraints.nonnegative_integer if summary.high > 1 else constraints.boolean
+    return constraints.unit_interval if 0 <= summary.low <= summary.high <= 1 else constraints.real

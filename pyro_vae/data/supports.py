@@ -1,4 +1,4 @@
-"""Supports that torch does not have: the grid of grey levels, and the open unit interval; and which suit which x."""
+"""Supports that torch lacks, the grid of grey levels and the open unit interval; and which support suits which data."""
 
 from functools import cache
 
@@ -10,13 +10,13 @@ ROUNDING = 0.01  # of a level: 255 * (p / 255) in float32 is off by 1e-5
 
 
 class Levels(constraints.Constraint):
-    r"""The grid :math:`\{0, \frac{1}{L - 1}, \dots, 1\}` that grey levels are on, up to float32's rounding.
+    r"""The grid of grey levels, :math:`\{0, \frac{1}{L - 1}, \dots, 1\}`, up to float32's rounding.
 
     Arguments:
-        number: L, how many levels there are.
+        number: L, the number of levels.
 
     Raises:
-        ValueError: If there are fewer than 2.
+        ValueError: If there are fewer than 2 levels.
 
     Example:
         >>> levels(17).check(torch.tensor([0.0, 1 / 16, 0.5, 1.0, 0.51, -1 / 16]))
@@ -39,11 +39,11 @@ class Levels(constraints.Constraint):
         return f"Levels({self.number})"
 
 
-levels = cache(Levels)  # one constraint of each number, which may be compared by ``is``
+levels = cache(Levels)  # one instance for each number of levels, so that ``is`` compares constraints
 
 
 class _OpenUnitInterval(constraints.Constraint):
-    """The numbers between 0 and 1, without these two."""
+    """The numbers between 0 and 1, both excluded."""
 
     def check(self, value: Tensor) -> Tensor:
         return torch.logical_and(value > 0, value < 1)
@@ -53,7 +53,7 @@ open_unit_interval = _OpenUnitInterval()
 
 
 def of_element(support: constraints.Constraint) -> constraints.Constraint:
-    """Return the support of one element, without what ``to_event`` or a mixture puts around it."""
+    """Return the support of one element, without the wrappers of ``to_event`` or of a mixture."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
@@ -64,36 +64,36 @@ SUPPORTS |= {"[0, 1]": constraints.unit_interval, "(0, 1)": open_unit_interval}
 KINDS: dict[type, str] = {type(support): kind for kind, support in SUPPORTS.items()}
 KINDS |= {type(constraints.integer_interval(0, 1)): "counts", Levels: "levels"}
 UNIT, GREY = ("[0, 1]", "(0, 1)"), ("binary", "levels", "[0, 1]", "(0, 1)")
-# What to do where x and the likelihood do not go together: by what x is, and then by what the likelihood is of.
+# Advice for a likelihood that does not suit x: by the kind of x, then by the kind of the likelihood's support.
 ADVICE: dict[str, dict[str, str]] = {
     "binary": {
         "levels": "Two values are not many levels: use Bernoulli.",
         "counts": "Two values have no rate: use Bernoulli.",
         **dict.fromkeys((*UNIT, "real", "a density"), "A density of two values grows without bound: use Bernoulli."),
     },
-    "counts": dict.fromkeys(GREY, "Use Poisson or NegativeBinomial; pixels are grey levels without --counts."),
+    "counts": dict.fromkeys(GREY, "Use Poisson or NegativeBinomial. Without --counts pixels are grey levels."),
     "real": dict.fromkeys((*GREY, "counts"), "Use Gaussian, Laplace or StudentT; or scale the data to [0, 1]."),
     "levels": {
         "binary": "Binarise with --binarize dynamic, or use DiscretizedLogistic or Gaussian for grey levels.",
-        "levels": "Use --likelihood.levels {levels}, which the data have.",
-        "counts": "Use --counts true for x that is the pixel as stored, or DiscretizedLogistic for grey levels.",
+        "levels": "Use --likelihood.levels {levels}, the number of levels of the data.",
+        "counts": "Use --counts true to read x as the stored integers, or DiscretizedLogistic for grey levels.",
         "(0, 1)": "At 0 and 1 its density is 0 or infinite: use --dequantize true, or ContinuousBernoulli.",
     },
     "dequantised": {
         "binary": "Leave out --dequantize and binarise with --binarize dynamic, or use ContinuousBernoulli.",
-        "levels": "Leave out --dequantize: it has the probability of each level itself.",
-        "counts": "Leave out --dequantize, and use --counts true for x that is the pixel as stored.",
+        "levels": "Leave out --dequantize: the likelihood gives the probability of each level.",
+        "counts": "Leave out --dequantize, and use --counts true to read x as the stored integers.",
     },
     "[0, 1]": {
         "binary": "Binarise with --binarize dynamic, or use ContinuousBernoulli or Gaussian for grey x.",
-        "levels": "Give x as the bytes it was read from, or use ContinuousBernoulli or Gaussian.",
-        "counts": "A part of a whole is no count: use ContinuousBernoulli or Gaussian.",
-        "(0, 1)": "At 0 and 1 its density is 0 or infinite: give x as bytes, with --dequantize true.",
+        "levels": "Pass x as bytes, or use ContinuousBernoulli or Gaussian.",
+        "counts": "Fractions are no counts: use ContinuousBernoulli or Gaussian.",
+        "(0, 1)": "At 0 and 1 its density is 0 or infinite: pass x as bytes, with --dequantize true.",
     },
 }
 
 
 def kind_of(support: constraints.Constraint) -> str:
-    """Name what numbers a support has, as :data:`ADVICE` does."""
+    """Return the kind of a support, a key of :data:`ADVICE`."""
     other = "a mass" if support.is_discrete else "a density"
     return "binary" if getattr(support, "number", 0) == 2 else KINDS.get(type(support), other)

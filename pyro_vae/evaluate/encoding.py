@@ -11,23 +11,24 @@ from torch.distributions import constraints
 from pyro_vae.data import Dataset, Split
 from pyro_vae.evaluate.summaries import rows_of
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit
-from pyro_vae.program import Posterior, point_of
-from pyro_vae.seeds import at_test
+from pyro_vae.program import Posterior, reference_tensor
+from pyro_vae.seeds import eval_mode
 
 
 def encode(program: Any, dataset: Dataset, site: str = "z", seed: int = 0) -> Dataset:
-    r"""Return the data set of codes: its x are draws of a site from a Gaussian guide, for a second program.
+    r"""Replace x in a data set by draws of a site from a Gaussian guide, as data for a second program.
 
     .. math:: x'_n = \mu(x_n) + \sigma(x_n) \, \epsilon
 
-    The guide sees one draw of each x; of training data the codes are drawn anew at every reading, of the others once.
-    Labels and further columns stay.
+    The guide sees one draw of each x. Codes of training data are drawn again at every reading, codes of validation and
+    test data once. Labels and further columns stay.
 
     References:
-        Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), M1+M2.
+        Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), M1+M2,
+        https://arxiv.org/abs/1406.5298.
 
     Raises:
-        ValueError: If there is no such site, or its law is not a normal of x alone, independent by element.
+        ValueError: If there is no such site, or its distribution is not a Normal of x alone with independent elements.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -36,32 +37,34 @@ def encode(program: Any, dataset: Dataset, site: str = "z", seed: int = 0) -> Da
         (5,)
     """
 
-    def law_of(rows: Posterior) -> Tensor:
+    def moments(rows: Posterior) -> Tensor:
+        """Return loc and scale of the site's Normal, of shape ``(2, B, *event)``."""
         node: Any = rows.runner.run(rows.program.guide, 2).nodes.get(site)
-        law = node and node["fn"]
-        while isinstance(law, Independent):
-            law = law.base_dist
-        got = "no such site" if law is None else "" if isinstance(law, Normal) else type(law).__name__
-        if not got:
-            parts = torch.stack([rows.runner.to_rows(part) for part in (law.loc, law.scale)])
+        normal = node and node["fn"]
+        while isinstance(normal, Independent):
+            normal = normal.base_dist
+        if isinstance(normal, Normal):
+            parts = torch.stack([rows.runner.to_rows(part) for part in (normal.loc, normal.scale)])
             if torch.equal(parts[:, 0], parts[:, -1]):
                 return parts[:, 0].cpu()
             got = "one that changes with another site's draw"
+        else:
+            got = "no such site" if normal is None else type(normal).__name__
         raise ValueError(
-            f"Expected the guide to draw {site!r} from a Normal of x alone, independent by element; got {got}."
+            f"Expected the guide to draw {site!r} from a Normal of x alone with independent elements; got {got}."
         )
 
-    def code(split: Split) -> Split:
-        with at_test(program, point_of(program).device, seed):  # which draws the noise of the rows
+    def codes(split: Split) -> Split:
+        with eval_mode(program, reference_tensor(program).device, seed):  # since reading rows draws their noise
             data = rows_of(program, split, slice(None))
-        with at_data(program, data, seed) as whole:
-            loc, scale = torch.cat([law_of(rows) for rows in batches_that_fit(whole, law_of)], dim=1)
+        with at_data(program, data, seed) as posterior:
+            loc, scale = torch.cat([moments(rows) for rows in batches_that_fit(posterior, moments)], dim=1)
         return replace(split, pixels=loc, levels=0, noise=None, counts=False, mask=None, scale=scale)
 
     generator = torch.Generator().manual_seed(seed)
-    train = code(dataset.train)
+    train = codes(dataset.train)
     valid, test = (
-        code(split).frozen(generator) if len(split) else train.part(torch.arange(0))
+        codes(split).with_fixed_noise(generator) if len(split) else train.part(torch.arange(0))
         for split in (dataset.valid, dataset.test)
     )
     config = {"data": "tensor", "binarize": "none", "dequantize": False, "counts": False}

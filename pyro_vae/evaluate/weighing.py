@@ -1,4 +1,4 @@
-"""Programs at data, and the log-weights of their guides' draws: a chunk at a time, by a graph where there are many."""
+"""Log importance weights of programs at data, computed in chunks that fit in memory, as a graph for many chunks."""
 
 import math
 from collections import defaultdict
@@ -13,56 +13,56 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import drawn
-from pyro_vae.compiled import Outputs, Traced, fast_products, how_many_fit
-from pyro_vae.evaluate.adapted import Adapted, data_at_once, density, fitting_draws
+from pyro_vae.annealing import unconstrained_draws
+from pyro_vae.compiled import GraphedFunction, Outputs, fast_products, max_batch_size
+from pyro_vae.evaluate.adapted import AdaptedProposals, data_at_once, fitting_draws, log_density
 from pyro_vae.objectives.base import check_choice, check_least
-from pyro_vae.program import Draws, Posterior, Structure, drawn_posterior, point_of, posterior_of
-from pyro_vae.seeds import at_test, forked
+from pyro_vae.program import Draws, Posterior, Structure, drawn_posterior, posterior_of, reference_tensor
+from pyro_vae.seeds import eval_mode, fork_rng
 
 Proposal = Literal["guide", "adapted"]
 
-ORIGINS = {"guide": "from the guide", "adapted": "from a proposal adapted to each datum"}  # in words
-TOGETHER = 32  # draws of an image at least, where so many fit
-MOST = 2_000  # images decoded at once: more do not fit in a CPU's caches, and are slower
-MANY = 100  # chunks, in less time than which no graph is recorded
+ORIGINS = {"guide": "from the guide", "adapted": "from a proposal adapted to each datum"}  # for reports
+TOGETHER = 32  # least draws of an image in a chunk, where so many fit
+MOST = 2_000  # images decoded at once: more do not fit in a CPU's caches and are slower
+MANY = 100  # chunks, below which recording a graph does not pay
 
-_rooms = WeakKeyDictionary[Structure, dict[tuple[int, int], tuple[int, int]]]()  # of programs at data
+_sizes = WeakKeyDictionary[Structure, dict[tuple[int, int], tuple[int, int]]]()  # cached chunk_sizes
 
 
 @contextmanager
 def at_data(
     program: Any, data: Any, seed: int | None = None, given: Draws | None = None, num: int | None = None
 ) -> Iterator[Posterior]:
-    """Give a program at data, or at ``num`` rows to be drawn over, as :func:`at_test` runs it, without gradients."""
-    with at_test(program, point_of(program).device, seed), torch.no_grad():
+    """Yield a program at data, or at ``num`` rows to simulate, in :func:`eval_mode` and without gradients."""
+    with eval_mode(program, reference_tensor(program).device, seed), torch.no_grad():
         yield posterior_of(program, data, given) if num is None else drawn_posterior(program, data, num)
 
 
 def batches(posterior: Posterior, size: int) -> list[Posterior]:
-    """Return the data in parts of so many rows; in one, where the program runs on all of them only."""
-    size = len(posterior) if posterior.structure.whole else size
+    """Split the data into parts of ``size`` rows; into one part if the program runs only on all rows together."""
+    size = len(posterior) if posterior.structure.all_rows else size
     return [posterior[slice(i, i + size)] for i in range(0, len(posterior), size)]
 
 
 def batches_that_fit(posterior: Posterior, run: Callable[[Posterior], Any], unit: int = 1) -> list[Posterior]:
-    """Return the data in parts for which ``run`` fits in memory, each of a multiple of ``unit`` rows."""
+    """Split the data into parts of a multiple of ``unit`` rows for which ``run`` fits in memory."""
     size = len(posterior)
-    if not posterior.structure.whole:
-        size = unit * how_many_fit(lambda n: run(posterior[: unit * n]), size, posterior.data[0].device)
+    if not posterior.structure.all_rows:
+        size = unit * max_batch_size(lambda n: run(posterior[: unit * n]), size, posterior.data[0].device)
     return batches(posterior, size)
 
 
 @torch.no_grad()
-def room(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
-    """Return how many data can be weighed at once in a gibibyte, and how many draws of all, each at most ``most``."""
-    few = posterior if posterior.structure.whole else posterior[:2]  # one alone may be a case of its own
-    known = _rooms.setdefault(posterior.structure, {})
+def chunk_sizes(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
+    """Return the numbers of data and of draws in all whose weights fit in a gibibyte at once, each up to ``most``."""
+    few = posterior if posterior.structure.all_rows else posterior[:2]  # one row may be a special case
+    known = _sizes.setdefault(posterior.structure, {})
     if (most, len(few)) not in known:
         device, images = posterior.data[0].device, len(posterior)
-        if not posterior.structure.whole:
-            images = 2 * how_many_fit(lambda n: posterior[: 2 * n].log_weights(1), most // 2, device)
-        draws = len(few) * how_many_fit(few.log_weights, max(2, most // len(few)), device)
+        if not posterior.structure.all_rows:
+            images = 2 * max_batch_size(lambda n: posterior[: 2 * n].log_weights(1), most // 2, device)
+        draws = len(few) * max_batch_size(few.log_weights, max(2, most // len(few)), device)
         known[most, len(few)] = images, draws
     return known[most, len(few)]
 
@@ -77,25 +77,29 @@ def log_weights(
     given: Draws | None = None,
     proposal: Proposal = "guide",
 ) -> Tensor:
-    r"""Return the log importance weights of draws from the guide, of shape ``(K, B)``, in nats, unscaled.
+    r"""Return the log importance weights of draws from a proposal, of shape ``(K, B)``, in nats, unscaled.
 
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
-    z are all latent sites together. Discrete ones that are marked ``infer={"enumerate": "parallel"}``, or that the
-    model alone has, are summed out exactly. Where values, or draws, of latent sites outside the data's plate are
-    ``given``, all is given these, or predictive. As many rows are run at once as fit, or ``at_once``: the draws depend
-    on it, what they estimate does not. Where the answer is too large for memory, :func:`nll` adds up as it goes.
+    z are all latent sites together; K is ``num_particles``. Discrete sites marked ``infer={"enumerate": "parallel"}``,
+    or in the model alone, are summed out exactly. ``given`` are values, or draws, of the latent sites outside the
+    data's plate; weights are then conditional on these, or predictive. ``at_once`` rows run together, for None as many
+    as fit in memory: the draws depend on it, their distribution does not.
 
-    With the ``adapted`` proposal draws are of a Student t with full covariance in real coordinates of the continuous
-    sites, fitted to the posterior of each datum by rounds of weighted draws, 175 for each dimension or more, before
-    those that count; classes are summed out. A datum keeps the guide where more of the guide's draws counted in the
-    rounds, as of an exact one. Either way the mean of w is p(x).
+    The ``adapted`` proposal is a Student t with full covariance in unconstrained coordinates of the continuous sites,
+    with classes summed out. It is fitted to the posterior of each datum by rounds of weighted draws, 175 or more for
+    each dimension, which are not part of the answer. A datum keeps the guide where the guide's effective sample size
+    was larger in the rounds, as for an exact guide. With either proposal the mean of w is an unbiased estimate of p(x).
 
     References:
-        Population Monte Carlo (Cappé, Guillin, Marin and Robert, 2004), for the adapted proposal.
+        Population Monte Carlo (Cappé, Guillin, Marin and Robert, 2004), for the adapted proposal,
+        https://doi.org/10.1198/106186004X12803.
 
     Raises:
         ValueError: If there are no particles or no images, or ``at_once`` is not positive.
+
+    See Also:
+        :func:`nll` for weights that do not fit in memory; :func:`pyro_vae.ais.log_weights` for annealed weights.
     """
     columns = defaultdict(list)
     with at_data(program, data, seed, given) as posterior:
@@ -116,14 +120,16 @@ def nll(
 ) -> Tensor:
     r"""Estimate :math:`-\log p(x)` per datum by importance sampling, of shape ``(B,)``, in nats.
 
-    Given covariates y, it is :math:`-\log p(x \mid y)`. It is minus :func:`pyro_vae.evaluate.iwae` of as many draws,
-    so it is too large on average, and falls to the truth as their number grows. Arguments and ``Raises`` are those of
-    :func:`log_weights`.
+    Given covariates y, it is :math:`-\log p(x \mid y)`. The estimate is minus :func:`iwae` of as many draws: too large
+    on average, and falling to the truth as the draws grow. Arguments and errors are as for :func:`log_weights`.
 
     Example:
         >>> from pyro_vae import VAE
         >>> nll(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
         torch.Size([5])
+
+    See Also:
+        :func:`pareto_k` tells whether the estimate is reliable; :func:`pyro_vae.ais.ais` needs no good guide.
     """
     totals: dict[int, Tensor] = {}
     with at_data(program, data, seed, given) as posterior:
@@ -136,49 +142,48 @@ def nll(
 def _chunks(
     posterior: Posterior, num: int, at_once: int | None, progress: bool, proposal: Proposal
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield log-weights ``(k, rows)``, each with the number of the part of the data that its rows are.
+    """Yield log-weights ``(k, rows)`` with the index of the part of the data.
 
-    Many chunks are run as a graph, compiled where that pays, after each datum was run once with Pyro's validation.
+    Many chunks run as a graph, compiled where that pays, after each datum has run once under Pyro's validation.
     """
     check_least(num_particles=num, at_once=1 if at_once is None else at_once)
     check_choice("proposal", proposal, get_args(Proposal))
     adapted = proposal == "adapted" and bool(posterior.structure.continuous)
-    images, draws = room(posterior) if at_once is None else (at_once, at_once)
-    # Few images and many draws of each, since an image is encoded again for every chunk of its draws.
+    images, draws = chunk_sizes(posterior) if at_once is None else (at_once, at_once)
+    # Few images with many draws each, since an image is encoded again for every chunk of its draws.
     most = min(images, max(1, draws // min(num, TOGETHER)))
     parts = batches(posterior, min(most, data_at_once(posterior)) if adapted else most)
     sizes = [max(1, draws // len(rows)) for rows in parts]
     fitting = fitting_draws(posterior)[0] if adapted else 0
     calls = sum(math.ceil((num + fitting) / size) for size in sizes)
 
-    def outputs(data: tuple[Tensor, ...], what: Any) -> Outputs:
+    def outputs(data: tuple[Tensor, ...], argument: Any) -> Outputs:
+        """Return log p(x, u) at u if adapted, else log-weights of new draws from the guide, given their number."""
         rows = replace(posterior, data=data)
-        return Outputs([density(rows, what) if adapted else rows.log_weights(what)], None)
+        return Outputs([log_density(rows, argument) if adapted else rows.log_weights(argument)], None)
 
-    graph = Traced(outputs, "auto", calls, quiet=True, frozen=True) if calls >= MANY else None
+    graph = GraphedFunction(outputs, "auto", calls, quiet=True, frozen=True) if calls >= MANY else None
 
-    def run(data: tuple[Tensor, ...], what: Any) -> Tensor:
+    def run(data: tuple[Tensor, ...], argument: Any) -> Tensor:
         with fast_products("auto"):
-            values: Tensor = (graph((data, what), {}) if graph else outputs(data, what)).tensors[0]
+            values: Tensor = (graph((data, argument), {}) if graph else outputs(data, argument)).tensors[0]
             return values
 
     if graph:
-        with forked(posterior.data[0].device):
+        with fork_rng(posterior.data[0].device):
             for rows in batches(posterior, draws):
                 rows.log_weights(1)
-            # The graph is recorded, and compared on other rows.
+            # Record the graph, and compare it on other rows.
             for rows in (parts[0], parts[0], [rows for rows in parts if len(rows) == len(parts[0])][-1]):
-                run(rows.data, drawn(rows, "guide", sizes[0]) if adapted else min(sizes[0], num))
+                run(rows.data, unconstrained_draws(rows, "guide", sizes[0]) if adapted else min(sizes[0], num))
     total = len(posterior) * (num + fitting)
     with tqdm(total=total, desc="-log p(x)", unit=" draws", unit_scale=True, leave=False, disable=not progress) as bar:
         for part, (rows, size) in enumerate(zip(parts, sizes, strict=True)):
-            weigh = Adapted(rows, run, size, bar.update).log_weights if adapted else partial(run, rows.data)
+            weigh = AdaptedProposals(rows, run, size, bar.update).log_weights if adapted else partial(run, rows.data)
             for start in range(0, num, size):
                 log_w = weigh(min(size, num - start))
                 if graph and log_w.isnan().any():
-                    raise ValueError(
-                        "Expected log-weights to be numbers; some are NaN. Look at the decoder's parameters."
-                    )
+                    raise ValueError("Expected finite log-weights; some are NaN. Check the decoder's parameters.")
                 yield part, log_w
                 if not adapted:
                     bar.update(log_w.numel())

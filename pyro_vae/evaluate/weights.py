@@ -1,4 +1,4 @@
-r"""Functions of log-weights, per datum: bounds on log p(x), how many draws count, and whether to trust them."""
+r"""Functions of log-weights, per datum: bounds on log p(x), the effective sample size and Pareto k."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-FEWEST = 25  # draws that k is told of: its tail is then 5
+FEWEST = 25  # draws that k is estimated from: its tail is then 5
 AT_ONCE = 10_000_000  # numbers
 
 Number = TypeVar("Number", float, Tensor)
@@ -29,22 +29,25 @@ def iwae(log_w: Tensor) -> Tensor:
     .. math:: \log \frac{1}{K} \sum_k w_k
 
     References:
-        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
+        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519.
 
     Example:
         >>> iwae(torch.tensor([[1.0], [3.0]]).log())
         tensor([0.6931])
+
+    See Also:
+        :func:`nll` returns minus this bound without holding all weights; :func:`pareto_k` tells if it is reliable.
     """
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
 def iwae_curve(log_w: Tensor, particles: Sequence[int]) -> Tensor:
-    r"""Return the importance weighted bound per datum as it would be with fewer particles, in nats.
+    r"""Return the importance weighted bound per datum for fewer particles, in nats.
 
     .. math:: \mathcal{L}_k = \frac{1}{\lfloor K / k \rfloor} \sum_g \log \frac{1}{k} \sum_{i \in g} w_i
 
-    over disjoint groups g of k of the K weights: unbiased for the bound with k particles. From log-weights ``(K, B)``,
-    for P numbers of particles, to ``(P, B)``.
+    over disjoint groups g of k of the K weights, an unbiased estimate of the bound with k particles. Log-weights
+    ``(K, B)`` and P numbers of particles give ``(P, B)``.
 
     Raises:
         ValueError: If a number is not from 1 to K.
@@ -76,17 +79,18 @@ def ess(log_w: Tensor) -> Tensor:
 
 
 def bits_per_dim(nats: Number, dimensions: int, levels: int | None = None) -> Number:
-    r"""Return bits per dimension, of a mass of grey levels or of a density of dequantised ones.
+    r"""Convert nats, a number or a tensor, to bits per dimension, of grey levels or of dequantised values.
 
     .. math:: \frac{-\log p(x)}{D \ln 2} \text{ of a mass}, \qquad
         \frac{-\log p(x)}{D \ln 2} + \log_2 L \text{ of a density of } x = (p + u) / L
 
-    D is ``dimensions``, how many elements x has; L is ``levels``, None if the nats, a number or a tensor of any shape,
-    are of a mass. The first is how long an optimal code of x is. The second is on average at least as many bits as
-    those of the mass that the density gives to each level, so the two compare. Other densities have no bits.
+    D is the ``dimensions`` of x; L is the ``levels``, None for a mass. The first is the length of an optimal code of x.
+    The second is on average at least the bits of the mass that the density gives to each level, so the two compare.
+    Other densities have no bits.
 
     References:
-        A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016).
+        A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016),
+        https://arxiv.org/abs/1511.01844.
 
     Raises:
         ValueError: If there are no dimensions, or fewer than 2 levels.
@@ -106,41 +110,45 @@ def bits_per_dim(nats: Number, dimensions: int, levels: int | None = None) -> Nu
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Return the Pareto shape k of the tail of the importance weights per datum, from ``(K, B)`` to ``(B,)``.
 
-    The weights above a threshold are nearly of a generalised Pareto distribution,
+    The weights above a threshold follow nearly a generalised Pareto distribution,
 
     .. math:: p(w) \propto \Big(1 + k \, \frac{w - u}{\sigma}\Big)^{-1/k - 1}, \qquad w > u,
 
-    which has moments of an order less than 1/k. Below 0.5 their variance is finite, and importance sampling from the
-    guide reliable; up to 0.7 it is usable with many draws; above, the guide leaves out a part of the posterior, and no
-    practical number of draws makes up for it: do not trust estimates of that datum, log p(x) included.
+    which has moments of order less than 1/k. Below 0.5 the variance of the weights is finite and importance sampling
+    reliable. Up to 0.7 it is usable with many draws. Above 0.7 the proposal misses a part of the posterior and no
+    practical number of draws suffices: do not trust estimates for that datum, including log p(x).
 
-    The fit is to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights, by Zhang and Stephens, drawn to 0.5
-    by a prior worth ten draws. k is 0 where weights are constant up to rounding, and infinite where all but a
-    few are too small to be represented beside the largest. K should be a few hundred or more.
+    The fit is to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights, by the method of Zhang and Stephens,
+    with a prior at 0.5 that is worth ten draws. k is 0 where the weights are constant up to rounding, and infinite
+    where all but a few are too small to be represented beside the largest. K should be a few hundred or more.
 
     References:
-        Pareto Smoothed Importance Sampling (Vehtari, Simpson, Gelman, Yao and Gabry, 2024).
-        Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018).
-        A New and Efficient Estimation Method for the Generalized Pareto Distribution (Zhang and Stephens, 2009).
+        - Pareto Smoothed Importance Sampling (Vehtari et al., 2024), https://arxiv.org/abs/1507.02646.
+        - Yes, but Did It Work?: Evaluating Variational Inference (Yao et al., 2018), https://arxiv.org/abs/1802.02538.
+        - A New and Efficient Estimation Method for the Generalized Pareto Distribution (Zhang and Stephens, 2009),
+          https://doi.org/10.1198/tech.2009.08017.
 
     Raises:
-        ValueError: If it is not ``(K, B)`` with K of at least 25, or some of it is NaN or infinite.
+        ValueError: If the shape is not ``(K, B)`` with K at least 25, or a weight is NaN or infinite.
 
     Example:
         >>> tail = torch.distributions.Pareto(1.0, 1 / torch.tensor([0.2, 1.0]))  # k = 0.2 and k = 1
         >>> pareto_k(tail.sample((20_000,)).log()) > 0.7
         tensor([False,  True])
+
+    See Also:
+        :func:`ess`, which can look good when k is bad; :func:`pyro_vae.ais.ais` for log p(x) where k is above 0.7.
     """
     if log_w.dim() != 2 or len(log_w) < FEWEST:
-        raise ValueError(f"Expected log-weights (K, B) with K of at least {FEWEST}; got shape {tuple(log_w.shape)}.")
+        raise ValueError(f"Expected log-weights (K, B) with K at least {FEWEST}; got shape {tuple(log_w.shape)}.")
     if not log_w.isfinite().all():
-        raise ValueError("Expected finite log-weights; some are NaN or infinite. Look at the decoder's parameters.")
+        raise ValueError("Expected finite log-weights; some are NaN or infinite. Check the decoder's parameters.")
     size = math.ceil(min(len(log_w) / 5, 3 * math.sqrt(len(log_w))))
     columns = max(1, AT_ONCE // (size * (30 + math.isqrt(size))))
-    return torch.cat([_of_tail(part, size) for part in log_w.split(columns, dim=1)]).to(log_w.dtype)
+    return torch.cat([_tail_shape(part, size) for part in log_w.split(columns, dim=1)]).to(log_w.dtype)
 
 
-def _of_tail(log_w: Tensor, size: int) -> Tensor:
+def _tail_shape(log_w: Tensor, size: int) -> Tensor:
     rounding = 64 * torch.finfo(log_w.dtype).eps * log_w.abs().amax(0).clamp(min=1)
     constant = log_w.amax(0) - log_w.amin(0) <= rounding
     largest = log_w.topk(size + 1, dim=0).values.flip(0).double()  # the first is the threshold
@@ -153,7 +161,7 @@ def _of_tail(log_w: Tensor, size: int) -> Tensor:
 
 
 def _zhang_stephens(above: Tensor) -> Tensor:
-    """Return k of columns of exceedances, in ascending order: the mean of b = -k / sigma under a quasi-posterior."""
+    """Return k of columns of ascending exceedances, from the mean of b = -k / sigma under a quasi-posterior."""
     size = len(above)
     grid = 30 + math.isqrt(size)
     steps = 1 - (grid / (torch.arange(grid).to(above) + 0.5)).sqrt()

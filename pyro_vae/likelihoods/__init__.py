@@ -1,7 +1,7 @@
-r"""Likelihoods p(x | z): families over the data's event shape.
+r"""Likelihoods p(x | z): families over the event shape of the data.
 
-See :class:`pyro_vae.conditional.Family` for how to write one. Each says which x it is of, and whether log p is of a
-density, which compares only with densities of the same x, or of a mass, which is a probability.
+Each docstring names the support, and says whether log p is the log of a density, which compares only with densities of
+the same x, or of a mass, which is a probability. To write a likelihood, see :class:`pyro_vae.conditional.Family`.
 """
 
 from pyro_vae.likelihoods.counts import NegativeBinomial, Poisson

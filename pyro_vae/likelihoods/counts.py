@@ -1,10 +1,10 @@
-r"""Masses of whole numbers from 0 on, and what all densities with gamma functions need so that float32 carries them.
+r"""Likelihoods of counts, and gamma functions that are accurate in float32.
 
-The rates are an exponential: an encoder that sees counts of a hundred draws codes so wide at the start that the rates
-overflow. So it sees about the logarithm of a count over its mean.
+The rate is an exponential of the decoder's output: an untrained encoder that sees counts of a hundred draws z so wide
+that the rates overflow. The encoder therefore sees about the logarithm of a count over its mean.
 
-A difference of two :math:`\log \Gamma` of size n is off by n rounding errors. Here Stirling's formula is taken out of
-each beforehand, and what is left is small, so that value and gradient are right to float32's rounding.
+The difference of two :math:`\log \Gamma` of size n is off by n rounding errors. Subtracting Stirling's formula from
+each leaves small remainders, so that value and gradient are accurate to float32's rounding.
 
 References:
     Fast and Accurate Computation of Binomial Probabilities (Loader, 2000).
@@ -24,9 +24,9 @@ from torch.distributions import constraints
 
 from pyro_vae.conditional import Family
 
-RARE = 1e-3  # the least mean that training starts at
-LARGE = 10.0  # from here on Stirling's series has float32's precision
-NEAR = 0.1  # of a relative distance, below which the terms of a deviance cancel
+RARE = 1e-3  # the smallest mean that training starts at
+LARGE = 10.0  # above, Stirling's series is accurate in float32
+NEAR = 0.1  # below this relative distance the terms of a deviance cancel
 
 
 def remainder(z: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ def remainder(z: Tensor) -> Tensor:
 
 
 def deviance(x: Tensor, mean: Tensor, relative: Tensor) -> Tensor:
-    r"""Return :math:`x \log \frac{x}{m} - x + m`, where :math:`\frac{x - m}{m}` is given, for x of at least 0."""
-    near = relative.clamp(-NEAR, NEAR)  # where the two terms below would cancel
+    r"""Return :math:`x \log \frac{x}{m} - x + m`, for x of at least 0 and ``relative`` :math:`\frac{x - m}{m}`."""
+    near = relative.clamp(-NEAR, NEAR)
     series = 1 / 2 - near * (1 / 6 - near * (1 / 12 - near * (1 / 20 - near * (1 / 30 - near * (1 / 42 - near / 56)))))
     below = torch.where(x > 0, x, mean).log() - mean.log()
     far = x * torch.where(relative > -0.5, relative.clamp(min=-0.5).log1p(), below) - mean * relative
@@ -54,19 +54,19 @@ class Counted(Family):
 
     @staticmethod
     def link(mean: Tensor) -> Tensor:
-        """Return the log of the mean, of one that is at least 0.001."""
+        """Return the log of the mean, which is clamped at 0.001."""
         return mean.clamp(min=RARE).log()
 
     @staticmethod
     def features(x: Tensor, mean: Tensor) -> Tensor:
-        """Return asinh(x) - asinh(mean), of large counts log(x / mean); no NaN below 0, as a pseudo-input may be."""
+        """Return asinh(x) - asinh(mean): log(x / mean) for large counts, finite for pseudo-inputs below 0."""
         return x.asinh() - mean.asinh()
 
 
 class Poisson(Counted):
-    r"""Independent Poisson counts: a mass of whole numbers from 0 on, whose variance is their mean.
+    r"""Independent Poisson counts: a mass of the whole numbers from 0, whose variance is the mean.
 
-    .. math:: \log p(x \mid z) = \sum_i x_i \log r_i(z) - r_i(z) - \log x_i!
+    .. math:: \log p(x \mid z) = \sum_i [x_i \log r_i(z) - r_i(z) - \log x_i!]
 
     The network gives :math:`\log r`.
 
@@ -78,26 +78,26 @@ class Poisson(Counted):
         -1.0
     """
 
-    def law(self, log_rate: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Poisson law of the log rates, of shape ``(*, *event)``."""
-        return Counts(log_rate.exp())
+    def distribution(self, log_rate: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Poisson distribution of the log rates, of shape ``(*, *event)``."""
+        return StablePoisson(log_rate.exp())
 
 
 class NegativeBinomial(Counted):
-    r"""Independent negative binomial counts: a mass of whole numbers from 0 on, with more variance than their mean.
+    r"""Independent negative binomial counts: a mass of the whole numbers from 0, with a variance above the mean.
 
-    .. math:: \log p(x \mid z) = \sum_i \log \frac{\Gamma(x_i + r_i)}{\Gamma(r_i) \, x_i!}
-        + r_i \log \frac{r_i}{r_i + m_i(z)} + x_i \log \frac{m_i(z)}{r_i + m_i(z)}
+    .. math:: \log p(x \mid z) = \sum_i \Big[\log \frac{\Gamma(x_i + r_i)}{\Gamma(r_i) \, x_i!}
+        + r_i \log \frac{r_i}{r_i + m_i(z)} + x_i \log \frac{m_i(z)}{r_i + m_i(z)}\Big]
 
-    The network gives :math:`\log m`, the log mean. The variance is :math:`m + m^2 / r`, and :math:`r`, one for each
-    element of x, is learned from 1 on; at infinity it would be a Poisson law.
+    The network gives the log mean :math:`\log m`. The variance is :math:`m + m^2 / r`. The dispersion r, one for each
+    element of x, is a parameter that starts at 1; as it grows the mass tends to a Poisson distribution.
 
     References:
         Deep Generative Modeling for Single-cell Transcriptomics (Lopez et al., 2018).
 
     Example:
-        >>> law = NegativeBinomial((64,))(torch.zeros(32, 1, 64))
-        >>> law.log_prob(torch.zeros(64))[0].item() / 64  # of mean 1 and r = 1: log 1/2
+        >>> distribution = NegativeBinomial((64,))(torch.zeros(32, 1, 64))
+        >>> distribution.log_prob(torch.zeros(64))[0].item() / 64  # of mean 1 and r = 1: log 1/2
         -0.6931...
     """
 
@@ -105,19 +105,19 @@ class NegativeBinomial(Counted):
         super().__init__(event)
         self.log_dispersion = nn.Parameter(torch.zeros(self.event))
 
-    def law(self, log_mean: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the negative binomial law of the log means, of shape ``(*, *event)``."""
-        return Overdispersed(log_mean, self.log_dispersion)
+    def distribution(self, log_mean: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the negative binomial distribution of the log means, of shape ``(*, *event)``."""
+        return LogNegativeBinomial(log_mean, self.log_dispersion)
 
 
 class Checked:
-    """A law of elements whose values are checked before :meth:`_log_p`; the log of a density or a mass, in nats."""
+    """A distribution that validates values before :meth:`_log_p`, their log density or log mass in nats."""
 
     _validate_args: bool
     _validate_sample: Any
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return it of each element."""
+        """Return the log density or log mass of each element, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         return self._log_p(value)
@@ -126,21 +126,21 @@ class Checked:
     def _log_p(self, value: Tensor) -> Tensor: ...
 
 
-class Law(Checked, TorchDistribution):
-    """A law that is none of Pyro's, by the tensors of its ``arg_constraints``."""
+class TensorDistribution(Checked, TorchDistribution):
+    """A distribution defined by the tensors that ``arg_constraints`` names, which expands with them."""
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> Any:
-        """Return it in a larger batch."""
-        law = copy(self)
-        law._batch_shape = Size(batch_shape)
+        """Return the distribution with another batch shape."""
+        distribution = copy(self)
+        distribution._batch_shape = Size(batch_shape)
         for name, constraint in self.arg_constraints.items():
             value = getattr(self, name)
-            setattr(law, name, value.expand(*batch_shape, *value.shape[value.dim() - constraint.event_dim :]))
-        return law
+            setattr(distribution, name, value.expand(*batch_shape, *value.shape[value.dim() - constraint.event_dim :]))
+        return distribution
 
 
-class Counts(Checked, dist.Poisson):
-    """Pyro's Poisson law, for counts of any size."""
+class StablePoisson(Checked, dist.Poisson):
+    """The Poisson distribution, accurate in float32 for counts of any size."""
 
     def _log_p(self, value: Tensor) -> Tensor:
         rate = self.rate.clamp(min=torch.finfo(self.rate.dtype).tiny)
@@ -153,8 +153,8 @@ def factorial(x: Tensor) -> Tensor:
     return torch.where(x > 0, remainder(some) + (2 * math.pi * some).log() / 2, 0.0)
 
 
-class Overdispersed(Law):
-    r"""The negative binomial law by the logarithms of its mean m and of r, whose variance is :math:`m + m^2 / r`."""
+class LogNegativeBinomial(TensorDistribution):
+    r"""The negative binomial distribution with log mean and log dispersion, of variance :math:`m + m^2 / r`."""
 
     arg_constraints = {"log_mean": constraints.real, "log_dispersion": constraints.real}
     support = constraints.nonnegative_integer
@@ -164,7 +164,7 @@ class Overdispersed(Law):
         super().__init__(self.log_mean.shape, validate_args=validate_args)
 
     def _log_p(self, value: Tensor) -> Tensor:
-        r"""Return the log mass, by :math:`s = x / r` and :math:`w = m / r`, as a Poisson law's where r is large."""
+        r"""Return the log mass, by :math:`s = x / r` and :math:`w = m / r`; a Poisson's where r is large."""
         mean, r = self.mean, self.log_dispersion.exp()
         s, w = value * (-self.log_dispersion).exp(), (self.log_mean - self.log_dispersion).exp()
         share = (1 + s) / (1 + w)
@@ -173,7 +173,7 @@ class Overdispersed(Law):
         return remainder(r + value) - remainder(r) - s.log1p() / 2 - factorial(value) - successes - failures
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw counts of a Poisson law whose rate is Gamma distributed."""
+        """Draw counts from a Poisson distribution whose rate is Gamma distributed."""
         with torch.no_grad():
             r = self.log_dispersion.exp()
             return dist.Poisson(dist.Gamma(r, r / self.mean).sample(Size(sample_shape))).sample()

@@ -1,4 +1,4 @@
-"""Masses of grey levels: each has a probability, and there are bits/dim. Elements, channels too, are independent."""
+"""Likelihoods of grey levels: masses, with bits/dim. Elements are independent, channels too."""
 
 import math
 from collections.abc import Sequence
@@ -12,31 +12,31 @@ from torch.nn import functional
 
 from pyro_vae.conditional import Family
 from pyro_vae.data.supports import levels as grid
-from pyro_vae.likelihoods.counts import Law
+from pyro_vae.likelihoods.counts import TensorDistribution
 from pyro_vae.likelihoods.real import START, at_least, solve
 
-LOWEST = -7.0  # the least log scale, as in PixelCNN++
+LOWEST = -7.0  # the smallest log scale, as in PixelCNN++
 
 
 class Categorical(Family):
     r"""A probability for each grey level: a mass of :math:`\{0, \frac{1}{L - 1}, \dots, 1\}`.
 
-    .. math:: \log p(x \mid z) = \sum_i a_{i, k_i}(z) - \log \sum_k e^{a_{ik}(z)}, \qquad k_i = (L - 1) \, x_i
+    .. math:: \log p(x \mid z) = \sum_i \Big[a_{i, k_i}(z) - \log \sum_k e^{a_{ik}(z)}\Big], \qquad k_i = (L - 1) \, x_i
 
-    The network gives all L logits of each element: L times the memory.
+    The network gives L logits for each element, in L times the memory of a single parameter.
 
     References:
         Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner and Kavukcuoglu, 2016).
 
     Arguments:
-        levels: L, how many grey levels there are.
+        levels: L, the number of grey levels.
 
     Raises:
         ValueError: If there are fewer than 2 levels.
 
     Example:
-        >>> law = Categorical((64,), levels=17)(torch.zeros(32, 17, 64))
-        >>> law.log_prob(torch.ones(64))[0].item() / 64  # log 1/17
+        >>> distribution = Categorical((64,), levels=17)(torch.zeros(32, 17, 64))
+        >>> distribution.log_prob(torch.ones(64))[0].item() / 64  # log 1/17
         -2.8332...
     """
 
@@ -44,32 +44,32 @@ class Categorical(Family):
         super().__init__(event)
         self.params = self.levels = grid(levels).number
 
-    def law(self, *logits: Tensor) -> TorchDistribution:
-        """Return the law of the logits, one tensor of shape ``(*, *event)`` for each level."""
+    def distribution(self, *logits: Tensor) -> TorchDistribution:
+        """Return the categorical distribution of the logits, a tensor of shape ``(*, *event)`` for each level."""
         return GridCategorical(torch.stack(logits, -1))
 
 
 class DiscretizedLogistic(Family):
-    r"""Logistic laws, each rounded to the nearest grey level: a mass of :math:`\{0, \frac{1}{L - 1}, \dots, 1\}`.
+    r"""Logistics rounded to the nearest grey level: a mass of :math:`\{0, \frac{1}{L - 1}, \dots, 1\}`.
 
-    .. math:: p(x \mid z) = \prod_i \sigma\Big(\frac{x_i + w - \mu_i(z)}{s_i(z)}\Big)
-        - \sigma\Big(\frac{x_i - w - \mu_i(z)}{s_i(z)}\Big), \qquad w = \frac{1}{2 (L - 1)}
+    .. math:: p(x \mid z) = \prod_i \Big[\sigma\Big(\frac{x_i + w - \mu_i(z)}{s_i(z)}\Big)
+        - \sigma\Big(\frac{x_i - w - \mu_i(z)}{s_i(z)}\Big)\Big], \qquad w = \frac{1}{2 (L - 1)}
 
-    The bins of 0 and 1 go on to infinity. The network gives :math:`\mu` and :math:`\log 10 s`, so that s starts at
+    The bins of 0 and 1 extend to infinity. The network gives :math:`\mu` and :math:`\log 10 s`, so that s starts at
     0.1; :math:`\log s` is clipped softly at -7.
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
 
     Arguments:
-        levels: L, how many grey levels there are.
+        levels: L, the number of grey levels.
 
     Raises:
         ValueError: If there are fewer than 2 levels.
 
     Example:
-        >>> law = DiscretizedLogistic((1,), levels=3)(torch.zeros(2, 1))
-        >>> law.log_prob(torch.tensor([[0.0], [0.5], [1.0]])).exp().sum()
+        >>> distribution = DiscretizedLogistic((1,), levels=3)(torch.zeros(2, 1))
+        >>> distribution.log_prob(torch.tensor([[0.0], [0.5], [1.0]])).exp().sum()
         tensor(1.)
     """
 
@@ -79,31 +79,33 @@ class DiscretizedLogistic(Family):
         super().__init__(event)
         self.levels = grid(levels).number
 
-    def law(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the law of the locations and the network's scales, each of shape ``(*, *event)``."""
+    def distribution(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the rounded logistic of locations and of the network's log scales, both of shape ``(*, *event)``."""
         return GridLogistic(loc, _scale(log_scale), self.levels)
 
     def link(self, mean: Tensor) -> Tensor:
-        """Return the location of a law of this mean, kept within [0.001, 0.999], at the scale of the start."""
-        return solve(lambda loc: self.law(loc, torch.zeros_like(loc)).mean, mean.clamp(0.001, 0.999), -1.0, 2.0)
+        """Return the location at which the mean is ``mean``, clamped to [0.001, 0.999], at the initial scale."""
+        return solve(
+            lambda loc: self.distribution(loc, torch.zeros_like(loc)).mean, mean.clamp(0.001, 0.999), -1.0, 2.0
+        )
 
 
 class DiscretizedLogisticMixture(Family):
-    r"""Mixtures of logistic laws, each rounded to the nearest grey level: a mass with several modes.
+    r"""Mixtures of logistics rounded to the nearest grey level: a mass with several modes.
 
     .. math:: p(x \mid z) = \prod_i \sum_{k=1}^{K} \pi_{ik}(z) \Big[\sigma\Big(\frac{x_i + w - \mu_{ik}(z)}{s_{ik}(z)}
         \Big) - \sigma\Big(\frac{x_i - w - \mu_{ik}(z)}{s_{ik}(z)}\Big)\Big], \qquad w = \frac{1}{2 (L - 1)}
 
     The network gives the logits of :math:`\pi`, then :math:`\mu_k - \frac{2k - 1}{2K}`, so that components start
-    spread evenly over [0, 1], then :math:`\log 10 s`; :math:`\log s` is clipped softly at -7.
+    evenly spaced over [0, 1], then :math:`\log 10 s`; :math:`\log s` is clipped softly at -7.
 
     References:
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications
             (Salimans, Karpathy, Chen and Kingma, 2017).
 
     Arguments:
-        levels: L, how many grey levels there are.
-        components: K.
+        levels: L, the number of grey levels.
+        components: K, the number of logistics of each element.
 
     Raises:
         ValueError: If there are fewer than 2 levels, or no components.
@@ -120,20 +122,20 @@ class DiscretizedLogisticMixture(Family):
         self.levels, self.components, self.params = grid(levels).number, components, 3 * components
         self.start = nn.Buffer((torch.arange(components) + 0.5) / components, persistent=False)
 
-    def law(self, *parameters: Tensor) -> TorchDistribution:
-        """Return the mixture, of 3 K parameters, each of shape ``(*, *event)``."""
+    def distribution(self, *parameters: Tensor) -> TorchDistribution:
+        """Return the mixture of 3 K parameters, each of shape ``(*, *event)``."""
         logits, loc, log_scale = torch.stack(parameters, -1).chunk(3, -1)
         parts = GridLogistic(loc + self.start, _scale(log_scale), self.levels)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
 
 
 def _scale(log_scale: Tensor) -> Tensor:
-    """From the network's output to s."""
+    """Return the scale s from the network's output."""
     return at_least(LOWEST, log_scale + math.log(START)).exp()
 
 
-class _OnGrid(Law):
-    """A law of the grey levels, as x in [0, 1]; ``last`` is the number of the level that is 1."""
+class _GridDistribution(TensorDistribution):
+    """A distribution of grey levels, as x in [0, 1]; ``last`` is the index of the level 1."""
 
     last: int
 
@@ -142,8 +144,8 @@ class _OnGrid(Law):
         return grid(self.last + 1)
 
 
-class GridCategorical(_OnGrid):
-    """A categorical law of levels, of logits ``(*, L)``."""
+class GridCategorical(_GridDistribution):
+    """A categorical distribution of levels with logits ``(*, L)``."""
 
     arg_constraints = {"logits": constraints.real_vector}
 
@@ -154,8 +156,8 @@ class GridCategorical(_OnGrid):
     def _log_p(self, value: Tensor) -> Tensor:
         index = (value * self.last).round().long().unsqueeze(-1)
         shape = torch.broadcast_shapes(index.shape[:-1], self.batch_shape)
-        chosen = self.logits.expand(*shape, -1).gather(-1, index.expand(*shape, 1)).squeeze(-1)
-        return chosen - self.logits.logsumexp(-1)
+        log_mass = self.logits.expand(*shape, -1).gather(-1, index.expand(*shape, 1)).squeeze(-1)
+        return log_mass - self.logits.logsumexp(-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw levels."""
@@ -167,8 +169,8 @@ class GridCategorical(_OnGrid):
         return self.logits.softmax(-1) @ torch.linspace(0, 1, self.last + 1).to(self.logits)
 
 
-class GridLogistic(_OnGrid):
-    """A logistic law rounded to the nearest level, of locations and scales of one shape."""
+class GridLogistic(_GridDistribution):
+    """A logistic distribution rounded to the nearest level."""
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
 
@@ -187,7 +189,7 @@ class GridLogistic(_OnGrid):
         return torch.where(last, 0.0, below) + torch.where(first, 0.0, above) + inside
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw from the logistic law by the inverse of its distribution function, and round."""
+        """Draw logistics by the inverse of the distribution function, and round them."""
         with torch.no_grad():
             u = torch.rand(self._extended_shape(Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
             x = self.loc + self.scale * u.logit()
@@ -195,7 +197,7 @@ class GridLogistic(_OnGrid):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of x: the sum over levels of the probability to be above, one after another to save memory."""
+        """The mean of x, a sum of tail probabilities, one level at a time to save memory."""
         total = torch.zeros_like(self.loc)
         for level in range(self.last):
             total = total + ((self.loc - (level + 0.5) / self.last) / self.scale).sigmoid()

@@ -1,4 +1,4 @@
-"""Densities of real x around a location, and the ways of having a scale."""
+"""Likelihoods of real x: densities around a location, with a fixed, learned or profiled scale."""
 
 import math
 from abc import abstractmethod
@@ -16,25 +16,25 @@ from pyro_vae.likelihoods.counts import Checked, remainder
 
 Scale = float | Literal["learned"]
 GaussianScale = float | Literal["learned", "per-pixel", "optimal"]
-START = 0.1  # of x in [0, 1]
-LOWEST = -6.0  # the least log scale, as Rybkin et al. (2021) have it
+START = 0.1  # the initial scale for x in [0, 1]
+LOWEST = -6.0  # the smallest log scale, as in Rybkin et al. (2021)
 RECENT = 0.1  # the weight of the latest batch in a running value
 
 
 class Located(Family):
-    """A family whose first parameter is its mean, with one scale for all elements, or the network's second parameter.
+    """A family whose first parameter is the mean, with one scale for all elements or one from the network.
 
-    An untrained scale starts where x less its mean is likeliest, but for x in [0, 1], of which START is near the end.
+    An untrained scale starts at the scale of the data around their mean, and no lower than START.
     """
 
     params = 1
 
     @abstractmethod
     def spread(self, off: Tensor) -> Tensor:
-        """Return the scale at which x less its mean is likeliest, over dimension 0, without what is NaN."""
+        """Return the maximum likelihood scale of ``off``, x less its mean, over dimension 0; NaN is left out."""
 
     def start_scale(self, off: Tensor, bias: Tensor | None) -> None:
-        """Start it so, where it is untrained, but no lower than an untrained network's mean is off."""
+        """Set an untrained scale to that of the data around their mean."""
         learned = getattr(self, "log_scale", None)
         scale = self.spread(off.flatten() if self.params == 1 else off).nan_to_num(START).clamp(min=START)
         if isinstance(learned, nn.Parameter) and math.isclose(learned.item(), math.log(START), rel_tol=1e-6):
@@ -42,11 +42,11 @@ class Located(Family):
         elif bias is not None and self.params == 2:
             bias[1] = scale.log()
 
-    def add_scale(self, scale: float | str, others: str = "") -> None:
-        """Add ``log_scale``: a parameter if it is learned, else a buffer; refuse a scale that is not positive."""
+    def add_scale(self, scale: float | str, names: str = "") -> None:
+        """Add ``log_scale``, a parameter if ``learned`` and else a buffer; refuse a scale that is not positive."""
         start = START if scale == "learned" else math.nan if isinstance(scale, str) else float(scale)
         if not 0 < start < math.inf:
-            raise ValueError(f"Expected {others}a positive scale, or 'learned'; got {scale}.")
+            raise ValueError(f"Expected {names}a positive scale, or 'learned'; got {scale}.")
         log_scale = torch.tensor(start).log()
         self.log_scale = nn.Parameter(log_scale) if scale == "learned" else nn.Buffer(log_scale)
 
@@ -57,23 +57,23 @@ class Located(Family):
 
 
 class Gaussian(Located):
-    r"""Independent Gaussians: squared error, as a density of real x.
+    r"""Independent Gaussians: squared error as a density of real x.
 
-    .. math:: \log p(x \mid z) = -\sum_i \frac{(x_i - \mu_i(z))^2}{2 \sigma^2} + \frac{1}{2} \log 2 \pi \sigma^2
+    .. math:: \log p(x \mid z) = -\sum_i \Big[\frac{(x_i - \mu_i(z))^2}{2 \sigma^2} + \tfrac12 \log 2 \pi \sigma^2\Big]
 
-    The number of a scale that is not fixed compares only with other densities of the same data, and grows without bound
+    With a scale that is not fixed, log p compares only with other densities of the same data, and grows without bound
     where pixels are constant.
 
-    With ``optimal``, training takes the best :math:`\sigma` for the batch: ``history["train"]`` is of a
-    profile likelihood, and may be lower than minus an ELBO. Elsewhere (``vae.eval()``, or without gradients)
-    :math:`\sigma^2` is a running mean.
+    With ``optimal``, training uses the best :math:`\sigma` for each minibatch: ``history["train"]`` is then a profile
+    likelihood, which may be below minus the ELBO. In ``vae.eval()`` or without gradients :math:`\sigma^2` is a running
+    mean.
 
     References:
         Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021).
 
     Arguments:
         scale: The standard deviation in the units of x; or ``learned``: one for all elements, which starts at the
-            data's own, of x in [0, 1] at 0.1; ``per-pixel``: the network gives :math:`\log \sigma_i(z)` too, clipped
+            data's, and at 0.1 for x in [0, 1]; ``per-pixel``: the network gives :math:`\log \sigma_i(z)` too, clipped
             softly at -6; ``optimal``: :math:`\sigma^2` is the mean of :math:`(x - \mu)^2` over elements, batch and
             particles.
 
@@ -92,27 +92,27 @@ class Gaussian(Located):
         if scale not in ("per-pixel", "optimal"):
             self.add_scale(scale, "'per-pixel', 'optimal', ")
 
-    def law(self, loc: Tensor, *log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
+    def distribution(self, loc: Tensor, *log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the Gaussian around ``loc``, of shape ``(*, *event)``."""
         if self.way is not None:
             return Profiled(loc, self.way)
         return dist.Normal(loc, (at_least(LOWEST, *log_scale) if log_scale else self.log_scale).exp())
 
     def spread(self, off: Tensor) -> Tensor:
-        """Return the root of the mean square."""
+        """Return the root mean square error."""
         return off.square().nanmean(0).sqrt()
 
 
 class Laplace(Located):
-    r"""Independent Laplace laws: absolute error, as a density of real x.
+    r"""Independent Laplace distributions: absolute error as a density of real x.
 
-    .. math:: \log p(x \mid z) = -\sum_i \frac{|x_i - \mu_i(z)|}{b} + \log 2 b
+    .. math:: \log p(x \mid z) = -\sum_i \Big[\frac{|x_i - \mu_i(z)|}{b} + \log 2 b\Big]
 
     References:
         Théorie analytique des probabilités (Laplace, 1812).
 
     Arguments:
-        scale: b, the mean absolute error, in the units of x; or ``learned``, as of the Gaussian.
+        scale: b, the mean absolute error, in the units of x; or ``learned``, as in :class:`Gaussian`.
 
     Raises:
         ValueError: If the scale is not positive.
@@ -126,8 +126,8 @@ class Laplace(Located):
         super().__init__(event)
         self.add_scale(scale)
 
-    def law(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Laplace law around ``loc``, of shape ``(*, *event)``."""
+    def distribution(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Laplace distribution around ``loc``, of shape ``(*, *event)``."""
         return dist.Laplace(loc, self.log_scale.exp())
 
     def spread(self, off: Tensor) -> Tensor:
@@ -136,17 +136,17 @@ class Laplace(Located):
 
 
 class StudentT(Located):
-    r"""Independent Student's t laws: as the Gaussian, with tails that forgive an outlier; a density of real x.
+    r"""Independent Student's t distributions: a density of real x with heavy tails, robust to outliers.
 
-    .. math:: \log p(x \mid z) = \sum_i -\frac{\nu + 1}{2} \log\Big(1 + \frac{(x_i - \mu_i(z))^2}{\nu s^2}\Big) - \log s
-        + \log \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2}) \sqrt{\nu \pi}}
+    .. math:: \log p(x \mid z) = \sum_i \Big[\log \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2}) \sqrt{\nu \pi}}
+        - \log s - \frac{\nu + 1}{2} \log\Big(1 + \frac{(x_i - \mu_i(z))^2}{\nu s^2}\Big)\Big]
 
     References:
         Robust Statistical Modeling Using the t Distribution (Lange, Little and Taylor, 1989).
 
     Arguments:
-        df: :math:`\nu`, the degrees of freedom: the fewer, the heavier the tails.
-        scale: s, in the units of x; or ``learned``, as of the Gaussian. The standard deviation is
+        df: :math:`\nu`, the degrees of freedom; fewer mean heavier tails.
+        scale: s, in the units of x; or ``learned``, as in :class:`Gaussian`. The standard deviation is
             :math:`s \sqrt{\nu / (\nu - 2)}`, where :math:`\nu > 2`.
 
     Raises:
@@ -164,12 +164,12 @@ class StudentT(Located):
         self.df = df
         self.add_scale(scale)
 
-    def law(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
+    def distribution(self, loc: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return Student's t around ``loc``, of shape ``(*, *event)``."""
-        return Tails(self.df, loc, self.log_scale.exp())
+        return StableStudentT(self.df, loc, self.log_scale.exp())
 
     def spread(self, off: Tensor) -> Tensor:
-        """Return s by expectation-maximisation, in which an outlier has little weight."""
+        """Return s by expectation-maximisation, which gives an outlier little weight."""
         square = off.square()
         variance = square.nanmean(0)
         for _ in range(50):
@@ -177,8 +177,8 @@ class StudentT(Located):
         return variance.sqrt()
 
 
-class Tails(Checked, dist.StudentT):
-    """Pyro's Student's t law, whatever its degrees of freedom."""
+class StableStudentT(Checked, dist.StudentT):
+    """Student's t distribution, accurate in float32 for any degrees of freedom."""
 
     def _log_p(self, value: Tensor) -> Tensor:
         half, y = self.df / 2, (value - self.loc) / self.scale
@@ -187,7 +187,7 @@ class Tails(Checked, dist.StudentT):
 
 
 class Optimal(nn.Module):
-    """The running value of the mean square error, whose root is the scale that is best for x."""
+    """A running mean of the squared error, whose root is the scale outside training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,49 +195,49 @@ class Optimal(nn.Module):
         self.seen = nn.Buffer(torch.tensor(0.0))
 
     @torch.no_grad()
-    def see(self, mean_square: Tensor) -> None:
-        """Move the running value, as batch normalisation does: tensor operations in place, which a graph has too."""
+    def update(self, mean_square: Tensor) -> None:
+        """Update the running mean in place, as batch normalisation does."""
         weight = torch.where(self.seen > 0, RECENT, 1.0)
         self.mean_square.add_(weight * (mean_square - self.mean_square))
         self.seen.fill_(1.0)
 
 
 class Profiled(dist.Normal):
-    """Gaussians of the running scale; in training of the best one for x, or for the elements of x that are ``seen``."""
+    """Gaussians of the running scale; in training, of the best scale for x or for its ``observed`` elements."""
 
-    def __init__(self, loc: Tensor, running: Optimal, seen: Tensor | None = None) -> None:
-        self.running, self.seen = running, seen
+    def __init__(self, loc: Tensor, running: Optimal, observed: Tensor | None = None) -> None:
+        self.running, self.observed = running, observed
         super().__init__(loc, running.mean_square.sqrt())
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Profiled":
         """Return it in a larger batch."""
-        return Profiled(self.loc.expand(batch_shape), self.running, self.seen)
+        return Profiled(self.loc.expand(batch_shape), self.running, self.observed)
 
     def mask(self, mask: Any) -> TorchDistribution:
-        """Leave elements out, of the scale too."""
-        seen = mask if isinstance(mask, Tensor) else None
-        return dist.MaskedDistribution(Profiled(self.loc, self.running, seen), mask)
+        """Leave elements out of the density and of the scale."""
+        observed = mask if isinstance(mask, Tensor) else None
+        return dist.MaskedDistribution(Profiled(self.loc, self.running, observed), mask)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of each element; in training, take note of the mean square error."""
+        """Return the log density of each element; in training, update the running scale."""
         if self._validate_args:
             self._validate_sample(value)
         if not (self.running.training and torch.is_grad_enabled()):
             return super().log_prob(value)
         square = (value - self.loc).detach().square()
-        weight = torch.ones_like(square) if self.seen is None else self.seen.expand_as(square).to(square)
+        weight = torch.ones_like(square) if self.observed is None else self.observed.expand_as(square).to(square)
         mean_square = ((weight * square).sum() / weight.sum().clamp(min=1)).clamp(min=math.exp(2 * LOWEST))
-        self.running.see(mean_square)
+        self.running.update(mean_square)
         return dist.Normal(self.loc, mean_square.sqrt()).log_prob(value)
 
 
 def at_least(floor: float, value: Tensor) -> Tensor:
-    r"""Clip from below, softly: :math:`f + \log(1 + e^{v - f})`, so that a gradient is left."""
+    r"""Clip softly from below, with a gradient everywhere: :math:`f + \log(1 + e^{v - f})`."""
     return floor + functional.softplus(value - floor)
 
 
 def solve(increasing: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float) -> Tensor:
-    """Return where an elementwise increasing function is ``target``, by bisection in float64."""
+    """Return where an increasing function of one element equals ``target``, by bisection in float64."""
     goal = target.double()
     left, right = torch.full_like(goal, low), torch.full_like(goal, high)
     for _ in range(64):

@@ -1,4 +1,4 @@
-"""Laws of x in [0, 1]: a mass of its two ends, and densities."""
+"""Likelihoods of x in [0, 1]: a mass of 0 and 1, and densities of the interval."""
 
 import math
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from torch.nn import functional
 
 from pyro_vae.conditional import Family
 from pyro_vae.data.supports import open_unit_interval
-from pyro_vae.likelihoods.counts import Checked, Law, deviance, remainder
+from pyro_vae.likelihoods.counts import Checked, TensorDistribution, deviance, remainder
 from pyro_vae.likelihoods.real import at_least, solve
 
-MOST = math.log(1e4)  # the greatest log concentration
+MOST = math.log(1e4)  # the largest log concentration
 
 
 def logit(mean: Tensor) -> Tensor:
-    """Return the logit of the mean, kept within [0.001, 0.999] as Burda et al. (2016) do."""
+    """Return the logit of the mean, clamped to [0.001, 0.999] as in Burda et al. (2016)."""
     return mean.clamp(0.001, 0.999).logit()
 
 
 class Bernoulli(Family):
-    r"""Independent coin flips: a mass of binary x.
+    r"""Independent Bernoulli variables: a mass of binary x.
 
-    .. math:: \log p(x \mid z) = \sum_i x_i \log \pi_i(z) + (1 - x_i) \log (1 - \pi_i(z))
+    .. math:: \log p(x \mid z) = \sum_i [x_i \log \pi_i(z) + (1 - x_i) \log (1 - \pi_i(z))]
 
-    Grey pixels are not in its support: binarise them, and say how, since the number depends on it.
+    Grey pixels are outside its support: binarise them, and report how, since log p depends on it.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
@@ -41,72 +41,72 @@ class Bernoulli(Family):
     params = 1
     link = staticmethod(logit)
 
-    def law(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Bernoulli law of the ``logits``, of shape ``(*, *event)``."""
-        return Coins(logits=logits)
+    def distribution(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Bernoulli distribution of the ``logits``, of shape ``(*, *event)``."""
+        return FastBernoulli(logits=logits)
 
 
 class ContinuousBernoulli(Family):
-    r"""Independent continuous Bernoulli laws: a Bernoulli's formula on grey pixels, as a density of [0, 1].
+    r"""Independent continuous Bernoulli variables: a density of x in [0, 1], such as grey pixels.
 
-    .. math:: \log p(x \mid z) = \sum_i \eta_i(z) \, x_i - \log \int_0^1 e^{\eta_i(z) \, t} \, \mathrm{d}t
+    .. math:: \log p(x \mid z) = \sum_i \Big[\eta_i(z) \, x_i - \log \int_0^1 e^{\eta_i(z) \, t} \, \mathrm{d}t\Big]
 
     The network gives the logit :math:`\eta`. The mean is not its sigmoid, but
     :math:`\frac{1}{2} + \frac{1}{2} (\coth \frac{\eta}{2} - \frac{2}{\eta})`. Where pixels are always 0 or always 1 the
-    density grows without bound; dequantised ones never are.
+    density grows without bound; dequantise them.
 
     References:
         The Continuous Bernoulli: Fixing a Pervasive Error in Variational Autoencoders (Loaiza-Ganem and Cunningham,
             2019).
 
     Example:
-        >>> law = ContinuousBernoulli((64,))(torch.full((1, 64), 2.0))
-        >>> law.mean[0], law.log_prob(torch.zeros(64)) / 64  # log(2 / (e^2 - 1))
+        >>> distribution = ContinuousBernoulli((64,))(torch.full((1, 64), 2.0))
+        >>> distribution.mean[0], distribution.log_prob(torch.zeros(64)) / 64  # log(2 / (e^2 - 1))
         (tensor(0.6565), tensor(-1.1614))
     """
 
     params = 1
 
-    def law(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the continuous Bernoulli law of the ``logits``, of shape ``(*, *event)``."""
-        return Exponentials(logits)
+    def distribution(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the continuous Bernoulli distribution of the ``logits``, of shape ``(*, *event)``."""
+        return StableContinuousBernoulli(logits)
 
     @staticmethod
     def link(mean: Tensor) -> Tensor:
-        """Return the logit of a law of this mean, kept within [0.01, 0.99], by bisection."""
-        return solve(lambda logits: Exponentials(logits).mean, mean.clamp(0.01, 0.99), -128.0, 128.0)
+        """Return the logit at which the mean is ``mean``, clamped to [0.01, 0.99], by bisection."""
+        return solve(lambda logits: StableContinuousBernoulli(logits).mean, mean.clamp(0.01, 0.99), -128.0, 128.0)
 
 
 class Beta(Family):
-    r"""Independent Beta laws: a density of the open interval (0, 1), by its mean and its concentration.
+    r"""Independent Beta variables: a density of x in the open interval (0, 1), by mean and concentration.
 
     .. math:: p(x \mid z) = \prod_i \mathrm{Beta}(x_i; m_i(z) \, c_i(z), (1 - m_i(z)) \, c_i(z)), \qquad
         \mathrm{Var}[x_i \mid z] = \frac{m_i (1 - m_i)}{1 + c_i}
 
     The network gives the logit of the mean :math:`m` and :math:`\log c`, clipped softly from above at
-    :math:`\log 10^4`. At 0 and 1, which are not in its support, the density is 0 or infinite: dequantise.
+    :math:`\log 10^4`. Its support excludes 0 and 1, where the density is 0 or infinite: dequantise.
 
     References:
         Beta Regression for Modelling Rates and Proportions (Ferrari and Cribari-Neto, 2004).
 
     Example:
-        >>> law = Beta((64,))(torch.stack([torch.zeros(64), torch.full((64,), 2.0).log()]))  # mean 1/2, c = 2: uniform
-        >>> abs(law.log_prob(torch.rand(64))) < 0.05
+        >>> uniform = Beta((64,))(torch.stack([torch.zeros(64), torch.full((64,), 2.0).log()]))  # mean 1/2, c = 2
+        >>> abs(uniform.log_prob(torch.rand(64))) < 0.05
         tensor(True)
     """
 
     params = 2
     link = staticmethod(logit)
 
-    def law(self, logits: Tensor, log_concentration: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Beta law of means ``sigmoid(logits)``, of shape ``(*, *event)``."""
+    def distribution(self, logits: Tensor, log_concentration: Tensor) -> TorchDistribution:  # type: ignore[override]
+        """Return the Beta distribution of means ``sigmoid(logits)``, of shape ``(*, *event)``."""
         log_c = -at_least(-MOST, -log_concentration)
         ones, zeros = functional.logsigmoid(logits) + log_c, functional.logsigmoid(-logits) + log_c
-        return OpenBeta(ones.exp(), zeros.exp())
+        return StableBeta(ones.exp(), zeros.exp())
 
 
-class OpenBeta(Checked, dist.Beta):
-    """Pyro's Beta law, whatever its concentration; its support is without the ends, where it is infinite or 0."""
+class StableBeta(Checked, dist.Beta):
+    """The Beta distribution of the open interval, accurate in float32 for any concentration."""
 
     support = open_unit_interval  # type: ignore[assignment]
 
@@ -119,8 +119,8 @@ class OpenBeta(Checked, dist.Beta):
         return log_p
 
 
-class Coins(Checked, dist.Bernoulli):
-    """Pyro's Bernoulli law, its mass in a form without ``log1p``, which takes a CPU ten times as long as ``log``."""
+class FastBernoulli(Checked, dist.Bernoulli):
+    """The Bernoulli distribution without ``log1p``, which takes ten times as long as ``log`` on a CPU."""
 
     def _log_p(self, value: Tensor) -> Tensor:
         r"""Return :math:`(x - \frac{1}{2}) \, l - \frac{1}{2} |l| - \log(1 + e^{-|l|})`, l the logit."""
@@ -128,10 +128,10 @@ class Coins(Checked, dist.Bernoulli):
         return (value - 0.5) * self.logits - size / 2 - (1 + (-size).exp()).log()
 
 
-class Exponentials(Law):
+class StableContinuousBernoulli(TensorDistribution):
     r"""The continuous Bernoulli by its logit: :math:`p(x) \propto e^{\eta x}` on [0, 1].
 
-    Torch's own clips the sigmoid, and at a logit of 20 is off by 0.2 nats in float32, without a gradient there.
+    Torch clips the sigmoid: at a logit of 20 its density is off by 0.2 nats in float32, and has no gradient.
     """
 
     arg_constraints = {"logits": constraints.real}
@@ -153,7 +153,7 @@ class Exponentials(Law):
         return self.logits * (value - 0.5) - torch.where(small, near, far)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by the inverse of the distribution function, from the end that is likelier."""
+        """Draw by the inverse of the distribution function, from the likelier end."""
         eta = self.logits.expand(self._extended_shape(Size(sample_shape)))
         u = torch.rand_like(eta)
         slope = eta.abs().clamp(min=1e-6)  # below that it is uniform to float32's rounding

@@ -1,7 +1,7 @@
-r"""Networks: tensors in, tensors out, no probability.
+r"""Networks: maps from tensors to tensors, for encoders and decoders.
 
-A network maps ``(*, *in_shape)`` to ``(*, *out_shape)``, where ``*`` is any number of dimensions that belong to
-Pyro's plates. A decoder's ``out_shape`` is ``(params, *event)``, an encoder's is ``(params, latent)``.
+A network maps ``(*, *in_shape)`` to ``(*, *out_shape)``, where ``*`` is any number of dimensions of Pyro's plates. The
+``out_shape`` of a decoder is ``(params, *event)``, of an encoder ``(params, latent)``.
 """
 
 from pyro_vae.networks.dense import MLP, GatedMLP, Joint, Network

@@ -1,4 +1,4 @@
-"""What every network has, and networks of dense layers."""
+"""The base class of networks, and networks of dense layers."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -13,19 +13,18 @@ Sizes = Sequence[int]
 
 
 class Network(nn.Module):
-    r"""Layers, then a bias of the output's shape.
+    r"""The base class of networks: layers, and a bias of the output's shape.
 
     .. math:: f(a) = \mathrm{layers}(a) + b
 
-    To write a network of your own, subclass this one and hand ``super().__init__`` the layers, as :class:`MLP`
-    does. The layers see one batch dimension, ``(N, *in_shape)``, and return ``(N, prod(out_shape))`` elements.
-    Leave out the bias of the last layer: :attr:`bias` takes its place, and is where training starts at the
-    data's mean (see :meth:`pyro_vae.conditional.Conditional.start_at`).
+    A subclass passes the layers to ``super().__init__``, as :class:`MLP` does. The layers see one batch dimension,
+    ``(N, *in_shape)``. Leave out the bias of the last layer: the parameter ``bias`` replaces it, and ``fit`` sets it so
+    that the decoder's mean is the data's (see :meth:`pyro_vae.conditional.Conditional.start_at`).
 
     Arguments:
-        in_shape: Shape of one input, as ``(1, 28, 28)`` or ``(20,)``.
-        out_shape: Shape of one output, as ``(2, 20)`` or ``(1, 1, 28, 28)``.
-        layers: Module that maps ``(N, *in_shape)`` to ``(N, ...)`` with ``prod(out_shape)`` elements a row.
+        in_shape: Shape of one input, for example ``(1, 28, 28)`` or ``(20,)``.
+        out_shape: Shape of one output, for example ``(2, 20)`` or ``(1, 1, 28, 28)``.
+        layers: Module from ``(N, *in_shape)`` to ``(N, ...)`` with ``prod(out_shape)`` elements in each row.
     """
 
     def __init__(self, in_shape: Sizes, out_shape: Sizes, layers: nn.Module) -> None:
@@ -35,13 +34,13 @@ class Network(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.out_shape))
 
     def forward(self, a: Tensor) -> Tensor:
-        """Map ``(*, *in_shape)`` to ``(*, *out_shape)``; refuse an input or an output of the layers of other shapes."""
+        """Map ``(*, *in_shape)`` to ``(*, *out_shape)``; refuse another input, and layers with another output."""
         batch = batch_of(a, self.in_shape)
         out = self.layers(a.reshape(-1, *self.in_shape))
         if out[:1].numel() != prod(self.out_shape) and len(out):
             raise ValueError(
-                f"Expected the layers of {type(self).__name__} to give {prod(self.out_shape)} elements a row, for an "
-                f"output of shape {self.out_shape}; got {out[:1].numel()}."
+                f"Expected the layers of {type(self).__name__} to return {prod(self.out_shape)} elements per row, for "
+                f"out_shape {self.out_shape}; got {out[:1].numel()}."
             )
         return out.reshape(*batch, *self.out_shape) + self.bias
 
@@ -51,10 +50,13 @@ class MLP(Network):
 
     Arguments:
         hidden: Units of each hidden layer.
-        activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
+        activation: Name of a module of ``torch.nn``, for example ``ReLU``, ``Tanh``, ``Softplus`` or ``GELU``.
 
     Raises:
         ValueError: If a hidden layer has no units, or the activation is unknown.
+
+    See Also:
+        :class:`Auto` selects dense layers or convolutions by the shape of the data.
 
     Example:
         >>> net = MLP((1, 8, 8), (2, 20), hidden=(64,))
@@ -67,7 +69,7 @@ class MLP(Network):
 
 
 class GatedMLP(Network):
-    r"""A multilayer perceptron, each of whose hidden units has a gate.
+    r"""A multilayer perceptron with gated hidden units.
 
     .. math:: h(a) = (A a + b) \odot \sigma(C a + d)
 
@@ -75,7 +77,7 @@ class GatedMLP(Network):
 
     References:
         Language Modeling with Gated Convolutional Networks (Dauphin, Fan, Auli and Grangier, 2017).
-        VAE with a VampPrior (Tomczak and Welling, 2018), whose networks these are.
+        VAE with a VampPrior (Tomczak and Welling, 2018), for these networks.
         Delving Deep into Rectifiers (He, Zhang, Ren and Sun, 2015), for the initialisation.
 
     Arguments:
@@ -105,7 +107,7 @@ class GatedMLP(Network):
 
 
 class Gated(nn.Module):
-    """A layer of :class:`GatedMLP`: two linear maps, of which one goes through a sigmoid and is the other's gate."""
+    """A layer of :class:`GatedMLP`: a linear map times the sigmoid of another linear map."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -117,13 +119,13 @@ class Gated(nn.Module):
 
 
 class Joint(nn.Module):
-    """A network of several inputs: the first of any shape, and vectors beside it.
+    """A network of several inputs: one of any shape, and vectors.
 
-    Where the network is of convolutions, the vectors are further channels of the image, the same at every pixel; else
-    the first input is flattened, and they are further elements of it. Batch dimensions broadcast.
+    With convolutions, the vectors are further channels of the image, constant over its pixels. With dense layers, the
+    first input is flattened and the vectors are appended. Batch dimensions broadcast.
 
     Arguments:
-        network: A class or a partial of one, called with the shapes of one input and one output.
+        network: A class or a partial of one, called with the shapes of an input and an output.
         in_shapes: The shape of each input.
         out_shape: Shape of one output.
 
@@ -150,45 +152,45 @@ class Joint(nn.Module):
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """The bias of the output, where the network has one."""
+        """The bias of the output, or None."""
         return getattr(self.network, "bias", None)
 
-    def forward(self, a: Tensor, *beside: Tensor) -> Tensor:
+    def forward(self, a: Tensor, *vectors: Tensor) -> Tensor:
         """Map ``(*, *in_shape)`` and vectors ``(*, size)`` to ``(*, *out_shape)``."""
         before = batch_of(a, self.in_shape)
-        batch = torch.broadcast_shapes(before, *(vector.shape[:-1] for vector in beside))
+        batch = torch.broadcast_shapes(before, *(vector.shape[:-1] for vector in vectors))
         if self.convolves:
             image = self.in_shape[1:]
-            maps = (v.reshape(*v.shape, 1, 1).expand(*batch, v.shape[-1], *image) for v in beside)
+            maps = (v.reshape(*v.shape, 1, 1).expand(*batch, v.shape[-1], *image) for v in vectors)
             return self.network(torch.cat([a.expand(*batch, *self.in_shape), *maps], -3))
-        parts = [a.reshape(*before, -1), *beside]
+        inputs = [a.reshape(*before, -1), *vectors]
         if not self.starts_linear:
-            return self.network(torch.cat([part.expand(*batch, -1) for part in parts], -1))
-        # The first layer is a sum over inputs, each part computed once, however many draws or classes are beside it.
+            return self.network(torch.cat([b.expand(*batch, -1) for b in inputs], -1))
+        # The first layer is a sum over inputs: compute each term once, then broadcast over draws or classes.
         _, first, *rest = self.network.layers
-        weights = first.weight.split([part.shape[-1] for part in parts], 1)
-        out = linear(parts[0], weights[0], first.bias)
-        for part, weight in zip(beside, weights[1:], strict=True):
-            out = out + linear(part, weight)
-        out = out.reshape(-1, out.shape[-1])  # one batch dimension, as of Network
+        weights = first.weight.split([b.shape[-1] for b in inputs], 1)
+        out = linear(inputs[0], weights[0], first.bias)
+        for vector, weight in zip(vectors, weights[1:], strict=True):
+            out = out + linear(vector, weight)
+        out = out.reshape(-1, out.shape[-1])  # one batch dimension, as in Network
         for layer in rest:
             out = layer(out)
         return out.reshape(*batch, *self.network.out_shape) + self.network.bias
 
 
 def batch_of(a: Tensor, in_shape: tuple[int, ...]) -> torch.Size:
-    """Return the batch shape of inputs; refuse those of another shape."""
+    """Return the batch shape of an input; refuse an input of another shape."""
     plates = a.dim() - len(in_shape)
     if plates < 0 or a.shape[plates:] != in_shape:
         raise ValueError(
-            f"Expected an input that ends in {in_shape}; got {tuple(a.shape)}. "
+            f"Expected an input whose shape ends in {in_shape}; got {tuple(a.shape)}. "
             "Reshape the data, or build the VAE with its event_shape."
         )
     return a.shape[:plates]
 
 
 def dense(units: int, hidden: Sizes, out: int, activation: str, bias: bool = False) -> nn.Sequential:
-    """Return a flattening, hidden layers with an activation after each, and the last layer."""
+    """Return a sequence: flatten, hidden layers with activations, and a linear output."""
     check_hidden(hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise([units, *hidden]):
@@ -199,14 +201,14 @@ def dense(units: int, hidden: Sizes, out: int, activation: str, bias: bool = Fal
 def check_hidden(hidden: Sizes) -> None:
     """Refuse a hidden layer without units."""
     if any(size < 1 for size in hidden):
-        raise ValueError(f"Expected hidden layers of at least 1 unit; got {tuple(hidden)}.")
+        raise ValueError(f"Expected hidden layers of at least 1 unit; got hidden = {tuple(hidden)}.")
 
 
 def activation_named(name: str) -> nn.Module:
-    """Return the activation of ``torch.nn`` with this name; refuse a name of something else."""
+    """Return the activation of ``torch.nn`` called ``name``; refuse other modules."""
     kind = getattr(nn, name, None)
     if not (isinstance(kind, type) and kind.__module__ == nn.ReLU.__module__):
-        raise ValueError(f"Expected the name of an activation in torch.nn, as ReLU or Tanh; got {name!r}.")
+        raise ValueError(f"Expected the name of an activation in torch.nn, such as ReLU or Tanh; got {name!r}.")
     if kind().eval()(torch.zeros(1, 2)).shape != (1, 2):
-        raise ValueError(f"Expected an activation that leaves shapes as they are, as ReLU or Tanh; got {name!r}.")
+        raise ValueError(f"Expected an activation that keeps shapes, such as ReLU or Tanh; got {name!r}.")
     return kind()

@@ -1,4 +1,4 @@
-"""Networks of convolutions, where one side is an image: down to a vector, or up from one."""
+"""Convolutional networks from an image to a vector, or from a vector to an image."""
 
 from itertools import pairwise
 from math import ceil, prod
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 from pyro_vae.networks.dense import MLP, Network, Sizes, activation_named, dense
 
-LARGE = 1024  # numbers in the largest image that gets dense layers
+LARGE = 1024  # the most elements of an image for dense layers in Auto
 
 
 class Conv(Network):
-    """A convolutional encoder or decoder, whichever side is an image ``(channels, height, width)``.
+    """A convolutional encoder or decoder, for an input or an output of shape ``(channels, height, width)``.
 
-    The encoder halves height and width once for each of ``channels``, by convolutions of stride 2; the decoder
-    goes back the same way, by nearest-neighbour upsampling and convolutions, which leave no checkerboard
-    (Deconvolution and Checkerboard Artifacts, Odena et al., 2016). Any height and width will do.
+    The encoder halves height and width once for each of ``channels`` by convolutions of stride 2. The decoder doubles
+    them by nearest-neighbour upsampling and convolutions, which avoid a checkerboard pattern (Deconvolution and
+    Checkerboard Artifacts, Odena et al., 2016). Height and width are arbitrary.
 
     Arguments:
-        in_shape: An image, or ``(latent,)``.
+        in_shape: ``(channels, height, width)``, or ``(latent,)``.
         out_shape: ``(params, latent)``, or ``(params, channels, height, width)``.
         channels: Channels after each halving.
-        hidden: Units of the dense layer between the image and the vector, or of each where there are several.
-        activation: Name of a module of ``torch.nn``, as ``ReLU``, ``Tanh``, ``Softplus``, ``GELU``.
+        hidden: Units of the dense layer between image and vector, or of each such layer.
+        activation: Name of a module of ``torch.nn``, for example ``ReLU``, ``Tanh``, ``Softplus`` or ``GELU``.
 
     Raises:
         ValueError: If neither side is an image, a layer has no units, or the activation is unknown.
@@ -47,23 +47,23 @@ class Conv(Network):
 
 
 class ResNet(Network):
-    r"""A small residual encoder or decoder: :class:`Conv`, with residual blocks at each size of the image.
+    r"""A residual encoder or decoder: :class:`Conv` with residual blocks at each size of the image.
 
     .. math:: h \leftarrow h + W_2 \, \phi(W_1 \, \phi(h))
 
-    A block is of the full pre-activation kind: two 3x3 convolutions, each after an activation. :math:`W_2` starts at a
-    tenth of its usual size, so that a block starts near the identity. There is no batch normalisation, since the ELBO
-    is a sum over data. With the same channels a step takes two to three times that of :class:`Conv`.
+    A block has full pre-activation: two 3x3 convolutions, each after an activation. :math:`W_2` starts at a tenth of
+    torch's default, so that a block starts near the identity. There is no batch normalisation, since the ELBO is a sum
+    over data. With the same channels a step takes two to three times as long as with :class:`Conv`.
 
     References:
         Identity Mappings in Deep Residual Networks (He, Zhang, Ren and Sun, 2016).
 
     Arguments:
         blocks: Residual blocks after each halving.
-        channels, hidden, activation: As of :class:`Conv`.
+        channels, hidden, activation: As in :class:`Conv`.
 
     Raises:
-        ValueError: As :class:`Conv`, or if ``blocks`` is negative.
+        ValueError: As in :class:`Conv`, or if ``blocks`` is negative.
 
     Example:
         >>> ResNet((3, 32, 32), (2, 20), blocks=2)(torch.zeros(5, 3, 32, 32)).shape
@@ -80,18 +80,18 @@ class ResNet(Network):
         activation: str = "ReLU",
     ) -> None:
         if blocks < 0:
-            raise ValueError(f"Expected 0 or more residual blocks; got {blocks}.")
+            raise ValueError(f"Expected blocks of at least 0; got {blocks}.")
         super().__init__(in_shape, out_shape, _layers(in_shape, out_shape, channels, blocks, hidden, activation))
 
 
 class Auto(Network):
-    """The network that suits the data's shape: the layers of an :class:`MLP`, or of a :class:`Conv`.
+    """The layers of an :class:`MLP` or of a :class:`Conv`, by the shape of the data.
 
-    Convolutions where one side is an image of more than 1,024 numbers, as one in colour of 32x32; else dense layers.
+    An image of more than 1,024 elements, such as a colour image of 32x32, gets convolutions; other data dense layers.
 
     Arguments:
-        hidden, activation: As of :class:`MLP`.
-        channels: Channels after each halving, where there are convolutions.
+        hidden, activation: As in :class:`MLP`.
+        channels: Channels after each halving by convolutions.
 
     Raises:
         ValueError: If a layer has no units, or the activation is unknown.
@@ -112,12 +112,12 @@ class Auto(Network):
         activation: str = "ReLU",
     ) -> None:
         image = in_shape if len(in_shape) == 3 else out_shape[1:]
-        chosen: Network
+        network: Network
         if len(image) == 3 and prod(image) > LARGE:
-            chosen = Conv(in_shape, out_shape, channels, hidden, activation)
+            network = Conv(in_shape, out_shape, channels, hidden, activation)
         else:
-            chosen = MLP(in_shape, out_shape, hidden, activation)
-        super().__init__(in_shape, out_shape, chosen.layers)
+            network = MLP(in_shape, out_shape, hidden, activation)
+        super().__init__(in_shape, out_shape, network.layers)
 
 
 class _Block(nn.Module):
@@ -136,24 +136,24 @@ class _Block(nn.Module):
 def _layers(
     in_shape: Sizes, out_shape: Sizes, channels: Sizes, blocks: int, hidden: int | Sizes, activation: str
 ) -> nn.Sequential:
-    """Down from the image or up to it, with blocks and an activation at each size."""
+    """Return the layers from an image to a vector or back, with blocks and an activation at each size."""
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     if any(width < 1 for width in channels):
-        raise ValueError(f"Expected convolutions of at least 1 channel; got {tuple(channels)}.")
-    downwards = len(in_shape) == 3
-    if not downwards and len(out_shape) != 4:
+        raise ValueError(f"Expected convolutions of at least 1 channel; got channels = {tuple(channels)}.")
+    is_encoder = len(in_shape) == 3
+    if not is_encoder and len(out_shape) != 4:
         raise ValueError(
-            "Expected images, (channels, height, width), for a convolutional network; "
-            f"got a map from {tuple(in_shape)} to {tuple(out_shape)}. Use MLP for other shapes."
+            "Expected images of shape (channels, height, width) for a convolutional network; "
+            f"got in_shape {tuple(in_shape)} and out_shape {tuple(out_shape)}. Use MLP for other shapes."
         )
-    colours, height, width = in_shape if downwards else out_shape[1:]
+    colours, height, width = in_shape if is_encoder else out_shape[1:]
     sizes = [(ceil(height / 2**i), ceil(width / 2**i)) for i in range(len(channels) + 1)]
 
     def at_size(channels: int) -> list[nn.Module]:
         return [*(_Block(channels, activation) for _ in range(blocks)), activation_named(activation)]
 
     layers: list[nn.Module] = []
-    if downwards:
+    if is_encoder:
         widths = [colours, *channels]
         for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *at_size(after)]

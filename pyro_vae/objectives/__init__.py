@@ -1,7 +1,7 @@
-r"""Objectives: ELBO estimators for any Pyro model and guide.
+"""Objectives: ELBO estimators for any Pyro model and guide.
 
-Each is a ``pyro.infer.ELBO``: the ``loss`` of a stock ``pyro.infer.SVI``, in nats, summed over the data as
-Pyro does, with all constants.
+Each objective is a ``pyro.infer.ELBO``: the ``loss`` of ``pyro.infer.SVI``, in nats, summed over the data as Pyro does,
+with all constants.
 """
 
 from pyro_vae.objectives.base import Objective

@@ -1,4 +1,4 @@
-r"""What all objectives share: traces of a Pyro model and guide in, a loss with its gradient out."""
+"""The base class of objectives, which maps traces of a Pyro model and guide to a loss with a gradient."""
 
 import sys
 import warnings
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from pyro_vae.objectives.divergence import Report, SiteKL, divergences, reconstruction_terms, total
 from pyro_vae.objectives.schedules import Schedule
-from pyro_vae.traces.enumeration import MOST, Expectation, enumerate_pair, marked
-from pyro_vae.traces.particles import OneSubsample, OwnRows, Unseen, depth_of, importance_traces, probe
+from pyro_vae.traces.enumeration import MAX_DIMS, Expectation, enumerate_pair, sites_to_sum
+from pyro_vae.traces.particles import CheckRows, FillMasked, SharedSubsample, importance_traces, plate_depth, probe
 from pyro_vae.traces.sites import PARTICLES, Program, check_guide, loss_terms, mean_scale
 
 Traces = list[tuple[Trace, Trace]]
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of its choices."""
+    """Raise a ValueError unless a value is one of its choices."""
     if value not in choices:
         raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
 
 def check_least(least: int = 1, **numbers: int) -> None:
-    """Refuse a number, given by its name, that is too small."""
+    """Raise a ValueError if a number, passed by its name, is below ``least``."""
     for name, number in numbers.items():
         if number < least:
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
@@ -37,22 +37,22 @@ def check_least(least: int = 1, **numbers: int) -> None:
 class Terms(NamedTuple):
     """Two scalars of one run of model and guide, in nats, summed over the data."""
 
-    loss: Tensor  # is optimised, its gradient the estimator's
-    plain: Tensor  # is minus the ELBO at beta = 1 from the same draws, without a gradient
+    loss: Tensor  # to minimise; its gradient is the estimator's
+    plain: Tensor  # minus the ELBO at beta = 1 of the same draws, without a gradient
 
 
 class Objective(pyro.infer.ELBO, ABC):
-    """An ELBO estimator for any Pyro model and guide.
+    """Base class of an ELBO estimator for any Pyro model and guide.
 
-    To write one, subclass this and give :meth:`terms`. It is then the ``loss`` of a stock ``pyro.infer.SVI``, an
-    objective of ``fit``, and ``objective(model, guide)`` is a module.
+    To write an objective, subclass this and define :meth:`terms`. An objective is the ``loss`` of ``pyro.infer.SVI`` or
+    the ``objective`` of :func:`pyro_vae.fit`, and ``objective(model, guide)`` is a module.
 
     Arguments:
         num_particles: Draws per datum.
-        vectorize_particles: Whether to make them at once, in a plate to the left of the model's, so that the guide's
-            networks run once; else one after another, for a program that cannot be batched.
-        sampled: Why no divergence is in closed form, for :meth:`report`; empty where some may be.
-        beta: Weight of the divergence, or a schedule of it.
+        vectorize_particles: Whether to draw them in one run, in a plate left of the model's plates; else in one run
+            each, for a program that cannot be batched.
+        sampled: The reason why every divergence is sampled, for :meth:`report`; empty if closed forms may be used.
+        beta: Weight of the divergence, or a :class:`Schedule` of it.
 
     Attributes:
         plain: Minus the ELBO at beta = 1 of the last training step, in nats summed over the data.
@@ -62,23 +62,23 @@ class Objective(pyro.infer.ELBO, ABC):
         self, num_particles: int, vectorize_particles: bool, sampled: str = "", beta: float | Schedule = 1.0
     ) -> None:
         check_least(num_particles=num_particles)
-        # Pyro guesses no depth of plates by itself: it would say so at every new program, and draw in between.
+        # A number, since Pyro's guess of the depth of plates would warn at every new program, and draw.
         super().__init__(num_particles, max_plate_nesting=sys.maxsize, vectorize_particles=vectorize_particles)
         self.sampled = sampled
         self.plain = torch.tensor(float("nan"))
         self._step = 0
         self._steps: int | None = None
-        with torch.inference_mode(False):  # written in place, so that the graph of a step reads each new number
+        with torch.inference_mode(False):  # written in place, so that the graph of a step reads each new value
             self._beta = torch.tensor(0.0, device="cpu")
         self.beta = beta
-        self._seen: tuple[Program, Program] | None = None
-        self._marks: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}
-        self._classes: tuple[str, ...] = ()  # sites that are summed out, of the program that runs
-        self._subsample = OneSubsample()
+        self._probed: tuple[Program, Program] | None = None
+        self._enumerated: dict[tuple[Program, Program], tuple[tuple[str, ...], int]] = {}
+        self._classes: tuple[str, ...] = ()  # sites of the current program to sum out
+        self._subsample = SharedSubsample()
 
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Run the guide and the model; return the loss, and minus the ELBO at beta = 1."""
+        """Run the guide and the model; return the loss and minus the ELBO at beta = 1."""
 
     @property
     def beta(self) -> float | Schedule:
@@ -98,14 +98,14 @@ class Objective(pyro.infer.ELBO, ABC):
         return self._beta.item()
 
     def start(self, steps: int, done: int = 0) -> None:
-        """Begin a run of so many steps, or go on after those done; refuse a schedule that would not have reached 1."""
+        """Start the schedule of a run of ``steps`` steps, or resume after ``done``; refuse a warm-up that is longer."""
         self._step, self._steps = done, steps
         if isinstance(self.beta, Schedule):
             self.beta.check(steps)
             self._beta.fill_(self.beta(done, steps))
 
     def advance(self) -> None:
-        """Go on by one step of the schedule; a loss with a gradient does so by itself."""
+        """Advance the schedule by one step; a loss with a gradient does this itself."""
         self._step += 1
         if isinstance(self.beta, Schedule):
             self._beta.fill_(self.beta(self._step, self._steps))
@@ -131,7 +131,7 @@ class Objective(pyro.infer.ELBO, ABC):
         if loss.requires_grad:
             if not params.trace.nodes:
                 warnings.warn(
-                    "Expected parameters that Pyro knows of; the model and the guide show none, so SVI steps nothing. "
+                    "Expected parameters registered with Pyro; model and guide have none, so SVI trains nothing. "
                     "Call pyro.module or pyro.param in them, or use differentiable_loss with a torch optimizer.",
                     stacklevel=2,
                 )
@@ -140,12 +140,12 @@ class Objective(pyro.infer.ELBO, ABC):
         return loss.item()
 
     def report(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Report:
-        """Say for each latent site whether its divergence is analytic or sampled, its nats at beta = 1, its scale."""
+        """Return each latent site's divergence at beta = 1, in nats, and whether it is analytic or sampled."""
         return self.split(model, guide, *args, **kwargs)[1]
 
     @torch.no_grad()
     def split(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[float, Report]:
-        """Return the ELBO's two terms at beta = 1, in nats summed over data: E[log p(x | z)], and :meth:`report`."""
+        """Return E[log p(x | z)], in nats summed over the data, and :meth:`report`: the ELBO's terms at beta = 1."""
         reconstruction, report = 0.0, Report()
         for model_trace, guide_trace in self._traces(model, guide, args, kwargs):
             expect = self.expectation(model_trace, guide_trace)
@@ -158,47 +158,47 @@ class Objective(pyro.infer.ELBO, ABC):
         return reconstruction, report
 
     def expectation(self, model_trace: Trace, guide_trace: Trace) -> Expectation:
-        """Return the mean over classes that the two enumerate, if any."""
-        return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MOST))
+        """Return the mean over the classes that model and guide enumerate, if any."""
+        return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MAX_DIMS))
 
     def extra(self, traces: Traces) -> Tensor:
-        """Return the gradient of the guide's terms of the loss, whose value is zero: no bound has them in it."""
+        """Return a term of value zero with the gradient of the guide's own loss terms, which no bound contains."""
         terms = total(site["log_prob_sum"] for pair in traces for site in loss_terms(*pair).values())
         terms = terms / self.num_particles
         return terms - terms.detach()
 
     def traces(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Traces:
-        """Return the traces of model and guide that the loss is made of, all particles in one or one for each."""
+        """Return the pairs of traces of model and guide that the loss uses: one pair, or one for each particle."""
         return self._traces(model, guide, args, kwargs)
 
     def _traces(self, model: Program, guide: Program, args: tuple, kwargs: dict, gradients: bool = True) -> Traces:
-        """Trace the two; without ``gradients`` the model's networks run for their numbers alone."""
+        """Trace model and guide, the model without gradients unless ``gradients``."""
         traces: Traces
         batched = self.vectorize_particles and self.num_particles > 1
-        if batched and self._seen != (model, guide):
-            # The plates of a new program may nest deeper than those of the last.
+        if batched and self._probed != (model, guide):
+            # A new program may have deeper plates than the last one.
             self.max_plate_nesting = 1 + probe(model, guide, args, kwargs)[0]
-            self._seen = (model, guide)
-        self._classes, nesting = self._marks.get((model, guide), ((), 0))
+            self._probed = (model, guide)
+        self._classes, nesting = self._enumerated.get((model, guide), ((), 0))
         run = model if gradients else torch.no_grad()(model)
-        with OneSubsample() as self._subsample:
+        with SharedSubsample() as self._subsample:
             while True:
                 if not batched:
                     self.max_plate_nesting = nesting or sys.maxsize
-                rows = OwnRows()
-                traces = list(self._get_traces(Unseen()(rows(run)), rows(guide), args, kwargs))
-                if self._classes or not (classes := marked(*traces[0], rows.marks)):
+                rows = CheckRows()
+                traces = list(self._get_traces(FillMasked()(rows(run)), rows(guide), args, kwargs))
+                if self._classes or not (classes := sites_to_sum(*traces[0], rows.marks)):
                     break
-                # Run the two again, with the classes of these sites in dimensions of their own.
-                self._classes, nesting = classes, max(map(depth_of, traces))
-                self._marks = {(model, guide): (classes, nesting)}
+                # Run model and guide again, with one dimension for the classes of each of these sites.
+                self._classes, nesting = classes, max(map(plate_depth, traces))
+                self._enumerated = {(model, guide): (classes, nesting)}
         for pair in traces:
             check_guide(*pair, self._classes)
         return traces
 
-    def _again(self, program: Program, num: int | None = None) -> Program:
-        """Return a program to run once more on the same data, for as many particles, or for so many."""
-        program = Unseen()(program)
+    def _rerun(self, program: Program, num: int | None = None) -> Program:
+        """Return a program that runs again on the same rows, for ``num`` particles or for all."""
+        program = FillMasked()(program)
         if num is not None:
             return self._subsample(pyro.plate(PARTICLES, num, dim=-self.max_plate_nesting)(program))
         return self._subsample(self._vectorized_num_particles(program) if self.vectorize_particles else program)

@@ -1,4 +1,4 @@
-r"""Divergences of latent sites: in closed form where that is exact, else sampled, and said to be."""
+"""KL divergences of latent sites, in closed form where that is exact, else a Monte Carlo estimate."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -17,16 +17,16 @@ from pyro_vae.traces.sites import Site, density_sites, differ, enumerated, famil
 
 
 class SiteKL(NamedTuple):
-    """The divergence of one latent site: its kind, nats summed over the data, scale, and why it is not analytic."""
+    """The KL divergence of one latent site: analytic or sampled, nats summed over the data, scale, and the reason."""
 
     kind: Literal["analytic", "sampled"]
     nats: float
-    scale: float
-    reason: str
+    scale: float  # the site's mean scale
+    reason: str  # why it is sampled; empty if it is analytic
 
 
 class Report(dict[str, SiteKL]):
-    """A :class:`SiteKL` for each latent site; printed, it is a table."""
+    """A dictionary from latent sites to :class:`SiteKL`, which prints as a table."""
 
     def __str__(self) -> str:
         width = max([4, *map(len, self)])
@@ -37,15 +37,15 @@ class Report(dict[str, SiteKL]):
 
 
 class Divergence(NamedTuple):
-    """The divergence of one latent site, for the loss."""
+    """The KL divergence of one latent site, as tensors for the loss."""
 
-    each: Tensor  # nats of each element of its batch, scaled and masked
-    reason: str  # why it is not exact; empty where it is
-    means: tuple[Tensor, ...]  # terms that add up to it, for each element of the plates: means over classes
+    elements: Tensor  # nats of each element of the site's batch, scaled and masked
+    reason: str  # why it is sampled; empty if it is exact
+    means: tuple[Tensor, ...]  # terms whose sum it is, for each element of the plates: means over classes
 
     @property
     def nats(self) -> Tensor:
-        """The divergence summed over the data."""
+        """The sum over the data."""
         return total(self.means)
 
 
@@ -55,7 +55,7 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 
 
 def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
-    r"""Return :math:`\mathrm{KL}(q \,\|\, p)` in nats, of the batch shape, or None where no closed form is known.
+    r"""Return :math:`\mathrm{KL}(q \,\|\, p)` in nats, of the batch shape, or None if torch knows no closed form.
 
     For a diagonal Gaussian q and a standard normal p it is
     :math:`\frac{1}{2} \sum_i (\sigma_i^2 + \mu_i^2 - 1 - \ln \sigma_i^2)`.
@@ -69,8 +69,9 @@ def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
     """
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     try:
-        # Expanded, since some of torch's closed forms index the one by a condition on the other.
-        return kl_divergence(*(law if law.batch_shape == shape else law.expand(shape) for law in (q, p)))
+        # Some of torch's closed forms index one distribution by a condition on the other.
+        q, p = (fn if fn.batch_shape == shape else fn.expand(shape) for fn in (q, p))
+        return kl_divergence(q, p)
     except NotImplementedError:
         return None
 
@@ -78,7 +79,7 @@ def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
 def divergences(
     model_trace: Trace, guide_trace: Trace, expect: Expectation, sampled: str = ""
 ) -> dict[str, Divergence]:
-    """Return each latent site's divergence, in closed form where that is exact; ``sampled`` says why none is, if so."""
+    """Return each latent site's divergence, in closed form where exact; ``sampled`` is a reason to sample all."""
     guide, model = density_sites(model_trace, guide_trace), samples(model_trace)
     drawn, order = [*guide], [name for name in model if name in guide]
     summed = [name for name, site in expect.members.items() if not site["is_observed"]]
@@ -88,8 +89,8 @@ def divergences(
         log_q = q["log_prob"].detach() if scored and is_identically_zero(scored.entropy_term) else q["log_prob"]
         nats, reason, prior = log_q, "", []
         if p is None:
-            reason = "it is auxiliary, in the guide alone"
-        elif name in expect.members:  # the prior of all members together is taken off the first of them
+            reason = "it is an auxiliary site, in the guide alone"
+        elif name in expect.members:  # the first member takes the joint prior of all members
             reason = f"its prior is a mixture over {', '.join(other for other in summed if other not in guide)}"
             prior, log_p = [-log_p], torch.zeros(())
         else:
@@ -97,16 +98,16 @@ def divergences(
             exact = "" if enumerated({name: q}) else sampled or _exact(q, p, late)
             if isinstance(exact, Tensor):
                 nats = scale_and_mask(exact, q["scale"], q["mask"])
-                if isinstance(agree := alike(q, p), Tensor):
+                if isinstance(agree := same_scale(q, p), Tensor):
                     nats = torch.where(agree, nats, log_q - p["log_prob"])
-            else:  # drawn; or enumerated, and exact as it is, since all classes are known
+            else:  # sampled; or enumerated, which is exact, since the sum is over all classes
                 nats, reason = log_q - p["log_prob"], exact
         by_site[name] = Divergence(nats, reason, (expect.mean(nats, q), *prior))
     return by_site
 
 
 def reconstruction_terms(model_trace: Trace, expect: Expectation) -> list[Tensor]:
-    """Return terms that add up to log p(x | z), for each element of the plates: means over classes."""
+    """Return terms whose sum is log p(x | z), for each element of the plates: means over classes."""
     sites, members = observed(model_trace), expect.members
     terms = [expect.mean(site["log_prob"], site) for name, site in sites.items() if name not in members]
     if members:
@@ -115,27 +116,27 @@ def reconstruction_terms(model_trace: Trace, expect: Expectation) -> list[Tensor
 
 
 def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:
-    """Return a site's divergence in closed form, or why it must be sampled."""
+    """Return the closed form, or the reason to sample; the model draws sites ``late`` before, the guide after it."""
     if late:
         return f"the guide draws it before {', '.join(sorted(late))}, which the model draws first"
-    if differ(alike(q, p)):
+    if differ(same_scale(q, p)):
         return "the model and the guide scale or mask it differently"
-    if is_delta(q):  # of which Pyro's closed form leaves out the density, as of an autoguide's change of variables
+    if is_delta(q):  # Pyro's closed form omits the log density of a Delta, such as an autoguide's change of variables
         return q["unscaled_log_prob"] - p["unscaled_log_prob"]
     kl = closed_form_kl(q["fn"], p["fn"])
     if kl is None:
         return f"none is known from {family(q)} to {family(p)}"
     if of_element(p["fn"].support) is real:
         return kl
-    if is_validation_enabled() and kl.isinf().any():  # as torch's from a ContinuousBernoulli to a Uniform
+    if is_validation_enabled() and kl.isinf().any():  # torch's, from a ContinuousBernoulli to a Uniform
         return "its closed form is infinite"
     return torch.where(kl.isinf(), q["unscaled_log_prob"] - p["unscaled_log_prob"], kl)
 
 
 def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None:
-    """Return the divergence of each dimension of a site's event, of shape ``(*batch, *event)``, in nats.
+    """Return the divergence of each dimension of a site's event, in nats, of shape ``(*batch, *event)``.
 
-    In closed form, or at the draw where none is known or if ``sampled``; None where dimensions are not independent.
+    It is in closed form, or at the draw if torch knows none or if ``sampled``; None if dimensions are dependent.
     """
     q, p, z = guide["fn"], model["fn"], guide["value"]
     while isinstance(q, Independent) and isinstance(p, Independent):
@@ -148,7 +149,7 @@ def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None
     return q.log_prob(z) - p.log_prob(z) if kl is None else kl
 
 
-def alike(q: Site, p: Site) -> bool | Tensor:
-    """Whether the guide and the model scale and mask a site alike; for each element, where tensors say so."""
+def same_scale(q: Site, p: Site) -> bool | Tensor:
+    """Whether guide and model scale and mask a site equally; a tensor where scale or mask is one."""
     scales, masks = same(p["scale"], q["scale"]), same(p["mask"], q["mask"])
     return False if scales is False or masks is False else (masks if scales is True else scales & masks)

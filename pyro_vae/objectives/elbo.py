@@ -1,4 +1,4 @@
-r"""The evidence lower bound."""
+"""The evidence lower bound."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.objectives.base import Objective, Program, Terms, check_choice
-from pyro_vae.objectives.divergence import Divergence, alike, divergences, kl_per_dim, reconstruction_terms, total
+from pyro_vae.objectives.divergence import Divergence, divergences, kl_per_dim, reconstruction_terms, same_scale, total
 from pyro_vae.objectives.gradients import check_reparameterized, drop_scores
 from pyro_vae.objectives.penalties import Penalty
 from pyro_vae.objectives.schedules import Schedule
@@ -17,38 +17,40 @@ from pyro_vae.traces.sites import density_sites, enumerated, samples
 
 
 class ELBO(Objective):
-    r"""The evidence lower bound, with the divergence in closed form wherever there is one.
+    r"""The evidence lower bound (ELBO), with the KL divergence in closed form where one exists.
 
     .. math::
         \mathrm{ELBO}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
         \le \log p(x) \quad (\beta = 1)
 
-    The loss is minus that, in nats, summed over the data. A site's closed form is used where it is exact, as
-    :meth:`report` says: model and guide scale and mask it alike, and the guide draws before it all it may depend on.
+    The loss is minus the ELBO, in nats, summed over the data. A site has a closed form, as :meth:`Objective.report`
+    shows, if model and guide scale and mask it equally, and the guide draws it after all sites that it may depend on.
 
     References:
-        Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
-        beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework (Higgins et al., 2017).
-        Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), for free bits.
-        Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu and
-            Duvenaud, 2017).
+        `Auto-Encoding Variational Bayes <https://arxiv.org/abs/1312.6114>`_ (Kingma and Welling, 2014).
+        `beta-VAE <https://openreview.net/forum?id=Sy2fzU9gl>`_ (Higgins et al., 2017).
+        `Inverse Autoregressive Flow <https://arxiv.org/abs/1606.04934>`_ (Kingma et al., 2016), for free bits.
+        `Sticking the Landing <https://arxiv.org/abs/1703.09194>`_ (Roeder, Wu and Duvenaud, 2017).
 
     Arguments:
         num_particles: Draws of z per datum.
-        kl: ``auto``, in closed form where there is one; ``analytic``, the same or an error; ``sampled``, as
-            ``Trace_ELBO``.
+        kl: ``auto``, in closed form where one exists; ``analytic``, in closed form or an error; ``sampled``, as
+            ``pyro.infer.Trace_ELBO``.
         beta: Weight of the divergence, or a schedule of it: :class:`Linear`, :class:`Cosine` or :class:`Cyclical`.
-        free_bits: Nats that each latent dimension may have at no cost: its divergence, a mean over the minibatch (over
-            all plates, and the particles drawn at once), counts as at least this.
-        gradient: ``pathwise``, the reparameterised one, with the score function where a site has no ``rsample``;
-            ``stl``, sticking the landing: without the score of q, noiseless where q is the posterior. It samples the
-            divergence.
-        vectorize_particles: As of :class:`Objective`.
+        free_bits: Nats that each latent dimension has at no cost: the mean divergence of a dimension, over the
+            minibatch, all plates and the particles of one run, counts as at least this.
+        gradient: ``pathwise``, the reparameterised gradient, with the score function for sites without ``rsample``;
+            ``stl``, sticking the landing, which samples the divergence and drops the score of q: its variance is zero
+            where q is the posterior.
+        vectorize_particles: As in :class:`Objective`.
         penalty: A term on the aggregate posterior: :class:`TotalCorrelation` or :class:`MMD`.
 
     Raises:
         ValueError: If an argument is out of range; ``kl`` is ``analytic`` and a site has no closed form; ``stl`` or
-            free bits meet a site without ``rsample``; or free bits one that is not independent over dimensions.
+            free bits meet a site without ``rsample``; or free bits meet a site of dependent dimensions.
+
+    See Also:
+        :class:`IWAE`, a tighter bound from several draws per datum.
 
     Example:
         >>> from pyro.infer import SVI
@@ -75,63 +77,66 @@ class ELBO(Objective):
         check_choice("kl", kl, ("auto", "analytic", "sampled"))
         check_choice("gradient", gradient, ("pathwise", "stl"))
         if gradient == "stl" and kl == "analytic":
-            raise ValueError("Expected kl='sampled' or 'auto' with gradient='stl', which drops the score of draws.")
+            raise ValueError("Expected kl='sampled' or 'auto' with gradient='stl', which samples; got kl='analytic'.")
         if not 0 <= free_bits < float("inf"):
             raise ValueError(f"Expected finite free_bits of at least 0; got {free_bits}.")
         if free_bits and gradient == "stl":
-            raise ValueError("Expected gradient='pathwise' with free bits, which have no score to drop; got 'stl'.")
-        sampled = "gradient='stl' needs draws" if gradient == "stl" else ""
-        sampled = "kl='sampled' was asked for" if kl == "sampled" else sampled
+            raise ValueError("Expected gradient='pathwise' with free bits, in closed form; got 'stl'.")
+        sampled = "gradient='stl' samples it" if gradient == "stl" else ""
+        sampled = "kl='sampled'" if kl == "sampled" else sampled
         super().__init__(num_particles, vectorize_particles, sampled, beta)
         self.kl, self.free_bits, self.gradient, self.penalty = kl, free_bits, gradient, penalty
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Return the loss, with beta, free bits and the penalty, and minus the ELBO without them."""
-        loss = plain = torch.zeros(())
-        beta = self._beta.clone()  # the next step's is written in place, perhaps before this one's backward
+        """Return the loss, with beta, free bits and penalty, and minus the ELBO without them."""
+        loss = neg_elbo = torch.zeros(())
+        beta = self._beta.clone()  # the next step writes it in place, maybe before this step's backward
         traces = self._traces(model, guide, args, kwargs)
         for model_trace, guide_trace in traces:
             expect = self.expectation(model_trace, guide_trace)
             summed = expect.alone or expect.log_q is not None
             if summed and (self.gradient == "stl" or self.free_bits or self.penalty is not None):
-                raise ValueError("Expected no 'stl' gradient, free bits or penalty where classes are summed out.")
+                raise ValueError(
+                    "Expected gradient='pathwise', free_bits=0 and penalty=None where classes are summed out; got "
+                    f"{self.gradient!r}, {self.free_bits} and {self.penalty}."
+                )
             if self.gradient == "stl":
                 check_reparameterized(guide_trace, "gradient='stl'")
-                drop_scores(self._again(guide), guide_trace, args, kwargs)
+                drop_scores(self._rerun(guide), guide_trace, args, kwargs)
             rates = divergences(model_trace, guide_trace, expect, self.sampled)
             for name, divergence in rates.items():
                 if divergence.reason and self.kl == "analytic":
                     raise ValueError(
-                        f"Expected a closed form of the divergence at site {name!r}; {divergence.reason}. "
+                        f"Expected a closed form of the KL divergence of site {name!r}; {divergence.reason}. "
                         "Use kl='auto' to sample it."
                     )
             distortion = -total(reconstruction_terms(model_trace, expect))
             rate = total(divergence.nats for divergence in rates.values())
-            plain = plain + (distortion + rate).detach()
+            neg_elbo = neg_elbo + (distortion + rate).detach()
             if self.free_bits:
                 check_reparameterized(guide_trace, "free bits")
-                rate = total(self._floored(name, model_trace, guide_trace) for name in rates)
+                rate = total(self._rate_with_free_bits(name, model_trace, guide_trace) for name in rates)
             loss = loss + distortion + beta * rate + self._score_function(rates, model_trace, guide_trace)
             if self.penalty is not None:
                 loss = loss + self.penalty(model_trace, guide_trace)
-        return Terms(loss / self.num_particles + self.extra(traces), plain / self.num_particles)
+        return Terms(loss / self.num_particles + self.extra(traces), neg_elbo / self.num_particles)
 
-    def _floored(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        """Return a site's divergence with no dimension's mean below the free bits."""
+    def _rate_with_free_bits(self, name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        """Return a site's divergence with each dimension's mean clamped at the free bits."""
         q, p = samples(guide_trace)[name], samples(model_trace).get(name)
-        each = kl_per_dim(q, p, bool(self.sampled)) if p is not None and alike(q, p) is not False else None
-        if each is None:
+        kl = kl_per_dim(q, p, bool(self.sampled)) if p is not None and same_scale(q, p) is not False else None
+        if kl is None:
             raise ValueError(
-                f"Expected a guide and a prior that are independent over dimensions at site {name!r}, for free bits of "
-                "each; they are not. Use a schedule of beta, as beta=objectives.Linear()."
+                f"Expected independent dimensions of guide and prior at site {name!r}, for free bits; they are "
+                "dependent. Use a schedule of beta, as beta=objectives.Linear()."
             )
-        batch = each.shape[: each.dim() - q["fn"].event_dim]
-        weight = scale_and_mask(each.new_ones(batch), q["scale"], q["mask"]).reshape(-1, 1)
-        mean = (weight * each.reshape(len(weight), -1)).sum(0) / weight.sum()
+        batch = kl.shape[: kl.dim() - q["fn"].event_dim]
+        weight = scale_and_mask(kl.new_ones(batch), q["scale"], q["mask"]).reshape(-1, 1)
+        mean = (weight * kl.reshape(len(weight), -1)).sum(0) / weight.sum()
         return mean.clamp(min=self.free_bits).sum() * weight.sum()
 
     def _score_function(self, rates: dict[str, Divergence], model_trace: Trace, guide_trace: Trace) -> Tensor:
-        """Return a term of value zero whose gradient is that through the draws of sites without ``rsample``."""
+        """Return a term of value zero with the score function gradient of sites without ``rsample``."""
         drawn = density_sites(model_trace, guide_trace)
         scores = {n: site["score_parts"].score_function for n, site in drawn.items() if n not in enumerated(drawn)}
         scores = {name: score for name, score in scores.items() if not is_identically_zero(score)}
@@ -139,7 +144,7 @@ class ELBO(Objective):
         if scores:
             gain, stacks = MultiFrameTensor(), get_plate_stacks(model_trace)
             for name, site in samples(model_trace).items():
-                term = site["log_prob"] if site["is_observed"] else -self._beta * rates[name].each
+                term = site["log_prob"] if site["is_observed"] else -self._beta * rates[name].elements
                 gain.add((stacks[name], term.detach()))
             for name, score in scores.items():
                 surrogate = surrogate - (gain.sum_to(drawn[name]["cond_indep_stack"]) * score).sum()

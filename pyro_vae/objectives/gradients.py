@@ -1,7 +1,7 @@
-r"""Gradient estimators: which part of a draw's path and of its density's score they keep.
+r"""Gradient estimators: change the pathwise and the score part of the gradient in traces of any guide.
 
-The gradient of :math:`\log q_\phi(z)` at a reparameterised draw :math:`z_\phi(\epsilon)` is the path's, through z,
-plus the score, :math:`\partial_\phi \log q_\phi(z)` at fixed z, whose mean is zero. All works on traces, of any guide.
+The gradient of :math:`\log q_\phi(z)` at a reparameterised draw :math:`z_\phi(\epsilon)` has two parts: the path
+gradient through z, and the score :math:`\partial_\phi \log q_\phi(z)` at fixed z, whose mean is zero.
 """
 
 import torch
@@ -16,39 +16,39 @@ from pyro_vae.objectives.base import Program
 from pyro_vae.traces.sites import Site, enumerated, family, is_delta, latent
 
 
-def check_reparameterized(guide_trace: Trace, who: str) -> None:
-    """Refuse a latent site without ``rsample`` where gradients are on."""
+def check_reparameterized(guide_trace: Trace, feature: str) -> None:
+    """Raise a ValueError if gradients are enabled and a latent site has no ``rsample``; ``feature`` needs it."""
     for name, site in latent(guide_trace).items():
         if torch.is_grad_enabled() and not site["fn"].has_rsample and not enumerated({name: site}):
             raise ValueError(
-                f"Expected a guide whose draws have a gradient, for {who}; {name!r} is drawn from a {family(site)}, "
-                "without rsample. Use objectives.ReweightedWakeSleep, or objectives.ELBO(gradient='pathwise') with its "
-                "score function."
+                f"Expected reparameterised draws of the guide, for {feature}; {name!r} is drawn from a "
+                f"{family(site)}, without rsample. Use objectives.ReweightedWakeSleep, or "
+                "objectives.ELBO(gradient='pathwise'), which has a score function gradient."
             )
 
 
 def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> None:
-    r"""Take the score out of every log q(z) of a guide's trace; the values stay.
+    r"""Remove the score from each log q(z) of a guide's trace, without a change of its value.
 
     .. math:: \log q_\phi(z) - \log q_\phi(\bar{z}) + \overline{\log q_\phi(\bar{z})}
 
-    where a bar stops the gradient. Where a site is drawn given another, the guide is run again at the stopped draws.
+    where a bar stops the gradient. If a site depends on another one, the guide runs again at the stopped draws.
     """
     if not torch.is_grad_enabled():
         return
     sites = latent(guide_trace)
     scores = _scores(sites)
-    if _dependent(sites, scores):
+    if _are_dependent(sites, scores):
         stopped = Trace()
         for name, site in sites.items():
             stopped.add_node(name, **{**site, "value": site["value"].detach()})
-        again = poutine.trace(poutine.replay(guide, trace=stopped)).get_trace(*args, **kwargs)
-        scores = _scores({name: site for name, site in latent(again).items() if name in sites})
+        rerun = poutine.trace(poutine.replay(guide, trace=stopped)).get_trace(*args, **kwargs)
+        scores = _scores({name: site for name, site in latent(rerun).items() if name in sites})
         for name, score in scores.items() if is_validation_enabled() else ():
             if not torch.allclose(score.detach(), sites[name]["unscaled_log_prob"].detach(), rtol=1e-3, atol=1e-3):
                 raise ValueError(
-                    f"Expected a guide with the same log q at {name!r} when it is run again at the same draws; it "
-                    "differs. Use gradient='pathwise' where the guide draws noise of its own, as dropout does."
+                    f"Expected the same log q of {name!r} when the guide runs again at the same draws; got another "
+                    "one. Use gradient='pathwise' for a guide that draws noise, as dropout does."
                 )
     for name, score in scores.items():
         site = sites[name]
@@ -57,7 +57,7 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
 
 
 class SeparateDraws(Messenger):
-    """Hands a model a view of each draw of the guide, so that the view's gradient comes from the model alone."""
+    """Passes the model a view of each draw of the guide, so that the view's gradient comes from the model alone."""
 
     def _pyro_sample(self, msg: Site) -> None:
         if not msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].requires_grad:
@@ -65,22 +65,23 @@ class SeparateDraws(Messenger):
 
 
 def weigh_paths(model_trace: Trace, guide_trace: Trace, factor: Tensor, replay: bool = False) -> bool:
-    r"""Multiply the gradient that comes back through each draw of a guide by the factor of its particle.
+    r"""Multiply the gradient through each draw of a guide by the factor of its particle.
 
-    Return whether one site is drawn given another. Then a gradient goes through several draws and is multiplied once:
-    here where it comes from the model, run in :class:`SeparateDraws`, or in a ``replay`` of the guide trace's draws;
-    the caller multiplies what comes from log q. So
+    For a guide with a site that depends on another one, the result is
 
     .. math:: \sum_k f_k \hat{w}_k \sum_l \frac{d \log w_k}{d z_{kl}} \frac{\partial z_{kl}}{\partial \phi}
 
-    with the whole derivative by each site, through those drawn given it, and the partial one at fixed sites before it.
-    The factor broadcasts with the batch shape of each site, from the right.
+    with the total derivative by each site, through sites that depend on it, and the partial derivative at fixed
+    parents. A gradient that passes through several draws is multiplied once: here if it comes from the model, which
+    runs in :class:`SeparateDraws` or in a ``replay`` of the guide's draws; by the caller if it comes from log q. The
+    factor broadcasts with the batch shape of each site, from the right. The result is whether a site depends on another
+    one.
 
     References:
-        Generalized Doubly Reparameterized Gradient Estimators (Bauer and Mnih, 2021).
+        `Generalized Doubly Reparameterized Gradients <https://arxiv.org/abs/2101.11046>`_ (Bauer and Mnih, 2021).
     """
     sites = {name: site for name, site in latent(guide_trace).items() if not is_delta(site)}
-    layered = _dependent(sites, _scores(sites))
+    layered = _are_dependent(sites, _scores(sites))
     for name, site in sites.items():
         value = site["value"]
         if not value.requires_grad:
@@ -88,14 +89,14 @@ def weigh_paths(model_trace: Trace, guide_trace: Trace, factor: Tensor, replay: 
         if layered:
             value = site["value"] = value.view_as(value) if replay else model_trace.nodes[name]["value"]
         event_dim = site["fn"].event_dim
-        rank = value.dim() - event_dim  # the factor's others, to the left, are of size 1: plates without z
+        rank = value.dim() - event_dim  # the factor's further dimensions, of plates without z, are of size 1
         own = factor.reshape(factor.shape[max(0, factor.dim() - rank) :] + (1,) * event_dim)
         value.register_hook(own.mul)
     return layered
 
 
 def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
-    """Return log q of each site at its stopped draw; a Delta has no score, its log-density goes with the path."""
+    """Return log q of each site at its stopped draw; a Delta's log density has only the path gradient."""
     scores = {}
     for name, site in sites.items():
         if is_delta(site):
@@ -104,14 +105,14 @@ def _scores(sites: dict[str, Site]) -> dict[str, Tensor]:
             scores[name] = site["fn"].log_prob(site["value"].detach())
         except NotImplementedError as error:
             raise ValueError(
-                f"Expected a guide whose log q can be had at any z, to drop its score; that of {name!r} can be had at "
-                "its own draws only. Use gradient='pathwise'."
+                f"Expected a guide whose log q is computable at any z, to drop its score; log q of {name!r} is "
+                "computable only at draws of the guide. Use gradient='pathwise'."
             ) from error
     return scores
 
 
-def _dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> bool:
-    """Return whether a stochastic site is drawn given another."""
+def _are_dependent(sites: dict[str, Site], scores: dict[str, Tensor]) -> bool:
+    """Return whether a stochastic site depends on another one."""
     earlier: list[Tensor] = []
     for name, site in sites.items():
         sums = [t.sum() for t in (site["value"], scores[name]) if t.requires_grad] if name in scores else []

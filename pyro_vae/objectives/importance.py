@@ -1,4 +1,4 @@
-r"""Importance weighted bounds, per datum: IWAE, Rényi, and reweighted wake-sleep."""
+"""Importance weighted bounds, per datum: IWAE, Rényi and reweighted wake-sleep."""
 
 import math
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.objectives.base import Objective, Program, Terms, check_choice
 from pyro_vae.objectives.gradients import SeparateDraws, check_reparameterized, drop_scores, weigh_paths
 from pyro_vae.traces.sites import Site, enumerated, latent, samples
-from pyro_vae.traces.weights import chosen_by_weight, log_weights, power_mean
+from pyro_vae.traces.weights import log_weights, power_mean, systematic_resample
 
 Gradient = Literal["pathwise", "stl", "dreg"]
 
@@ -24,19 +24,19 @@ class Renyi(Objective):
 
     .. math:: \mathcal{L}_\alpha(x) = \mathbb{E}\Big[\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}\Big]
 
-    The loss is minus that, in nats, summed over the data. The bound falls as alpha grows: at 0 it is :class:`IWAE`, at
-    1 the ELBO; below 0 it may be above log p(x). With :math:`\hat{w}_k \propto w_k^{1 - \alpha}` the model's gradient
-    is :math:`\sum_k \hat{w}_k \nabla \log w_k`, and the path of ``dreg`` has the weight
+    The loss is minus the bound, in nats, summed over the data. The bound falls as alpha grows: at 0 it is
+    :class:`IWAE`, at 1 the ELBO; below 0 it may exceed log p(x). With :math:`\hat{w}_k \propto w_k^{1 - \alpha}` the
+    model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`, and ``dreg`` weights the path gradients by
     :math:`\alpha \hat{w}_k + (1 - \alpha) \hat{w}_k^2`.
 
     References:
-        Rényi Divergence Variational Inference (Li and Turner, 2016).
-        Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders: Methodology and Asymptotics
-            (Daudel, Benton, Shi and Doucet, 2023), for its doubly reparameterised gradient.
+        `Rényi Divergence Variational Inference <https://arxiv.org/abs/1602.02311>`_ (Li and Turner, 2016).
+        `Alpha-divergence Variational Inference <https://arxiv.org/abs/2210.06226>`_ (Daudel, Benton, Shi and Doucet,
+        2023), for ``dreg``.
 
     Arguments:
         alpha: The order.
-        num_particles, gradient, vectorize_particles, resample: As of :class:`IWAE`, which raises the same.
+        num_particles, gradient, vectorize_particles, resample: As in :class:`IWAE`, with the same errors.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Renyi(Objective):
         self.alpha, self.gradient, self.resample = alpha, gradient, resample
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Return minus the bound, and minus the ELBO from the same weights."""
+        """Return minus the bound, and minus the ELBO of the same weights."""
         resample = self.resample if torch.is_grad_enabled() else None
         with SeparateDraws() if self.gradient == "dreg" else nullcontext():
             traces = self._traces(model, guide, args, kwargs, gradients=resample is None)
@@ -68,33 +68,33 @@ class Renyi(Objective):
             if enumerated(samples(model_trace)) and (self.gradient != "pathwise" or resample is not None):
                 raise ValueError("Expected gradient='pathwise' and resample=None where classes are summed out.")
             if self.gradient != "pathwise":
-                drop_scores(self._again(guide), guide_trace, args, kwargs)
+                drop_scores(self._rerun(guide), guide_trace, args, kwargs)
         weights = log_weights(traces)
         log_w = weights.log_w
         tempered = (1 - self.alpha) * log_w.detach()
         if self.gradient == "dreg":
             factor = self.alpha + (1 - self.alpha) * tempered.softmax(0)
             factors = [factor] if len(traces) < self.num_particles else factor
-            layered = [weigh_paths(*pair, own, resample is not None) for pair, own in zip(traces, factors, strict=True)]
+            layered = [weigh_paths(*pair, f, resample is not None) for pair, f in zip(traces, factors, strict=True)]
             if any(layered) and weights.log_q.requires_grad:
                 weights.log_q.register_hook(factor.mul)
         bound = power_mean(log_w, self.alpha)
         if resample is not None:
-            chosen = chosen_by_weight(tempered, resample)
-            again = self._given(chosen, model, traces[0][1], args, kwargs)
-            mean = (log_weights([(again, traces[0][1])]).log_p - weights.log_q.gather(0, chosen)).mean(0)
+            indices, guide_trace = systematic_resample(tempered, resample), traces[0][1]
+            resampled = self._trace_at(indices, model, guide_trace, args, kwargs)
+            mean = (log_weights([(resampled, guide_trace)]).log_p - weights.log_q.gather(0, indices)).mean(0)
             bound = bound.detach() + mean - mean.detach()
         return Terms(self.extra(traces) - weights.total(bound), -weights.total(log_w.detach().mean(0)))
 
-    def _given(self, chosen: Tensor, model: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
-        """Run the model at some of the guide's draws, of indices ``(m, *data)``; the path to them stays."""
+    def _trace_at(self, indices: Tensor, model: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
+        """Trace the model at the guide's draws of indices ``(m, *data)``, with their path gradients."""
         draws = Trace()
         for name, site in latent(guide_trace).items():
             value = site["value"]
-            rows = chosen.reshape(chosen.shape + (1,) * site["fn"].event_dim).expand(-1, *value.shape[1:])
+            rows = indices.reshape(indices.shape + (1,) * site["fn"].event_dim).expand(-1, *value.shape[1:])
             draws.add_node(name, **{**site, "value": value.gather(0, rows)})
-        again = poutine.replay(self._again(model, len(chosen)), trace=draws)
-        trace = prune_subsample_sites(poutine.trace(again).get_trace(*args, **kwargs))
+        replayed = poutine.replay(self._rerun(model, len(indices)), trace=draws)
+        trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
         trace.compute_log_prob()
         return trace
 
@@ -106,34 +106,39 @@ class IWAE(Renyi):
         \mathrm{IWAE}_K(x) = \mathbb{E}\Big[\log \frac{1}{K} \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad
         w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
 
-    The loss is minus that, in nats, summed over the data, the elements of the plates that all sites share. It is the
-    ELBO at K = 1 and grows with K. The scale of a subsampled plate stays outside the logarithm, so it is unbiased.
+    The loss is minus the bound, in nats, summed over the data, which are the elements of the plates that all sites
+    share. At K = 1 the bound is the ELBO, and it grows with K. The scale of a subsampled plate multiplies the
+    logarithm, so that the bound of a minibatch is unbiased.
 
-    With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`. The
-    guide's is the same for ``pathwise``, with a signal-to-noise ratio that falls as :math:`K^{-1/2}`; without the score
-    of q for ``stl``, which is biased for K > 1; and for ``dreg``
-    :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, with a signal-to-noise
-    ratio that grows as :math:`K^{1/2}`; of a guide of several layers the generalised form.
+    With ``resample`` = m the loss uses all K draws, and the gradient m draws, resampled by weight: it has the same mean
+    and slightly more variance (section 3 of Burda et al., for m = 1).
 
-    With ``resample`` = m all K are weighed, and the gradient goes through m of them, drawn by their weights: it has the
-    same mean with a little more noise, and the loss is the same number (section 3 of Burda et al., for m = 1).
+    Note:
+        With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`.
+        The guide's gradient is the same for ``pathwise``, with a signal-to-noise ratio that falls as
+        :math:`K^{-1/2}`. ``stl`` drops the score of q, which is biased for K > 1. ``dreg`` is
+        :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, with a
+        signal-to-noise ratio that grows as :math:`K^{1/2}`; a guide of several layers has its generalised form.
 
     References:
-        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016).
-        Sticking the Landing (Roeder, Wu and Duvenaud, 2017).
-        Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019).
-        Generalized Doubly Reparameterized Gradient Estimators (Bauer and Mnih, 2021).
-        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018).
+        `Importance Weighted Autoencoders <https://arxiv.org/abs/1509.00519>`_ (Burda, Grosse and Salakhutdinov, 2016).
+        `Sticking the Landing <https://arxiv.org/abs/1703.09194>`_ (Roeder, Wu and Duvenaud, 2017).
+        `Doubly Reparameterized Gradient Estimators <https://arxiv.org/abs/1810.04152>`_ (Tucker et al., 2019), and
+        `their generalised form <https://arxiv.org/abs/2101.11046>`_ (Bauer and Mnih, 2021).
+        `Tighter Bounds are Not Necessarily Better <https://arxiv.org/abs/1802.04537>`_ (Rainforth et al., 2018).
 
     Arguments:
         num_particles: K, draws per datum.
-        gradient: Of the guide: ``pathwise``, ``stl`` or ``dreg``.
-        vectorize_particles: As of :class:`Objective`.
-        resample: m, how many of them to take the gradient through; None for all.
+        gradient: Estimator of the guide's gradient: ``pathwise``, ``stl`` or ``dreg``.
+        vectorize_particles: As in :class:`Objective`.
+        resample: m, the number of draws in the gradient; None for all.
 
     Raises:
-        ValueError: If an argument is out of range; a site is outside the data's plate, or scaled unlike the others; a
-            latent site has no ``rsample``.
+        ValueError: If an argument is out of range; a site is outside the data's plate, or has another scale than the
+            other sites; or a latent site has no ``rsample``.
+
+    See Also:
+        :class:`ReweightedWakeSleep`, for latent sites without ``rsample``; :class:`ELBO`, for a closed-form divergence.
 
     Example:
         >>> from pyro_vae import VAE
@@ -153,24 +158,23 @@ class IWAE(Renyi):
 
 
 class ReweightedWakeSleep(Objective):
-    r"""Reweighted wake-sleep, per datum: two objectives in one gradient.
+    r"""Reweighted wake-sleep, per datum: one objective for the model and another one for the guide.
 
-    The model's parameters follow the importance weighted bound; the guide's the inclusive divergence
-    :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))` (the wake-phase update of q), both with the same weights
-    :math:`\hat{w}_k = w_k / \sum_j w_j`:
+    The model maximises the importance weighted bound. The guide minimises the inclusive divergence
+    :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))`, which is the wake-phase update of q. Both gradients use the
+    same weights :math:`\hat{w}_k = w_k / \sum_j w_j`:
 
     .. math::
         \nabla_\theta = \sum_k \hat{w}_k \nabla_\theta \log p(x, z_k), \qquad
         \nabla_\phi = \sum_k \hat{w}_k \nabla_\phi \log q(z_k \mid x)
 
-    No site needs ``rsample``: discrete latents will do. The loss is minus the importance weighted bound, in nats,
-    summed over the data; ``backward()`` gives minus the two gradients.
+    No site needs ``rsample``, so latent sites may be discrete. The loss is minus the importance weighted bound, in
+    nats, summed over the data; ``backward()`` gives minus the two gradients. Arguments and other errors are as in
+    :class:`IWAE`.
 
     References:
-        Reweighted Wake-Sleep (Bornschein and Bengio, 2015).
-        Revisiting Reweighted Wake-Sleep for Models with Stochastic Control Flow (Le et al., 2019).
-
-    Arguments and ``Raises`` are those of :class:`IWAE`, but for sites without ``rsample``.
+        `Reweighted Wake-Sleep <https://arxiv.org/abs/1406.2751>`_ (Bornschein and Bengio, 2015).
+        `Revisiting Reweighted Wake-Sleep <https://arxiv.org/abs/1805.10469>`_ (Le et al., 2019).
     """
 
     def __init__(self, num_particles: int = 50, vectorize_particles: bool = True) -> None:
@@ -189,7 +193,7 @@ class ReweightedWakeSleep(Objective):
 
 
 class _FixedDraws(Messenger):
-    """Stops the gradient at every draw, so that a later one sees the number and not the path."""
+    """Stops the gradient at every draw, so that sites that depend on it have no path gradient."""
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if not msg["is_observed"]:

@@ -1,4 +1,4 @@
-r"""Penalties on the aggregate posterior, the mixture of q(z | x) over a minibatch."""
+"""Penalties on the aggregate posterior, which is the mixture of q(z | x) over a minibatch."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ from pyro_vae.traces.sites import Site, latent, plates
 
 
 class Penalty(ABC):
-    r"""A term of the loss: ``weight`` times a value per minibatch, summed over sites, times the number of data.
+    """Base class of a term of the loss: a weight times a minibatch's value, summed over sites, times the data.
 
-    To write one, subclass this and give :meth:`value`. Every latent site has to be in one plate, the data's.
+    To write a penalty, subclass this and define :meth:`value`. Every latent site must be in one plate, the data's.
 
     Arguments:
-        weight: Of the value.
+        weight: Weight of the value.
 
     Raises:
-        ValueError: If the weight is negative.
+        ValueError: If the weight is negative or infinite.
     """
 
     def __init__(self, weight: float) -> None:
@@ -30,10 +30,10 @@ class Penalty(ABC):
 
     @abstractmethod
     def value(self, q: Site, p: Site) -> Tensor:
-        """Return the value, ``(*K,)``, at a site of the guide, of draws ``(*K, B, *event)``, and of the model."""
+        """Return the value, of shape ``(*K,)``, from a guide's site with draws ``(*K, B, *event)`` and a model's."""
 
     def __call__(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
-        """Return the term, summed over data and particles; refuse a site with a mask, or a scale for each datum."""
+        """Return the term, summed over data and particles; refuse masks, a scale for each datum and other plates."""
         total = torch.zeros(())
         for name, q in latent(guide_trace).items():
             data = plates(q)
@@ -43,27 +43,27 @@ class Penalty(ABC):
                     f"{type(self).__name__}; {name!r} is not. Use objectives.ELBO without a penalty."
                 )
             if isinstance(q["scale"], Tensor) and q["scale"].numel() > 1:
-                raise ValueError(f"Expected one scale for {type(self).__name__}; {name!r} has one for each datum.")
+                raise ValueError(f"Expected one scale of {name!r} for {type(self).__name__}; got one for each datum.")
             total = total + self.weight * q["scale"] * data[0].size * self.value(q, model_trace.nodes[name]).sum()
         return total
 
 
 class TotalCorrelation(Penalty):
-    r"""The dependence of latent dimensions on each other in the aggregate posterior, as in the beta-TCVAE.
+    r"""The total correlation of latent dimensions in the aggregate posterior, as in the beta-TCVAE.
 
     .. math:: \mathrm{TC} = \mathrm{KL}\Big(\bar{q}(z) \,\Big\|\, \prod_d \bar{q}(z_d)\Big),
         \qquad \bar{q}(z) = \frac{1}{B} \sum_b q(z \mid x_b)
 
-    in nats, without bias for the minibatch's aggregate. The weight of the paper's :math:`\beta` is :math:`\beta - 1`.
+    in nats, an unbiased estimate of the minibatch's. The paper's :math:`\beta` is a weight of :math:`\beta - 1`.
 
     References:
-        Isolating Sources of Disentanglement in Variational Autoencoders (Chen et al., 2018).
+        `Isolating Sources of Disentanglement <https://arxiv.org/abs/1802.04942>`_ (Chen et al., 2018).
 
     Arguments:
-        weight: Of the total correlation.
+        weight: Weight of the total correlation.
 
     Raises:
-        ValueError: If the weight is negative, or the guide is not independent over dimensions.
+        ValueError: If the weight is negative, or the guide's dimensions are dependent (use :class:`MMD`).
 
     Example:
         >>> from pyro_vae import VAE
@@ -85,29 +85,29 @@ class TotalCorrelation(Penalty):
                 f"got {type(fn).__name__}. Use DiagonalNormal."
             )
         z = q["value"]  # (*K, B, D)
-        each = fn.base_dist.log_prob(z.movedim(-2, 0).unsqueeze(-2))  # (B of draws, *K, B of components, D)
+        log_q = fn.base_dist.log_prob(z.movedim(-2, 0).unsqueeze(-2))  # (B of draws, *K, B of components, D)
         batch, dims = z.shape[-2:]
-        joint = each.sum(-1).logsumexp(-1)
-        marginals = each.logsumexp(-2).sum(-1)
+        joint = log_q.sum(-1).logsumexp(-1)
+        marginals = log_q.logsumexp(-2).sum(-1)
         return (joint - marginals).mean(0) + (dims - 1) * math.log(batch)
 
 
 class MMD(Penalty):
-    r"""The maximum mean discrepancy between the aggregate posterior and the prior, as in the InfoVAE.
+    r"""The maximum mean discrepancy (MMD) between the aggregate posterior and the prior, as in the InfoVAE.
 
     .. math:: \mathrm{MMD}^2 = \mathbb{E}[k(z, z')] + \mathbb{E}[k(y, y')] - 2 \, \mathbb{E}[k(z, y)], \qquad
         k(a, b) = e^{-\|a - b\|^2 / (2 h^2)}
 
-    for z and z' of two data's posteriors, y and y' draws from the prior; without bias, so that it may be below zero.
-    The paper's :math:`(\alpha, \lambda)` is ``ELBO(beta=1 - alpha, penalty=MMD(alpha + lambda - 1))``.
+    with z and z' from the posteriors of two data, and y and y' from the prior. The estimate is unbiased, so it may be
+    negative. The paper's :math:`(\alpha, \lambda)` is ``ELBO(beta=1 - alpha, penalty=MMD(alpha + lambda - 1))``.
 
     References:
-        InfoVAE: Balancing Learning and Inference in Variational Autoencoders (Zhao, Song and Ermon, 2019).
-        A Kernel Two-Sample Test (Gretton et al., 2012).
+        `InfoVAE <https://arxiv.org/abs/1706.02262>`_ (Zhao, Song and Ermon, 2019).
+        `A Kernel Two-Sample Test <https://jmlr.org/papers/v13/gretton12a.html>`_ (Gretton et al., 2012).
 
     Arguments:
-        weight: Of the squared discrepancy.
-        bandwidth: h; None: the square root of the number of latent dimensions.
+        weight: Weight of the squared discrepancy.
+        bandwidth: h; None for the square root of the number of latent dimensions.
 
     Raises:
         ValueError: If an argument is out of range, or the minibatch has one datum.

@@ -1,18 +1,18 @@
-r"""Schedules of beta: a warm-up that ends at 1, so that what is optimised in the end is the ELBO."""
+"""Schedules of beta: a warm-up that ends at 1, so that the loss ends as minus the ELBO."""
 
 import math
 from abc import ABC, abstractmethod
 
 
 class Schedule(ABC):
-    r"""A weight of the divergence that goes from ``start`` to 1 over the warm-up, and stays there.
+    r"""Base class of a schedule of beta, which goes from ``start`` to 1 over the warm-up, and stays at 1.
 
     .. math:: \beta_t = \beta_0 + (1 - \beta_0) \, r(\min(1, t / (T - 1)))
 
-    at step :math:`t = 0, 1, \dots` of a warm-up of T steps. To write one, subclass this and give :meth:`rise`.
+    at step :math:`t = 0, 1, \dots` of a warm-up of T steps. To write a schedule, subclass it and define :meth:`rise`.
 
     Arguments:
-        warmup: T: a whole number of steps, or a fraction of the run where it is a ``float`` (1.0 is all of it).
+        warmup: T: an ``int`` is a number of steps, a ``float`` a fraction of the run (1.0 for the whole run).
         start: :math:`\beta_0`.
 
     Raises:
@@ -26,44 +26,45 @@ class Schedule(ABC):
                 f"1.0; got {warmup}."
             )
         if not 0 <= start <= 1:
-            raise ValueError(f"Expected a start of beta between 0 and 1; got {start}.")
+            raise ValueError(f"Expected start, the first beta, between 0 and 1; got {start}.")
         self.warmup, self.start = warmup, start
 
     @abstractmethod
     def rise(self, u: float) -> float:
-        """Return r(u), which is 1 at u = 1, for u in [0, 1]."""
+        """Return r(u) for u in [0, 1]; r(1) is 1."""
 
     def __call__(self, step: int, steps: int | None = None) -> float:
-        """Return beta at a step, counted from 0, of a run of so many steps."""
+        """Return beta at a step, counted from 0, of a run of ``steps`` steps."""
         length = self._length(steps)
         u = 1.0 if step >= length - 1 else step / (length - 1)
         return self.start + (1 - self.start) * (1.0 if u == 1 else self.rise(u))
 
     def check(self, steps: int) -> None:
-        """Refuse a run of so many steps within which beta does not reach 1."""
+        """Raise a ValueError if beta does not reach 1 within a run of ``steps`` steps."""
         if self._length(steps) > steps:
             raise ValueError(
                 f"Expected beta to reach 1 within the run, of {steps:,} steps; the warm-up takes {self.warmup:,}. "
-                "Train for longer, or give a fraction of the run, as warmup=0.5."
+                "Train longer, or set a fraction of the run, as warmup=0.5."
             )
 
     def _length(self, steps: int | None) -> int:
+        """Return the number of steps of the warm-up."""
         if isinstance(self.warmup, int):
             return self.warmup
         if steps is None:
             raise ValueError(
-                f"Expected to know the length of the run, for a warm-up over {self.warmup:g} of it; call "
-                "objective.start(steps) first, as fit does, or give warmup as a whole number of steps."
+                f"Expected the number of steps, for a warmup of {self.warmup:g} of the run; got None. Call "
+                "objective.start(steps) first, as fit does, or set warmup to a whole number of steps."
             )
         return max(1, round(self.warmup * steps))
 
 
 class Linear(Schedule):
-    r"""A straight line: :math:`r(u) = u`.
+    r"""A linear warm-up: :math:`r(u) = u`.
 
     References:
-        Generating Sentences from a Continuous Space (Bowman et al., 2016).
-        Ladder Variational Autoencoders (Sønderby et al., 2016).
+        `Generating Sentences from a Continuous Space <https://arxiv.org/abs/1511.06349>`_ (Bowman et al., 2016).
+        `Ladder Variational Autoencoders <https://arxiv.org/abs/1602.02282>`_ (Sønderby et al., 2016).
 
     Example:
         >>> [Linear(warmup=5)(step) for step in range(7)]
@@ -78,7 +79,7 @@ class Linear(Schedule):
 
 
 class Cosine(Schedule):
-    r"""Half a cosine, flat at both ends: :math:`r(u) = \frac{1}{2} (1 - \cos \pi u)`.
+    r"""A cosine warm-up, flat at both ends: :math:`r(u) = \frac{1}{2} (1 - \cos \pi u)`.
 
     Example:
         >>> [round(Cosine(warmup=5)(step), 3) for step in range(5)]
@@ -91,15 +92,15 @@ class Cosine(Schedule):
 
 
 class Cyclical(Schedule):
-    r"""Several warm-ups in a row: in each cycle beta rises in a straight line and stays at 1.
+    r"""Several linear warm-ups in a row: in each cycle beta rises linearly and stays at 1.
 
     .. math:: r(u) = \min(1, (u M - \lfloor u M \rfloor) / R)
 
     References:
-        Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing (Fu et al., 2019).
+        `Cyclical Annealing Schedule <https://arxiv.org/abs/1903.10145>`_ (Fu et al., 2019).
 
     Arguments:
-        warmup: Of all cycles together: a whole number of steps, or a fraction of the run where it is a ``float``.
+        warmup: Length of all cycles together: an ``int`` is a number of steps, a ``float`` a fraction of the run.
         start: The first beta of each cycle.
         cycles: M.
         ramp: R, the fraction of a cycle in which beta rises.
@@ -117,5 +118,5 @@ class Cyclical(Schedule):
         self.cycles, self.ramp = cycles, ramp
 
     def rise(self, u: float) -> float:
-        """Return where the ramp of its cycle is at u."""
+        """Return the height of the cycle's ramp at u."""
         return min(1.0, u * self.cycles % 1 / self.ramp)

@@ -1,7 +1,8 @@
-"""Programs with exact answers, to test guides and estimators against: of one latent, layers, covariates, classes.
+"""Programs with exact answers, to test guides and estimators: linear Gaussians, layers, covariates, classes.
 
-Tensors that are given as ``nn.Parameter`` are trained; ``random`` makes a program of normal ones, the same for a seed,
-and one scale. All raise a ValueError if the shapes do not fit, a scale is not positive, or the guide is unknown.
+An argument that is an ``nn.Parameter`` is trained; other tensors are constants. ``random`` draws normal parameters from
+a seed, with one scale. Each program raises a ValueError if shapes do not fit, a scale is not positive, or the guide is
+unknown.
 """
 
 from pyro_vae.oracle.layers import Layers

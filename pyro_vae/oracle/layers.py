@@ -1,4 +1,4 @@
-"""Layers of Gaussians with exact answers."""
+"""Layers of linear Gaussians with exact answers."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -13,14 +13,15 @@ from pyro_vae.oracle.base import MEAN_FIELD, Oracle, bayes, normals, times
 
 
 class Layers(Oracle):
-    r"""Layers of Gaussians, z1 next to x, each linear in the one above: a linear ``programs.HierarchicalVAE``.
+    r"""Layers of Gaussians, each linear in the layer above: a linear :class:`pyro_vae.programs.HierarchicalVAE`.
 
     .. math::
         z_L \sim \mathcal{N}(0, I), \quad z_l \mid z_{l+1} \sim \mathcal{N}(A_l z_{l+1} + a_l, t_l^2 I), \quad
         x \mid z_1 \sim \mathcal{N}(W z_1 + b, s^2 I)
 
-    ``weights`` are W, of shape ``(d, k1)``, A1, ``(k1, k2)``, and so on, ``biases`` b, a1, ..., ``scales`` s, t1, ....
-    The guide is the exact posterior, drawn ``bottom-up``, z1 given x, z2 given z1, or ``top-down``; or ``mean-field``.
+    ``weights`` are W, of shape ``(d, k1)``, A1, ``(k1, k2)``, and so on; ``biases`` are b, a1, ...; ``scales`` are s,
+    t1, .... The guide is the exact posterior, drawn ``bottom-up`` (z1 given x, z2 given z1, ...) or ``top-down``; or it
+    is ``mean-field``.
 
     Example:
         >>> from pyro_vae import evaluate
@@ -43,7 +44,7 @@ class Layers(Oracle):
         fit = all(below[1] == above[0] for below, above in zip(shapes, shapes[1:], strict=False))
         if not fit or [shape[0] for shape in shapes] != [*map(len, biases)] or len(scales) != len(shapes):
             raise ValueError(
-                f"Expected weights (d, k1), (k1, k2), ..., with a bias and a scale each; got weights {shapes}, biases "
+                f"Expected weights (d, k1), (k1, k2), ..., a bias and a scale for each; got weights {shapes}, biases "
                 f"{[tuple(bias.shape) for bias in biases]}, scales {scales}."
             )
         if not min(scales) > 0:
@@ -58,14 +59,14 @@ class Layers(Oracle):
     def random(
         cls, d: int, latents: Sequence[int], scale: float = 0.7, seed: int = 0, guide: Any = "bottom-up"
     ) -> Self:
-        """Return one of normal weights and biases, and one scale for all."""
+        """Return layers with normal weights and biases, and the same scale."""
         shapes = [*zip((d, *latents), latents, strict=False)]
         weights, biases = normals(seed, *shapes), normals(seed + 1, *((rows,) for rows, _ in shapes))
         weights = [nn.Parameter(weight / weight.shape[1] ** 0.5) for weight in weights]
         return cls(weights, [*map(nn.Parameter, biases)], [scale] * len(shapes), guide)
 
     def model(self, x: Tensor) -> Tensor:
-        """Draw zL, each layer given the one above, then see x, of shape ``(B, d)``."""
+        """Sample zL, and each layer given the layer above; observe x, of shape ``(B, d)``."""
         with self.rows(x):
             z = pyro.sample(f"z{self.number}", dist.Normal(x.new_zeros(self.moments()[0][-1].shape), 1.0).to_event(1))
             for i in range(self.number - 1, 0, -1):
@@ -73,7 +74,7 @@ class Layers(Oracle):
             return pyro.sample("x", dist.Normal(self.below(0, z), self.scales[0]).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Draw each layer from its posterior given x and the layer before it, or by itself."""
+        """Sample each layer from its posterior given x and the layer before it, or independently for ``mean-field``."""
         with self.rows(x):
             if self.kind == MEAN_FIELD:
                 for i in range(1, self.number + 1):
@@ -88,7 +89,7 @@ class Layers(Oracle):
                     z = pyro.sample(f"z{i}", self.given_above(i, x, z))
 
     def below(self, i: int, z: Tensor) -> Tensor:
-        """Return the mean of layer i, 0 for x, given the one above."""
+        """Return the mean of layer i, 0 for x, given z of the layer above."""
         return times(self.matrix(i), z) + self.shift(i)
 
     def matrix(self, i: int) -> Tensor:
@@ -100,7 +101,7 @@ class Layers(Oracle):
         return getattr(self, f"bias{i or ''}")
 
     def moments(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return mean and covariance of x, z1, z2, and so on, under the model."""
+        """Return means and covariances of x, z1, z2, and so on, under the model."""
         above = self.bias.new_zeros(self.matrix(self.number - 1).shape[1])
         means, covariances = [above], [torch.eye(len(above)).to(above)]
         for i in range(self.number - 1, -1, -1):
@@ -130,7 +131,7 @@ class Layers(Oracle):
         return bayes(means[i], covariances[i], *self.of_x(i), x - means[0] + times(self.of_x(i)[0], means[i]))
 
     def given_below(self, i: int, z: Tensor) -> MultivariateNormal:
-        """Return p(zi | z(i - 1)), which x says no more of."""
+        """Return p(zi | z(i - 1)), which equals p(zi | z(i - 1), x)."""
         means, covariances = self.moments()
         weight = self.matrix(i - 1)
         noise = self.scales[i - 1] ** 2 * torch.eye(len(weight)).to(weight)
@@ -143,15 +144,15 @@ class Layers(Oracle):
         return bayes(mean, covariance, weight, noise, x - means[0] + times(weight, means[i]))
 
     def alone(self, i: int, x: Tensor) -> Any:
-        """Return the mean-field guide's zi: of the posterior's mean, and the precision of zi given all others."""
-        own = self.scales[i] ** -2 if i < self.number else 1.0
-        precision = own + self.matrix(i - 1).square().sum(0) / self.scales[i - 1] ** 2
+        """Return the mean-field guide of zi: the posterior's mean, and the precision of zi given all other elements."""
+        prior = self.scales[i] ** -2 if i < self.number else 1.0
+        precision = prior + self.matrix(i - 1).square().sum(0) / self.scales[i - 1] ** 2
         return dist.Normal(self.posterior(x, i).mean, precision.rsqrt()).to_event(1)
 
     def gap(self, x: Tensor, *given: Tensor) -> Tensor:
-        r"""Return :math:`\frac{1}{2} [\sum_i \log \Lambda_{ii} - \log |\Lambda|]`, of the precision of all layers."""
+        r"""Return :math:`\frac{1}{2} [\sum_i \log \Lambda_{ii} - \log |\Lambda|]` for the precision of all layers."""
         zeros = [x.new_zeros(len(mean)) for mean in self.moments()[0]]
         exact = [self.posterior(zeros[0], 1), *(self.given_below(i, zeros[i - 1]) for i in range(2, self.number + 1))]
         alone = [self.alone(i, zeros[0]).base_dist.scale for i in range(1, self.number + 1)]
-        determinant = sum(law.covariance_matrix.logdet() for law in exact)
+        determinant = sum(distribution.covariance_matrix.logdet() for distribution in exact)
         return (0.5 * determinant - sum(scale.log().sum() for scale in alone)).expand(len(x))

@@ -1,4 +1,4 @@
-"""Models with exact answers, to test guides and estimators against: the linear-Gaussian VAE, probabilistic PCA."""
+"""The linear-Gaussian VAE, or probabilistic PCA, with exact answers."""
 
 import math
 from typing import Literal, Self
@@ -11,19 +11,19 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from pyro_vae.conditional import Conditional, Family
 from pyro_vae.guides import DiagonalNormal, FullNormal
-from pyro_vae.oracle.base import hold, independent
+from pyro_vae.oracle.base import independent, register
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import VAE
 
 
 class LinearGaussian(nn.Module):
-    r"""The linear-Gaussian latent variable model, all of whose quantities are known in closed form.
+    r"""The linear-Gaussian latent variable model, with closed forms of its evidence, posterior and ELBO.
 
     .. math:: z \sim \mathcal{N}(0, I_k), \qquad x \mid z \sim \mathcal{N}(W z + b, s^2 I_d)
 
     With :math:`M = W^\top W + s^2 I` the posterior is :math:`\mathcal{N}(M^{-1} W^\top (x - b), s^2 M^{-1})`, and
     x is Gaussian with mean b and covariance :math:`C = W W^\top + s^2 I`. W is ``weight``, of shape ``(d, k)``, b is
-    ``bias``, of shape ``(d,)``, each trained where it is an ``nn.Parameter``; s is ``scale``.
+    ``bias``, of shape ``(d,)``, and s is ``scale``. An ``nn.Parameter`` is trained.
 
     References:
         Probabilistic Principal Component Analysis (Tipping and Bishop, 1999).
@@ -48,7 +48,7 @@ class LinearGaussian(nn.Module):
             raise ValueError(
                 f"Expected weight (d, k) and bias (d,); got {tuple(weight.shape)} and {tuple(bias.shape)}."
             )
-        self.scale = hold(self, scale, weight=weight, bias=bias)
+        self.scale = register(self, scale, weight=weight, bias=bias)
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z), for z of shape ``(*, k)``."""
@@ -56,7 +56,7 @@ class LinearGaussian(nn.Module):
 
     @classmethod
     def maximum_likelihood(cls, x: Tensor, latent: int) -> Self:
-        r"""Return the model that makes x, of shape ``(N, d)``, most likely.
+        r"""Return the maximum likelihood model of x, of shape ``(N, d)``.
 
         With eigenvalues :math:`\lambda_1 \ge \dots` and eigenvectors U of the sample covariance: b is the mean,
         :math:`s^2` the mean of :math:`\lambda_j` for j > k, and :math:`W = U_k (\Lambda_k - s^2 I)^{1/2}`, whose
@@ -64,7 +64,7 @@ class LinearGaussian(nn.Module):
         """
         if not 1 <= latent < x.shape[1]:
             raise ValueError(
-                f"Expected from 1 to {x.shape[1] - 1} latent dimensions, fewer than x has; got latent = {latent}."
+                f"Expected latent from 1 to {x.shape[1] - 1}, fewer than the dimensions of x; got latent = {latent}."
             )
         values, vectors = torch.linalg.eigh(x.T.cov(correction=0))
         noise = values[:-latent].mean()
@@ -82,7 +82,7 @@ class LinearGaussian(nn.Module):
         return dist.MultivariateNormal((x - self.bias) @ gain.T, precision_matrix=precision)
 
     def mean_field(self, x: Tensor) -> TorchDistribution:
-        r"""Return the best diagonal guide: the posterior's mean, variances :math:`s^2 / M_{ii}`."""
+        r"""Return the best diagonal guide: the posterior's mean, and variances :math:`s^2 / M_{ii}`."""
         gain, precision = self._posterior()
         return independent((x - self.bias) @ gain.T, precision)
 
@@ -92,8 +92,8 @@ class LinearGaussian(nn.Module):
         .. math:: -\frac{d}{2} \log 2 \pi s^2 - \frac{\mathrm{tr}(W \Sigma W^\top) + \|W m + b - x\|^2}{2 s^2}
             - \mathrm{KL}(\mathcal{N}(m, \Sigma) \,\|\, \mathcal{N}(0, I))
 
-        The exact guide's is log p(x). The best diagonal one's is less by
-        :math:`\frac{1}{2} [\sum_i \log M_{ii} - \log |M|]`, for every x. A guide may also be any Gaussian q(z | x) with
+        The ELBO of the exact guide is log p(x). The ELBO of the best diagonal guide is smaller by
+        :math:`\frac{1}{2} [\sum_i \log M_{ii} - \log |M|]` for every x. ``guide`` may also be a Gaussian q(z | x) with
         batch shape ``(B,)`` and event shape ``(k,)``.
         """
         if guide == "exact":
@@ -114,7 +114,7 @@ class LinearGaussian(nn.Module):
     def vae(self, guide: Literal["exact", "mean-field"] = "exact") -> VAE:
         """Return the model as a VAE, with the exact posterior or the best diagonal guide as its encoder.
 
-        Both have parameters of their own, to train. The decoder is a :class:`LinearGaussian` again:
+        Encoder and decoder have separate parameters, to train. The decoder is a :class:`LinearGaussian`:
         ``vae.decoder.log_evidence(x)`` is exact after training too.
         """
         if guide not in ("exact", "mean-field"):
@@ -138,7 +138,7 @@ class LinearGaussian(nn.Module):
 
 
 class _Affine(nn.Module):
-    """From x to the parameters of a Gaussian: its mean, affine in x, and the rest, which is the same for every x."""
+    """A map from x to the parameters of a Gaussian: a mean that is affine in x, and constants ``rest``."""
 
     def __init__(self, weight: Tensor, bias: Tensor, rest: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Linear Gaussians given covariates, and mixtures of them, with exact answers."""
+"""Linear Gaussians given covariates, and mixtures of linear Gaussians, with exact answers."""
 
 from typing import Literal, Self
 
@@ -16,12 +16,12 @@ Guide = Literal["exact", "mean-field"]
 
 
 class Covariates(Oracle):
-    r"""A linear Gaussian given y, a vector: a linear ``programs.ConditionalVAE``.
+    r"""A linear Gaussian given a vector y: a linear :class:`pyro_vae.programs.ConditionalVAE`.
 
     .. math:: z \mid y \sim \mathcal{N}(U y + u, I), \qquad x \mid z, y \sim \mathcal{N}(W z + V y + b, s^2 I)
 
-    so that :math:`x \mid y \sim \mathcal{N}(W (U y + u) + V y + b, W W^\top + s^2 I)`: of U and V the data know
-    :math:`V + W U` alone.
+    so that :math:`x \mid y \sim \mathcal{N}(W (U y + u) + V y + b, W W^\top + s^2 I)`: of U and V the data determine
+    only :math:`V + W U`.
 
     W is ``weight``, of shape ``(d, k)``, b is ``bias``, ``(d,)``, V is ``of_x``, ``(d, c)``, U is ``of_z``, ``(k, c)``,
     u is ``shift``, ``(k,)``, and s is ``scale``. The guide is ``exact`` or ``mean-field``.
@@ -56,19 +56,19 @@ class Covariates(Oracle):
 
     @classmethod
     def random(cls, d: int, latent: int, given: int, scale: float = 0.7, seed: int = 0, guide: Guide = "exact") -> Self:
-        """Return one of normal parameters."""
+        """Return a program with normal parameters."""
         shapes = (d, latent), (d,), (d, given), (latent, given), (latent,)
         weight, bias, of_x, of_z, shift = map(nn.Parameter, normals(seed, *shapes))
         return cls(weight, bias, of_x, of_z, shift, scale, guide)
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """Draw z given y, then see x, of shape ``(B, d)``."""
+        """Sample z given y, and observe x, of shape ``(B, d)``."""
         with self.rows(x):
             z = pyro.sample("z", dist.Normal(self.prior_mean(y), 1.0).to_event(1))
             return pyro.sample("x", dist.Normal(self.mean(z, y), self.scale).to_event(1), obs=x)
 
     def guide(self, x: Tensor, y: Tensor) -> None:
-        """Draw z from its posterior, or independent dimensions."""
+        """Sample z from its posterior, or independent dimensions for ``mean-field``."""
         with self.rows(x):
             pyro.sample("z", self.around(self.posterior(x, y)))
 
@@ -90,19 +90,19 @@ class Covariates(Oracle):
         return bayes(mean, *self.unit(self.weight), x - self.mean(mean, y) + times(self.weight, mean))
 
     def gap(self, x: Tensor, *given: Tensor) -> Tensor:
-        """Return the mean-field guide's gap, which is the same for all data."""
+        """Return the gap of the mean-field guide in nats, the same for all data."""
         return loss_of_independence(self.posterior(x, *given).precision_matrix)
 
 
 class Classes(Oracle):
-    r"""A mixture of linear Gaussians, whose class some data show: a linear ``programs.SemiSupervisedVAE``.
+    r"""A mixture of linear Gaussians with some known classes: a linear :class:`pyro_vae.programs.SemiSupervisedVAE`.
 
     .. math:: y \sim \mathrm{Cat}(\pi), \qquad z \sim \mathcal{N}(0, I), \qquad
         x \mid y, z \sim \mathcal{N}(W_y z + b_y, s^2 I)
 
     W is ``weight``, of shape ``(classes, d, k)``, b is ``bias``, ``(classes, d)``, log pi, up to a constant, is
     ``logits``, and s is ``scale``. The guide is ``exact``; or ``mean-field``, the exact q(y | x) with independent
-    dimensions of z given y. The class is summed out where it is not seen: labels of -1, or none.
+    dimensions of z given y. An unknown class, a label of -1 or no labels, is summed out.
 
     References:
         Mixtures of Probabilistic Principal Component Analyzers (Tipping and Bishop, 1999).
@@ -126,36 +126,36 @@ class Classes(Oracle):
     def random(
         cls, d: int, latent: int, classes: int, scale: float = 0.7, seed: int = 0, guide: Guide = "exact"
     ) -> Self:
-        """Return one of normal parameters."""
+        """Return a program with normal parameters."""
         weight, bias, logits = normals(seed, (classes, d, latent), (classes, d), (classes,))
         return cls(nn.Parameter(weight), nn.Parameter(1.5 * bias), nn.Parameter(0.5 * logits), scale, guide)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Draw y, where it is not seen, and z, then see x, of shape ``(B, d)``."""
-        y, seen = labels_of(x, y)
+        """Sample an unknown y, and z; observe x, of shape ``(B, d)``."""
+        y, known = labels_of(x, y)
         with self.rows(x):
-            label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=seen)
+            label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=known)
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.weight.shape[2]), 1.0).to_event(1))
             mean = times(self.weight[label], z) + self.bias[label]
             return pyro.sample("x", dist.Normal(mean, self.scale).to_event(1), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Sum over y, where it is not seen, and draw z given each from its posterior."""
-        y, seen = labels_of(x, y)
+        """Sum over an unknown y, and sample z given y from its posterior."""
+        y, known = labels_of(x, y)
         with self.rows(x):
-            with poutine.mask(mask=~seen):
-                law = dist.Categorical(logits=self.log_joint(x))
-                drawn = pyro.sample("y_unobserved", law, infer={"enumerate": "parallel"})
-            pyro.sample("z", self.around(self.posterior(x, torch.where(seen, y, drawn))))
+            with poutine.mask(mask=~known):
+                distribution = dist.Categorical(logits=self.log_joint(x))
+                label = pyro.sample("y_unobserved", distribution, infer={"enumerate": "parallel"})
+            pyro.sample("z", self.around(self.posterior(x, torch.where(known, y, label))))
 
     def log_joint(self, x: Tensor) -> Tensor:
         """Return log p(x, y) in nats, of shape ``(B, classes)``."""
         return self.logits.log_softmax(-1) + self.marginal(self.bias, self.weight).log_prob(x.unsqueeze(-2))
 
     def log_evidence(self, x: Tensor, *given: Tensor) -> Tensor:
-        """Return log p(x), or log p(x, y) where y is seen, in nats, of shape ``(B,)``."""
-        (y, seen), log_p = labels_of(x, *given), self.log_joint(x)
-        return torch.where(seen, log_p.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1), log_p.logsumexp(-1))
+        """Return log p(x), or log p(x, y) for a known y, in nats, of shape ``(B,)``."""
+        (y, known), log_p = labels_of(x, *given), self.log_joint(x)
+        return torch.where(known, log_p.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1), log_p.logsumexp(-1))
 
     def posterior_of_y(self, x: Tensor) -> Tensor:
         """Return p(y | x), of shape ``(B, classes)``."""
@@ -167,8 +167,8 @@ class Classes(Oracle):
         return bayes(x.new_zeros(weight.shape[-1]), unit[0], weight, unit[2], x - self.bias[y])
 
     def gap(self, x: Tensor, *given: Tensor) -> Tensor:
-        """Return the mean-field guide's gap: of each class, averaged over those that x may be of."""
+        """Return the gap of the mean-field guide in nats, averaged over p(y | x) for an unknown y."""
         noise = self.scale**2
         precision = torch.eye(self.weight.shape[2]).to(x) + self.weight.mT @ self.weight / noise
-        (y, seen), gaps = labels_of(x, *given), loss_of_independence(precision)
-        return torch.where(seen, gaps[y.clamp(min=0)], self.posterior_of_y(x) @ gaps)
+        (y, known), gaps = labels_of(x, *given), loss_of_independence(precision)
+        return torch.where(known, gaps[y.clamp(min=0)], self.posterior_of_y(x) @ gaps)

@@ -1,13 +1,19 @@
-"""Figures. They see arrays only, and return a ``matplotlib.figure.Figure`` that a notebook shows and ``savefig`` saves.
+"""Figures from arrays: each function returns a ``matplotlib.figure.Figure``, which a notebook shows.
 
-A notebook shows them once ``%matplotlib inline`` has been run in it, or pyplot imported. Images are float tensors
-``(..., channels, height, width)`` or ``(..., height, width)``; 0 is drawn black, 1 white, and NaN, which is missing, a
-flat greyish blue.
+A notebook shows figures after ``%matplotlib inline`` or an import of pyplot; ``savefig`` writes a file. Images are
+float tensors ``(..., channels, height, width)`` or ``(..., height, width)``: 0 is black, 1 is white, and NaN, a missing
+pixel, is greyish blue.
 """
 
 from pyro_vae.plots.draws import columns, latent_space, posteriors
 from pyro_vae.plots.images import MISSING as MISSING
 from pyro_vae.plots.images import interpolation, manifold, mosaic, reconstructions, samples, traversal, worst
+from pyro_vae.plots.style import BLUE as BLUE
+from pyro_vae.plots.style import CLASSES as CLASSES
+from pyro_vae.plots.style import GREEN as GREEN
+from pyro_vae.plots.style import GREY as GREY
+from pyro_vae.plots.style import ORANGE as ORANGE
+from pyro_vae.plots.style import RED as RED
 from pyro_vae.plots.values import bounds, calibration, comparison, curves, dimensions, gaps, weights
 
 __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]

@@ -1,4 +1,4 @@
-"""Draws beside draws: codes, a guide beside the true posterior, and columns of a table beside those of a model."""
+"""Figures of draws: latent codes, a guide and the true posterior, columns of data and of a model."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_vae.plots.style import BLUE, GREY, ORANGE, numbers, styled
+from pyro_vae.plots.style import BLUE, CLASSES, GREY, ORANGE, numbers, styled
 
-MOST, PANELS, BINS = 2000, 16, 30  # points and columns that are drawn, and bins of a histogram of a column
-SHARES = (0.5, 0.9, 0.99)  # of the mass, within contours
+MOST, PANELS, BINS = 2000, 16, 30  # the most points, columns, and bins of a column's histogram
+SHARES = (0.5, 0.9, 0.99)  # of the mass, within the contours
 
 
 @styled
 def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent space: means of q(z | x)") -> Figure:
-    """Draw points z, ``(N, latent)``, coloured by labels, ``(N,)``; of more than 2 dimensions the first two PCs."""
-    drawn = z.isfinite().all(1)
-    points, names = z[drawn].detach().cpu().double(), ["z0", "z1"]
+    """Draw points z, ``(N, latent)``, coloured by labels, ``(N,)``; beyond 2 dimensions the first two PCs."""
+    finite = z.isfinite().all(1)
+    points, names = z[finite].detach().cpu().double(), ["z0", "z1"]
     if points.shape[1] > 2:
         points = points - points.mean(0)
         _, _, components = torch.linalg.svd(points.T @ points)  # as many as dimensions, however few the points
@@ -31,9 +31,9 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
     if labels is None:
         axes.scatter(across, up, s=6, alpha=0.6, color=BLUE, linewidths=0)
     else:
-        classes, codes = np.unique(labels[drawn.to(labels.device)].cpu().numpy(), return_inverse=True)
+        classes, codes = np.unique(labels[finite.to(labels.device)].cpu().numpy(), return_inverse=True)
         few, top = len(classes) <= 10, max(9.5, len(classes) - 0.5)
-        colours = ListedColormap([f"C{i}" for i in range(10)]) if few else "turbo"
+        colours = ListedColormap(CLASSES) if few else "turbo"
         dots = axes.scatter(across, up, c=codes, s=7, alpha=0.7, cmap=colours, linewidths=0, vmin=-0.5, vmax=top)
         if few:
             handles, _ = dots.legend_elements(num=list(range(len(classes))), alpha=1)
@@ -47,18 +47,18 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
 def posteriors(
     guide: Tensor, posterior: Tensor, dims: Sequence[int], exact: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Figure:
-    """Draw both of one datum: on the diagonal densities of each dimension, of ``dims``, below it pairs of dimensions.
+    """Draw the guide and the posterior of one datum: densities of the dimensions ``dims``, and pairs of dimensions.
 
-    Draws are of shape ``(K, latent)``. ``exact`` has, where z is of 2 dimensions, axes ``(steps,)`` of both and the
-    density ``(steps, steps)``, z0 by z1: its contours are drawn, around 50%, 90% and 99% of the mass.
+    Draws are of shape ``(K, latent)``. For 2 dimensions of z, ``exact`` has the axes of z0 and z1, ``(steps,)``, and
+    the density ``(steps, steps)``, z0 by z1: contours are drawn around 50%, 90% and 99% of the mass.
     """
-    ours, theirs = numbers(guide), numbers(posterior)
-    both = np.concatenate([ours, theirs])
+    from_guide, from_posterior = numbers(guide), numbers(posterior)
+    both = np.concatenate([from_guide, from_posterior])
     if exact is not None:
         *grid, density = map(numbers, exact)
         largest = np.sort(density.ravel())[::-1]
-        held = np.cumsum(largest) / largest.sum()
-        levels = sorted({float(largest[np.searchsorted(held, share)]) for share in SHARES})
+        mass = np.cumsum(largest) / largest.sum()
+        levels = sorted({float(largest[np.searchsorted(mass, share)]) for share in SHARES})
     size = len(dims)
     figure = Figure(figsize=(1.2 + 2.1 * size, 0.8 + 2.1 * size), layout="constrained")
     panels = figure.subplots(size, size, squeeze=False)
@@ -70,12 +70,12 @@ def posteriors(
         elif i == j:
             low, high = np.quantile(both[:, row], [0.001, 0.999])
             bins = np.linspace(low, high, 50)
-            axes.hist(theirs[:, row], bins, density=True, color=ORANGE, alpha=0.55, label="posterior, by NUTS")
-            axes.hist(ours[:, row], bins, density=True, color=BLUE, histtype="step", linewidth=1.5, label="guide")
+            axes.hist(from_posterior[:, row], bins, density=True, color=ORANGE, alpha=0.55, label="posterior, by NUTS")
+            axes.hist(from_guide[:, row], bins, density=True, color=BLUE, histtype="step", linewidth=1.5, label="guide")
             axes.set_yticks([])
         else:
-            axes.plot(*theirs[:MOST, [column, row]].T, ".", color=ORANGE, markersize=2, alpha=0.4)
-            axes.plot(*ours[:MOST, [column, row]].T, ".", color=BLUE, markersize=2, alpha=0.25)
+            axes.plot(*from_posterior[:MOST, [column, row]].T, ".", color=ORANGE, markersize=2, alpha=0.4)
+            axes.plot(*from_guide[:MOST, [column, row]].T, ".", color=BLUE, markersize=2, alpha=0.25)
             limits = np.quantile(both[:, [column, row]], [0.0005, 0.9995], axis=0)
             axes.set(xlim=limits[:, 0], ylim=limits[:, 1])
             if exact is not None:
@@ -91,39 +91,39 @@ def posteriors(
 
 @styled
 def columns(x: Tensor, other: Tensor, names: Sequence[str], title: str, pairs: bool = False) -> Figure:
-    """Draw columns of data and of a model's rows, both of shape ``(N, columns)``, NaN left out: histograms of both.
+    """Draw histograms of the columns of data and of a model's draws, both of shape ``(N, columns)``, without NaN.
 
-    With ``pairs`` a row of the one is of the same datum as that of the other, and they are drawn against each other.
-    First come the columns that are most apart, row by row or rank by rank, in units of the data's mean deviation.
+    With ``pairs``, row i of both is of one datum, and scatter plots replace the histograms. The columns are sorted by
+    the mean distance of rows, or of sorted values, in units of the data's mean absolute deviation, largest first.
     """
-    one, two = (table.detach().double() if pairs else table.detach().double().sort(0).values for table in (x, other))
-    apart = (one - two).abs().nanmean(0) / (one - one.nanmean(0)).abs().nanmean(0)
-    chosen = apart.nan_to_num(0.0).argsort(descending=True)[:PANELS].tolist()
+    a, b = (table.detach().double() if pairs else table.detach().double().sort(0).values for table in (x, other))
+    distance = (a - b).abs().nanmean(0) / (a - a.nanmean(0)).abs().nanmean(0)
+    chosen = distance.nan_to_num(0.0).argsort(descending=True)[:PANELS].tolist()
     wide = min(4, len(chosen))
     rows = -(-len(chosen) // wide)
     figure = Figure(figsize=(max(5.0, 2.6 * wide), 1 + 2.1 * rows), layout="constrained")
     figure.suptitle(title if len(chosen) == len(names) else f"{title}: {PANELS} of {len(names):,} columns", fontsize=11)
     for axes, i in zip_longest(figure.subplots(rows, wide, squeeze=False).ravel(), chosen):
         data, model = (numbers(table[:, i or 0]) for table in (x, other))
-        seen = np.isfinite(data) & np.isfinite(model)
-        if i is None or not seen.any():
+        finite = np.isfinite(data) & np.isfinite(model)
+        if i is None or not finite.any():
             axes.set_axis_off()
             continue
         axes.set_title(names[i], fontsize=9)
         axes.tick_params(labelsize=7)
-        both = np.concatenate([data[seen], model[seen]])
+        both = np.concatenate([data[finite], model[finite]])
         low, high = np.quantile(both, 0.002, method="lower"), np.quantile(both, 0.998, method="higher")
         if pairs:
             axes.plot([low, high], [low, high], color=GREY, linewidth=0.8)
-            axes.plot(data[seen], model[seen], ".", color=BLUE, markersize=3, alpha=0.4)
+            axes.plot(data[finite], model[finite], ".", color=BLUE, markersize=3, alpha=0.4)
             continue
-        whole = low == high or ((both == both.round()).all() and high - low < BINS)
-        margin, bins = (0.5 + 1e-9 * abs(low), round(high - low) + 1) if whole else (0.0, BINS)
+        integers = low == high or ((both == both.round()).all() and high - low < BINS)
+        margin, bins = (0.5 + 1e-9 * abs(low), round(high - low) + 1) if integers else (0.0, BINS)
         edges = np.linspace(low - margin, high + margin, bins + 1).tolist()
-        axes.hist(data[seen], edges, density=True, color=ORANGE, alpha=0.55, label="data")
-        axes.hist(model[seen], edges, density=True, color=BLUE, histtype="step", linewidth=1.5, label="model")
+        axes.hist(data[finite], edges, density=True, color=ORANGE, alpha=0.55, label="data")
+        axes.hist(model[finite], edges, density=True, color=BLUE, histtype="step", linewidth=1.5, label="model")
         axes.set_yticks([])
-        if whole:
+        if integers:
             axes.locator_params(axis="x", integer=True)
     if not pairs:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)

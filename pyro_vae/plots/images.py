@@ -1,4 +1,4 @@
-"""Pages of images."""
+"""Figures of images."""
 
 from collections.abc import Sequence
 
@@ -19,12 +19,12 @@ def samples(x: Tensor, title: str = "Samples from the prior") -> Figure:
 
 
 def reconstructions(x: Tensor, x_hat: Tensor, title: str = "Originals above, reconstructions below") -> Figure:
-    """Draw images beside their reconstructions, both of shape ``(N, *event)``: two rows."""
+    """Draw a row of images above a row of reconstructions, both of shape ``(N, *event)``."""
     return mosaic(torch.stack([x, x_hat]), title, gap=2)
 
 
 def interpolation(x: Tensor, title: str = "Straight lines in latent space, from image to image") -> Figure:
-    """Draw one row for each pair of images, for x of shape ``(B, steps, *event)``."""
+    """Draw a row for each pair of images, for x of shape ``(B, steps, *event)``."""
     return mosaic(x, title)
 
 
@@ -36,10 +36,10 @@ def manifold(x: Tensor, title: str = "The 2-D latent space, decoded") -> Figure:
 def traversal(
     x: Tensor, span: float = 3.0, order: Sequence[int] | None = None, nats: Sequence[float] | None = None
 ) -> Figure:
-    """Draw one row for each latent dimension, for x of shape ``(latent, steps, *event)``.
+    """Draw a row for each latent dimension, for x of shape ``(latent, steps, *event)``.
 
-    The dimension goes from ``-span`` to ``span``, left to right. ``order`` says which dimensions to draw, first to
-    last, all if None; ``nats``, the divergence of each, is written beside its row.
+    The dimension runs from ``-span`` to ``span``, left to right. ``order`` lists the dimensions to draw; None: all.
+    ``nats``, the KL divergence of each dimension, labels its row.
     """
     order = range(len(x)) if order is None else order
     figure = mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
@@ -55,9 +55,9 @@ def traversal(
 
 
 def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
-    """Draw ``num`` images of the largest k-hat, and of the least, over their reconstructions.
+    """Draw the ``num`` images with the largest and with the smallest k-hat above their reconstructions.
 
-    Images and reconstructions are of shape ``(B, *event)``, k-hat is of shape ``(B,)``.
+    Images and reconstructions are of shape ``(B, *event)``, k-hat of shape ``(B,)``.
     """
     num = min(num, len(x))
     order, (height, width) = k.argsort(descending=True), x.shape[-2:]
@@ -80,7 +80,7 @@ def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
         got = f"shape {tuple(x.shape)}. Reshape vectors to images first."
         raise ValueError(f"Expected images (rows, columns, [channels,] height, width); got {got}")
     page = _page(x, gap)
-    # Small images are drawn small: an eye reads few large blocks worse than few small ones.
+    # Small images are drawn small, since large blocks are harder to read.
     wide = min(10.0, max(4.0, (0.2 + 0.0125 * x.shape[-1]) * x.shape[1]))
     figure = Figure(figsize=(wide, wide * page.shape[0] / page.shape[1] + 0.4), layout="constrained")
     axes = figure.add_subplot()
@@ -91,13 +91,13 @@ def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
 
 
 def _page(x: Tensor, gap: int) -> Tensor:
-    """Return rows and columns of images as one, of shape ``(height, width, 3)``."""
+    """Return rows and columns of images as one image of shape ``(height, width, 3)``."""
     tiles = pad(_colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
     return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
 
 
 def _colours(x: Tensor, channels: bool) -> Tensor:
-    """From ``(..., [channels,] height, width)`` to ``(..., height, width, 3)``."""
+    """Return images ``(..., [channels,] height, width)`` as colours ``(..., height, width, 3)``."""
     x = x.detach().float().cpu().clamp(0, 1)
     x = x if channels else x.unsqueeze(-3)
     x = x[..., [0, 1, 2] if x.shape[-3] >= 3 else [0, 0, 0], :, :]

@@ -1,4 +1,4 @@
-"""Figures of numbers: curves of a training, runs side by side, and how good a model and a guide are."""
+"""Figures of numbers: training curves, comparisons of runs, and diagnostics of a guide."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.plots.style import BLUE, GREEN, GREY, ORANGE, RED, finite, numbers, styled
+from pyro_vae.plots.style import BLUE, GREEN, GREY, LINES, ORANGE, RED, finite, numbers, styled
 
 GOOD, POOR, BIN, MOST = 0.5, 0.7, 0.05, 10  # k-hat
-BAND = 0.99  # of the counts, within the grey band, if ranks are uniform
+BAND = 0.99  # the probability of a count within the grey band if ranks are uniform
+LEAST = 0.0001  # smaller p-values are not distinguished
 CURVES = {
     "Loss": [
         ("train", "train, the objective", BLUE),
@@ -27,10 +28,10 @@ CURVES = {
 
 @styled
 def curves(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw training curves, with reconstruction and divergence apart, from what ``fit`` returns.
+    """Draw the loss, the reconstruction term and the KL term by epoch, from the history that ``fit`` returns.
 
-    Where the objective is not the ELBO at beta = 1, that is drawn beside it. Where nothing is held out for validation
-    there is the loss alone.
+    If the objective is not the ELBO at beta = 1, minus that ELBO is drawn too. Without validation data only the loss is
+    drawn.
     """
     epochs = np.arange(1, len(history["train"]) + 1)
     same = np.array_equal(history.get("train_at_beta_1", []), history["train"])
@@ -51,12 +52,12 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
 
 @styled
 def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Figure:
-    """Draw runs side by side, a row of panels for each group of those that may be ranked together.
+    """Draw runs side by side, with a row of panels for each group of comparable runs.
 
-    Left -log p(x), best above; in the middle the ELBO's two terms, with lines of one ELBO; right -ELBO of the
-    validation images against seconds of training. A group is a title and runs by name, each with ``nll``, a mean and
-    its standard error; ``reconstruction`` and ``kl``, numbers; ``seconds`` since the start and ``valid``, one number an
-    epoch, or none.
+    Left: -log p(x), the best run at the top. Middle: the two terms of the ELBO, with lines of equal ELBO. Right: minus
+    the ELBO of the validation data by seconds of training. A group is a title and runs by name. A run has ``nll``, a
+    mean and its standard error; ``reconstruction`` and ``kl``, numbers; ``seconds`` since the start and ``valid``, a
+    number for each epoch, or none.
     """
     heights = [1.6 + max(1.4, 0.28 * len(runs)) for _, runs in groups]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
@@ -65,7 +66,7 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
         page.suptitle(title, fontsize=10)
         left, middle, right = page.subplots(1, 3)
         for i, run in enumerate(runs.values()):
-            colour, valid, (nll, error) = f"C{i % 10}", finite(run["valid"]), finite(run["nll"])
+            colour, valid, (nll, error) = LINES[i % len(LINES)], finite(run["valid"]), finite(run["nll"])
             left.errorbar(nll, i, xerr=error, fmt="o", color=colour, capsize=3)
             middle.plot(*finite([run["kl"], -run["reconstruction"]]), "o", color=colour)
             right.plot(run["seconds"][: len(valid)], valid, "-o", color=colour, linewidth=1.5, markevery=[-1])
@@ -83,7 +84,7 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
 
 
 def _fit_to(axes: Axes, tails: Sequence[Sequence[float]]) -> None:
-    """Fit the axis to the last epochs: the first fall so far that these would look flat."""
+    """Set the limits to the range of ``tails``, the last epochs, which look flat beside the first epochs."""
     values = np.concatenate(tails)
     values = values[np.isfinite(values)]
     if len(values):
@@ -99,10 +100,10 @@ def bounds(
     others: Mapping[str, tuple[float, float]] | None = None,
     title: str = "-log p(x) by importance sampling",
 ) -> Figure:
-    """Draw an estimate of -log p(x), mean and standard error over the images, against the particles, in nats per datum.
+    """Draw estimates of -log p(x), mean and standard error over data, by number of particles, in nats per datum.
 
-    ``others`` says by name how far other estimates on the same images lie from the last of the means: mean and standard
-    error of the paired difference.
+    ``others`` has other estimates on the same data by name: mean and standard error of the paired difference from the
+    last of ``means``.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -126,7 +127,8 @@ def weights(k: Tensor, ess: Tensor, num_particles: int, images: str = "images") 
     left, right = figure.subplots(1, 2)
     shown = numbers(k)
     usual = np.append(shown[np.abs(shown) < MOST], [GOOD, POOR])
-    low, high = math.floor(usual.min() / BIN), math.floor(usual.max() / BIN) + 2  # the last is for the others
+    # the last bin is for values of MOST or more
+    low, high = math.floor(usual.min() / BIN), math.floor(usual.max() / BIN) + 2
     edges = BIN * np.arange(low, high + 1)
     _, _, bars = left.hist(np.where(np.abs(shown) < MOST, shown, edges[-2] + BIN / 2), bins=edges.tolist())
     for middle, bar in zip(edges + BIN / 2, bars, strict=False):
@@ -135,11 +137,11 @@ def weights(k: Tensor, ess: Tensor, num_particles: int, images: str = "images") 
         left.axvline(line, color=colour, linewidth=1, linestyle="--")
     share = 1 - (k <= POOR).double().mean().item()
     left.set(title=f"Pareto k-hat: {share:.1%} of {len(k):,} {images} above {POOR}")
-    left.set(xlabel="k-hat of the weights of each", ylabel=images)
-    size = numbers(ess).clip(1, num_particles)  # but for rounding
+    left.set(xlabel="k-hat of a datum's weights", ylabel=images)
+    size = numbers(ess).clip(1, num_particles)  # off by rounding
     right.hist(size, bins=np.geomspace(1, num_particles, 40).tolist(), color=BLUE)
     right.set(title=f"Effective sample size of {num_particles:,} draws: median {np.median(size):,.0f}")
-    right.set(xscale="log", xlabel="ESS of the weights of each")
+    right.set(xscale="log", xlabel="ESS of a datum's weights")
     return figure
 
 
@@ -147,11 +149,10 @@ def weights(k: Tensor, ess: Tensor, num_particles: int, images: str = "images") 
 def dimensions(
     activity: Tensor, kl: Tensor | None = None, threshold: float = 0.01, names: Sequence[str] | None = None
 ) -> Figure:
-    """Draw the use of each latent dimension, most used first: KL in nats, and activity with its threshold.
+    """Draw the KL in nats and the activity of each latent dimension, largest first.
 
-    ``activity`` is Var_x(E_q[z_i | x]), of shape ``(latent,)``, of a dimension that is used above the threshold. ``kl``
-    is KL(q(z_i | x) || p(z_i)), mean over x, of the same shape; None where it is not known by dimension. Without
-    ``names`` the dimensions are z0, z1 and so on.
+    ``activity`` is Var_x(E_q[z_i | x]), of shape ``(latent,)``; a dimension is active above ``threshold``. ``kl`` is
+    the mean over x of KL(q(z_i | x) || p(z_i)), of the same shape, or None. The default ``names`` are z0, z1, ....
     """
     names = names or [f"z{i}" for i in range(len(activity))]
     order = (activity if kl is None else kl).argsort(descending=True).tolist()
@@ -173,7 +174,7 @@ def dimensions(
 
 @styled
 def gaps(approximation: Tensor, amortisation: Tensor, images: str = "images") -> Figure:
-    """Draw how far the ELBO is below log p(x), a datum a bar, in two parts, both of shape ``(B,)``, in nats."""
+    """Draw the approximation and the amortisation gap, log p(x) - ELBO, as a bar for each datum, in nats."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     order = (approximation + amortisation).argsort(descending=True)
@@ -184,7 +185,7 @@ def gaps(approximation: Tensor, amortisation: Tensor, images: str = "images") ->
         axes.bar(range(len(order)), height, bottom=below, width=1, color=colour, label=label)
         below = below + np.nan_to_num(height).clip(min=0)
     axes.set(xlabel=f"{images}, in order", ylabel="log p(x) - ELBO, nats", xticks=[])
-    axes.set(title="What the guide's family cannot do, and what the encoder does not")
+    axes.set(title="Approximation gap of the guide's family, amortisation gap of the encoder")
     axes.legend(fontsize=9)
     return figure
 
@@ -193,33 +194,46 @@ def gaps(approximation: Tensor, amortisation: Tensor, images: str = "images") ->
 def calibration(
     counts: Tensor, names: Sequence[str], levels: Tensor, coverage: Tensor, num: int, p_values: Tensor, most: int = 7
 ) -> Figure:
-    """Draw histograms of ranks, the least uniform first, at most ``most``, and how much central intervals hold.
+    """Draw histograms of ranks on one scale, and the share of true values within central intervals.
 
-    Of ``num`` data these are the ``counts`` of each bin of ranks, of shape ``(bins, quantities)``; ``p_values`` of each
-    quantity, that its ranks are uniform; and ``coverage``, what intervals of some ``levels``, of shape ``(levels,)``,
-    hold, of shape ``(levels, latent)``.
+    At most ``most`` histograms are drawn, in the order of ``names``: those of the least uniform ranks.
+
+    Args:
+        counts: The number of data in each bin of ranks, of shape ``(bins, quantities)``.
+        names: The name of each quantity.
+        levels: The levels of the intervals, of shape ``(levels,)``.
+        coverage: The share of the data within the intervals, of shape ``(levels, latent)``.
+        num: The number of data.
+        p_values: The p-values of tests for uniform ranks, of shape ``(quantities,)``.
+        most: The largest number of histograms.
     """
     from scipy.stats import binom  # takes a second to import
 
-    chosen = p_values.argsort()[:most].tolist()
+    chosen = sorted(p_values.argsort(stable=True)[:most].tolist())
     columns = min(4, len(chosen) + 1)
     rows = math.ceil((len(chosen) + 1) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.3 * rows), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    bins = len(counts)
+    bins, top = len(counts), counts[:, chosen].max().item()
+    low, high = binom.interval(BAND, num, 1 / bins)
     for axes, i in zip(panels, chosen, strict=False):
-        axes.axhspan(*binom.interval(BAND, num, 1 / bins), color="0.9", zorder=0)
+        axes.axhspan(low, high, color="0.9", zorder=0)
         axes.axhline(binom.median(num, 1 / bins), color="0.6", linewidth=0.8, zorder=1)
         axes.bar(range(bins), counts[:, i].tolist(), width=0.9, color=BLUE, zorder=2)
-        axes.set_title(f"{names[i]}, p = {p_values[i]:.2g}", fontsize=9)
-        axes.set(xticks=[], xlabel="rank of the true z" if i < len(names) - 1 else "rank")
+        p = p_values[i].item()
+        axes.set_title(f"{names[i]}, p < {LEAST}" if p < LEAST else f"{names[i]}, p = {p:.2g}", fontsize=9)
+        axes.set(xticks=[], xlabel="rank of the true z" if i < len(names) - 1 else "rank", ylim=(0, 1.05 * top))
+    panels[0].set_ylabel("data")
     axes, *blank = panels[len(chosen) :]
     at = numbers(levels)
-    axes.fill_between(at, *(held / num for held in binom.interval(BAND, num, at)), color="0.9")
+    axes.fill_between(at, *(count / num for count in binom.interval(BAND, num, at)), color="0.9")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
     axes.plot(at, coverage.cpu().numpy(), color=RED, linewidth=0.9, alpha=0.7)
-    axes.set_title("coverage, a line a dimension", fontsize=9)
-    axes.set(xlabel="level of the guide's interval", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title("true z within the interval", fontsize=9)
+    axes.set(xlabel="level of the guide's interval", xlim=(0, 1), ylim=(0, 1), ylabel="share, a line a dimension")
+    axes.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     for axes in blank:
         axes.set_axis_off()
+    some = f"The {len(chosen)} least uniform of {len(names):,} quantities. " if len(chosen) < len(names) else ""
+    figure.supxlabel(f"{some}Grey: {BAND:.0%} of the bars and of the lines of a calibrated guide", fontsize=9)
     return figure

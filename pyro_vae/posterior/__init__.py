@@ -1,4 +1,4 @@
-"""Questions to a posterior: in ArviZ, beside NUTS, beside one guide for each datum; and whether it is calibrated.
+"""Checks of a posterior: ArviZ, NUTS, refined guides, simulation-based calibration, and the sleep phase.
 
 ``program``, ``data``, ``seed`` and ``progress`` are as in :mod:`pyro_vae.evaluate`.
 """

@@ -1,4 +1,4 @@
-r"""The guide beside the true posterior, datum by datum: by NUTS, and on a grid where z is of 2 dimensions."""
+r"""The guide beside the true posterior of each datum: by NUTS, and on a grid for 2-D codes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae import plots
-from pyro_vae.annealing import SOME, drawn
-from pyro_vae.compiled import how_many_fit
+from pyro_vae.annealing import SOME, unconstrained_draws
+from pyro_vae.compiled import max_batch_size
 from pyro_vae.data.supports import of_element
 from pyro_vae.evaluate.weighing import at_data
 from pyro_vae.evaluate.weights import pareto_k
@@ -21,14 +21,14 @@ from pyro_vae.posterior.nuts import Chains, flat, nuts
 from pyro_vae.program import Posterior
 from pyro_vae.words import aligned, nats
 
-WIDE = 7.0  # standard deviations of the prior where the grid begins
-LOW = 18.0  # nats below the peak, where the grid may end
-FINER = 2  # times that it is narrowed
+WIDE = 7.0  # half width of the first grid, in standard deviations of the prior
+LOW = 18.0  # nats below the peak at which the grid may end
+FINER = 2  # refinements of the grid
 MOST = 12  # grids in all
 
 
 class Moments(NamedTuple):
-    """Of a posterior: ``mean`` and ``stddev``, of shape ``(B, latent)``; ``correlation``, ``(B, latent, latent)``."""
+    """Moments of draws: ``mean`` and ``stddev``, ``(B, latent)``; ``correlation``, ``(B, latent, latent)``."""
 
     mean: Tensor
     stddev: Tensor
@@ -44,9 +44,10 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Draws of NUTS, ``chains``, and of the guide, ``z``, ``(draws, B, latent)``; printed, a line for each datum.
+    """Draws of NUTS and of the guide for the same data; ``print`` shows a table with a line for each datum.
 
-    ``pareto_k``, ``(B,)``, is of the guide's weights; ``exact`` is the density on a grid, where z is of 2 dimensions.
+    ``chains`` are the draws of NUTS; ``z``, of shape ``(draws, B, latent)``, those of the guide, with ``pareto_k``,
+    ``(B,)``, of their weights; ``exact`` is the density on a grid for 2-D codes.
     """
 
     chains: Chains
@@ -56,22 +57,22 @@ class Comparison:
 
     @property
     def guide(self) -> Moments:
-        """Moments of the guide."""
+        """The moments of the guide's draws."""
         return Moments.of(self.z)
 
     @property
     def nuts(self) -> Moments:
-        """Moments of the posterior."""
+        """The moments of NUTS's draws."""
         return Moments.of(self.chains.z.flatten(0, 1))
 
     @property
     def shift(self) -> Tensor:
-        """How far the guide's mean is off, in the posterior's standard deviations, of shape ``(B, latent)``."""
+        """The error of the guide's mean in standard deviations of the posterior, of shape ``(B, latent)``."""
         return (self.guide.mean - self.nuts.mean) / self.nuts.stddev
 
     @property
     def spread(self) -> Tensor:
-        """The guide's standard deviation over the posterior's, of shape ``(B, latent)``; below 1 it is too sure."""
+        """The guide's standard deviation over the posterior's, ``(B, latent)``; below 1 the guide is too narrow."""
         return self.guide.stddev / self.nuts.stddev
 
     def __str__(self) -> str:
@@ -79,12 +80,12 @@ class Comparison:
         correlations, r_hat, ess = (self.nuts.correlation, self.guide.correlation), self.chains.r_hat, self.chains.ess
         for b, (shift, spread) in enumerate(zip(self.shift, self.spread, strict=True)):
             pair = correlations[0][b].triu(1).abs().argmax()
-            pairs = [f"{each[b].flatten()[pair]:+.2f}" for each in correlations] if len(shift) > 1 else ["-", "-"]
+            pairs = [f"{matrix[b].flatten()[pair]:+.2f}" for matrix in correlations] if len(shift) > 1 else ["-", "-"]
             numbers = f"{self.pareto_k[b]:.2f}", f"{r_hat[b].amax():.2f}", f"{ess[b].amin():.0f}"
             worst, ends = shift[shift.abs().argmax()], f"{nats(spread.min().item())} to {nats(spread.max().item())}"
             rows.append([str(b), nats(worst.item(), "+"), ends, *pairs, *numbers])
         notes = (
-            "shift: guide's mean less the posterior's, where it is most off, in standard deviations of the posterior.\n"
+            "shift: guide's mean minus the posterior's, the largest, in standard deviations of the posterior.\n"
             "spread: guide's standard deviation over the posterior's, least and most. correlation: the posterior's\n"
             "strongest, and the guide's of the same two dimensions. Posterior by NUTS, "
             f"{self.chains.z.shape[0]} chains of {self.chains.z.shape[1]:,}\ndraws; guide by {len(self.z):,}."
@@ -92,9 +93,9 @@ class Comparison:
         return "\n".join([*aligned(rows, 0), notes])
 
     def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
-        """Draw both posteriors of a datum: densities of each dimension, and of pairs over the exact one where known.
+        """Plot guide and posterior of a datum: densities of each dimension, and pairs, over the exact density if known.
 
-        ``dims`` are the dimensions; if not given, up to four where the posterior has the strongest correlation.
+        ``dims`` are the dimensions; None takes up to four with the strongest correlations.
         """
         if dims is None:
             strength = (self.nuts.correlation[datum] - torch.eye(self.z.shape[2]).to(self.z)).abs().amax(0)
@@ -112,23 +113,26 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    r"""Compare the guide with the true posterior under the decoder, for some data: means, spreads, correlations.
+    r"""Compare the guide with the true posterior under the decoder by NUTS: means, spreads and correlations.
 
-    Where the posterior is correlated, the best diagonal guide is narrower in each dimension: of a Gaussian posterior
-    its variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`. Arguments are those of :func:`nuts`, but
-    ``chains`` may also be what it returned for the same data. The guide has as many draws as the chains together.
+    The best diagonal guide of a correlated posterior is too narrow in each dimension: of a Gaussian posterior its
+    variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`. The guide has as many draws as all chains. ``chains``
+    may also be the result of :func:`nuts` for the same data; arguments are as there.
 
     References:
         Pattern Recognition and Machine Learning (Bishop, 2006), section 10.1.2, for the best diagonal guide.
 
     Raises:
-        ValueError: As :func:`nuts`; or if the chains are of other data.
+        ValueError: As for :func:`nuts`; or if the chains are of other data.
+
+    See Also:
+        :func:`sbc` checks the guide without NUTS; :func:`gaps` measures the inference gap in nats.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
         >>> model, x = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale=0.5), torch.randn(1, 4)
-        >>> found = compare(model.vae("mean-field"), x, draws=50, warmup=50, chains=2)
-        >>> bool((found.spread < 0.6).all()), found.nuts.correlation[0, 0, 1].item() < -0.6
+        >>> result = compare(model.vae("mean-field"), x, draws=50, warmup=50, chains=2)
+        >>> bool((result.spread < 0.6).all()), result.nuts.correlation[0, 0, 1].item() < -0.6
         (True, True)
     """
     if not isinstance(chains, Chains):
@@ -136,18 +140,18 @@ def compare(
     with at_data(program, data, seed) as posterior:
         if chains.z.shape[2] != len(posterior):
             raise ValueError(
-                f"Expected chains of the {len(posterior)} data that are given; got chains of {chains.z.shape[2]}."
+                f"Expected chains of the {len(posterior)} data in the call; got chains of {chains.z.shape[2]}."
             )
         num = chains.z.shape[0] * chains.z.shape[1]
         z = flat(posterior, posterior.propose(num)[0])
-        many = max(1000, num)
-        fit = how_many_fit(posterior.log_weights, many, posterior.data[0].device)
-        k = pareto_k(torch.cat([posterior.log_weights(min(fit, many - i)) for i in range(0, many, fit)]))
-        return Comparison(chains, z, k, grid(program, posterior) if _on_plane(posterior) else None)
+        total = max(1000, num)
+        size = max_batch_size(posterior.log_weights, total, posterior.data[0].device)
+        k = pareto_k(torch.cat([posterior.log_weights(min(size, total - i)) for i in range(0, total, size)]))
+        return Comparison(chains, z, k, grid(program, posterior) if _is_real_2d(posterior) else None)
 
 
 class Grid(NamedTuple):
-    """Axes ``(B, steps)``, the posterior's density ``(B, steps, steps)``, z0 by z1, and log p(x), ``(B,)``, in nats."""
+    """Axes ``(B, steps)``, the posterior density ``(B, steps, steps)``, z0 by z1, and log p(x), ``(B,)``, in nats."""
 
     z0: Tensor
     z1: Tensor
@@ -156,15 +160,15 @@ class Grid(NamedTuple):
 
 
 def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
-    r"""Compute the true posterior of 2-D codes on a grid, and log p(x), which is then known to many digits.
+    r"""Compute the true posterior of 2-D codes and log p(x) on a grid, exact to many digits.
 
     .. math:: p(z \mid x) = \frac{p(z) \, p(x \mid z)}{p(x)}, \qquad p(x) = \int p(z) \, p(x \mid z) \, dz
 
-    The first grid is over 7 standard deviations of the prior, widened until the density at its edges is 18 nats below
-    the peak; finer ones cover what is above that. Each axis has so many ``steps``; classes are summed out.
+    The first grid covers 7 standard deviations of the prior. It is widened until the density at its edges is 18 nats
+    below the peak; finer grids then cover the region above. Each axis has ``steps`` points; classes are summed out.
 
     Raises:
-        ValueError: If z is not of all real numbers in 2 dimensions, steps are below 20, or there are no edges.
+        ValueError: If z is not all real 2-D vectors, there are fewer than 20 steps, or no grid is wide enough.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -173,26 +177,26 @@ def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
         True
     """
     with at_data(program, data, seed) as posterior:
-        if not _on_plane(posterior) or steps < 20:
+        if not _is_real_2d(posterior) or steps < 20:
             supports = ", ".join(str(support) for support in posterior.structure.supports.values())
             raise ValueError(
-                f"Expected a prior over all real z of 2 dimensions, and at least 20 steps; got {supports} of "
-                f"{len(posterior.names)}, and {steps}. Use nuts."
+                f"Expected a prior over all real z with 2 dimensions, and at least 20 steps; got {supports} with "
+                f"{len(posterior.names)} dimensions, and {steps} steps. Use nuts."
             )
 
         def density(u: Tensor) -> Tensor:
             return posterior.log_joint(posterior.constrain(u)[0], proper=True)
 
         def log_joint(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-            """Between corners ``(2, B)``: axes ``(2, B, steps)``, log p(x, z) ``(B, steps, steps)``."""
+            """Return axes ``(2, B, steps)`` and log p(x, z), ``(B, steps, steps)``, between corners ``(2, B)``."""
             axes = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * torch.linspace(0, 1, steps).to(low)
             z = torch.stack(torch.broadcast_tensors(axes[0].unsqueeze(-1), axes[1].unsqueeze(-2)), -1)
-            rows = z.flatten(1, 2).movedim(1, 0)  # points, B, 2
-            fit = how_many_fit(lambda n: density(rows[:n]), len(rows), rows.device)
-            log_p = torch.cat([density(part) for part in rows.split(fit)])
+            points = z.flatten(1, 2).movedim(1, 0)  # points, B, 2
+            size = max_batch_size(lambda n: density(points[:n]), len(points), points.device)
+            log_p = torch.cat([density(part) for part in points.split(size)])
             return axes, log_p.T.unflatten(1, (steps, steps))
 
-        draws = drawn(posterior, "prior", SOME)
+        draws = unconstrained_draws(posterior, "prior", SOME)
         centre, reach = draws.mean(0).T, WIDE * draws.std(0).T
         low, high = centre - reach, centre + reach
         finer = 0
@@ -201,22 +205,22 @@ def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
             if finer == FINER:
                 break
             inside = log_p > log_p.amax((1, 2), keepdim=True) - LOW
-            seen = torch.stack([inside.any(2), inside.any(1)])  # 2, B, steps
-            at_low, at_high, size = seen[..., 0], seen[..., -1], high - low
+            high_density = torch.stack([inside.any(2), inside.any(1)])  # 2, B, steps
+            at_low, at_high, size = high_density[..., 0], high_density[..., -1], high - low
             if finer == 0 and (at_low | at_high).any():
                 low, high = torch.where(at_low, low - size, low), torch.where(at_high, high + size, high)
             else:
                 cell = axes[..., 1] - axes[..., 0]
-                low = torch.where(seen, axes, math.inf).amin(-1) - 1.5 * cell
-                high = torch.where(seen, axes, -math.inf).amax(-1) + 1.5 * cell
+                low = torch.where(high_density, axes, math.inf).amin(-1) - 1.5 * cell
+                high = torch.where(high_density, axes, -math.inf).amax(-1) + 1.5 * cell
                 finer += 1
         else:
-            raise ValueError("Expected a posterior with edges; found none however wide the grid. Use nuts.")
+            raise ValueError("Expected posterior mass inside the grid; it reaches the edge of the widest. Use nuts.")
     log_evidence = log_p.flatten(1).logsumexp(1) + (axes[..., 1] - axes[..., 0]).log().sum(0)
     return Grid(axes[0], axes[1], (log_p - log_evidence[:, None, None]).exp(), log_evidence)
 
 
-def _on_plane(posterior: Posterior) -> bool:
-    """Say whether what is continuous is of all real numbers, and of 2 dimensions."""
+def _is_real_2d(posterior: Posterior) -> bool:
+    """Return whether the continuous sites have 2 dimensions and all real numbers as support."""
     supports = (posterior.structure.supports[name] for name in posterior.structure.continuous)
     return len(posterior.names) == 2 and all(of_element(support) is constraints.real for support in supports)

@@ -1,4 +1,4 @@
-"""How values of sites become the variables of ArviZ's own container: their dimensions, coordinates and groups."""
+"""Variables of ArviZ's container from values of sites: dimensions, coordinates and groups."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,38 +17,38 @@ Variables = Mapping[str, tuple[Sequence[str], Tensor]]  # name -> dimensions, va
 
 
 class Layout:
-    """Which dimensions the variables of sites have, of a program at its data, with covariates or without."""
+    """The dimensions of each site's variable, for a program at data, with or without covariates."""
 
     def __init__(self, posterior: Posterior, covariates: bool) -> None:
-        sites, seen = posterior.structure.shapes, posterior.structure.observed
-        self.plates = posterior.structure.depth - 1  # inside a datum, of size 1 where a site is in none of them
-        self.drawn = {name: self._own(sites[name]) for name in sites if name not in posterior.structure.alone}
+        sites, observed = posterior.structure.shapes, posterior.structure.observed
+        self.plates = posterior.structure.depth - 1  # inside a datum; size 1 for a site outside them
+        self.shapes = {name: self._shape(sites[name]) for name in sites if name not in posterior.structure.model_only}
         self.discrete = {name for name, support in posterior.structure.supports.items() if support.is_discrete}
         self.single = next(iter(sites)) if len(sites) == 1 else None
-        self.event = next(iter(seen)) if self.single and len(seen) == 1 and not covariates else None
+        self.event = next(iter(observed)) if self.single and len(observed) == 1 and not covariates else None
 
     def __call__(self, values: Draws, lead: tuple[str, ...]) -> Variables:
-        """Return the variables of values ``(K, B, *rest)``: of draws, of data, or of both."""
+        """Return the variables of values ``(K, B, *rest)``, with leading dimensions ``lead``."""
         variables = {}
         for name, value in values.items():
-            own = self._own(value.shape[2:])
+            shape = self._shape(value.shape[2:])
             sizes = {"chain": 1, "draw": len(value), "datum": value.shape[1]}
-            shaped = value.reshape(*(sizes[dim] for dim in lead), *own)
-            variables[name] = (*lead, *self._dims(name, len(own))), shaped.long() if name in self.discrete else shaped
+            value = value.reshape(*(sizes[dim] for dim in lead), *shape)
+            variables[name] = (*lead, *self._dims(name, len(shape))), value.long() if name in self.discrete else value
         return variables
 
     def coords(self, names: Sequence[str] | Mapping[str, Sequence[str]] | None) -> dict[str, np.ndarray]:
-        """Return the coordinates that names of elements are: of the only latent site, or by site."""
+        """Return coordinates from the names of the elements of the only latent site, or of sites by name."""
         if names is None:
             return {}
-        by_site = names if isinstance(names, Mapping) else dict.fromkeys(self.drawn, names)
-        vectors = {name: shape[0] for name, shape in self.drawn.items() if len(shape) == 1}
+        by_site = names if isinstance(names, Mapping) else dict.fromkeys(self.shapes, names)
+        vectors = {name: shape[0] for name, shape in self.shapes.items() if len(shape) == 1}
         if not (isinstance(names, Mapping) or len(by_site) == 1) or not vectors.keys() >= by_site.keys():
             raise ValueError(
-                f"Expected latent_names of the only latent site, or by site, each a vector, as {', '.join(vectors)} "
-                f"of {', '.join(self.drawn)}; got names of {', '.join(by_site)}."
+                f"Expected latent_names of the only latent site, or by site, for sites that are vectors, as "
+                f"{', '.join(vectors)} of {', '.join(self.shapes)}; got names for {', '.join(by_site)}."
             )
-        return {self._dims(name, 1)[0]: names_of("latent_names", own, vectors[name]) for name, own in by_site.items()}
+        return {self._dims(n, 1)[0]: names_of("latent_names", values, vectors[n]) for n, values in by_site.items()}
 
     def _dims(self, name: str, count: int) -> tuple[str, ...]:
         if name == self.single and count == 1:
@@ -57,23 +57,24 @@ class Layout:
             return EVENTS.get(count) or tuple(f"feature_{i}" for i in range(count))
         return tuple(f"{name}_dim_{i}" for i in range(count))
 
-    def _own(self, shape: torch.Size) -> tuple[int, ...]:
+    def _shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """Return a site's shape without the plates of size 1."""
         return (*(size for size in shape[: self.plates] if size > 1), *shape[self.plates :])
 
 
-def names_of(argument: str, given: Sequence[Any] | Tensor | None, size: int) -> np.ndarray:
-    """Return the coordinate of a dimension: names, or else numbers from 0."""
-    names = np.arange(size) if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+def names_of(argument: str, values: Sequence[Any] | Tensor | None, size: int) -> np.ndarray:
+    """Return the coordinate of a dimension: names, or for None numbers from 0."""
+    names = np.arange(size) if values is None else np.asarray(values.cpu() if isinstance(values, Tensor) else values)
     different = len(set(names.ravel().tolist()))
     if names.shape != (size,) or different < size:
         raise ValueError(
-            f"Expected {argument} to be {size} names, all different; got {different} different, of shape {names.shape}."
+            f"Expected {argument} to be {size} different names; got {different} different, of shape {names.shape}."
         )
     return names
 
 
 def container(groups: Mapping[str, Variables], coords: Mapping[str, np.ndarray]) -> Any:
-    """Make an ``InferenceData`` of ArviZ 0.x, or a ``DataTree`` of 1.x: ``from_dict`` gives a name one shape in all."""
+    """Return ArviZ 0.x's ``InferenceData`` or 1.x's ``DataTree``; ``from_dict`` needs one shape for a name."""
     with warnings.catch_warnings():
         # ArviZ 0.23 announces 1.x once a day.
         warnings.filterwarnings("ignore", "\nArviZ is undergoing a major refactor", FutureWarning)
@@ -89,5 +90,5 @@ def container(groups: Mapping[str, Variables], coords: Mapping[str, np.ndarray])
         )
 
     datasets: dict[str, Any] = {group: dataset(variables) for group, variables in groups.items()}
-    # Asked of vars: an attribute of this name is there in 1.x too, and warns.
+    # In vars, since 1.x has an attribute of this name, too, which warns.
     return az.InferenceData(**datasets) if "InferenceData" in vars(az) else xr.DataTree.from_dict(datasets)

@@ -1,4 +1,4 @@
-r"""A guide of its own for each datum, and with it the two reasons why an ELBO falls short of log p(x)."""
+r"""Guides refined for each datum, and the two parts of the inference gap: approximation and amortisation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_vae import ais, evaluate
-from pyro_vae.compiled import how_many_fit
+from pyro_vae.compiled import max_batch_size
 from pyro_vae.conditional import Conditional
 from pyro_vae.missing import log_prob
-from pyro_vae.program import arguments, point_of
+from pyro_vae.program import arguments, reference_tensor
 from pyro_vae.programs import VAE
-from pyro_vae.seeds import at_test, tracked
+from pyro_vae.seeds import eval_mode, normal_tensor
 from pyro_vae.train.optimizers import Adam
 
 
 class Gaps(NamedTuple):
-    r"""Per datum, in nats, of shape ``(B,)``: log p(x), the ELBO of the family's best guide, and the encoder's ELBO."""
+    r"""log p(x), the ELBO of the refined guide and the ELBO of the encoder, per datum, ``(B,)``, in nats."""
 
     log_p: Tensor
     refined: Tensor
@@ -26,17 +26,17 @@ class Gaps(NamedTuple):
 
     @property
     def approximation(self) -> Tensor:
-        r"""What the family cannot do, :math:`\log p(x) - \mathcal{L}[q^*]`: smaller with a richer guide."""
+        r"""The approximation gap, :math:`\log p(x) - \mathcal{L}[q^*]`, smaller for a richer guide family."""
         return self.log_p - self.refined
 
     @property
     def amortisation(self) -> Tensor:
-        r"""What the encoder does not do, :math:`\mathcal{L}[q^*] - \mathcal{L}[q]`: smaller with a larger network."""
+        r"""The amortisation (amortization) gap :math:`\mathcal{L}[q^*] - \mathcal{L}[q]`, smaller for a better encoder."""
         return self.refined - self.elbo
 
 
-class Table(nn.Module):
-    """A network of rows of parameters, ``(B, params, *event)``, one for each of the data x, and for no others."""
+class PerDatumParameters(nn.Module):
+    """A network that holds parameters for each of the data x, of shape ``(B, params, *event)``, and refuses other x."""
 
     def __init__(self, phi: Tensor, x: Tensor) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class Table(nn.Module):
         self.rows = {key: i for i, key in enumerate(_keys(x))}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the rows of some of the data, in their order."""
+        """Return the parameters of some of the data, in the order of x."""
         try:
             rows = [self.rows[key] for key in _keys(x)]
         except KeyError:
-            raise ValueError("Expected data that the guide was refined for; got others. Refine one for them.") from None
+            raise ValueError("Expected x for which the guide was refined; got other x. Call refine(vae, x).") from None
         return self.phi[torch.tensor(rows, device=self.phi.device)]
 
 
@@ -65,20 +65,21 @@ def refine(
     seed: int | None = None,
     progress: bool = False,
 ) -> VAE:
-    r"""Fit a guide of its own, of the same family, to each of some data: :math:`q^* = \arg\max_q \mathcal{L}[q](x)`.
+    r"""Refine the guide for each datum within its family: :math:`q^* = \arg\max_q \mathcal{L}[q](x)`.
 
-    The answer is a VAE with the same prior and decoder, and a guide for these data alone; x is of shape
-    ``(B, *event)``, NaN where it is missing. From where the encoder is, Adam, its rate falling along a cosine from
-    ``lr``, in the units of the family's parameters, climbs the ELBO of ``num_particles`` draws by the gradient that
-    sticks the landing; the guide is the mean over the second half of its steps.
+    The answer is a VAE with the same prior and decoder, and a guide for these data alone. x has shape ``(B, *event)``,
+    NaN where it is missing. Adam starts at the encoder's parameters and maximises the ELBO of ``num_particles`` draws
+    for ``steps`` by sticking-the-landing gradients, with a rate that falls along a cosine from ``lr``, in units of the
+    family's parameters. The guide is the average over the second half of the steps.
 
     References:
-        Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
-        Sticking the Landing (Roeder, Wu and Duvenaud, 2017).
+        - Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018),
+          https://arxiv.org/abs/1801.03558.
+        - Sticking the Landing (Roeder, Wu and Duvenaud, 2017), https://arxiv.org/abs/1703.09194.
 
     Raises:
-        ValueError: If the encoder is no :class:`pyro_vae.conditional.Conditional`, as those of ``VAE.build`` are, or a
-            number is not positive.
+        ValueError: If the encoder is no :class:`pyro_vae.conditional.Conditional`, as from ``VAE.build``, or a number
+            is not positive.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -88,7 +89,7 @@ def refine(
         True
     """
     if not isinstance(vae, VAE):
-        raise ValueError(f"Expected a VAE, whose guide is one encoder of x; got {type(vae).__name__}.")
+        raise ValueError(f"Expected a VAE, whose guide is one encoder; got {type(vae).__name__}.")
     encoder = vae.encoder
     if not isinstance(encoder, Conditional):
         raise ValueError(
@@ -99,9 +100,9 @@ def refine(
         if number <= 0:
             raise ValueError(f"Expected a positive {name}; got {number}.")
 
-    def climb(x: Tensor, steps: int, update: Callable[[], Any]) -> Tensor:
+    def maximise(x: Tensor, steps: int, update: Callable[[], Any]) -> Tensor:
         with torch.no_grad():
-            phi = encoder.propose(x).clone().requires_grad_()
+            phi = encoder.parameters_of(x).clone().requires_grad_()
         optimizer = Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         tail, average = steps - steps // 2, torch.zeros_like(phi)
@@ -117,13 +118,13 @@ def refine(
                 update()
         return average
 
-    with at_test(vae, point_of(vae).device, seed):
-        x = tracked(*arguments(vae, x))
+    with eval_mode(vae, reference_tensor(vae).device, seed):
+        x = normal_tensor(*arguments(vae, x))
         vae.check_data(x)
-        parts = x.split(how_many_fit(lambda n: climb(x[:n], 1, lambda: None), len(x), x.device))
+        parts = x.split(max_batch_size(lambda n: maximise(x[:n], 1, lambda: None), len(x), x.device))
         with tqdm(total=len(parts) * steps, desc="refine", leave=False, disable=not progress) as bar:
-            phi = torch.cat([climb(rows, steps, bar.update) for rows in parts])
-    return VAE(vae.prior, vae.decoder, Conditional(Table(phi, x), encoder.family))
+            phi = torch.cat([maximise(rows, steps, bar.update) for rows in parts])
+    return VAE(vae.prior, vae.decoder, Conditional(PerDatumParameters(phi, x), encoder.family))
 
 
 def gaps(
@@ -136,27 +137,28 @@ def gaps(
     seed: int | None = None,
     progress: bool = False,
 ) -> Gaps:
-    r"""Split what an ELBO falls short of log p(x) into what the guide's family cannot do and what the encoder does not.
+    r"""Split the inference gap, log p(x) minus the ELBO, into approximation and amortisation gap, per datum in nats.
 
     .. math:: \log p(x) - \mathcal{L}[q] = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation}}
         + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortisation}}
 
-    Source and :math:`q^*` are those of :func:`refine`: where it has not converged the second part is too small.
-    log p(x) is the larger, datum by datum, of two lower bounds: importance sampling from :math:`q^*`, of as many draws
-    as each ELBO, and ``log_p``, ``(B,)``; without it annealed importance sampling (:func:`pyro_vae.ais.ais`) from
-    :math:`q^*`, of 16 chains, unless ``temperatures`` are 0. ``Raises`` are those of the two functions.
+    :math:`q^*` is the guide of :func:`refine` after ``steps``: if it has not converged, the amortisation gap is too
+    small. log p(x) is for each datum the larger of two lower bounds: importance sampling from :math:`q^*`, with
+    ``num_particles`` draws as for each ELBO; and ``log_p``, of shape ``(B,)``, or for None annealed importance sampling
+    (:func:`pyro_vae.ais.ais`) from :math:`q^*` with 16 chains, unless ``temperatures`` is 0. Errors are as for these
+    functions.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
         >>> model, x = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale=0.5), torch.randn(3, 4)
-        >>> found = gaps(model.vae("mean-field"), x, steps=50, temperatures=0, seed=0)  # amortised as well as can be
-        >>> bool((found.amortisation.abs() < 0.1).all())
+        >>> parts = gaps(model.vae("mean-field"), x, steps=50, temperatures=0, seed=0)  # an optimal encoder
+        >>> bool((parts.amortisation.abs() < 0.1).all())
         True
     """
     refined = refine(vae, x, steps, seed=seed, progress=progress)
-    both = (evaluate.log_weights(one, x, num_particles, progress=progress, seed=seed) for one in (refined, vae))
-    ours, theirs = both
+    best, amortised = (evaluate.log_weights(q, x, num_particles, progress=progress, seed=seed) for q in (refined, vae))
     if log_p is None and temperatures:
         log_p = ais.ais(refined, x, temperatures=temperatures, seed=seed, progress=progress)
-    bound = evaluate.iwae(ours)
-    return Gaps(bound if log_p is None else torch.maximum(bound, log_p), evaluate.elbo(ours), evaluate.elbo(theirs))
+    bound = evaluate.iwae(best)
+    log_p = bound if log_p is None else torch.maximum(bound, log_p)
+    return Gaps(log_p, evaluate.elbo(best), evaluate.elbo(amortised))

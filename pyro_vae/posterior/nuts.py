@@ -1,4 +1,4 @@
-r"""The true posterior of chosen data under a trained decoder, by Pyro's NUTS."""
+r"""Draws from the true posterior under a trained decoder, by Pyro's NUTS."""
 
 import warnings
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import Start, drawn
-from pyro_vae.compiled import Outputs, Traced
-from pyro_vae.compiled.traced import SELDOM
+from pyro_vae.annealing import Start, unconstrained_draws
+from pyro_vae.compiled import GraphedFunction, Outputs
+from pyro_vae.compiled.traced import RECORD_AFTER
 from pyro_vae.evaluate.weighing import at_data
 from pyro_vae.objectives.base import check_choice, check_least
 from pyro_vae.program import Draws, Posterior
 
-AGREE = 1.05  # R-hat above which chains are said to disagree
+AGREE = 1.05  # R-hat above which chains disagree
 
 
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """Draws of p(z | x) by Markov chains: by site in ``draws``, each of shape ``(chains, draws, B, *rest)``.
+    """Markov chain draws of p(z | x): ``draws`` by site, each of shape ``(chains, draws, B, *rest)``.
 
-    In ``z`` all continuous sites follow each other, ``(chains, draws, B, latent)``.
+    ``z`` has all continuous sites one after another, of shape ``(chains, draws, B, latent)``.
     """
 
     z: Tensor
@@ -33,37 +33,38 @@ class Chains:
 
     @property
     def mean(self) -> Tensor:
-        """The posterior's mean, of shape ``(B, latent)``."""
+        """The posterior mean, of shape ``(B, latent)``."""
         return self.z.flatten(0, 1).mean(0)
 
     @property
     def covariance(self) -> Tensor:
-        """The posterior's covariance, of shape ``(B, latent, latent)``."""
+        """The posterior covariance, of shape ``(B, latent, latent)``."""
         off = self.z.flatten(0, 1) - self.mean
         return torch.einsum("sbi,sbj->bij", off, off) / (len(off) - 1)
 
     @property
     def r_hat(self) -> Tensor:
-        """Spread of all chains over that of each of their halves, of shape ``(B, latent)``: 1 where they agree.
+        """Split R-hat, of shape ``(B, latent)``, the spread of all chains over that of half chains; 1 on agreement.
 
         References:
-            Inference from Iterative Simulation Using Multiple Sequences (Gelman and Rubin, 1992).
+            Inference from Iterative Simulation Using Multiple Sequences (Gelman and Rubin, 1992),
+            https://doi.org/10.1214/ss/1177011136.
         """
         return split_gelman_rubin(self.z, chain_dim=0, sample_dim=1)
 
     @property
     def ess(self) -> Tensor:
-        """How many independent draws would give means as exact, of shape ``(B, latent)``."""
+        """The number of independent draws that give means as exact, of shape ``(B, latent)``."""
         return effective_sample_size(self.z, chain_dim=0, sample_dim=1)
 
 
 def flat(posterior: Posterior, draws: Draws) -> Tensor:
-    """Return values of the continuous sites one after another, of shape ``(K, B, latent)``."""
+    """Return the continuous sites one after another, of shape ``(K, B, latent)``."""
     return torch.cat([columns(draws[name]) for name in posterior.structure.continuous], -1)
 
 
 def columns(values: Tensor) -> Tensor:
-    """Return values ``(K, B, *rest)`` of a site as columns, of shape ``(K, B, elements)``."""
+    """Flatten a site's values from ``(K, B, *rest)`` to ``(K, B, elements)``."""
     return values.flatten(2) if values.dim() > 2 else values.unsqueeze(-1)
 
 
@@ -77,39 +78,42 @@ def nuts(
     seed: int = 0,
     progress: bool = False,
 ) -> Chains:
-    r"""Draw from the true posterior of some data under the decoder, by the No-U-Turn Sampler.
+    r"""Draw from the true posterior of some data under the decoder by the No-U-Turn Sampler.
 
     .. math:: p(z \mid x) \propto p(z) \, p(x \mid z)
 
-    Each chain takes ``warmup`` steps, in which its step size and mass matrix are adapted, then ``draws``; a warning
-    says where chains disagree. They start at draws of the ``prior``, so that those which do not find each other show,
-    or of the ``guide``. All data are one Markov chain together: a digit takes seconds, a hundred some minutes. Chains
-    move in real coordinates of the continuous sites; classes are summed out.
+    Each chain takes ``warmup`` steps, which adapt its step size and mass matrix, then ``draws``. A warning tells where
+    chains disagree. Chains start at draws of the ``prior``, so that separate modes show up as disagreement, or of the
+    ``guide``. They move in unconstrained coordinates of the continuous sites, with classes summed out. All data share
+    one chain: one digit takes seconds, a hundred take minutes.
 
     References:
-        The No-U-Turn Sampler (Hoffman and Gelman, 2014).
+        The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://arxiv.org/abs/1111.4246.
 
     Raises:
-        ValueError: If a number is too small (4 draws are the fewest that R-hat is told of), or no site is continuous.
+        ValueError: If a number is too small (R-hat needs at least 4 draws), or no site is continuous.
+
+    See Also:
+        :func:`compare` sets these draws beside the guide's; :func:`grid` computes 2-D posteriors exactly.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
         >>> model, x = LinearGaussian(torch.ones(4, 1), torch.zeros(4), scale=0.5), torch.ones(1, 4)
-        >>> found = nuts(model.vae(), x, draws=50, warmup=50, chains=2)
-        >>> abs(found.mean - model.posterior(x).mean).item() < 0.15
+        >>> draws = nuts(model.vae(), x, draws=50, warmup=50, chains=2)
+        >>> abs(draws.mean - model.posterior(x).mean).item() < 0.15
         True
     """
     check_least(4, draws=draws)
     check_least(warmup=warmup, chains=chains)
     check_choice("start", start, ("prior", "guide"))
-    total, values = chains * (warmup + draws), []
+    total, samples = chains * (warmup + draws), []
     with (
         at_data(program, data, seed) as posterior,
         tqdm(total=total, desc="NUTS", leave=False, disable=not progress) as bar,
     ):
         if not posterior.structure.continuous:
             raise ValueError(
-                "Expected a continuous site, for chains to move; all are discrete, so that their posterior is a table: "
+                "Expected a continuous site for NUTS; all are discrete. Compute the posterior of a site by "
                 f"evaluate.posterior(program, data, site={next(iter(posterior.structure.supports))!r})."
             )
         potential = _potential(posterior)
@@ -118,26 +122,26 @@ def nuts(
                 NUTS(potential_fn=potential),
                 num_samples=draws,
                 warmup_steps=warmup,
-                initial_params={"u": drawn(posterior, start, 1)[0]},
+                initial_params={"u": unconstrained_draws(posterior, start, 1)[0]},
                 disable_progbar=True,
                 hook_fn=lambda *_: bar.update(),
             )
             with torch.enable_grad():
                 chain.run()
-            values.append(posterior.constrain(chain.get_samples()["u"])[0])
-    by_site = {name: torch.stack([each[name] for each in values]) for name in values[0]}
-    found = Chains(torch.stack([flat(posterior, each) for each in values]), by_site)
-    if (worst := found.r_hat.max().item()) > AGREE:
+            samples.append(posterior.constrain(chain.get_samples()["u"])[0])
+    by_site = {name: torch.stack([sites[name] for sites in samples]) for name in samples[0]}
+    result = Chains(torch.stack([flat(posterior, sites) for sites in samples]), by_site)
+    if (worst := result.r_hat.max().item()) > AGREE:
         warnings.warn(
-            f"NUTS: the chains disagree, R-hat up to {worst:.2f}. Use more warmup, or start='guide' if that is where "
-            "the posterior is.",
+            f"NUTS: the chains disagree, R-hat up to {worst:.2f}. Use more warmup, or start='guide' if the guide is "
+            "near the posterior.",
             stacklevel=2,
         )
-    return found
+    return result
 
 
 def _potential(posterior: Posterior) -> Callable[[Draws], Tensor]:
-    """Return -log p(x, z) of all data at real coordinates u, ``(B, D)``, whose value and gradient are from a graph."""
+    """Return a function of u, ``(B, D)``, with value -log p(x, u) in all; a graph computes value and gradient."""
 
     def outputs(u: Tensor) -> Outputs:
         with torch.enable_grad():
@@ -147,7 +151,7 @@ def _potential(posterior: Posterior) -> Callable[[Draws], Tensor]:
             (gradient,) = torch.autograd.grad(energy, u)
         return Outputs([energy.detach(), gradient], None)
 
-    graph = Traced(outputs, quiet=True, recorded=SELDOM, frozen=True)
+    graph = GraphedFunction(outputs, quiet=True, recorded=RECORD_AFTER, frozen=True)
 
     def potential(parameters: Draws) -> Tensor:
         u = parameters["u"]

@@ -1,4 +1,4 @@
-"""How a program is run: for particles, at draws, with the classes of discrete sites laid out."""
+"""Runs of a program: for particles, at draws, with the classes of discrete sites enumerated."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.program.structure import Draws, Structure, bijection
-from pyro_vae.traces.enumeration import enumerate_pair, marking
+from pyro_vae.traces.enumeration import enumerate_pair, mark_enumerated
 from pyro_vae.traces.sites import PARTICLES, Program, latent, samples
 from pyro_vae.traces.weights import log_weights
 
 
-class Fixed(Messenger):
-    """Puts values in place of draws, of sites by name: what NumPyro calls ``substitute``."""
+class Substitute(Messenger):
+    """Replaces the draws of named sites by values, as NumPyro's ``substitute``."""
 
     def __init__(self, values: Draws) -> None:
         super().__init__()
@@ -34,15 +34,15 @@ class Fixed(Messenger):
             msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "_enumerate_dim"}
 
 
-class Mapped(Messenger):
-    """Takes unconstrained values u to each site's support: to ``values``, with log |dz / du| in ``volumes``."""
+class Constrain(Messenger):
+    """Maps unconstrained values u to each site's support: ``values``, and log |dz / du| in ``volumes``."""
 
     def __init__(self, u: Draws) -> None:
         super().__init__()
         self.u, self.values, self.volumes = u, Draws(), Draws()
 
-    def put(self, name: str, support: Constraint) -> Tensor:
-        """Take a site's values to a support, and return them."""
+    def map(self, name: str, support: Constraint) -> Tensor:
+        """Map a site's values to a support and return them."""
         to_support = bijection(support)
         self.values[name] = to_support(self.u[name])
         self.volumes[name] = to_support.log_abs_det_jacobian(self.u[name], self.values[name])
@@ -50,12 +50,15 @@ class Mapped(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.u:
-            msg["value"], msg["done"] = self.put(msg["name"], msg["fn"].support), True
+            msg["value"], msg["done"] = self.map(msg["name"], msg["fn"].support), True
 
 
 @dataclass(frozen=True, eq=False)
 class Runner:
-    """Runs a program of a known structure in a plate of particles, on its data and what is given outside these."""
+    """Runs a program of known structure in a plate of particles, on its data, with ``given`` sites outside the plate.
+
+    The plate of the particles is left of the program's plates.
+    """
 
     structure: Structure
     data: tuple[Tensor, ...]
@@ -65,9 +68,9 @@ class Runner:
         return pyro.plate(PARTICLES, num, dim=-1 - self.structure.depth)(program)
 
     def _values(self, num: int, draws: Draws | None = None) -> Draws:
-        """Return draws, and what is given outside the data's plate, where the program has them."""
+        """Return draws and the given sites in the program's layout of dimensions."""
         depth = self.structure.depth
-        values = {name: self.inward(value) for name, value in (draws or {}).items()}
+        values = {name: self.to_plate(value) for name, value in (draws or {}).items()}
         for name, value in self.given.items():
             shape, batch = self.structure.outside[name]
             if value.shape != shape:  # several draws
@@ -76,44 +79,45 @@ class Runner:
         return values
 
     def run(self, program: Program, num: int, draws: Draws | None = None, summed: Iterable[str] = ()) -> Trace:
-        """Run a program for so many particles, at draws, with the classes of some sites laid out."""
+        """Run a program for ``num`` particles, at draws, with the classes of the ``summed`` sites enumerated."""
         program = self._with_particles(program, num)
         if summed := [*summed]:
             _, program = enumerate_pair(program, program, summed, 1 + self.structure.depth)
-        with Fixed(self._values(num, draws)):
+        with Substitute(self._values(num, draws)):
             return poutine.trace(program).get_trace(*self.data)
 
-    def pair(self, model: Program, guide: Program, num: int) -> tuple[Trace, Trace]:
-        """Run the guide, and the model at its draws, with all classes that are summed out; with log-densities."""
+    def run_pair(self, model: Program, guide: Program, num: int) -> tuple[Trace, Trace]:
+        """Run the guide, and the model at its draws, with all summed sites enumerated; return scored traces."""
         model, guide = (self._with_particles(program, num) for program in (model, guide))
         model, guide = enumerate_pair(model, guide, self.structure.summed, 1 + self.structure.depth)
-        with Fixed(self._values(num)):
+        with Substitute(self._values(num)):
             guide_trace = poutine.trace(guide).get_trace(*self.data)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*self.data)
         return self.scored(model_trace), self.scored(guide_trace)
 
     def trace(self, program: Program, num: int, draws: Draws | None = None) -> Trace:
-        """As :meth:`run`, with log-densities."""
+        """Run a program as :meth:`run` does; return a scored trace."""
         return self.scored(self.run(program, num, draws))
 
     def density(self, program: Program, draws: Draws, proper: bool, without: tuple[str, ...] = ()) -> Tensor:
-        """Return the log-density of draws, ``(K, B)``: discrete sites that are not among them are summed out."""
+        """Return the log-density of draws, ``(K, B)``, with the discrete sites that are not among them summed out."""
         num, supports = number_of(draws) if draws else 1, self.structure.supports
         trace = self.run(program, num, draws, (n for n in supports if supports[n].is_discrete and n not in draws))
         for site in latent(trace).values() if proper else ():
             site["mask"] = None
         return self.total(self.scored(trace, without), num)
 
-    def classes(self, program: Program, num: int, draws: Draws, names: list[str]) -> Draws:
-        """Draw discrete sites from their exact law given the data and values of all other sites."""
-        program = poutine.condition(marking(self._with_particles(program, num), names), self._values(num, draws))
+    def draw_classes(self, program: Program, num: int, draws: Draws, names: list[str]) -> Draws:
+        """Draw discrete sites from their exact distribution given the data and the draws of all other sites."""
+        program = mark_enumerated(self._with_particles(program, num), names)
+        program = poutine.condition(program, self._values(num, draws))
         program = infer_discrete(program, first_available_dim=-2 - self.structure.depth)
-        return self.outward(poutine.trace(program).get_trace(*self.data), names)
+        return self.values_of(poutine.trace(program).get_trace(*self.data), names)
 
     def scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
-        """Return a trace with log-densities, of the sites that are part of one of each datum."""
+        """Return a trace with unscaled log-densities, without the sites that are in no datum's density."""
         trace = prune_subsample_sites(trace)
-        for name in {*self.structure.outside, *self.structure.terms, *without}:
+        for name in {*self.structure.outside, *self.structure.loss_terms, *without}:
             if name in trace:
                 trace.remove_node(name)
         for site in samples(trace).values():
@@ -123,35 +127,35 @@ class Runner:
         return trace
 
     def total(self, trace: Trace, num: int, names: Iterable[str] | None = None) -> Tensor:
-        """Return the log-density of a trace's sites, or of some of them, of shape ``(num, B)``."""
+        """Return the log-density ``(num, B)`` of a trace's sites, or of the named ones."""
         if names is not None:
-            whole, trace = trace, Trace()
+            nodes, trace = trace.nodes, Trace()
             for name in names:
-                trace.add_node(name, **whole.nodes[name])
+                trace.add_node(name, **nodes[name])
         if not samples(trace):
             return torch.zeros(num, len(self.data[0]), device=self.data[0].device)
-        return self.rows(log_weights([(trace, Trace())], scaled=False).log_w, num)
+        return self.per_datum(log_weights([(trace, Trace())], scaled=False).log_w, num)
 
-    def rows(self, values: Tensor, num: int) -> Tensor:
-        """Sum what is inside a datum: from the dimensions of all plates to ``(num, B)``."""
+    def per_datum(self, values: Tensor, num: int) -> Tensor:
+        """Sum values over the plates inside a datum: from the dimensions of all plates to ``(num, B)``."""
         depth, dim = self.structure.depth, self.structure.dim
         inside = [other for other in range(-min(depth, values.dim()), 0) if other != dim]
         return (values.sum(inside) if inside else values).expand(num, len(self.data[0]))
 
-    def inward(self, value: Tensor) -> Tensor:
-        """Put the data's dimension of ``(K, B, *rest)`` where its plate is."""
+    def to_plate(self, value: Tensor) -> Tensor:
+        """Move the data's dimension of ``(K, B, *rest)`` to its plate."""
         return value.movedim(1, 1 + self.structure.depth + self.structure.dim)
 
     def to_rows(self, value: Tensor) -> Tensor:
-        """Put the data's dimension of a site's value next to that of the draws."""
+        """Move the data's dimension of a site's value from its plate: to ``(K, B, *rest)``."""
         return value.movedim(1 + self.structure.depth + self.structure.dim, 1)
 
-    def outward(self, trace: Trace, names: Iterable[str]) -> Draws:
-        """Return the values of some sites, of shape ``(K, B, *rest)``."""
+    def values_of(self, trace: Trace, names: Iterable[str]) -> Draws:
+        """Return the values of named sites, each of shape ``(K, B, *rest)``."""
         nodes: Any = trace.nodes
         return {name: self.to_rows(nodes[name]["value"]) for name in names}
 
 
 def number_of(draws: Draws) -> int:
-    """Return how many draws there are of each site."""
+    """Return the number of draws of each site."""
     return len(next(iter(draws.values())))

@@ -1,4 +1,4 @@
-"""What a program is made of: its data's plate, its sites, and what is not fit for a density of each datum."""
+"""The structure of a program: the plate of the data, its sites, and the reasons against a density per datum."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -15,163 +15,166 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.data.supports import of_element
 from pyro_vae.missing import Missing
 from pyro_vae.seeds import modules_of
-from pyro_vae.traces.enumeration import marked
-from pyro_vae.traces.particles import OwnRows, probe
+from pyro_vae.traces.enumeration import sites_to_sum
+from pyro_vae.traces.particles import CheckRows, probe
 from pyro_vae.traces.sites import check_guide, is_fixed, latent, loss_terms, mean_scale, observed, plates, samples
 
 Draws = dict[str, Tensor]  # site -> (K, B, *rest): draw, datum, one draw of one datum
-FEW = 3  # rows that a program is looked at on
+FEW = 3  # rows that a program is probed on
 
 
 class Program(Protocol):
-    """Two Pyro programs of the same arguments, each with the data along its first dimension. A VAE is one."""
+    """Two Pyro programs with the same arguments, each with the data along its first dimension. A VAE is one."""
 
     def model(self, *data: Tensor) -> Any:
-        """Draw what is latent and observe the data."""
+        """Draw the latent sites and observe the data."""
 
     def guide(self, *data: Tensor) -> Any:
-        """Draw what is latent, given the data."""
+        """Draw the latent sites given the data."""
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What one run of a program shows."""
+    """The structure of a program, read from one run."""
 
-    depth: int  # how deep its plates nest
-    dim: int  # of the data's plate, counted from the right; 0 where there is none
-    size: int  # of the whole data set, as that plate has it
-    scale: float  # of what is observed: 1 unless the plate is subsampled or the program scaled
-    supports: dict[str, Constraint]  # of each latent site of the model, in its order
+    depth: int  # how deep the plates nest
+    dim: int  # dimension of the data's plate, counted from the right; 0 without one
+    size: int  # of the whole data set, according to that plate
+    scale: float  # of the observed sites: 1 unless the plate is subsampled or the program scaled
+    supports: dict[str, Constraint]  # of each latent site of the model, in the model's order
     shapes: dict[str, torch.Size]  # of one draw of one datum, for the same sites
-    observed: dict[str, torch.Size]  # the same of each observed site
-    laws: dict[str, Constraint]  # the supports of the observed sites
+    observed: dict[str, torch.Size]  # of one datum, for each observed site
+    observed_supports: dict[str, Constraint]
     summed: tuple[str, ...]  # discrete sites to sum out: marked, or in the model alone
-    alone: tuple[str, ...]  # those that the model alone has
+    model_only: tuple[str, ...]  # the summed sites that are in the model alone
     outside: dict[str, tuple[torch.Size, int]]  # shapes and batch dimensions of latent sites outside the data's plate
-    terms: tuple[str, ...]  # sites of the guide that are terms of the loss alone
-    hidden: tuple[str, ...]  # draws of the guide that the model does not have
+    loss_terms: tuple[str, ...]  # sites of the guide that are terms of the loss alone
+    auxiliary: tuple[str, ...]  # draws of the guide that the model does not have
     missing: bool  # whether elements of the data are missing
-    unseen: bool  # whether classes are observed under a mask
-    whole: bool  # whether the program runs on all of its rows together only
-    fixed: bool  # whether no support depends on other draws
+    masked_classes: bool  # whether classes are observed under a mask
+    all_rows: bool  # whether the program runs only on all its rows together
+    fixed_supports: bool  # whether no support depends on a draw
 
     @property
     def continuous(self) -> dict[str, torch.Size]:
-        """Shapes of the unconstrained draws of one datum, of the sites that are continuous."""
+        """The shapes of one datum's unconstrained draws, for the continuous sites."""
         shapes = {name: self.shapes[name] for name, support in self.supports.items() if not support.is_discrete}
         for name, shape in shapes.items():
-            # A bound of each row, as of Uniform(0, z), has a shape that is not the event's.
+            # A bound for each row, as of Uniform(0, z), has a shape that is not the event's.
             if of_element(self.supports[name]).event_dim:
                 shapes[name] = torch.Size(bijection(self.supports[name]).inverse_shape(shape))
         return shapes
 
 
 def structure(program: Any, data: tuple[Tensor, ...]) -> Structure:
-    """Return what a program is made of, from a run on a few of its data, or on all if it runs on all of them only."""
-    if not check_own_rows(program, len(data[0])):  # the first run of an autoguide decides how many rows it is for
+    """Return a program's structure from a run on a few rows, or on all rows if it runs only on these."""
+    if not check_autoguide_rows(program, len(data[0])):  # the first run of an autoguide fixes its number of rows
         try:
             return _structure(program, tuple(column[:FEW] for column in data), data)
         except (RuntimeError, IndexError, ValueError):
             if len(data[0]) <= FEW:
                 raise
-    return _structure(program, data, data, whole=True)
+    return _structure(program, data, data, all_rows=True)
 
 
 @torch.no_grad()
-def _structure(program: Any, few: tuple, data: tuple, whole: bool = False) -> Structure:
+def _structure(program: Any, few: tuple, data: tuple, all_rows: bool = False) -> Structure:
     missing = any(column.is_floating_point() and bool(column.isnan().any()) for column in data)
     model = Missing()(program.model) if missing else program.model
-    rows = OwnRows()
+    rows = CheckRows()
     depth, (model_trace, guide_trace) = probe(rows(model), rows(program.guide), few, {})
-    summed = marked(model_trace, guide_trace, rows.marks)
+    summed = sites_to_sum(model_trace, guide_trace, rows.marks)
     check_guide(model_trace, guide_trace, summed)
     terms, drawn = loss_terms(model_trace, guide_trace), latent(model_trace)
     frame = _data_plate(model_trace, len(few[0]))
     dim = frame.dim if frame else 0
 
     def in_plate(sites: dict[str, Any]) -> dict[str, Any]:
-        return {n: one for n, one in sites.items() if not frame or frame.name in [other.name for other in plates(one)]}
+        return {n: site for n, site in sites.items() if not frame or frame.name in [f.name for f in plates(site)]}
 
-    inside, seen = in_plate(drawn), in_plate(observed(model_trace))
+    inside, of_data = in_plate(drawn), in_plate(observed(model_trace))
     outside = {name: site for name, site in drawn.items() if name not in inside}
     supports = {name: site["fn"].support for name, site in inside.items()}
-    hidden = {name: site for name, site in latent(guide_trace).items() if name not in drawn and name not in terms}
-    # What an autoguide draws a site outside from is given with it.
-    of_outside = {f"{name}_unconstrained" for name in outside} if inside else {*hidden}
+    auxiliary = {name: site for name, site in latent(guide_trace).items() if name not in drawn and name not in terms}
+    # The draw from which an autoguide computes a site outside the plate is given together with the site.
+    of_outside = {f"{name}_unconstrained" for name in outside} if inside else {*auxiliary}
     return Structure(
         depth=depth,
         dim=dim,
         size=frame.full_size if frame and frame.full_size != frame.size else len(data[0]),
-        scale=mean_scale(next(iter(seen.values()))) if seen else 1.0,
+        scale=mean_scale(next(iter(of_data.values()))) if of_data else 1.0,
         supports=supports,
-        shapes={name: _of_one(site, depth, dim) for name, site in inside.items()},
-        observed={name: _of_one(site, depth, dim) for name, site in seen.items()},
-        laws={name: site["fn"].support for name, site in seen.items()},
+        shapes={name: _datum_shape(site, depth, dim) for name, site in inside.items()},
+        observed={name: _datum_shape(site, depth, dim) for name, site in of_data.items()},
+        observed_supports={name: site["fn"].support for name, site in of_data.items()},
         summed=summed,
-        alone=tuple(name for name in summed if name not in guide_trace),
+        model_only=tuple(name for name in summed if name not in guide_trace),
         outside={n: (site["value"].shape, site["value"].dim() - site["fn"].event_dim) for n, site in outside.items()},
-        terms=(*terms, *(name for name in hidden if outside and name in of_outside)),
-        hidden=tuple(name for name in latent(guide_trace) if name not in drawn and name not in of_outside),
+        loss_terms=(*terms, *(name for name in auxiliary if outside and name in of_outside)),
+        auxiliary=tuple(name for name in latent(guide_trace) if name not in drawn and name not in of_outside),
         missing=missing,
-        unseen=any(isinstance(one["mask"], Tensor) and one["fn"].has_enumerate_support for one in seen.values()),
-        whole=whole,
-        fixed=all(map(is_fixed, supports.values())),
+        masked_classes=any(
+            isinstance(site["mask"], Tensor) and site["fn"].has_enumerate_support for site in of_data.values()
+        ),
+        all_rows=all_rows,
+        fixed_supports=all(map(is_fixed, supports.values())),
     )
 
 
 def _data_plate(trace: Trace, rows: int) -> Any:
-    """Return the plate of the data: of those of the observed sites the one that has their rows; None if none is."""
+    """Return the plate around all observed sites that has the rows of the data; None without a plate."""
     sites = [*observed(trace).values()] or [*samples(trace).values()]
     shared = frozenset.intersection(*(frozenset(f for f in plates(site) if f.vectorized) for site in sites))
     fit = sorted((frame for frame in shared if frame.size == rows), key=lambda frame: (frame.name != "data", frame.dim))
     if not fit and shared:
         frame = min(shared, key=lambda frame: frame.dim)
         raise ValueError(
-            f"Expected a plate over the {rows} rows of the data; plate {frame.name!r} is of {frame.size}. Write it as "
-            f"pyro.plate({frame.name!r}, x.shape[0]), and give the program the rows that it is to see."
+            f"Expected a plate over the {rows} rows of the data; plate {frame.name!r} has size {frame.size}. Write it "
+            f"as pyro.plate({frame.name!r}, x.shape[0]), and pass the program the rows of the plate."
         )
     return fit[0] if fit else None
 
 
-def _of_one(site: Any, depth: int, dim: int) -> torch.Size:
-    """Return the shape of a site's value for one datum, other plates first, all of them."""
+def _datum_shape(site: Any, depth: int, dim: int) -> torch.Size:
+    """Return the shape of a site's value for one datum, with all other plates first."""
     value, event_dim = site["value"], site["fn"].event_dim
     batch = (1,) * (depth - (value.dim() - event_dim)) + tuple(value.shape[: value.dim() - event_dim])
     batch = batch[: len(batch) + dim] + batch[len(batch) + dim + 1 :] if dim else batch
     return torch.Size((*batch, *value.shape[value.dim() - event_dim :]))
 
 
-def own_rows(program: Any) -> int | None:
-    """Return for how many rows an autoguide of a program has parameters of their own; None where none has."""
-    for part in modules_of(program):
-        if isinstance(part, AutoGuide) and part.prototype_trace is not None:
-            given = part.prototype_trace.nodes["_INPUT"]["args"]
-            sites = latent(prune_subsample_sites(part.prototype_trace.copy())).values()
+def autoguide_rows(program: Any) -> int | None:
+    """Return the number of rows for which an autoguide of a program has parameters; None without such an autoguide."""
+    for module in modules_of(program):
+        if isinstance(module, AutoGuide) and module.prototype_trace is not None:
+            args = module.prototype_trace.nodes["_INPUT"]["args"]
+            sites = latent(prune_subsample_sites(module.prototype_trace.copy())).values()
             sizes = {frame.size for site in sites for frame in plates(site) if frame.vectorized}
-            if given and len(given[0]) in sizes:
-                return len(given[0])
+            if args and len(args[0]) in sizes:
+                return len(args[0])
     return None
 
 
-def check_own_rows(program: Any, number: int) -> bool:
-    """Refuse another number of rows than an autoguide was made for; return whether the program has one."""
-    rows = own_rows(program)
+def check_autoguide_rows(program: Any, number: int) -> bool:
+    """Refuse another number of rows than an autoguide has parameters for; return whether there is an autoguide."""
+    rows = autoguide_rows(program)
     if rows not in (None, number):
         raise ValueError(
-            f"Expected the {rows} rows that the autoguide was made for, since it has parameters for each; got "
-            f"{number}. Write a guide that reads the data, for others."
+            f"Expected the {rows} rows that the autoguide has parameters for; got {number}. Write a guide that reads "
+            "the data to use other rows."
         )
-    return any(isinstance(part, AutoGuide) for part in modules_of(program))
+    return any(isinstance(module, AutoGuide) for module in modules_of(program))
 
 
 def bijection(support: Constraint) -> Any:
-    """Return the map from real numbers to a support; a mixture's is that of its parts, which torch does not say."""
-    parts: Any = support
-    return biject_to(parts.base_constraint if isinstance(parts, constraints.MixtureSameFamilyConstraint) else support)
+    """Return the map from real numbers to a support; for a mixture, whose map torch lacks, that of its components."""
+    mixture: Any = support
+    is_mixture = isinstance(mixture, constraints.MixtureSameFamilyConstraint)
+    return biject_to(mixture.base_constraint if is_mixture else support)
 
 
 def coordinates(site: str, shape: torch.Size) -> list[str]:
-    """Return the names of a site's elements, as ``z[3]``; of one alone, the site's."""
+    """Return the names of a site's elements, as ``z[3]``; the site's name if it has one element."""
     if not shape.numel() or shape == (1,) * len(shape):
         return [site]
     return [f"{site}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]

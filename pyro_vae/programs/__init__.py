@@ -1,4 +1,4 @@
-"""Programs: each is a module with two Pyro programs, ``model`` and ``guide``, made of parts that swap by name."""
+"""Programs: modules with two Pyro programs, ``model`` and ``guide``, built from exchangeable parts."""
 
 from pyro_vae.programs.conditional import ConditionalVAE
 from pyro_vae.programs.hierarchical import HierarchicalVAE

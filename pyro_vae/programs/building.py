@@ -1,4 +1,4 @@
-"""Parts from classes, and one sentence for a class that is no part."""
+"""Build parts from classes, and refuse a class that does not suit its part."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -16,74 +16,73 @@ Sizes = Sequence[int]
 
 
 def shape_of(event_shape: Sizes, **sizes: int) -> tuple[int, ...]:
-    """Return the shape of x as whole numbers; refuse sizes that are not positive."""
+    """Return the shape of x as integers; refuse sizes that are not positive."""
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"Expected at least 1 of {name}; got {name} = {size}.")
+            raise ValueError(f"Expected {name} of at least 1; got {size}.")
     return tuple(map(int, event_shape))
 
 
 def family_of(part: str, make: Callable[..., Any], event: Any) -> Family:
-    """Make a likelihood or a guide family over an event; refuse one whose law takes other parameters than it says."""
+    """Build a likelihood or a guide family over an event; refuse a family whose ``params`` does not fit."""
     family = build_part(part, make, event)
     name = type(family).__name__
     if not isinstance(family, Family):
         raise ValueError(f"Expected the {part} to be a subclass of conditional.Family; got {name}.")
     if not isinstance(getattr(family, "params", None), int):
-        raise ValueError(f"Expected params, how many parameters an element has, as 'params = 1'; {name} has none.")
+        raise ValueError(f"Expected {name}.params, the number of parameters of an element; got none. Add params = 1.")
     try:
-        inspect.signature(family.law).bind(*range(family.params))
+        inspect.signature(family.distribution).bind(*range(family.params))
     except TypeError as error:
         raise ValueError(
-            f"Expected {name}.law() to take {family.params} parameters, as its params says; {error}."
+            f"Expected {name}.distribution() to take {family.params} parameters, its params; got: {error}."
         ) from error
     return family
 
 
 def conditional(network: Callable[..., Any], family: Family, *inputs: Sizes, **options: Any) -> Conditional:
-    """Make p(a | b, ...) of a network's class, for inputs of these shapes, the further ones vectors."""
+    """Build p(a | b, ...) from a network's class, for inputs of the given shapes; all but the first are vectors."""
     make, out = partial(build_part, "network", network), (family.params, *family.event)
     return Conditional(Joint(make, inputs, out) if inputs[1:] else make(inputs[0], out), family, **options)
 
 
 def of_image(network: Callable[..., Any], family: Family, p_x: Family, *beside: Sizes) -> Conditional:
-    """Make q(a | x, ...), x as the likelihood has it: zeros stand for what is missing, until training starts."""
+    """Build q(a | x, ...) for x of the likelihood; until training starts, zeros replace missing elements."""
     fill = torch.zeros(p_x.event)
     return conditional(network, family, p_x.event, *beside, fill=fill, features=p_x.features)
 
 
-def attach(prior: nn.Module, latent: int, encoder: Conditional, seen: Sizes) -> None:
-    """Hand a prior that takes one the encoder, which sees inputs of shape ``seen``; refuse another law."""
+def attach(prior: nn.Module, latent: int, encoder: Conditional, in_shape: Sizes) -> None:
+    """Pass the encoder, from ``in_shape``, to a prior that takes it; refuse a prior of another event shape."""
     name = type(prior).__name__
     if take := getattr(prior, "attach", None):
         if isinstance(encoder.network, Joint):
-            raise ValueError(
-                f"Expected a prior that needs no encoder, since the encoder here has several inputs; got {name}."
-            )
-        take(encoder, seen)
+            raise ValueError(f"Expected a prior that needs no encoder; got {name}, and an encoder of several inputs.")
+        take(encoder, in_shape)
     try:
-        law = prior()
+        distribution = prior()
     except TypeError as error:
-        raise ValueError(f"Expected a prior whose forward() takes no arguments; {name}'s raised: {error}.") from error
-    if not isinstance(law, Distribution):
-        raise ValueError(f"Expected a prior whose forward() returns a distribution; {name}'s returned {type(law)}.")
-    if law.event_shape != (latent,):
+        raise ValueError(f"Expected a prior whose forward() takes no arguments; {name} raised: {error}.") from error
+    if not isinstance(distribution, Distribution):
+        got = type(distribution)
+        raise ValueError(f"Expected a prior whose forward() returns a distribution; {name} returned {got}.")
+    if distribution.event_shape != (latent,):
         raise ValueError(
-            f"Expected a prior over event shape {(latent,)}; got {tuple(law.event_shape)}. "
+            f"Expected a prior over event shape {(latent,)}; got {tuple(distribution.event_shape)}. "
             "Add .to_event(1) to the distribution it returns."
         )
 
 
 def build_part(name: str, part: Callable[..., Any], *shapes: Any) -> Any:
-    """Make a part of its class, or a partial of one, for these shapes."""
+    """Build a part from its class, or a partial of one, for the given shapes."""
     try:
         return part(*shapes)
     except TypeError as error:
         call = f"{name}({', '.join(map(str, shapes))})"
-        raise ValueError(f"Expected a {name} that can be made by {call}; got: {error}.") from error
+        raise ValueError(f"Expected a {name} that accepts the call {call}; got: {error}.") from error
 
 
 def labels_of(x: Tensor, y: Tensor | None = None) -> Any:
-    """Return the labels, -1 where there is none, and which are seen: none without y."""
+    """Return labels, -1 where unknown, and a mask of the known ones; without y no label is known."""
     y = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
     return y, y >= 0

@@ -1,4 +1,4 @@
-"""A VAE given a label or covariates."""
+"""The conditional VAE, given a label or covariates."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -22,24 +22,27 @@ class ConditionalVAE(OfLabels):
 
     .. math:: p(x, z \mid y) = p(z \mid y) \, p(x \mid z, y), \qquad q(z \mid x, y) \approx p(z \mid x, y)
 
-    Every number of it is of :math:`\log p(x \mid y)`, in nats. Labels are whole numbers from 0 to ``given - 1``, of
-    shape ``(B,)``, and enter as vectors of which one element is 1; covariates are of shape ``(B, given)``. Among its
-    parts are ``prior(y)``, ``decoder(z, y)`` and ``encoder(x, y)``, y a vector.
+    All results are of :math:`\log p(x \mid y)`, in nats. Labels are integers from 0 to ``given - 1``, of shape
+    ``(B,)``, and enter as one-hot vectors; covariates are of shape ``(B, given)``. The parts are ``prior(y)``,
+    ``decoder(z, y)`` and ``encoder(x, y)``, with y as a vector.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014).
         Learning Structured Output Representation using Deep Conditional Generative Models (Sohn, Lee and Yan, 2015).
 
     Arguments:
-        event_shape: Shape of one x, as ``(1, 28, 28)``.
+        event_shape: Shape of one x, for example ``(1, 28, 28)``.
         latent: Dimensions of z.
-        given: Classes of the label, or covariates.
-        prior: ``learned``, a Gaussian whose mean and scales are a network of y; or a class, as of
+        given: Number of classes of the label, or of covariates.
+        prior: ``learned``, a Gaussian whose mean and scales are a network of y; or a class, as in
             :meth:`pyro_vae.VAE.build`: then z does not depend on y.
-        likelihood, guide, network: Classes, as of :meth:`pyro_vae.VAE.build`.
+        likelihood, guide, network: Classes, as in :meth:`pyro_vae.VAE.build`.
 
     Raises:
         ValueError: If a size is not positive, or the parts do not fit together.
+
+    See Also:
+        :class:`SemiSupervisedVAE`, if some labels are unknown.
 
     Example:
         >>> vae = ConditionalVAE.build((64,), latent=2, given=10)
@@ -70,44 +73,44 @@ class ConditionalVAE(OfLabels):
         if prior == "learned":
             self.prior = conditional(network, DiagonalNormal(latent), (given,))
         elif callable(prior):
-            self.prior = _Same(build_part("prior", prior, latent))
-            attach(self.prior.law, latent, self.encoder, event_shape)
+            self.prior = _Unconditional(build_part("prior", prior, latent))
+            attach(self.prior.distribution, latent, self.encoder, event_shape)
         else:
-            raise ValueError(f"Expected prior to be 'learned', or a class for p(z); got {prior!r}.")
+            raise ValueError(f"Expected prior to be 'learned' or a class for p(z); got {prior!r}.")
 
     def model(self, x: Tensor, y: Tensor) -> Tensor:
-        """Draw z given y, then see x, of shape ``(B, *event)``, under the likelihood given both."""
+        """Sample z given y, and observe x, of shape ``(B, *event)``, given both."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior(self.vector(y)))
             return pyro.sample("x", self.decoder(z, self.vector(y)), obs=x)
 
     def guide(self, x: Tensor, y: Tensor) -> Tensor:
-        """Draw z from the encoder, given x and y."""
+        """Sample z from the encoder given x and y."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             return pyro.sample("z", self.encoder(x, self.vector(y)))
 
     def vector(self, y: Tensor) -> Tensor:
-        """Return labels, whole numbers ``(B,)``, or covariates, ``(B, given)``, as vectors ``(B, given)``."""
+        """Return labels, integers ``(B,)``, or covariates, ``(B, given)``, as vectors ``(B, given)``."""
         if are_labels(y):
             return self.one_hot(y)
         return y.to(self.reference).reshape(len(y), -1)
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
-        """Return p(x | z, y) at draws of z given each y; at ``num`` draws given zeros, where there is none."""
+        """Return p(x | z, y) at a draw of z given each y; without y, at ``num`` draws given zeros."""
         y = self.reference.new_zeros(num, self.given) if given is None else self.vector(given)
-        law = self.prior(y)
-        return self.decoder(law.sample(y.shape[: 1 - len(law.batch_shape)]), y)
+        distribution = self.prior(y)
+        return self.decoder(distribution.sample(y.shape[: 1 - len(distribution.batch_shape)]), y)
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | z, y) at a draw of z from the guide, or at its mean."""
+        """Return p(x | z, y) at a draw of z from the guide, or at the guide's mean."""
         y = self.vector(*given)
         return self.decoder(draw(self.encoder(x, y)), y)
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return reconstructions, samples, and of labels, styles of images held while the label goes by."""
+        """Return reconstructions, samples, and, for labels, the z of images decoded under each label."""
         (y,), pictures = given, super().pictures(x, *given)
         if are_labels(y):
             return pictures | self.pictures_of(x, y)
@@ -115,24 +118,24 @@ class ConditionalVAE(OfLabels):
         return pictures | {"samples": (samples, "Samples: a column for each y")}
 
     def check_given(self, *given: Tensor) -> None:
-        """Refuse labels that are no classes, and covariates of another number, or missing."""
+        """Refuse labels that are not classes, and covariates that are missing or not ``given`` in number."""
         (y,) = given
         if are_labels(y):
             self.check_labels(y)
         elif self.vector(y).shape[1] != self.given or y.isnan().any():
             missing = ", some of them missing" if y.isnan().any() else ""
             raise ValueError(
-                f"Expected y to be labels, whole numbers of shape (B,), or covariates of shape (B, {self.given}), as "
-                f"given = {self.given} says; got numbers of shape {tuple(y.shape)}{missing}."
+                f"Expected y to be labels, integers of shape (B,), or covariates of shape (B, {self.given}), for "
+                f"given = {self.given}; got numbers of shape {tuple(y.shape)}{missing}."
             )
 
 
-class _Same(nn.Module):
-    """A prior p(z), the same for every y."""
+class _Unconditional(nn.Module):
+    """A prior p(z) that ignores y."""
 
-    def __init__(self, law: nn.Module) -> None:
+    def __init__(self, distribution: nn.Module) -> None:
         super().__init__()
-        self.law = law
+        self.distribution = distribution
 
     def forward(self, y: Tensor) -> TorchDistribution:
-        return self.law()
+        return self.distribution()

@@ -1,4 +1,4 @@
-"""A VAE of several layers of latents."""
+"""The hierarchical VAE, with several layers of latents."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -21,15 +21,15 @@ BOTTOM_UP, TOP_DOWN = "bottom-up", "top-down"
 
 
 class HierarchicalVAE(Built):
-    r"""A VAE of L layers of latents: z1 is next to x, zL on top.
+    r"""A VAE of L layers of latents, from z1 next to x to zL at the top.
 
     .. math::
         p(x, z_1, \dots, z_L) = p(z_L) \, p(x \mid z_1) \prod_{l < L} p(z_l \mid z_{l+1})
 
-    The guide ``bottom-up`` is :math:`q(z_1 \mid x) \prod_{l > 1} q(z_l \mid z_{l-1})`, as of stacked recognition
-    networks; ``top-down`` is :math:`q(z_L \mid x) \prod_{l < L} q(z_l \mid x, z_{l+1})`, in the model's own order.
-    The divergence of a layer has a closed form where the guide draws it after all that the model draws it from: of
-    ``top-down`` each layer's, of ``bottom-up`` none but the top's; ``objective.report`` says which.
+    The guide ``bottom-up`` is :math:`q(z_1 \mid x) \prod_{l > 1} q(z_l \mid z_{l-1})`, a stack of recognition
+    networks; ``top-down`` is :math:`q(z_L \mid x) \prod_{l < L} q(z_l \mid x, z_{l+1})`, in the model's order. The KL
+    divergence of a layer is in closed form if the guide draws the layer after all that the model draws it from: every
+    layer of ``top-down``, only the top layer of ``bottom-up``. ``objective.report`` shows the method of each.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for ``bottom-up``.
@@ -37,13 +37,12 @@ class HierarchicalVAE(Built):
         VAE with a VampPrior (Tomczak and Welling, 2018), for ``top-down``.
 
     Arguments:
-        event_shape: Shape of one x, as ``(1, 28, 28)``.
+        event_shape: Shape of one x, for example ``(1, 28, 28)``.
         latents: Dimensions of z1, z2, and so on.
         guide: ``bottom-up`` or ``top-down``.
-        prior: A class for p(zL); a VampPrior is the mixture of the guide's own q(zL | .) at pseudo-inputs, of what the
-            guide draws zL from.
-        likelihood, network: Classes, as of :meth:`pyro_vae.VAE.build`; the network is of x.
-        family: A class for q and p of each layer, of the layer's dimensions.
+        prior: A class for p(zL). A VampPrior is a mixture of q(zL | .) at pseudo-inputs in place of the guide's input.
+        likelihood, network: Classes, as in :meth:`pyro_vae.VAE.build`; the network is from and to x.
+        family: A class for q and p of each layer, called with the layer's dimensions.
         inner: A class for the networks between two layers; None: ``network``.
 
     Raises:
@@ -71,9 +70,9 @@ class HierarchicalVAE(Built):
         sizes = dict(zip(names, map(int, latents), strict=True))
         event_shape, inner = shape_of(event_shape, **sizes), inner or network
         if not sizes or guide not in (BOTTOM_UP, TOP_DOWN):
-            got = guide if isinstance(guide, str) else "a class, which goes to family"
+            got = guide if isinstance(guide, str) else "a class, which is the argument family"
             raise ValueError(
-                f"Expected guide to be {BOTTOM_UP} or {TOP_DOWN}, of at least one layer of latents; got guide = {got} "
+                f"Expected guide to be {BOTTOM_UP} or {TOP_DOWN}, and at least one layer in latents; got guide = {got} "
                 f"and latents = {latents!r}."
             )
         p_x = family_of("likelihood", likelihood, event_shape)
@@ -84,7 +83,7 @@ class HierarchicalVAE(Built):
         )
         self.order, self.top = guide, names[-1]
         encoders: dict[str, Conditional] = {}
-        shapes: dict[str, Sequence[int]] = {}  # of the first input of each encoder
+        shapes: dict[str, Sequence[int]] = {}  # of each encoder's first input
         before: list[Sequence[int]] = []
         for name in reversed(names) if guide == TOP_DOWN else names:
             q, (shapes[name], *beside) = family_of("family", family, sizes[name]), self.inputs_of(event_shape, *before)
@@ -96,7 +95,7 @@ class HierarchicalVAE(Built):
         attach(self.prior, sizes[self.top], encoders[self.top], shapes[self.top])
 
     def model(self, x: Tensor) -> Tensor:
-        """Draw zL from the prior, each layer given the one above, then see x, of shape ``(B, *event)``."""
+        """Sample zL from the prior and each layer given the layer above; observe x, of shape ``(B, *event)``."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample(self.top, self.prior())
@@ -105,7 +104,7 @@ class HierarchicalVAE(Built):
             return pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Draw each layer given the one before; top-down, given x too."""
+        """Sample each layer given the layer before it, and top-down given x too."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             before: list[Tensor] = []
@@ -113,7 +112,7 @@ class HierarchicalVAE(Built):
                 before = [pyro.sample(name, encoder(*self.inputs_of(x, *before)))]
 
     def inputs_of(self, x: Any, *before: Any) -> tuple[Any, ...]:
-        """Return what the guide draws a layer from: x, and the layer before it; bottom-up that layer alone."""
+        """Return a layer's inputs in the guide: x and the layer before it, or bottom-up the layer before it alone."""
         return (x, *before) if self.order == TOP_DOWN else before or (x,)
 
     def at_prior(self, num: int) -> TorchDistribution:
@@ -121,17 +120,17 @@ class HierarchicalVAE(Built):
         return self.below(self.prior().sample((num,)))
 
     def below(self, z: Tensor) -> TorchDistribution:
-        """Return p(x | z1) at a draw of all layers below zL, of shape ``(*, latent)``."""
+        """Return p(x | z1) at a draw of all layers below z, the top layer, of shape ``(*, latent)``."""
         for layer in self.layers.values():
             z = layer(z).sample()
         return self.decoder(z)
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | z1) with draws of all layers from the guide, or each layer at its mean."""
+        """Return p(x | z1) at draws of all layers from the guide, or at each layer's mean."""
         return self.decoder(self.codes(x, draw)["z1"])
 
     def codes(self, x: Tensor, draw: Draw = mean) -> dict[str, Tensor]:
-        """Return each layer at its mean under the guide, or at a draw, ``(B, latent)`` by name."""
+        """Return each layer's mean under the guide, or a draw, by name, of shape ``(B, latent)``."""
         codes: dict[str, Tensor] = {}
         before: list[Tensor] = []
         for name, encoder in self.encoders.items():
@@ -141,16 +140,16 @@ class HierarchicalVAE(Built):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return reconstructions, samples, and draws of x given the top layer of each image alone."""
+        """Return reconstructions, samples, and draws of x given only the top layer of each image."""
         top = self.codes(x)[self.top]
         rows = torch.stack([x, self.reconstruct(x), *(mean(self.below(top)) for _ in range(6))])
         return super().pictures(x) | {"layers": (rows, f"Images, reconstructions, draws of p(x | {self.top})")}
 
-    def seen_by_prior(self, x: Any) -> Any:
-        """Return what the guide draws zL from: training images, or the codes of a few of them."""
+    def pseudo_inputs(self, x: Any) -> Any:
+        """Return the first input of the guide's top layer: training images, or the codes of the first 2,000."""
         few = x[:2000]
-        (seen, *_) = self.inputs_of(few, *[*self.codes(few).values()][-2:-1])
-        return x if seen is few else seen
+        inputs, *_ = self.inputs_of(few, *[*self.codes(few).values()][-2:-1])
+        return x if inputs is few else inputs
 
     @quietly
     def blank(self, num: int) -> Tensor:

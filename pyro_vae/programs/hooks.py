@@ -1,4 +1,7 @@
-"""What training and reports ask of a program beside its two Pyro programs. Others may have methods of these names."""
+"""Optional methods of a program, which training and reports call if a program has them.
+
+Any program may define methods of these names; :class:`Hooks` defines them for the programs of this package.
+"""
 
 import inspect
 import math
@@ -18,29 +21,29 @@ from pyro_vae.data import Dataset
 from pyro_vae.data.supports import ADVICE, kind_of, of_element
 from pyro_vae.missing import observed
 from pyro_vae.program import arguments
-from pyro_vae.seeds import undisturbed, unmoved
+from pyro_vae.seeds import preserve_state, reset_modes
 
-AT_ONCE = 4096
-SOME = 2**20  # numbers that a scale is started at
+AT_ONCE = 4096  # rows
+SOME = 2**20  # elements of x from which a scale is initialised
 Draw = Callable[[TorchDistribution], Tensor]  # from a distribution of a latent site to its value
 
 
 def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a program's method without gradients, and else as in a script of its own, whatever is around."""
+    """Decorate a program's method to run without gradients or autocast, with the program's default dtype."""
 
     @wraps(method)
     def run(program: Any, *args: Any, **options: Any) -> Any:
-        with undisturbed(program, program.reference.device), torch.no_grad():
+        with reset_modes(program, program.reference.device), torch.no_grad():
             return method(program, *args, **options)
 
     return run
 
 
 class Hooks(nn.Module, ABC):
-    """Methods of the programs here, which ``fit`` and the posterior call by name where a program has them.
+    """The base class of this package's programs, with the methods that ``fit`` and a posterior call by name.
 
-    To write a program with them, subclass this, and give :meth:`at_prior` and :meth:`at_guide`. ``inputs`` is the
-    number of arguments of the model: a subclass whose own model takes another number says more than its parts do.
+    A subclass defines :meth:`at_prior` and :meth:`at_guide`. ``inputs`` is the number of arguments of the model. If a
+    subclass overrides the model with another number of arguments, the checks of the data are skipped.
     """
 
     decoder: nn.Module
@@ -49,11 +52,11 @@ class Hooks(nn.Module, ABC):
 
     @abstractmethod
     def at_prior(self, num: int) -> TorchDistribution:
-        """Return p(x | z) at ``num`` draws of all that is latent from the prior."""
+        """Return p(x | z) at ``num`` draws of all latent sites from the prior."""
 
     @abstractmethod
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | z) with ``draw`` of the guide's distribution for each latent site."""
+        """Return p(x | z) with each latent site at ``draw`` of the guide's distribution."""
 
     @quietly
     def generate(self, num: int = 64) -> Tensor:
@@ -62,81 +65,81 @@ class Hooks(nn.Module, ABC):
 
     @quietly
     def reconstruct(self, x: Tensor, *given: Tensor) -> Tensor:
-        """Return the mean image at the guide's mean for each x, of x's shape."""
+        """Return the mean image E[x | z] at the guide's mean of z for each x, of the shape of x."""
         return mean(self.at_guide(mean, *self.checked(x, *given)))
 
     def checked(self, *data: Any) -> tuple[Tensor, ...]:
-        """Return data as the model's arguments, as a posterior takes them; refuse what :meth:`check_data` refuses."""
-        rows = arguments(self, data) if self._is_of_its_parts else data
-        self.check_data(*rows)
-        return rows
+        """Return the data as the model's arguments; refuse data that :meth:`check_data` refuses."""
+        data = arguments(self, data) if self._fits_parts else data
+        self.check_data(*data)
+        return data
 
     @property
     def reference(self) -> Tensor:
-        """A tensor of the program's own: ``x.to(vae.reference)`` has its dtype and device."""
+        """A tensor of the program; ``x.to(vae.reference)`` has the program's dtype and device."""
         return next(chain(self.parameters(), self.buffers()), torch.zeros(()))
 
     @torch.no_grad()
     def start(self, dataset: Dataset) -> None:
-        """Start untrained parts where the data are: the decoder's mean, what stands for missing x, the prior."""
+        """Initialise untrained parts from the data: the decoder's mean, the value of missing elements, the prior."""
         mean = dataset.mean
         if isinstance(self.decoder, Conditional):
             train, some = dataset.train, max(1, SOME // mean.numel())
             rows = torch.arange(0, len(train), max(1, len(train) // some))
-            # Scales start where they suit x in [0, 1].
-            free = kind_of(dataset.support) in ("real", "counts")
-            self.decoder.start_at(mean, train[rows] - mean if free else None)
-        for part in self._that_fill():
+            # An untrained scale already suits x in [0, 1].
+            unbounded = kind_of(dataset.support) in ("real", "counts")
+            self.decoder.start_at(mean, train[rows] - mean if unbounded else None)
+        for part in self._with_fill():
             part.fill_with(mean)
         if start_at := getattr(getattr(self, "prior", None), "start_at", None):
-            start_at(self.seen_by_prior(dataset.train.to(self.reference.device)))
+            start_at(self.pseudo_inputs(dataset.train.to(self.reference.device)))
 
-    def seen_by_prior(self, x: Any) -> Any:
-        """Return what a prior with pseudo-inputs starts at, of training images, ``(N, *event)``."""
+    def pseudo_inputs(self, x: Any) -> Any:
+        """Return the initial pseudo-inputs of a prior from training images ``(N, *event)``."""
         return x
 
     def complete(self) -> AbstractContextManager:
-        """Return a context in which no element of x is missing, so that none is looked for."""
+        """Return a context that skips the search for missing elements, for x without any."""
         contexts = ExitStack()
-        for part in self._that_fill():
+        for part in self._with_fill():
             contexts.enter_context(part.complete())
         return contexts
 
-    def _that_fill(self) -> Iterator[Conditional]:
+    def _with_fill(self) -> Iterator[Conditional]:
         return (part for part in self.modules() if isinstance(part, Conditional) and part.fill is not None)
 
     def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
-        """Refuse x of another shape or outside the likelihood's support; on disk look at the first 4,096.
+        """Refuse x of another shape or outside the likelihood's support, from the first 4,096 rows if x is on disk.
 
-        x of two values are in many a support: they are refused too where the likelihood is not of two, a density of
-        real numbers only if ``strict``, since one of fixed scale may be meant, as for squared error.
+        x of two values lies in most supports, but only likelihoods of two values accept it, and densities of real
+        numbers unless ``strict``: with a fixed scale they may be meant as a squared error.
         """
-        if not self._is_of_its_parts:
+        if not self._fits_parts:
             return
         with torch.no_grad():
-            law: Any = self.at_prior(1)
-            if law.event_shape != dataset.event_shape:
+            distribution: Any = self.at_prior(1)
+            if distribution.event_shape != dataset.event_shape:
                 raise ValueError(
-                    f"Expected data of shape (N, {', '.join(map(str, law.event_shape))}), as the VAE was built for; "
-                    f"got images of shape {dataset.event_shape}."
+                    f"Expected data of shape (N, {', '.join(map(str, distribution.event_shape))}), the event_shape of "
+                    f"the VAE; got images of shape {dataset.event_shape}."
                 )
-            family = getattr(self.decoder, "family", None) or getattr(law, "base_dist", law)
-            name, support = type(family).__name__, of_element(law.support)
-            ours = ADVICE.get("dequantised" if dataset.config["dequantize"] else kind_of(dataset.support), {})
-            theirs = kind_of(support)
-            advice = ours.get(theirs, "Use a likelihood whose support has them, as Gaussian has real numbers.")
+            family = getattr(self.decoder, "family", None) or getattr(distribution, "base_dist", distribution)
+            name, support = type(family).__name__, of_element(distribution.support)
+            of_data = ADVICE.get("dequantised" if dataset.config["dequantize"] else kind_of(dataset.support), {})
+            kind = kind_of(support)
+            advice = of_data.get(kind, "Use a likelihood whose support contains x; Gaussian takes all real numbers.")
             advice = advice.format(levels=getattr(dataset.support, "number", 2))
-            if ours is ADVICE["binary"] and theirs in ours and (strict or theirs != "real"):  # 0 and 1 are in many
+            if of_data is ADVICE["binary"] and kind in of_data and (strict or kind != "real"):
                 raise ValueError(f"Expected a likelihood of two values for {dataset}; got {name}. {advice}")
             names = [*inspect.signature(self.model).parameters][1:]
             for split in dataset.splits.values():
-                if given := [split.columns[name] for name in names if name in split.columns]:
-                    self.check_given(*given)
+                if columns := [split.columns[name] for name in names if name in split.columns]:
+                    self.check_given(*columns)
                 for start in range(0, AT_ONCE if split.on_disk else len(split), AT_ONCE):
                     x = split[slice(start, start + AT_ONCE)].to(self.reference)
                     if split.mask is not None:
-                        _, x = observed(law, x)  # which has no NaN, and the same extremes
-                    if not law.support.check(x).all():
+                        _, x = observed(distribution, x)  # without NaN, with the same extremes
+                    if not distribution.support.check(x).all():
                         low, high = x.min().item(), x.max().item()
                         raise ValueError(
                             f"Expected x in the support of {name}, {support}; got values in [{low:g}, {high:g}] "
@@ -144,24 +147,24 @@ class Hooks(nn.Module, ABC):
                         )
 
     def check_data(self, x: Tensor, *given: Tensor) -> None:
-        """Refuse x that is not of shape ``(B, *event)``, and what :meth:`check_given` refuses."""
-        if not self._is_of_its_parts:
+        """Refuse x of another shape than ``(B, *event)``, and arguments that :meth:`check_given` refuses."""
+        if not self._fits_parts:
             return
-        with torch.no_grad(), unmoved(self.reference.device):
+        with torch.no_grad(), preserve_state(self.reference.device):
             event = self.at_prior(1).event_shape
         if x.shape[1:] != event or x.dim() != len(event) + 1 or not len(x):
             raise ValueError(
                 f"Expected x of shape (B, {', '.join(map(str, event))}) with B of at least 1; got {tuple(x.shape)}. "
-                "Of one datum, x.unsqueeze(0) is such."
+                "For one datum, pass x.unsqueeze(0)."
             )
         self.check_given(*given)
 
     def check_given(self, *given: Tensor) -> None:
-        """Refuse what the model cannot be given beside x."""
+        """Refuse unsuitable arguments of the model other than x."""
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return grids of images, ``(rows, columns, *event)``, and their titles, by the names of their files."""
+        """Return grids of images, ``(rows, columns, *event)``, with titles, by file name."""
         rows = torch.stack([x, self.reconstruct(x, *given)])
         return {
             "reconstructions": (rows, "Originals above, reconstructions below"),
@@ -169,24 +172,27 @@ class Hooks(nn.Module, ABC):
         }
 
     def unlabelled(self, *data: Tensor) -> tuple[Tensor, ...]:
-        """Return the data without labels that the program can infer: those that reports ask for log p(x) of."""
+        """Return the data without labels that the program infers: reports estimate log p of these."""
         return data
 
     def measures(self, *data: Tensor) -> dict[str, Tensor]:
-        """Return numbers of each row by name, beside the ELBO; NaN where there is none."""
+        """Return further metrics by name, a number for each row, NaN where undefined."""
         return {}
 
     @torch.no_grad()
     def smallest_scale(self, x: Tensor, *given: Tensor) -> float:
-        """Return the least scale of p(x | z) at a draw of z for each x; nan where it is no density or has none."""
-        law: Any = self.at_guide(lambda law: law.sample(), x, *given) if self._is_of_its_parts else None
-        if law is None or law.support.is_discrete:
+        """Return the smallest scale of p(x | z) at a draw of z for each x; nan for a mass, or without a scale."""
+        if not self._fits_parts:
             return math.nan
-        while hasattr(law, "base_dist"):
-            law = law.base_dist
-        scale = getattr(law, "scale", None)
+        distribution: Any = self.at_guide(lambda q: q.sample(), x, *given)
+        if distribution.support.is_discrete:
+            return math.nan
+        while hasattr(distribution, "base_dist"):
+            distribution = distribution.base_dist
+        scale = getattr(distribution, "scale", None)
         return scale.min().item() if isinstance(scale, Tensor) else math.nan
 
     @property
-    def _is_of_its_parts(self) -> bool:
+    def _fits_parts(self) -> bool:
+        """Whether the model has the number of arguments of this package's program."""
         return len(inspect.signature(self.model).parameters) == self.inputs

@@ -1,4 +1,4 @@
-"""A VAE with a class that is known of some data."""
+"""The semi-supervised VAE, with a class that is known for some data."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,30 +20,33 @@ from pyro_vae.programs.building import attach, build_part, conditional, family_o
 from pyro_vae.programs.built import OfLabels, are_labels
 from pyro_vae.programs.hooks import Draw, quietly
 
-LOSS: Any = {"is_loss": True}  # a term of the loss alone
+LOSS: Any = {"is_loss": True}  # marks a term of the loss that is not a density
 
 
 class SemiSupervisedVAE(OfLabels):
-    r"""A VAE with a class y, which some data show: model M2.
+    r"""A VAE with a class y that is known for some data: model M2.
 
     .. math:: p(x, y, z) = p(y) \, p(z) \, p(x \mid y, z), \qquad q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
 
-    with p(y) uniform. Where y is unknown, -1, all classes are summed out, none is drawn: the bound is of
-    :math:`\log p(x)`, of :math:`\log p(x, y)` where it is known. Without y all are unknown. For each label that is
-    known the loss has a further term, ``weight`` times :math:`-\log q(y \mid x)`, which no density has in it.
+    with p(y) uniform. An unknown y is -1 and is summed out exactly: the ELBO is then a bound on :math:`\log p(x)`, and
+    with a known y on :math:`\log p(x, y)`. Without y all labels are unknown. The loss of a known label has a further
+    term, ``weight`` times :math:`-\log q(y \mid x)`, which is part of no density.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), model M2.
 
     Arguments:
-        event_shape: Shape of one x, as ``(1, 28, 28)``.
+        event_shape: Shape of one x, for example ``(1, 28, 28)``.
         latent: Dimensions of z.
         classes: Number of classes.
-        weight: Of the classification term; the paper's is 0.1 times the data over the labels.
-        prior, likelihood, guide, network: Classes, as of :meth:`pyro_vae.VAE.build`.
+        weight: The weight of the classification term; the paper's is 0.1 times the number of data per label.
+        prior, likelihood, guide, network: Classes, as in :meth:`pyro_vae.VAE.build`.
 
     Raises:
         ValueError: If a size is not positive, the weight is negative, or the parts do not fit together.
+
+    See Also:
+        :func:`pyro_vae.data.labelled` hides labels; :class:`ConditionalVAE` is for labels that are all known.
 
     Example:
         >>> vae = SemiSupervisedVAE.build((64,), latent=2, classes=3)
@@ -70,7 +73,7 @@ class SemiSupervisedVAE(OfLabels):
         event_shape = shape_of(event_shape, latent=latent, classes=classes)
         if classes < 2 or not weight >= 0:
             raise ValueError(
-                f"Expected at least 2 classes, and a weight of at least 0; got classes = {classes}, weight = {weight}."
+                f"Expected classes of at least 2 and weight of at least 0; got classes = {classes}, weight = {weight}."
             )
         self.classes, self.weight = classes, weight
         p_x = family_of("likelihood", likelihood, event_shape)
@@ -82,83 +85,83 @@ class SemiSupervisedVAE(OfLabels):
         self.logits = nn.Buffer(torch.zeros(classes), persistent=False)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Draw y, where it is not seen, and z; then see x, of shape ``(B, *event)``."""
+        """Sample an unknown y, and z; observe x, of shape ``(B, *event)``, given both."""
         module("vae", self)
-        y, seen = labels_of(x, y)
+        y, known = labels_of(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
-            label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=seen)
+            label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=known)
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decoder(z, self.vector(label)), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Sum over y, where it is not seen, and draw z given each; the classification term is of those seen."""
+        """Sum over an unknown y, and sample z given y; add the classification term of the known labels."""
         module("vae", self)
-        (y, seen), q = labels_of(x, y), dist.Categorical(logits=self.classifier(x).logits)
+        (y, known), q = labels_of(x, y), dist.Categorical(logits=self.classifier(x).logits)
         with pyro.plate("data", x.shape[0], dim=-1):
-            with poutine.mask(mask=~seen):
-                drawn = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
-            pyro.sample("z", self.encoder(x, self.vector(torch.where(seen, y, drawn))))
-            loss = -self.weight * torch.where(seen, q.log_prob(y.clamp(min=0)), 0.0)
+            with poutine.mask(mask=~known):
+                label = pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
+            pyro.sample("z", self.encoder(x, self.vector(torch.where(known, y, label))))
+            loss = -self.weight * torch.where(known, q.log_prob(y.clamp(min=0)), 0.0)
             pyro.sample("classification", dist.Unit(loss), obs=loss.new_empty(*loss.shape, 0), infer=LOSS)
 
     @quietly
     def classify(self, x: Tensor) -> Tensor:
-        """Return q(y | x) of each class, of shape ``(B, classes)``; p(y | x) is :func:`pyro_vae.evaluate.posterior`."""
+        """Return q(y | x), of shape ``(B, classes)``; :func:`pyro_vae.evaluate.posterior` estimates p(y | x)."""
         return self.classifier(*self.checked(x)).probs
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
-        """Return p(x | y, z) at ``num`` draws of z, and of y where it is not given."""
+        """Return p(x | y, z) at ``num`` draws of z, and of y unless ``given`` has it."""
         y = dist.Categorical(logits=self.logits).sample((num,)) if given is None else given
         return self.decoder(self.prior().sample((num,)), self.vector(y))
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | y, z) at a draw of z from the guide, or its mean; y is the likeliest where it is not given."""
-        y, seen = labels_of(x, *given)
-        code = self.vector(torch.where(seen, y, self.classifier(x).logits.argmax(-1)))
-        return self.decoder(draw(self.encoder(x, code)), code)
+        """Return p(x | y, z) at a draw or the mean of the guide's z; an unknown y is the class of largest q(y | x)."""
+        y, known = labels_of(x, *given)
+        one_hot = self.vector(torch.where(known, y, self.classifier(x).logits.argmax(-1)))
+        return self.decoder(draw(self.encoder(x, one_hot)), one_hot)
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return reconstructions, samples of each class, and styles of images held while the class goes by."""
+        """Return reconstructions, samples of each class, and the z of images decoded under each class."""
         return super().pictures(x, *given) | self.pictures_of(x, self.classifier(x).logits.argmax(-1))
 
     def unlabelled(self, *data: Tensor) -> tuple[Tensor, ...]:
-        """Return x with no label known: what is reported is of log p(x)."""
+        """Return x with all labels unknown: reports are of log p(x)."""
         return data[0], labels_of(data[0])[0]
 
     @torch.no_grad()
     def measures(self, *data: Tensor) -> dict[str, Tensor]:
-        """Return the accuracy of q(y | x): 1 where its likeliest class is the label, 0 where not."""
-        y, seen = labels_of(*data)
-        right = (self.classifier(data[0]).logits.argmax(-1) == y).to(self.reference)
-        return {"accuracy": torch.where(seen, right, torch.nan)}
+        """Return the accuracy of q(y | x): 1 if its most probable class is the label, else 0; NaN if it is unknown."""
+        y, known = labels_of(*data)
+        correct = (self.classifier(data[0]).logits.argmax(-1) == y).to(self.reference)
+        return {"accuracy": torch.where(known, correct, torch.nan)}
 
     def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
-        """Refuse what :meth:`Hooks.check_dataset` does, and labels of no training data, or of one class alone."""
+        """Check as :meth:`pyro_vae.VAE.check_dataset`; refuse training labels of fewer than two classes."""
         super().check_dataset(dataset, strict)
         y = dataset.train.columns.get("y")
         classes = y[y >= 0].unique().tolist() if y is not None else []
         if len(classes) < 2:
             raise ValueError(
-                f"Expected labels y of some training data, of at least 2 classes; got {classes or 'none'}. Give y, -1 "
-                "where it is unknown, or train a VAE."
+                f"Expected training labels y of at least 2 classes; got {classes or 'none'}. Add labels, with -1 where "
+                "unknown, or train a VAE."
             )
 
     def check_given(self, *given: Tensor) -> None:
-        """Refuse labels that are no classes."""
+        """Refuse labels that are not classes."""
         for y in given:
             if not are_labels(y):
                 raise ValueError(
-                    f"Expected labels y, whole numbers of shape (B,), -1 where there is none; got {y.dtype} of shape "
+                    f"Expected labels y, integers of shape (B,), -1 where unknown; got {y.dtype} of shape "
                     f"{tuple(y.shape)}."
                 )
             self.check_labels(y)
 
 
 class _Label(Family):
-    """Classes, as vectors of which one element is 1."""
+    """A categorical distribution of one-hot vectors."""
 
     params = 1
 
-    def law(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
+    def distribution(self, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
         return dist.OneHotCategorical(logits=logits)

@@ -1,4 +1,4 @@
-r"""The program: a model, a guide, and what one does with them."""
+"""The VAE: a model and a guide as Pyro programs, with methods to generate, reconstruct and impute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_vae.networks import Auto, Network
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
 from pyro_vae.programs.hooks import Draw, Hooks, quietly
-from pyro_vae.seeds import undisturbed
+from pyro_vae.seeds import reset_modes
 
 
 class VAE(Hooks):
@@ -26,12 +26,15 @@ class VAE(Hooks):
 
     .. math:: p(x, z) = p(z) \, p(x \mid z), \qquad q(z \mid x) \approx p(z \mid x)
 
-    Most users call :meth:`build`. Any three modules whose ``forward`` returns a distribution will do: ``prior()`` is
-    p(z), with event shape ``(latent,)``, ``decoder(z)`` is p(x | z), for z of shape ``(*, latent)``, and ``encoder(x)``
-    is q(z | x), for x of shape ``(*, *event)``.
+    Most users call :meth:`build`. The constructor takes three modules whose ``forward`` returns a distribution:
+    ``prior()`` is p(z), with event shape ``(latent,)``, ``decoder(z)`` is p(x | z), for z of shape ``(*, latent)``, and
+    ``encoder(x)`` is q(z | x), for x of shape ``(*, *event)``.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
+
+    See Also:
+        :class:`HierarchicalVAE`, :class:`ConditionalVAE` and :class:`SemiSupervisedVAE`, programs with more sites.
     """
 
     def __init__(self, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
@@ -42,14 +45,14 @@ class VAE(Hooks):
         self.parts: dict[str, Any] | None = None
 
     def model(self, x: Tensor) -> Tensor:
-        """Draw z from the prior, then see x, of shape ``(B, *event)``, under the likelihood."""
+        """Sample z from the prior, and observe x, of shape ``(B, *event)``, under the likelihood."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: Tensor) -> Tensor:
-        """Draw z from the encoder, given x of shape ``(B, *event)``."""
+        """Sample z from the encoder given x of shape ``(B, *event)``."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             return pyro.sample("z", self.encoder(x))
@@ -64,11 +67,11 @@ class VAE(Hooks):
         guide: Callable[[int], Family] = DiagonalNormal,
         network: Callable[[Sequence[int], Sequence[int]], Network] = Auto,
     ) -> VAE:
-        """Build a VAE from a class for each part, or a partial, as ``partial(networks.MLP, hidden=(200, 200))``.
+        """Build a VAE from a class for each part, or a partial such as ``partial(networks.MLP, hidden=(200, 200))``.
 
-        Prior and guide, a family, are called with the number of ``latent`` dimensions; the likelihood, a family, with
-        ``event_shape``, that of one x, as ``(1, 28, 28)``; the network with the shapes of its input and output, for the
-        encoder and for the decoder.
+        ``event_shape`` is the shape of one x, for example ``(1, 28, 28)``. The prior and the guide family are called
+        with ``latent``, the number of dimensions of z; the likelihood family with ``event_shape``; the network with the
+        shapes of its input and output, once for the encoder and once for the decoder.
 
         Raises:
             ValueError: If ``latent`` is not positive, or the parts do not fit together.
@@ -96,7 +99,7 @@ class VAE(Hooks):
         return self.decoder(self.prior().sample((num,)))
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | z) at a draw of z from the guide, or at its mean."""
+        """Return p(x | z) at a draw of z from the guide, or at the guide's mean."""
         return self.decoder(draw(self.encoder(x)))
 
     @quietly
@@ -106,7 +109,7 @@ class VAE(Hooks):
 
     @quietly
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return reconstructions, samples, lines between images, and the plane where ``latent = 2``."""
+        """Return reconstructions, samples, interpolations, and a grid over the latent space if ``latent = 2``."""
         lines = self.interpolate(x[:8], x.roll(-8, 0)[:8]), "Straight lines in latent space, from image to image"
         pictures = super().pictures(x) | {"interpolation": lines}
         if self.prior().event_shape == (2,):
@@ -114,56 +117,57 @@ class VAE(Hooks):
         return pictures
 
     def impute(self, x: Tensor, num: int = 100, num_particles: int = 100) -> Tensor:
-        r"""Draw what is missing of x, its NaN, given what is observed.
+        r"""Draw the missing elements of x, its NaN, given the observed elements.
 
         .. math:: p(x_m \mid x_o) = \int p(x_m \mid z) \, p(z \mid x_o) \, dz
 
-        For each draw, z is one of ``num_particles`` draws of the guide, with probability in proportion to its weight
-        :math:`p(z) \, p(x_o \mid z) / q(z \mid x)`, and :math:`x_m` is drawn from the likelihood given z. Their mean is
-        an imputation of least squared error, their quantiles are its intervals. From x of shape ``(B, *event)``, NaN
-        where it is missing, to ``(num, B, *event)``.
+        For each draw, z is one of ``num_particles`` draws of the guide, chosen with probability in proportion to the
+        weight :math:`p(z) \, p(x_o \mid z) / q(z \mid x)`, and :math:`x_m` is drawn from the likelihood given z. The
+        mean of the draws minimises squared error; their quantiles give intervals. From x of shape ``(B, *event)``, NaN
+        where missing, to ``(num, B, *event)``.
 
         References:
             MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
 
         Raises:
-            ValueError: If there are no draws or no particles, or the likelihood's elements are not independent.
+            ValueError: If ``num`` or ``num_particles`` is below 1, or the likelihood's elements are not independent.
 
         Example:
             >>> x = torch.rand(5, 64)
             >>> x[:, :20] = float("nan")
-            >>> drawn = VAE.build((64,), latent=2).impute(x, num=10)
-            >>> drawn.shape, bool((drawn[:, :, 20:] == x[:, 20:]).all())
+            >>> draws = VAE.build((64,), latent=2).impute(x, num=10)
+            >>> draws.shape, bool((draws[:, :, 20:] == x[:, 20:]).all())
             (torch.Size([10, 5, 64]), True)
         """
-        with undisturbed(self, self.reference.device):
+        with reset_modes(self, self.reference.device):
             (x,) = self.checked(x)
             return impute(self.prior(), self.encoder, self.decoder, x, num, num_particles)
 
     @quietly
     def interpolate(self, start: Tensor, end: Tensor, steps: int = 10) -> Tensor:
-        """Return mean images ``(B, steps, *event)`` on latent lines between images ``(B, *event)``, ends included."""
+        """Return mean images ``(B, steps, *event)`` on latent lines from ``start`` to ``end``, both ``(B, *event)``."""
         a, b = (mean(self.encoder(*self.checked(x))).unsqueeze(1) for x in (start, end))
         return mean(self.decoder(a.lerp(b, torch.linspace(0, 1, steps).to(a).unsqueeze(-1))))
 
     @quietly
     def traverse(self, x: Tensor, span: float = 3.0, steps: int = 11) -> Tensor:
-        """Return mean images as one latent dimension at a time goes through the prior, ``(latent, steps, *event)``.
+        """Return mean images as one latent dimension at a time varies, of shape ``(latent, steps, *event)``.
 
-        It goes from ``-span`` to ``span`` standard deviations; the others stay at the guide's mean for an image x.
+        The dimension takes values from ``-span`` to ``span`` of the prior's standard deviations around the prior's
+        mean. The other dimensions stay at the guide's mean for x, one image of shape ``event``.
         """
         z = mean(self.encoder(*self.checked(x[None]))).repeat(steps, 1)
         rows = z.repeat(z.shape[1], 1, 1)
-        walk = torch.linspace(-span, span, steps).to(z).unsqueeze(-1)
-        rows.diagonal(dim1=0, dim2=2).copy_(mean(self.prior()) + walk * stddev(self.prior()))
+        offsets = torch.linspace(-span, span, steps).to(z).unsqueeze(-1)
+        rows.diagonal(dim1=0, dim2=2).copy_(mean(self.prior()) + offsets * stddev(self.prior()))
         return mean(self.decoder(rows))
 
     @quietly
     def manifold(self, steps: int = 20) -> Tensor:
         """Return mean images on a grid over a 2-D latent space, of shape ``(steps, steps, *event)``.
 
-        The grid is even in the probability of a normal with the prior's mean and standard deviations. The first latent
-        dimension goes right, the second goes up.
+        The grid points are equally spaced quantiles of a normal with the prior's mean and standard deviations. The
+        first latent dimension runs from left to right, the second from bottom to top.
         """
         latent = self.prior().event_shape[0]
         if latent != 2:

@@ -1,4 +1,4 @@
-"""What to show of a program: the closing table of a run, its figures, and a full evaluation with a diagnosis."""
+"""Reports on a program: the closing table and figures of a run, and a full evaluation with a diagnosis."""
 
 from pyro_vae.report.closing import figures, table
 from pyro_vae.report.diagnosis import diagnosis

@@ -1,4 +1,4 @@
-"""Draws for -log p(x): what they are from, and adapted ones where they are few enough."""
+"""Proposals for -log p(x): their descriptions, and log-weights of adapted ones within a limit of draws."""
 
 from typing import Any
 
@@ -7,27 +7,27 @@ from torch import Tensor
 from pyro_vae import evaluate
 from pyro_vae.program import Posterior
 
-OF_TABLE = 1_000_000  # draws, at most, that a closing table takes of adapted proposals
-OF_EVALUATION = 10_000_000  # the same of an evaluation
+OF_TABLE = 1_000_000  # limit of draws from adapted proposals for a closing table
+OF_EVALUATION = 10_000_000  # the same for an evaluation
 
 
-def origin(whole: Posterior, proposal: evaluate.Proposal) -> str:
-    """Say what draws are from, and how many fit an adapted proposal before."""
-    least, most = evaluate.fitting_draws(whole) if proposal == "adapted" else (0, 0)
-    return f"{evaluate.ORIGINS[proposal]}{f', after {least:,} to {most:,} that fit it' if most else ''}"
+def origin(target: Posterior, proposal: evaluate.Proposal) -> str:
+    """Return a proposal in words, with the number of draws to fit an adapted one."""
+    least, most = evaluate.fitting_draws(target) if proposal == "adapted" else (0, 0)
+    return f"{evaluate.ORIGINS[proposal]}{f', after {least:,} to {most:,} draws to fit it' if most else ''}"
 
 
-def by_adapted(
-    program: Any, whole: Posterior, num_particles: int, most: int, progress: bool
+def adapted_log_weights(
+    program: Any, target: Posterior, num_particles: int, most: int, progress: bool
 ) -> tuple[Tensor | None, list[str]]:
-    """Return the log-weights ``(K, B)`` of draws from adapted proposals; None where these take more than ``most``.
+    """Return log-weights ``(K, B)`` of adapted proposals, or None if they need more than ``most`` draws.
 
-    None, too, where no proposal can be adapted: then there is a line that says why.
+    If no proposal can be adapted, return None and a line with the reason.
     """
-    fitting, _ = evaluate.fitting_draws(whole)
-    if not fitting or len(whole) * (fitting + num_particles) > most:
+    fitting, _ = evaluate.fitting_draws(target)
+    if not fitting or len(target) * (fitting + num_particles) > most:
         return None, []
     try:
-        return evaluate.log_weights(program, whole, num_particles, progress=progress, proposal="adapted"), []
+        return evaluate.log_weights(program, target, num_particles, progress=progress, proposal="adapted"), []
     except ValueError as error:
         return None, [f"No adapted proposal: {error}"]

@@ -1,1 +1,1 @@
-"""Traces of Pyro programs: their sites, their plates, and the importance weights of their draws."""
+"""Traces of Pyro programs: sample sites, plates, and importance weights of draws."""

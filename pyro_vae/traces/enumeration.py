@@ -1,12 +1,12 @@
-r"""Discrete sites summed out exactly: classes in dimensions of their own, left of all plates.
+r"""Discrete sites summed out exactly, with their classes in dimensions left of all plates.
 
 With y in the guide and in the model, and one draw :math:`z_y \sim q(z \mid x, y)` for each class, the weight is
 
 .. math:: w = \sum_y \frac{p(x, y, z_y)}{q(z_y \mid x, y)}
 
-so that log q(y | x) is not in it, and no class is drawn. A class that the model alone has is summed out of the model's
-joint. A mask on an enumerated site is not applied inside the sum, where its probabilities have to add up to 1: else a
-row whose label is seen would count once for each class.
+so it does not contain log q(y | x), and no class is drawn. A class in the model alone is summed out of the joint
+density. A mask on an enumerated site is not applied inside the sum, where its probabilities must add up to 1; applied
+there, it would count a labelled row once for each class.
 """
 
 from collections import OrderedDict
@@ -24,11 +24,11 @@ from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Program, Site, density_sites, enumerated, latent, plates, samples
 
-MOST = 64  # dimensions of a tensor
+MAX_DIMS = 64  # of a torch tensor
 
 
-def marked(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the latent sites to sum out: marked, the model's own in ``marks``, or discrete and in the model alone."""
+def sites_to_sum(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the latent sites to sum out: marked in a trace or in ``marks``, or discrete and in the model alone."""
     names = []
     for trace in (guide_trace, model_trace):
         for name, site in latent(trace).items():
@@ -44,8 +44,8 @@ def marked(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) ->
     return tuple(dict.fromkeys(names))
 
 
-def marking(program: Program, names: Iterable[str]) -> Program:
-    """Return a program whose sites of these names are marked for enumeration."""
+def mark_enumerated(program: Program, names: Iterable[str]) -> Program:
+    """Return a program that marks the sites of these names for enumeration."""
     names = frozenset(names)
 
     def mark(site: Site) -> Any:
@@ -58,12 +58,12 @@ def enumerate_pair(model: Program, guide: Program, names: Iterable[str], nesting
     """Return model and guide with these sites enumerated, in dimensions left of ``nesting`` plates."""
     if not (names := [*names]):
         return model, guide
-    model, guide = (marking(program, names) for program in (model, guide))
-    return EnumMessenger()(model), EnumMessenger(-1 - nesting)(guide)  # the model goes on where the guide ended
+    model, guide = (mark_enumerated(program, names) for program in (model, guide))
+    return EnumMessenger()(model), EnumMessenger(-1 - nesting)(guide)  # the model continues left of the guide's
 
 
 def per_datum(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
-    """Return the log-density of sites, masked and unscaled, summed over all dimensions of plates but those to keep."""
+    """Return the log-density of sites, masked and unscaled, summed over the dimensions of plates not in ``keep``."""
     total = torch.zeros(())
     for site in sites:
         log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, None if enumerated({"": site}) else site["mask"])
@@ -74,33 +74,34 @@ def per_datum(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
 
 
 def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
-    """Add up probabilities over dimensions, counted from the right, which become of size 1."""
-    there = [dim for dim in dims if -dim <= log_p.dim()]
-    return log_p.logsumexp(there, keepdim=True) if there else log_p
+    """Sum probabilities over dimensions, counted from the right; each keeps size 1."""
+    present = [dim for dim in dims if -dim <= log_p.dim()]
+    return log_p.logsumexp(present, keepdim=True) if present else log_p
 
 
 def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
-    """Whether each enumerated site has a dimension of its own, and all are in the same plates, or in those to keep."""
+    """Return whether no two enumerated sites share a dimension, and all are in the same plates, or in ``keep``."""
     classes = [site for site in sites if enumerated({"": site})]
-    inside = {frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes}
-    apart = len({site["infer"]["_enumerate_dim"] for site in classes}) == len(classes)
-    return apart and (len(inside) <= 1 if keep is None else all(own <= keep for own in inside))
+    plate_dims = {frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes}
+    distinct = len({site["infer"]["_enumerate_dim"] for site in classes}) == len(classes)
+    return distinct and (len(plate_dims) <= 1 if keep is None else all(dims <= keep for dims in plate_dims))
 
 
-def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> Tensor:
-    """Return the log-weight of each datum by variable elimination, the ``shared`` plates kept; the guide may be empty.
+def eliminate(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> Tensor:
+    """Return the log-weight of each datum by variable elimination; ``shared`` plates stay; the guide may be empty.
 
-    Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019).
+    References:
+        Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019), https://arxiv.org/abs/1902.03210.
     """
     model_trace.pack_tensors()
     symbols: dict[str, str] = model_trace.plate_to_symbol
     guide_trace.pack_tensors(symbols)
-    parts = [(site, 1) for site in samples(model_trace).values()]
-    parts += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
+    factors = [(site, 1) for site in samples(model_trace).values()]
+    factors += [(site, -1) for site in density_sites(model_trace, guide_trace).values()]
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     classes = set()
-    there = set().union(*(site["packed"]["unscaled_log_prob"]._pyro_dims for site, _ in parts))  # those of size > 1
-    for site, sign in parts:
+    present = set().union(*(site["packed"]["unscaled_log_prob"]._pyro_dims for site, _ in factors))  # of size > 1
+    for site, sign in factors:
         dim = (site["infer"] or {}).get("_enumerate_dim")
         if dim is not None:
             classes.add(site["infer"]["_dim_to_symbol"][dim])
@@ -113,65 +114,65 @@ def contracted(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) ->
             log_prob = torch.where(torch.as_tensor(mask), log_prob, 0.0)
         signed: Any = sign * log_prob
         signed._pyro_dims = dims
-        frames = there.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
+        frames = present.intersection(symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
         tree.setdefault(frozenset(frames), []).append(signed)
     names = [symbols[frame.name] for frame in sorted(shared, key=lambda frame: frame.dim)]
-    order = [symbol for symbol in names if symbol in there]
+    order = [symbol for symbol in names if symbol in present]
     total = contract_to_tensor(tree, classes, target_ordinal=frozenset(order))
     return total.permute([total._pyro_dims.index(symbol) for symbol in order])
 
 
 class Expectation:
-    r"""The mean over what the guide enumerates, :math:`\sum_y q(y \mid x) \, f(y)`, of terms of an ELBO.
+    r"""The mean :math:`\sum_y q(y \mid x) \, f(y)` of an ELBO's terms over the guide's enumerated sites.
 
-    Where nothing is enumerated a term is its own mean. ``nesting`` counts the plate of the particles too. ``alone`` are
-    the dimensions of classes that the model alone has, and ``members`` its sites that depend on these.
+    Without enumerated sites a term is its own mean. ``nesting`` counts the plate of the particles too. ``alone`` are
+    the dimensions of classes in the model alone, and ``members`` the model's sites that depend on those classes.
     """
 
     def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int) -> None:
         model, guide = samples(model_trace), samples(guide_trace)
-        ours = enumerated(guide)
+        of_guide = enumerated(guide)
         self.nesting = nesting
-        self.alone = [dim for name, dim in enumerated(model).items() if name not in ours]
+        self.alone = [dim for name, dim in enumerated(model).items() if name not in of_guide]
         self.members: dict[str, Site] = {}
         self.log_q: Tensor | None = None
-        if not (ours or self.alone):
+        if not (of_guide or self.alone):
             return
-        classes = [*(guide | model).values()]
-        if not is_flat(classes):
+        sites = [*(guide | model).values()]
+        if not is_flat(sites):
             raise ValueError(
-                "Expected classes in no plate inside a datum and in no Markov chain, for an ELBO that sums them out. "
+                "Expected enumerated classes outside Markov chains and outside plates inside a datum, for an ELBO. "
                 "Use objectives.IWAE, which eliminates them, or pyro.infer.TraceEnum_ELBO."
             )
-        drawn = (site for name, site in latent(guide_trace).items() if name not in ours)
-        if torch.is_grad_enabled() and not all(site["fn"].has_rsample for site in drawn):
+        draws = (site for name, site in latent(guide_trace).items() if name not in of_guide)
+        if torch.is_grad_enabled() and not all(site["fn"].has_rsample for site in draws):
             raise ValueError(
-                "Expected draws with a gradient beside classes that are summed out; the guide has others. Mark them "
-                "infer={'enumerate': 'parallel'} too."
+                "Expected reparameterised draws beside enumerated classes; the guide has draws without a gradient. "
+                "Mark these infer={'enumerate': 'parallel'} too."
             )
-        self.shared = {frame.dim for site in classes if enumerated({"": site}) for frame in plates(site)}
-        if ours:
-            self.log_q = sum((guide[name]["unscaled_log_prob"] for name in ours), torch.zeros(()))
+        self.shared = {frame.dim for site in sites if enumerated({"": site}) for frame in plates(site)}
+        if of_guide:
+            self.log_q = sum((guide[name]["unscaled_log_prob"] for name in of_guide), torch.zeros(()))
         for name, site in model.items():
             shape = site["unscaled_log_prob"].shape
             if any(-dim <= len(shape) and shape[dim] > 1 for dim in self.alone):
                 self.members[name] = site
 
     def mean(self, term: Tensor, site: Site) -> Tensor:
-        """Return the mean of a site's term over what the guide enumerates, for each element of the plates."""
+        """Return the mean of a site's term over the guide's enumerated sites, for each element of the plates."""
         if self.log_q is None and not self.alone:
             return term
         sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
-        whole = [sizes.get(dim, 1) for dim in range(-self.nesting, 0)]
-        term = term.expand(torch.broadcast_shapes(term.shape, whole))  # what is enumerated has no particles
+        shape = [sizes.get(dim, 1) for dim in range(-self.nesting, 0)]
+        term = term.expand(torch.broadcast_shapes(term.shape, shape))  # enumerated sites have no particles
         if self.log_q is None or term.dim() <= self.nesting:
             return term
         return (self.log_q.exp() * term).flatten(0, -1 - self.nesting).sum(0)
 
     def summed(self, names: Iterable[str]) -> Tensor:
-        """Return the log-density of some of the members, their classes summed out, for each element of the plates."""
-        some = [self.members[name] for name in names]
-        if not some:
+        """Return the log-density of these members with their classes summed out, for each element of the plates."""
+        sites = [self.members[name] for name in names]
+        if not sites:
             return torch.zeros(())
-        log_p = sum_out(per_datum(some, self.shared, self.nesting), self.alone)
-        return self.mean(some[0]["scale"] * log_p, some[0])
+        log_p = sum_out(per_datum(sites, self.shared, self.nesting), self.alone)
+        return self.mean(sites[0]["scale"] * log_p, sites[0])

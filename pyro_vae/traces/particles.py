@@ -1,7 +1,7 @@
-"""Particles in a plate: where it goes, and whether a program may be run in it.
+"""Particles in a plate: the plate's dimension, and whether a program runs in it.
 
-A program that indexes a draw from the left, as z[0], would take particle 0 for element 0 there, in silence: so each new
-program is run alone and in the plate, and its log-densities are compared.
+A program that indexes a draw from the left, as z[0], would silently take particle 0 for element 0 in the plate. So each
+new program runs alone and in the plate, and its log-densities are compared.
 """
 
 import sys
@@ -22,40 +22,41 @@ from torch import Tensor
 
 from pyro_vae.traces.sites import PARTICLES, Program, Site, check_support, latent, plates, samples
 
-ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run them one after another."
+ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False to run particles one after another."
 
 
-class OneSubsample(Messenger):
-    """Gives every run of a program the same subsample of the data, so that all particles are of the same data."""
+class SharedSubsample(Messenger):
+    """Gives every run of a program the same subsample, so that all particles have the same data."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, Any] = {}
+        self.rows: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Site) -> None:
-        if site_is_subsample(msg) and msg["name"] in self.found:
-            msg["value"], msg["done"] = self.found[msg["name"]], True
+        if site_is_subsample(msg) and msg["name"] in self.rows:
+            msg["value"], msg["done"] = self.rows[msg["name"]], True
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if site_is_subsample(msg):
-            self.found[msg["name"]] = msg["value"]
+            self.rows[msg["name"]] = msg["value"]
 
 
-class OwnRows(Messenger):
-    """Refuses a run in which a plate is given other rows of the data than the program gave it.
+class CheckRows(Messenger):
+    """Refuses a run in which a plate has other rows of the data than the program gave it.
 
-    A plate replayed from a guide that drew rows of its own would be of these, while the model observes ``x[rows]``. It
-    also reads into ``marks`` which sites a model marks for enumeration: a replayed site has the guide's marks.
+    A replayed plate would have the rows that the guide drew, while the model observes ``x[rows]`` of its own rows. The
+    handler also reads into ``marks`` which sites the model marks for enumeration, since a replayed site has the guide's
+    marks.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._given: dict[str, Any] = {}
+        self._rows: dict[str, Any] = {}
         self.marks: dict[str, None] = {}
 
     def _pyro_sample(self, msg: Site) -> None:
         if site_is_subsample(msg):
-            self._given[msg["name"]] = msg["value"]
+            self._rows[msg["name"]] = msg["value"]
         elif not msg["is_observed"] and (msg["infer"] or {}).get("enumerate") == "parallel":
             self.marks[msg["name"]] = None
 
@@ -63,36 +64,36 @@ class OwnRows(Messenger):
         if not is_validation_enabled():
             return
         for frame in msg["cond_indep_stack"]:
-            if frame.name not in self._given and frame.full_size not in (None, -1, frame.size):
+            if frame.name not in self._rows and frame.full_size not in (None, -1, frame.size):
                 raise ValueError(
                     f"Expected plate {frame.name!r}, of {frame.size} of {frame.full_size} data, to be made inside the "
                     "model and inside the guide; it was made outside, and its rows cannot be compared."
                 )
-        own = self._given.get(msg["name"]) if site_is_subsample(msg) else None
-        if own is None or own is msg["value"] or torch.as_tensor(own).equal(torch.as_tensor(msg["value"])):
+        rows = self._rows.get(msg["name"]) if site_is_subsample(msg) else None
+        if rows is None or rows is msg["value"] or torch.as_tensor(rows).equal(torch.as_tensor(msg["value"])):
             return
         raise ValueError(
-            f"Expected the model and the guide to see the same rows of the data in plate {msg['name']!r}; the guide "
-            "drew others than the model was given. Give the guide's plate the same subsample=rows."
+            f"Expected model and guide to use the same rows of the data in plate {msg['name']!r}; they differ. Pass "
+            "the same subsample=rows to both plates."
         )
 
 
-class Unseen(Messenger):
-    """Puts a class in place of what is observed, masked and no class, as the label -1: models index by it even so."""
+class FillMasked(Messenger):
+    """Replaces a masked observation that is no class, as the label -1, by the first class: models index by labels."""
 
     def _pyro_sample(self, msg: Site) -> None:
-        law = msg["fn"]
-        if msg["is_observed"] and isinstance(msg["mask"], Tensor) and law.has_enumerate_support:
+        distribution = msg["fn"]
+        if msg["is_observed"] and isinstance(msg["mask"], Tensor) and distribution.has_enumerate_support:
             value = msg["value"]
-            legal = law.support.check(value)
+            legal = distribution.support.check(value)
             legal = legal.reshape(legal.shape + (1,) * (value.dim() - legal.dim()))
-            seen = msg["mask"].reshape(msg["mask"].shape + (1,) * law.event_dim)
-            first = law.enumerate_support(expand=False)[0].to(value)
-            msg["value"] = torch.where(legal | seen, value, first)
+            mask = msg["mask"].reshape(msg["mask"].shape + (1,) * distribution.event_dim)
+            first = distribution.enumerate_support(expand=False)[0].to(value)
+            msg["value"] = torch.where(legal | mask, value, first)
 
 
 def importance_traces(model: Program, guide: Program, args: tuple, kwargs: dict, nesting: int) -> tuple[Trace, Trace]:
-    """Run the guide, and the model at its draws, as ``get_importance_trace``: but either may have sites of its own."""
+    """Run the guide, and the model at its draws, as ``get_importance_trace``; their latent sites may differ."""
     if isinstance(poutine.unwrap(guide), Messenger):
         return get_importance_trace("flat", nesting, model, guide, args, kwargs)
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -114,36 +115,36 @@ def importance_traces(model: Program, guide: Program, args: tuple, kwargs: dict,
     return model_trace, guide_trace
 
 
-def depth_of(pair: tuple[Trace, Trace]) -> int:
-    """Return how deep the plates of a model and a guide nest."""
+def plate_depth(pair: tuple[Trace, Trace]) -> int:
+    """Return how deep the vectorized plates of a model and a guide nest."""
     sites = [site for trace in pair for site in samples(trace).values()]
     return max((-frame.dim for site in sites for frame in plates(site) if frame.vectorized), default=0)
 
 
 @torch.no_grad()
 def probe(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[int, tuple[Trace, Trace]]:
-    """Return how deep the plates of a program nest, and traces of model and guide; check it for several particles."""
+    """Return the depth of a program's plates and traces of model and guide; check that it runs for many particles."""
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
-    model = Unseen()(model)
-    with torch.random.fork_rng(devices=devices), poutine.block(), OneSubsample():
+    model = FillMasked()(model)
+    with torch.random.fork_rng(devices=devices), poutine.block(), SharedSubsample():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
         model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
         traces = model_trace, prune_subsample_sites(guide_trace)
-        depth = depth_of(traces)
+        depth = plate_depth(traces)
         check_support(traces[0])
         if is_validation_enabled():
             for trace in traces:
                 trace.compute_log_prob()
                 for site in samples(trace).values():
                     check_site_shape(site, sys.maxsize)
-            with suppress(NotImplementedError):  # a density that is known at its own draws only
-                _check(model, guide, depth, _joined(traces[0], traces[1].copy()), args, kwargs)
+            with suppress(NotImplementedError):  # of a density that is known at its own draws only
+                _check_particles(model, guide, depth, _joined(traces[0], traces[1].copy()), args, kwargs)
     return depth, traces
 
 
-def _check(model: Program, guide: Program, depth: int, alone: Trace, args: tuple, kwargs: dict) -> None:
-    """Run two particles in a plate, and the second alone; refuse a program that fails, or has other log-densities."""
+def _check_particles(model: Program, guide: Program, depth: int, alone: Trace, args: tuple, kwargs: dict) -> None:
+    """Run two particles in a plate and the second alone; refuse a program that fails or has other log-densities."""
 
     def log_probs(trace: Trace) -> dict[str, Tensor]:
         trace = prune_subsample_sites(trace)
@@ -157,35 +158,35 @@ def _check(model: Program, guide: Program, depth: int, alone: Trace, args: tuple
     try:
         guides = poutine.trace(plate(guide)).get_trace(*args, **kwargs)
         models = run(plate(model), guides)
-        together = [log_probs(trace) for trace in (guides, models)]
+        in_plate = [log_probs(trace) for trace in (guides, models)]
     except NotImplementedError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        said = str(error).splitlines()[0].rstrip(".")  # without Pyro's page of shapes
-        raise ValueError(f"Expected a program that runs for several particles at once; {said}. {ADVICE}") from error
+        reason = str(error).splitlines()[0].rstrip(".")  # without Pyro's page of shapes
+        raise ValueError(f"Expected a program that runs for several particles at once; {reason}. {ADVICE}") from error
     draws = latent(_joined(models, guides))
     for name, site in latent(prune_subsample_sites(alone)).items():
         one, two = site["value"], draws[name]["value"]
         if two.numel() != 2 * one.numel():
             raise ValueError(
                 f"Expected a program that runs for several particles at once; a draw of site {name!r} has shape "
-                f"{tuple(one.shape)}, and that of two particles {tuple(two.shape)}. {ADVICE}"
+                f"{tuple(one.shape)} for one particle and {tuple(two.shape)} for two. {ADVICE}"
             )
         site["value"] = two[-1].reshape(one.shape)
-    for program, batched in zip((guide, model), together, strict=True):
+    for program, expected in zip((guide, model), in_plate, strict=True):
         for name, log_prob in log_probs(run(program, alone)).items():
-            # A program with noise of its own differs from itself, too.
-            if not close(log_prob.sum(), batched[name][-1].sum()) and close(
+            # A program that draws inner noise differs from itself, too.
+            if not close(log_prob.sum(), expected[name][-1].sum()) and close(
                 log_prob, log_probs(run(program, alone))[name]
             ):
                 raise ValueError(
-                    f"Expected a program that runs for several particles at once; at site {name!r} a particle has "
-                    f"another log-density in a plate than alone. {ADVICE}"
+                    f"Expected a program that runs for several particles at once; the log-density of a particle at "
+                    f"site {name!r} differs between a plate and a run alone. {ADVICE}"
                 )
 
 
 def _joined(model_trace: Trace, guide_trace: Trace) -> Trace:
-    """Return a guide's trace with what the model alone draws, so that a run at its values has no noise."""
+    """Add the model's further latent sites to a guide's trace, so that a run at its values draws no noise."""
     for name, site in latent(model_trace).items():
         if name not in guide_trace:
             guide_trace.add_node(name, **site)
@@ -193,5 +194,5 @@ def _joined(model_trace: Trace, guide_trace: Trace) -> Trace:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two log-densities are the same up to rounding in float32."""
+    """Return whether two log-densities agree up to rounding in float32."""
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)

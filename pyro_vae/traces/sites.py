@@ -17,72 +17,71 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.data.supports import of_element
 
 Program = Callable[..., Any]
-Site = Any  # a node of a trace, one of Pyro's messages
+Site = Any  # a node of a trace: one of Pyro's messages
 PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate
 
 
 def samples(trace: Trace) -> dict[str, Site]:
-    """Return the sample sites, in order, without those of ``pyro.deterministic``, which have no density."""
+    """Return the sample sites in order, without ``pyro.deterministic`` sites, which have no density."""
     nodes = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     return {name: site for name, site in nodes.items() if not (site["infer"] or {}).get("_deterministic")}
 
 
 def latent(trace: Trace) -> dict[str, Site]:
-    """Return the sites that are drawn."""
+    """Return the latent sites."""
     return {name: site for name, site in samples(trace).items() if not site["is_observed"]}
 
 
 def observed(trace: Trace) -> dict[str, Site]:
-    """Return the sites that are observed."""
+    """Return the observed sites."""
     return {name: site for name, site in samples(trace).items() if site["is_observed"]}
 
 
 def loss_terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the sites of the guide that are no part of log q(z | x): what it observes, and draws of its own.
+    """Return the guide's sites that are no factor of q(z | x): its observed sites, and draws that the model lacks.
 
-    Draws that are marked ``infer={"is_auxiliary": True}`` are part of it. Without the others the guide is a mixture.
+    Draws marked ``infer={"is_auxiliary": True}`` are factors of q(z | x). Unmarked draws would make it a mixture.
     """
-    ours = density_sites(model_trace, guide_trace)
-    return {name: site for name, site in samples(guide_trace).items() if name not in ours}
+    factors = density_sites(model_trace, guide_trace)
+    return {name: site for name, site in samples(guide_trace).items() if name not in factors}
 
 
 def density_sites(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the sites of the guide whose product is q(z | x): the others are :func:`loss_terms`."""
-    sites, drawn = latent(guide_trace), latent(model_trace)
-    return {name: site for name, site in sites.items() if name in drawn or (site["infer"] or {}).get("is_auxiliary")}
+    """Return the guide's sites whose densities multiply to q(z | x); the rest are :func:`loss_terms`."""
+    sites, of_model = latent(guide_trace), latent(model_trace)
+    return {name: site for name, site in sites.items() if name in of_model or (site["infer"] or {}).get("is_auxiliary")}
 
 
 def check_guide(model_trace: Trace, guide_trace: Trace, summed: Container[str]) -> None:
-    """Refuse latent sites that are not drawn or summed out; warn once of terms of the loss not marked ``is_loss``."""
+    """Refuse latent sites that are neither in the guide nor summed; warn once of loss terms not marked ``is_loss``."""
     for name in latent(model_trace):
         if name not in guide_trace and name not in summed:
             raise ValueError(
-                f"Expected a guide that draws every latent site; {name!r} is in the model alone. Draw it in the guide, "
+                f"Expected the guide to draw every latent site; {name!r} is in the model alone. Draw it in the guide, "
                 "or observe it."
             )
     terms = loss_terms(model_trace, guide_trace)
     if names := [name for name, site in terms.items() if not (site["infer"] or {}).get("is_loss")]:
-        _say(*names)
+        _warn_of_unmarked(*names)
 
 
 @cache
-def _say(*names: str) -> None:
+def _warn_of_unmarked(*names: str) -> None:
     warnings.warn(
-        f"The guide's {', '.join(map(repr, names))} is not in the model: it is trained with, as a term of the loss, "
-        "and is left out of every density. Mark it infer={'is_auxiliary': True} if it is part of q(z | x), or "
-        "infer={'is_loss': True} if it is not.",
+        f"The guide's {', '.join(map(repr, names))} is not in the model. It is a term of the training loss and part of "
+        "no density. Mark it infer={'is_auxiliary': True} if it is a factor of q(z | x), else infer={'is_loss': True}.",
         stacklevel=5,
     )
 
 
 def enumerated(sites: dict[str, Site]) -> dict[str, int]:
-    """Return the sites whose classes are laid out along a dimension, and which one: -1 is the last."""
+    """Return the enumerated sites and the dimension of the classes of each, counted from the right: -1 is the last."""
     dims = {name: (site["infer"] or {}).get("_enumerate_dim") for name, site in sites.items()}
     return {name: dim for name, dim in dims.items() if dim is not None}
 
 
 def plates(site: Site) -> list[Any]:
-    """Return the plates that a site is in, loops too, without that of the particles."""
+    """Return the plates around a site, vectorized or in a loop, without the plate of the particles."""
     return [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
 
 
@@ -92,24 +91,24 @@ def family(site: Site) -> str:
 
 
 def is_delta(site: Site) -> bool:
-    """Whether a site is drawn from a point mass."""
+    """Return whether a site's distribution is a point mass."""
     return isinstance(_inner(site["fn"]), Delta)
 
 
 def _inner(fn: Any) -> Any:
-    """Return a distribution without ``to_event``, ``mask`` and ``expand`` around it."""
+    """Return a distribution without the ``to_event``, ``mask`` and ``expand`` around it."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
 
 
 def mean_scale(site: Site) -> float:
-    """Return a site's scale as a number, the mean of it where it is a tensor."""
+    """Return a site's scale as a number: the mean of a tensor."""
     return torch.as_tensor(site["scale"], dtype=torch.float64).mean().item()
 
 
 def same(a: float | Tensor | None, b: float | Tensor | None) -> bool | Tensor:
-    """Say whether two scales or masks are the same, by element where they are tensors; a mask of None is True."""
+    """Return whether two scales or masks are equal, by element if one is a tensor; a mask of None counts as True."""
     if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         return a is b or a == b
     one, other = (True if value is None else value for value in (a, b))
@@ -117,21 +116,22 @@ def same(a: float | Tensor | None, b: float | Tensor | None) -> bool | Tensor:
 
 
 def differ(agree: bool | Tensor) -> bool:
-    """Whether what :func:`same` says is no: a tensor is looked at under Pyro's validation, which no graph has."""
+    """Return whether :func:`same` is False; reads a tensor under Pyro's validation only, which is off in a graph."""
     return agree is False or (isinstance(agree, Tensor) and is_validation_enabled() and not agree.all())
 
 
 def is_fixed(support: Constraint) -> bool:
-    """Whether a support is the same whatever is drawn before: it has no tensor in it."""
+    """Return whether a support depends on no draw: it holds no tensor."""
     return not any(isinstance(value, Tensor) for value in vars(of_element(support)).values())
 
 
 def check_support(model_trace: Trace) -> None:
-    """Refuse what is observed, not masked, and outside a support that no draw changes: Pyro's validation may be off."""
+    """Refuse unmasked observations outside a support that depends on no draw; Pyro's validation may be off."""
     for name, site in observed(model_trace).items():
-        law, value, mask = site["fn"].support, site["value"], site["mask"]
-        if is_fixed(law) and not (law.check(value) | ~torch.as_tensor(True if mask is None else mask)).all():
+        support, value = site["fn"].support, site["value"]
+        mask = torch.as_tensor(True if site["mask"] is None else site["mask"])
+        if is_fixed(support) and not (support.check(value) | ~mask).all():
             raise ValueError(
-                f"Expected {name!r} in the support of its distribution, {of_element(law)}; got values in "
-                f"[{value.min().item():g}, {value.max().item():g}]. Use other data, or another distribution of them."
+                f"Expected {name!r} in the support of its distribution, {of_element(support)}; got values in "
+                f"[{value.min().item():g}, {value.max().item():g}]. Use other data, or another distribution."
             )

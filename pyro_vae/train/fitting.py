@@ -1,4 +1,4 @@
-"""Training: Pyro's SVI over minibatches."""
+"""``fit``: train a program by Pyro's SVI over minibatches."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,10 +15,10 @@ from pyro_vae import checkpoint
 from pyro_vae.compiled import fast_products, warn_if_slower
 from pyro_vae.data import Dataset
 from pyro_vae.objectives import ELBO, Objective
-from pyro_vae.seeds import alone, seeded
+from pyro_vae.seeds import exclusive, seeded
 from pyro_vae.train.loop import Training
 from pyro_vae.train.optimizers import Choice
-from pyro_vae.train.processes import together
+from pyro_vae.train.processes import process_group
 from pyro_vae.train.running import Run
 from pyro_vae.train.settings import Logger, Settings, check_resumed, check_support, hook, splits_of
 
@@ -47,73 +47,76 @@ def fit(
     sleep: int = 0,
     on_epoch: Callable[[dict[str, list[float]]], Any] | None = None,
 ) -> dict[str, list[float]]:
-    """Train a program by stochastic variational inference: Pyro's ``SVI`` and Adam, the step run as a graph.
+    """Train a program by stochastic variational inference: Pyro's ``SVI``, with steps that run as a graph.
 
-    Elements of the data that are NaN are left out of the likelihood (:class:`pyro_vae.missing.Missing`). An untrained
-    :class:`pyro_vae.VAE` starts where its decoder's mean is the data's, its VampPrior at training images, and its
-    encoder's network sees the data's mean in place of missing elements. The seed reaches only this call, and Pyro's
-    param store is put back. Under ``torchrun`` the processes share each batch, and the numbers are those of one.
+    The likelihood leaves out elements of the data that are NaN (:class:`pyro_vae.missing.Missing`). An untrained
+    :class:`pyro_vae.VAE` starts with the data's mean as the decoder's mean, with training images in a VampPrior, and
+    with the data's mean in place of missing inputs of the encoder. The call leaves the global random state and Pyro's
+    param store unchanged. Under ``torchrun`` the processes share each batch, with the results of one process.
 
-    With a ``run_dir`` all that the next step depends on is saved there, in a hundredth of the time, and ``resume`` goes
-    on from it: on one machine the numbers are the same to the last bit, whenever it was stopped. Ctrl-C and SIGTERM
-    finish the step, save, and raise ``KeyboardInterrupt``; a second one stops at once.
+    With a ``run_dir``, ``fit`` saves all state that the next step depends on, in at most a hundredth of the time, and
+    ``resume`` continues from it: on the same machine the result is bit-identical to an uninterrupted run. Ctrl-C and
+    SIGTERM finish the step, save, and raise ``KeyboardInterrupt``; a second signal stops at once.
 
     Arguments:
-        program: A VAE, or any ``nn.Module`` with a ``model`` and a ``guide``, Pyro programs of the same arguments;
-            trained in place, left in evaluation mode, on ``device``.
-        data: From :func:`pyro_vae.data.load`; or the program's arguments, a tensor, a tuple of tensors or a dictionary
-            of them by name, split by :func:`pyro_vae.data.from_columns`; a tensor for a VAE is of images, split by
-            :func:`pyro_vae.data.from_tensor`.
-        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; None:
-            :class:`pyro_vae.objectives.ELBO`. A schedule of its beta starts from its first step.
+        program: A VAE, or any ``nn.Module`` with methods ``model`` and ``guide``, Pyro programs of the same arguments.
+            It is trained in place, and ends in evaluation mode, on ``device``.
+        data: A dataset of :func:`pyro_vae.data.load`; or the program's arguments as a tensor, a tuple of tensors or a
+            dictionary of tensors, which :func:`pyro_vae.data.from_columns` splits; or images for a VAE as a tensor,
+            which :func:`pyro_vae.data.from_tensor` splits.
+        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; None for
+            :class:`pyro_vae.objectives.ELBO`. A schedule of beta starts at its first step.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, of all processes together.
         lr: The learning rate; with ``one-cycle`` the largest.
-        seed: Seed of the order, the noise and the draws: on one machine the same losses, to the last bit.
+        seed: Seed of the order, the noise and the draws: equal on the same machine, bit by bit.
         device: ``cpu`` or ``cuda``.
-        run_dir: Folder for the weights, the configuration and the metrics, which may be renamed meanwhile; None to
-            write nothing. The ``pyro-vae`` command makes one in runs/.
+        run_dir: Directory for weights, configuration and metrics, which you may rename during the run; None to write
+            nothing. The ``pyro-vae`` command creates one in runs/.
         progress: Whether to show a progress bar.
-        lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of it and down
-            to nearly 0 (Super-Convergence, Smith and Topin, 2018).
-        clip_norm: Largest norm of the whole gradient, of a loss summed over the minibatch; a longer one is shortened.
-        compile: How a step is run: ``graph``, what Pyro does recorded as tensor operations; ``inductor``, these
-            compiled by TorchInductor; ``auto``, the graph, compiled where that pays; ``off``, plain Pyro.
-        precision: ``auto``, float32, matrix products in the fastest way that is as accurate as torch's default;
-            ``float32``, torch's default; ``bfloat16``, products of bfloat16 numbers, parameters in float32.
-        patience: Stop after so many epochs without a better ELBO of the validation images, and go back to the weights
-            of the best (Early Stopping - But When?, Prechelt, 1998); None to train all epochs and keep the last.
-        on_nan: What to do at a loss or a gradient that is not finite: ``stop``, before it is taken in; ``skip``, leave
-            the batch out, count it in the history as ``skipped``, and go on.
-        logger: ``tensorboard``, to write the numbers there too.
-        overwrite: Whether to take a run that is in ``run_dir`` away; without it that is an error.
-        resume: Run directory to go on in, in place of ``run_dir``, with the arguments that the run began with; but
-            ``on_nan``, ``device``, ``logger`` and where the data lie may change, and ``epochs`` may be more where
-            neither the learning rate nor beta follows the length of the run.
-        optimizer: ``adam`` (Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015); or ``muon`` for the
-            weights of dense layers (Muon: An optimizer for hidden layers in neural networks, Jordan et al., 2024) and
-            Adam for all else: fewer, dearer steps to a better ELBO, best with batches of 500 and more and a learning
-            rate that falls.
+        lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and
+            down to nearly 0 (`Super-Convergence <https://arxiv.org/abs/1708.07120>`_, Smith and Topin, 2018).
+        clip_norm: Largest norm of the gradient over all parameters, of the loss summed over the minibatch.
+        compile: How a step runs: ``graph``, the tensor operations of Pyro's step, recorded once; ``inductor``, the
+            graph compiled by TorchInductor; ``auto``, a graph, compiled if that pays; ``off``, plain Pyro.
+        precision: Of matrix products: ``auto``, the fastest that is as accurate as torch's float32 default;
+            ``float32``, torch's default; ``bfloat16``, with parameters in float32.
+        patience: Epochs without a better validation ELBO before training stops and returns to the best weights (Early
+            Stopping - But When?, Prechelt, 1998); None to train all epochs and keep the last weights.
+        on_nan: Action at a loss or gradient that is not finite: ``stop``, before the update; ``skip``, leave the batch
+            out, and count it in the history as ``skipped``.
+        logger: ``tensorboard``, to write the history there too.
+        overwrite: Whether to replace a run in ``run_dir``, which is an error otherwise.
+        resume: Run directory to continue in, in place of ``run_dir``, with the arguments of the run. Only ``on_nan``,
+            ``device``, ``logger`` and the place of the data may change, and ``epochs`` may grow if neither the learning
+            rate nor beta depends on it.
+        optimizer: ``adam`` (`Adam <https://arxiv.org/abs/1412.6980>`_, Kingma and Ba, 2015); or ``muon`` for the
+            weights of dense layers (`Muon <https://kellerjordan.github.io/posts/muon/>`_, Jordan et al., 2024) and Adam
+            for other parameters. Muon takes fewer, slower steps to a better ELBO, and is best with a batch_size of 500
+            or more and a decreasing learning rate.
         sleep: Steps of training the guide alone, after the last epoch, on data that the model draws
-            (:func:`pyro_vae.posterior.sleep`): for a guide that fits few data too well.
-        on_epoch: Called after each epoch with the history so far, the program in evaluation mode: to draw, to log, to
-            evaluate. Its seconds are not counted, and its draws move no other draw.
+            (:func:`pyro_vae.posterior.sleep`), for a guide that overfits few data.
+        on_epoch: Called after each epoch with the history so far, with the program in evaluation mode. Its time is not
+            counted in ``seconds``, and it does not affect the training's random state.
 
     Returns:
-        Lists with one number an epoch, in nats per datum, whatever a plate or ``poutine.scale`` scales: ``train``, the
-        objective's loss, a mean over the epoch's steps; ``valid``, minus the ELBO at beta = 1 on the validation
-        images, if there are any, which is ``valid_reconstruction``, E[-log p(x | z)], plus ``valid_kl``; and
-        ``seconds``, of the epoch. With an objective of this package also ``train_at_beta_1``, minus the ELBO at
-        beta = 1 of the draws of ``train``, and ``beta``, at the epoch's last step.
+        The history, lists with one number per epoch, in nats per datum, without the scale of plates and
+        ``poutine.scale``. ``train`` is the objective's loss, a mean over the epoch's steps. ``valid`` is minus the
+        ELBO at beta = 1 of the validation images, if any: ``valid_reconstruction``, E[-log p(x | z)], plus
+        ``valid_kl``. ``seconds`` is the time of the epoch. An objective of this package adds ``train_at_beta_1``,
+        minus the ELBO at beta = 1 of the draws of ``train``, and ``beta``, at the epoch's last step.
 
     Raises:
-        ValueError: If an argument is out of range, all training images are the same, an argument of the program is
-            missing, x is outside a VAE's likelihood's support or of another shape than it was built for, torch cannot
-            use the device, a schedule would not have ended by the last step, ``run_dir`` holds a run or files of your
-            own, another process writes to it, or the run to go on with is of other arguments or data or cannot be read.
-        NotFinite: If training diverges: a ``ValueError``, whose ``record`` says where.
-        OSError: If the run cannot be written; what was saved before stays.
-        KeyboardInterrupt: After Ctrl-C or SIGTERM; it says how to go on.
+        ValueError: If an argument is out of range; all training images are equal; an argument of the program is
+            missing; x has another shape than the VAE's or lies outside its likelihood's support; torch cannot use the
+            device; a schedule does not end within the run; ``run_dir`` holds a run or other files, or another process
+            writes to it; or the run to resume has other arguments or data, or cannot be read.
+        NotFinite: If training diverges: a ``ValueError`` whose ``record`` has the step, site and rows.
+        OSError: If the run cannot be written; files that were saved before stay.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; its message has the command to resume.
+
+    See Also:
+        :class:`pyro_vae.CompiledSVI`, which takes the steps, for a loop of your own.
 
     Example:
         >>> from pyro_vae import VAE, data
@@ -127,44 +130,46 @@ def fit(
     if logger and not (resume or run_dir):
         raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
     if resume and run_dir:
-        raise ValueError(f"Expected resume, which writes where it goes on, or run_dir; got {resume!r} and {run_dir!r}.")
+        raise ValueError(
+            f"Expected resume, which writes to the resumed run, or run_dir; got {resume!r} and {run_dir!r}."
+        )
     before = checkpoint.config_of(Path(resume)) if resume else {}
-    with alone(program, torch.device(settings.device)), ExitStack() as stack:
+    with exclusive(program, torch.device(settings.device)), ExitStack() as stack:
         warn_if_slower(precision, torch.device(settings.device))
         objective = ELBO() if objective is None else objective
         if not isinstance(objective, pyro.infer.ELBO):
             raise ValueError(f"Expected an objective, as objectives.ELBO(); got {objective!r}.")
         dataset = splits_of(program, data)
         if patience and not len(dataset.valid):
-            raise ValueError("Expected images held out for validation, which patience watches; got valid = 0.")
-        processes = stack.enter_context(together(settings.device))
+            raise ValueError("Expected images held out for validation, for patience; got valid = 0.")
+        processes = stack.enter_context(process_group(settings.device))
         stack.enter_context(seeded(settings.seed, settings.device))
         stack.enter_context(pyro.get_param_store().scope())
         stack.enter_context(fast_products(precision))
-        program.to(settings.device).eval()  # what is looked at first may be one row
+        program.to(settings.device).eval()  # the first checks may run one row
         check_support(program, dataset)
         training = Training(program, dataset, objective, settings, processes)
         if isinstance(objective, Objective):
             objective.start(training.steps)
-        config, place = dict[str, Any](), None  # and where the run's directory is, in the process that writes it
+        config, locate = dict[str, Any](), None  # the run's directory, in the process that writes
         if run_dir or resume:
-            described = checkpoint.describe_program(program) | {"objective": checkpoint.describe(objective)}
-            config = dataset.config | described | asdict(settings)
+            spec = checkpoint.program_spec(program) | {"objective": checkpoint.to_spec(objective)}
+            config = dataset.config | spec | asdict(settings)
             if processes.rank == 0:
-                hold = checkpoint.hold(Path(resume)) if resume else checkpoint.hold_new(str(run_dir), overwrite)
-                place = stack.enter_context(hold)
-        run = Run(training, place, dataset)
+                lock = checkpoint.lock(Path(resume)) if resume else checkpoint.lock_new(str(run_dir), overwrite)
+                locate = stack.enter_context(lock)
+        run = Run(training, locate, dataset)
         if resume:
-            check_resumed(checkpoint.about(resume).get("config") or before, config)
+            check_resumed(checkpoint.load_environment(resume).get("config") or before, config)
             checkpoint.check_data(resume, dataset.digests)
             run.restore(Path(resume))
             if run.folder:
-                checkpoint.begin_again(run.folder, config)
+                checkpoint.append_resume(run.folder, config)
         else:
             if start := hook(program, "start"):
                 start(dataset)
             for tensor in program.state_dict().values():
-                processes.same(tensor)  # all start from the same numbers
+                processes.broadcast(tensor)  # all processes start from the same weights
             if run.folder:
-                checkpoint.begin(run.folder, config, dataset.digests, run.save)
+                checkpoint.write_header(run.folder, config, dataset.digests, run.save)
         return run.train(progress, on_epoch)

@@ -1,4 +1,4 @@
-"""Pyro's recipe of the optimizer: Adam or Muon, at a learning rate that may change from step to step."""
+"""Optimizers: Adam or Muon as a ``PyroOptim``, with a constant or scheduled learning rate."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 Choice = Literal["adam", "muon"]
-# Of the polynomials of ``orthogonal``.
+# Coefficients of the polynomials in ``orthogonal``.
 COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
 
 def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Module) -> PyroOptim:
-    """Return an optimizer at a ``constant`` rate, a ``cosine`` that falls, or a ``one-cycle``, of so many steps."""
-    make: Callable[..., Any] = Adam if name == "adam" else partial(Muon, matrices=matrices_of(program))
-    arguments = {"optimizer": make, "optim_args": {"lr": lr}}
+    """Return Adam or Muon, with a ``constant``, ``cosine`` or ``one-cycle`` schedule over ``steps`` steps."""
+    constructor: Callable[..., Any] = Adam if name == "adam" else partial(Muon, matrices=matrices_of(program))
+    arguments = {"optimizer": constructor, "optim_args": {"lr": lr}}
     if schedule == "cosine":
         return PyroLRScheduler(CosineAnnealingLR, arguments | {"T_max": steps})
     if schedule == "one-cycle":
         cycle = {"max_lr": lr, "total_steps": steps + 1, "cycle_momentum": name == "adam"}
         return PyroLRScheduler(OneCycleLR, arguments | cycle)
-    return PyroOptim(make, {"lr": lr})
+    return PyroOptim(constructor, {"lr": lr})
 
 
 class _WithoutCompiler(torch.optim.Optimizer):
-    """Abstract: an optimizer that does not import torch's compiler, which takes seconds."""
+    """Base class of an optimizer that does not import torch's compiler, which takes seconds."""
 
     add_param_group: Any = unwrap(torch.optim.Optimizer.add_param_group)
     state_dict: Any = unwrap(torch.optim.Optimizer.state_dict)
@@ -42,45 +42,45 @@ class Adam(_WithoutCompiler, torch.optim.Adam):
 
 
 def matrices_of(program: nn.Module) -> list[Tensor]:
-    """Return the weights of the dense layers, which are linear maps from one layer's units to another's."""
+    """Return the weight matrices of the dense layers."""
     return [layer.weight for layer in program.modules() if type(layer) is nn.Linear]
 
 
 class Muon(_WithoutCompiler):
-    r"""Muon for matrices, Adam for all else.
+    r"""Muon for matrices, Adam for all other parameters.
 
     .. math:: B_t = \mu B_{t-1} + (1 - \mu) G_t, \qquad
         \theta_t = \theta_{t-1} - 0.2 \, \gamma_t \sqrt{\max(m, n)} \; U V^\top
         \quad \text{where } (1 - \mu) G_t + \mu B_t = U S V^\top
 
-    for a matrix of shape (m, n), one of ``matrices``. A step is as long in every direction of a matrix as in every
-    other, however long the gradient is there. The factor makes an update as large as one of Adam's, so that one
-    learning rate :math:`\gamma` serves both.
+    for a matrix of shape (m, n), one of ``matrices``. The update has the same length in every direction of the matrix,
+    whatever the gradient's length there. The factor makes it as large as Adam's, so that both use one learning rate
+    :math:`\gamma`.
 
     References:
-        Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024).
-
-        Muon is Scalable for LLM Training (Liu et al., 2025), for the factor.
+        `Muon: An optimizer for hidden layers in neural networks <https://kellerjordan.github.io/posts/muon/>`_ (Jordan
+        et al., 2024).
+        `Muon is Scalable for LLM Training <https://arxiv.org/abs/2502.16982>`_ (Liu et al., 2025), for the factor.
     """
 
     def __init__(self, params: Any, matrices: list[Tensor], lr: float = 1e-3, momentum: float = 0.95) -> None:
-        chosen = {id(matrix) for matrix in matrices}
+        ids = {id(matrix) for matrix in matrices}
         groups = [group if isinstance(group, dict) else {"params": [group]} for group in params]
-        halves = [
-            group | {"params": half, "muon": muon}
+        subgroups = [
+            group | {"params": subset, "muon": muon}
             for group in groups
             for muon in (True, False)
-            if (half := [parameter for parameter in group["params"] if (id(parameter) in chosen) is muon])
+            if (subset := [parameter for parameter in group["params"] if (id(parameter) in ids) is muon])
         ]
-        super().__init__(halves, {"lr": lr, "momentum": momentum, "muon": False})
+        super().__init__(subgroups, {"lr": lr, "momentum": momentum, "muon": False})
         self._adam: Adam | None = None
-        self._rest()
+        self._current_adam()
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Step the parameters along their ``grad``."""
-        if rest := self._rest():
-            rest.step()
+        if adam := self._current_adam():
+            adam.step()
         for group in self.param_groups:
             for matrix in group["params"] if group["muon"] else ():
                 if matrix.grad is not None:
@@ -91,8 +91,8 @@ class Muon(_WithoutCompiler):
                     update = orthogonal(matrix.grad.lerp(mean, group["momentum"]))
                     matrix.add_(update, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)
 
-    def _rest(self) -> Adam | None:
-        """Return the Adam of all else, with this one's groups and state, which ``load_state_dict`` replaces."""
+    def _current_adam(self) -> Adam | None:
+        """Return Adam with this optimizer's other groups and its state, which ``load_state_dict`` replaces."""
         groups = [group for group in self.param_groups if not group["muon"]]
         if groups and (self._adam is None or any("eps" not in group for group in groups)):
             self._adam = Adam(groups, lr=self.defaults["lr"], fused=True)
@@ -102,18 +102,18 @@ class Muon(_WithoutCompiler):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    r"""Return :math:`U V^\top` of a matrix :math:`U S V^\top`, nearly: each singular value becomes about 1.
+    r"""Approximate :math:`U V^\top` of a matrix :math:`U S V^\top`, whose singular values become about 1.
 
-    The matrix X, divided by its Frobenius norm, is multiplied three times by polynomials of its Gram matrix,
+    It divides the matrix X by its Frobenius norm, and multiplies X three times by a polynomial of its Gram matrix,
 
     .. math:: X_{i+1} = (a_i I + b_i G_i + c_i G_i^2) X_i, \qquad G_i = X_i X_i^\top
 
-    which bring all singular values between 0.01 and 1 as near to 1 as three such steps can, 0.73 to 1.27; a smaller
-    one s becomes 78 s. Only Gram matrices, of the shorter side, are multiplied until the end, in X's own precision.
+    The polynomials map singular values between 0.01 and 1 to 0.73 to 1.27, the best possible in three steps; a smaller
+    singular value s becomes 78 s. All but the last product are of Gram matrices, of the shorter side, in the dtype of
+    X.
 
     References:
-        The Polar Express: Optimal Matrix Sign Methods and their Application to the Muon Algorithm (Amsel, Persson,
-        Musco and Gower, 2025).
+        `The Polar Express <https://arxiv.org/abs/2505.16932>`_ (Amsel, Persson, Musco and Gower, 2025).
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=torch.finfo(wide.dtype).tiny)

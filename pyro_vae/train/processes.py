@@ -1,4 +1,4 @@
-"""Several processes that train one VAE together, under ``torchrun``."""
+"""Data-parallel training in several processes, under ``torchrun``."""
 
 import itertools
 import math
@@ -22,114 +22,114 @@ from pyro_vae.likelihoods.real import Optimal
 FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_}
 LIKE = {torch.rand_like, torch.randn_like, torch.bernoulli}
 FACTORIES = {torch.rand, torch.randn}
-# z has shape (*, data, latent), and x (data, *event).
-OF_Z, OF_X = -2, 0
-LOST = re.compile("onnection|peer|remote process|roken pipe")  # in torch's words where another process has ended
+OF_Z, OF_X = -2, 0  # the data's dimension: z has shape (*, data, latent), x has shape (data, *event)
+LOST = re.compile("onnection|peer|remote process|roken pipe")  # torch's errors where another process has ended
 CALLS = itertools.count()
-LOOK = 50  # steps after which several processes on GPUs ask each other, since to do so they wait
+CHECK_EVERY = 50  # steps between checks for a stop of several processes on GPUs, since a check waits for the GPU
 
 
 class Stopped(KeyboardInterrupt):
-    """Training stops on request, between two steps."""
+    """A signal stopped training between two steps."""
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes: the first one, or the only one."""
+    """Whether this is the only process, or the first one of ``torchrun``, which alone prints and writes."""
     return not _launched() or int(os.environ.get("RANK", 0)) == 0
 
 
 def _launched() -> bool:
+    """Whether ``torchrun`` started several processes."""
     return dist.is_available() and dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 @contextmanager
-def together(device: str) -> "Iterator[Processes]":
-    """Join the processes that ``torchrun`` started, over gloo on CPUs and NCCL on GPUs, for as long as this lasts."""
+def process_group(device: str) -> "Iterator[Processes]":
+    """Connect the processes of ``torchrun`` within the context, by gloo on CPUs and NCCL on GPUs."""
     joined = dist.is_available() and dist.is_initialized()
     if joined or not _launched():
         yield Processes(dist.get_rank(), dist.get_world_size()) if joined else Processes()
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    # Under a name of its own each time, or a second call would find the addresses of the first in the store, and wait.
+    # Each call uses another prefix: the store still holds the addresses of earlier calls.
     store, rank, world = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"pyro_vae {next(CALLS)}", store)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
-        dist.barrier()  # one that leaves early would take its end of the others' connections with it
+        dist.barrier()  # a process that leaves early would close the connections of the others
     finally:
         dist.destroy_process_group()
 
 
 class Processes:
-    """The processes of one run: which one this is, from 0, its rows of a batch, and sums over all of them.
+    """The processes of one run: this process's rank and rows, and collective operations.
 
-    A run gives the same numbers, to rounding, however many processes share it: each has its own rows of every batch,
-    the gradients are summed, and :meth:`noise` draws the same noise for the same datum.
+    A run has the same results, up to rounding, for any number of processes: each process has its rows of every batch,
+    gradients are summed, and :meth:`noise` draws the same noise for the same datum.
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
 
-    def check(self, sizes: Sequence[int]) -> None:
-        """Refuse sizes of batches in which a process has no row."""
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """Raise a ValueError if a process has no row in a batch of one of these sizes."""
         if min(sizes) < self.world:
             raise ValueError(
                 f"Expected a row for each of {self.world} processes in every batch; got a batch of {min(sizes)}. "
                 "Choose another batch_size, or fewer processes."
             )
 
-    def check_whole(self, program: nn.Module, objective: Any) -> None:
-        """Refuse what is computed over a minibatch, and would be computed over each process's part of it."""
-        norms = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal)]
-        parts = ["scale = 'optimal'" if isinstance(layer, Optimal) else type(layer).__name__ for layer in norms]
+    def check_batch_statistics(self, program: nn.Module, objective: Any) -> None:
+        """Raise a ValueError if a part uses statistics of the whole minibatch and several processes share it."""
+        layers = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal)]
+        names = ["scale = 'optimal'" if isinstance(layer, Optimal) else type(layer).__name__ for layer in layers]
         bits, penalty = getattr(objective, "free_bits", 0), getattr(objective, "penalty", None)
-        parts += [f"free_bits = {bits}"] if bits else [type(penalty).__name__] if penalty else []
-        if self.world > 1 and (parts := [part for part in parts if part != "SyncBatchNorm"]):
+        names += [f"free_bits = {bits}"] if bits else [type(penalty).__name__] if penalty else []
+        if self.world > 1 and (names := [name for name in names if name != "SyncBatchNorm"]):
             raise ValueError(
-                f"Expected one process for {parts[0]}, which is computed over a whole minibatch; got {self.world}, of "
-                "which each has a part of it. Train without torchrun."
+                f"Expected one process for {names[0]}, which uses statistics of the whole minibatch; got {self.world}. "
+                "Train without torchrun."
             )
 
-    def mine(self, rows: Tensor) -> Tensor:
-        """Return this process's part of the rows of a batch."""
-        return rows if self.world == 1 else rows[self._part(len(rows))]
+    def own_rows(self, rows: Tensor) -> Tensor:
+        """Return this process's rows of a batch."""
+        return rows if self.world == 1 else rows[self._slice(len(rows))]
 
     def noise(self, total: int, dim: int) -> "WholeBatch | None":
-        """Return a context in which noise is this process's part of a batch of so many rows, along a dimension."""
-        return None if self.world == 1 else WholeBatch(self._part(total), total, dim)
+        """Return a context that draws noise for ``total`` rows, along ``dim``, and returns this process's rows."""
+        return None if self.world == 1 else WholeBatch(self._slice(total), total, dim)
 
-    def summed(self, tensor: Tensor) -> Tensor:
-        """Return a tensor that has become the sum over processes."""
-        return self._with_all(dist.all_reduce, tensor)
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by its sum over processes, and return it."""
+        return self._communicate(dist.all_reduce, tensor)
 
     def total(self, numbers: Tensor) -> float:
         """Return the sum of numbers over processes, in float64."""
         total = torch.tensor(math.fsum(numbers.tolist()), dtype=torch.float64, device=numbers.device)
-        return self.summed(total).item()
+        return self.all_reduce(total).item()
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is up in any process."""
-        return flag if self.world == 1 else self.summed(torch.tensor(float(flag), device=device)).item() > 0
+        """Whether the flag is true in any process."""
+        return flag if self.world == 1 else self.all_reduce(torch.tensor(float(flag), device=device)).item() > 0
 
-    def same(self, tensor: Tensor) -> Tensor:
-        """Return the first process's tensor."""
-        return self._with_all(dist.broadcast, tensor, 0)
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by the first process's, and return it."""
+        return self._communicate(dist.broadcast, tensor, 0)
 
     @contextmanager
-    def stopping(self, device: torch.device) -> Iterator[Callable[[], None]]:
-        """Take note of SIGINT and SIGTERM; yield what raises Stopped in all processes then; a second stops at once."""
-        asked: list[int] = []
+    def stop_on_signal(self, device: torch.device) -> Iterator[Callable[[], None]]:
+        """Catch SIGINT and SIGTERM; yield a check that raises Stopped in all processes; a second one interrupts."""
+        received: list[int] = []
         checks, waits = itertools.count(1), device.type == "cuda" and self.world > 1
 
         def note(number: int, frame: FrameType | None) -> None:
-            if asked:
+            if received:
                 raise KeyboardInterrupt
-            asked.append(number)
+            received.append(number)
 
         def check() -> None:
-            if not (next(checks) % LOOK and waits) and self.any(bool(asked), device):
+            if not (next(checks) % CHECK_EVERY and waits) and self.any(bool(received), device):
                 raise Stopped
 
         signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -141,17 +141,17 @@ class Processes:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def sum_gradients(self, parameters: Sequence[Tensor], weight: float) -> None:
-        """Sum the gradients of parameters, times a weight, over processes, all in one message."""
+        """Sum the gradients of parameters, times a weight, over processes, in one message."""
         if self.world == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = self.summed(weight * torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        flat = self.all_reduce(weight * torch.cat([gradient.flatten() for gradient in gradients]))
+        sums = flat.split([gradient.numel() for gradient in gradients])
+        for parameter, gradient in zip(parameters, sums, strict=True):
+            parameter.grad = gradient.view_as(parameter)
 
-    def _with_all(self, collective: Callable[..., Any], tensor: Tensor, *arguments: int) -> Tensor:
-        """Return a tensor after a message to all processes and from them; say it where one of them has ended."""
+    def _communicate(self, collective: Callable[..., Any], tensor: Tensor, *arguments: int) -> Tensor:
+        """Run a collective operation on a tensor; raise a ConnectionError if another process has ended."""
         try:
             if self.world > 1:
                 collective(tensor, *arguments)
@@ -159,26 +159,27 @@ class Processes:
             if not LOST.search(str(error)):
                 raise
             raise ConnectionError(
-                f"Expected {self.world} processes that train together; another one has ended. Start all of them again, "
-                "with --resume and the run's directory to go on from the last checkpoint."
+                f"Expected {self.world} running processes; another one has ended. Start all of them again, with "
+                "--resume and the run's directory to continue from the last checkpoint."
             ) from None
         return tensor
 
-    def _part(self, total: int) -> slice:
+    def _slice(self, total: int) -> slice:
+        """Return this process's rows of ``total`` rows."""
         return slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
 
 
 class WholeBatch(TorchFunctionMode):
-    """Draws noise for a whole batch along a dimension, and takes this process's rows: as if there were only one.
+    """Draws noise for a whole batch along a dimension, and returns this process's rows, as one process would draw them.
 
-    It reaches the noise that reparameterised draws start from (normal, uniform, exponential) and Bernoulli draws. All
-    else, as a Gamma's draws and the masks of dropout, is alike on all processes, from generators that are seeded alike:
-    that biases no gradient, but makes its variance larger.
+    It covers normal, uniform, exponential, Cauchy, geometric, log-normal and Bernoulli draws. Other draws, such as a
+    Gamma's and the masks of dropout, are equal in all processes, whose generators have one seed. That biases no
+    gradient, but increases its variance.
     """
 
-    def __init__(self, part: slice, total: int, dim: int) -> None:
+    def __init__(self, rows: slice, total: int, dim: int) -> None:
         super().__init__()
-        self.key = self.start, self.rows, self.total, self.dim = part.start, part.stop - part.start, total, dim
+        self.key = self.start, self.rows, self.total, self.dim = rows.start, rows.stop - rows.start, total, dim
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -188,12 +189,12 @@ class WholeBatch(TorchFunctionMode):
         sizes = list(shape)
         sizes[self.dim] = self.total
         if func in FACTORIES:
-            return self._mine(func(sizes, *args[1:], **kwargs))
-        whole = args[0].new_zeros(sizes)
+            return self._own_rows(func(sizes, *args[1:], **kwargs))
+        batch = args[0].new_zeros(sizes)
         if func in FILLS:
-            return args[0].copy_(self._mine(func(whole, *args[1:], **kwargs)))
-        self._mine(whole).copy_(args[0])
-        return self._mine(func(whole, *args[1:], **kwargs))
+            return args[0].copy_(self._own_rows(func(batch, *args[1:], **kwargs)))
+        self._own_rows(batch).copy_(args[0])
+        return self._own_rows(func(batch, *args[1:], **kwargs))
 
-    def _mine(self, whole: Tensor) -> Tensor:
-        return whole.narrow(self.dim, self.start, self.rows)
+    def _own_rows(self, batch: Tensor) -> Tensor:
+        return batch.narrow(self.dim, self.start, self.rows)

@@ -1,4 +1,4 @@
-"""The settings of ``fit``, its program and its data, and the sentences that refuse them before training begins."""
+"""Settings of ``fit``, and checks of its program and data before training starts."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ from pyro_vae.compiled.traced import Compile
 from pyro_vae.data import Dataset, Split, from_columns, from_tensor
 from pyro_vae.data.arrays import tensor_of
 from pyro_vae.objectives.base import check_choice
-from pyro_vae.program import argument_names, check_methods, point_of
+from pyro_vae.program import argument_names, autoguide_rows, check_methods, reference_tensor
 from pyro_vae.train.optimizers import Choice
 
 Logger = Literal["tensorboard"]
@@ -26,7 +26,7 @@ WRAPPERS = {"OptimizedModule", "DataParallel", "DistributedDataParallel"}  # by 
 
 @dataclass(frozen=True)
 class Settings:
-    """Arguments of ``fit``, which says what they mean, as ``config.yaml`` has them; none out of its range."""
+    """The arguments of :func:`pyro_vae.fit` that ``config.yaml`` holds; a ValueError refuses one out of its range."""
 
     epochs: int
     batch_size: int
@@ -46,8 +46,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", *(["patience"] if self.patience is not None else [])):
             if not isinstance(value := getattr(self, name), int) or value < 1:
-                what = "of at least 1" if isinstance(value, int) else "to be a whole number"
-                raise ValueError(f"Expected {name} {what}; got {value!r}.")
+                condition = "of at least 1" if isinstance(value, int) else "to be a whole number"
+                raise ValueError(f"Expected {name} {condition}; got {value!r}.")
         if not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise ValueError(f"Expected a positive learning rate; got lr = {self.lr!r}.")
         if isinstance(self.sleep, bool) or not isinstance(self.sleep, int) or self.sleep < 0:
@@ -62,37 +62,37 @@ class Settings:
             try:
                 import torch.utils.tensorboard  # noqa: F401
             except ImportError as error:
-                words = "Expected tensorboard to be installed for --logger tensorboard: pip install"
-                raise ValueError(f"{words} 'pyro_vae[tensorboard]'.") from error
+                message = "Expected an installed tensorboard for --logger tensorboard. Run pip install tensorboard."
+                raise ValueError(message) from error
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse other settings than a run began with, and a longer run where something follows its length."""
-    now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as it comes back from a file
+    """Raise a ValueError if settings differ from a run's, or more epochs would change a schedule."""
+    now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as a file returns it
     check_settings(before, {name: value for name, value in now.items() if name in before})
     beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
     warmup = (beta.get("init_args") or {}).get("warmup") if isinstance(beta, dict) else None
     rate = "" if now["lr_schedule"] == "constant" else f"the {now['lr_schedule']} learning rate"
-    follows = "beta" if isinstance(warmup, float) else rate
+    schedule = "beta" if isinstance(warmup, float) else rate
     epochs = before.get("epochs", now["epochs"])
-    if epochs > now["epochs"] or (follows and epochs != now["epochs"]):
-        more, why = ("", f", since {follows} follows that") if follows else (" or more", "")
-        raise ValueError(f"Expected {epochs} epochs{more}, as the run began with{why}; got {now['epochs']}.")
+    if epochs > now["epochs"] or (schedule and epochs != now["epochs"]):
+        more, reason = ("", f", since {schedule} depends on the number") if schedule else (" or more", "")
+        raise ValueError(f"Expected epochs = {epochs}{more}, as in the run{reason}; got {now['epochs']}.")
 
 
 def hook(program: Any, name: str) -> Callable[..., Any] | None:
-    """Return a program's method of a name, or None if it has none; something else of that name is none."""
+    """Return a program's method ``name``, or None if the program has no such method."""
     method = getattr(program, name, None)
     return method if inspect.ismethod(method) else None
 
 
 def check_program(program: Any) -> None:
-    """Refuse a program that is no module with two Pyro programs, or that is in a wrapper of torch's."""
-    for name, part in program.named_modules() if isinstance(program, nn.Module) else ():
-        if (kind := type(part).__name__) in WRAPPERS:
+    """Raise a ValueError unless a program is an ``nn.Module`` with model and guide, and without torch's wrappers."""
+    for name, module in program.named_modules() if isinstance(program, nn.Module) else ():
+        if (kind := type(module).__name__) in WRAPPERS:
             raise ValueError(
-                f"Expected a program of modules as they are; got {name or 'one'} in a {kind}. Give the module in it: "
-                "fit runs its steps as a graph, and on several devices under torchrun."
+                f"Expected modules without a wrapper; got a {kind} around {name or 'the program'}. Pass the module "
+                "inside it: fit runs steps as a graph, and in several processes under torchrun."
             )
     check_methods(program)
     if not isinstance(program, nn.Module):
@@ -100,11 +100,11 @@ def check_program(program: Any) -> None:
 
 
 def splits_of(program: Any, data: Any) -> Dataset:
-    """Return a Dataset, a tensor, or a program's arguments in a tuple or by name, as three splits of all arguments."""
+    """Return the data of ``fit`` as a Dataset, whose splits have the program's arguments as columns."""
     check_program(program)
     names, columns = argument_names(program), dict[str, Any]()
     if not isinstance(data, Dataset | Mapping | tuple | list):
-        # Bytes are images to a program that checks images, and numbers to any other.
+        # A program that checks images takes bytes as images, another program takes them as numbers.
         data = tensor_of(data, "data")
         data = from_tensor(data) if hook(program, "check_dataset") else from_columns({"x": data})
     elif isinstance(data, Mapping):
@@ -116,36 +116,36 @@ def splits_of(program: Any, data: Any) -> Dataset:
     first, *rest = names or ["x"]
     if first in columns:
         data = from_columns({name: columns[name] for name in (*names, *columns) if name in columns})
-    known = data.train.columns if isinstance(data, Dataset) else {}
-    served = [*takewhile(known.__contains__, rest)]
-    lacks = any(names[name] and name not in served for name in rest)
-    if lacks or not isinstance(data, Dataset) or (columns and {*columns} != {first, *served}):
-        got = ", ".join(columns or [first, *known])
+    extra = data.train.columns if isinstance(data, Dataset) else {}
+    used = [*takewhile(extra.__contains__, rest)]
+    incomplete = any(names[name] and name not in used for name in rest)
+    if incomplete or not isinstance(data, Dataset) or (columns and {*columns} != {first, *used}):
+        got = ", ".join(columns or [first, *extra])
         raise ValueError(f"Expected data by the names of the model's arguments, {', '.join(names)}; got {got}.")
-    splits = {name: getattr(data, name).with_columns(served) for name in ("train", "valid", "test")}
-    if hook(program, "check_data"):  # whose x is in its dtype, as for a posterior
-        splits = {name: _in_dtype(split, point_of(program).dtype) for name, split in splits.items()}
+    splits = {name: getattr(data, name).with_columns(used) for name in ("train", "valid", "test")}
+    if hook(program, "check_data"):  # such a program takes x in its dtype, as a posterior does
+        splits = {name: _in_dtype(split, reference_tensor(program).dtype) for name, split in splits.items()}
     data = replace(data, **splits)
     _check_differ(data)
     return data
 
 
 def _in_dtype(split: Split, dtype: torch.dtype) -> Split:
-    """Return a split with x in a dtype, unless it is whole grey levels."""
-    as_it_is = not split.on_disk and (split.pixels.dtype.is_floating_point or not split.levels)
-    return replace(split, pixels=split.pixels[:].to(dtype)) if as_it_is else split
+    """Return a split with x in a dtype, unless x is whole grey levels or on disk."""
+    converts = not split.on_disk and (split.pixels.dtype.is_floating_point or not split.levels)
+    return replace(split, pixels=split.pixels[:].to(dtype)) if converts else split
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that torch cannot use, as where there is no GPU."""
+    """Raise a ValueError if torch cannot use a device, such as a GPU that is absent."""
     try:
-        torch.zeros(1, device=device).item()  # which 'meta' has not
+        torch.zeros(1, device=device).item()  # fails on 'meta'
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"Expected a device that torch can use, as 'cpu'; got device = {device!r}.") from error
 
 
 def _check_differ(dataset: Dataset) -> None:
-    """Refuse images that are all the same; those with missing pixels may differ in these."""
+    """Raise a ValueError if all training images are equal; images with missing pixels may differ in these."""
     train = dataset.train
     if len(train) < 2 or train.mask is not None or train.extra:
         return
@@ -153,11 +153,36 @@ def _check_differ(dataset: Dataset) -> None:
     if all(bool((train.pixels[i : i + 32] == first).all()) for i in range(0, len(train), 32)):
         raise ValueError(
             f"Expected images that differ; all {len(train):,} for training in {dataset.config['data']!r} are the same. "
-            "Look at how they were written, or at binarize."
+            "Check how the images were written, and binarize."
+        )
+
+
+def check_autoguide(program: Any, batch_size: int, total: int, held_out: int) -> None:
+    """Raise a ValueError if an autoguide with parameters of each row would see a part of the rows."""
+    if (rows := autoguide_rows(program)) and (batch_size < total or held_out):
+        raise ValueError(
+            "Expected one batch of all rows and none held out, for an autoguide with parameters of each row; got "
+            f"batch_size = {rows}, {total} rows and {held_out} held out. Use data.from_columns(..., valid=0), and a "
+            "new guide."
+        )
+
+
+def check_one_row(loss: Callable[[int], Any], world: int, total: int, batch_size: int) -> None:
+    """Raise a ValueError if ``loss`` fails on one row and not on two, as batch normalisation does."""
+    errors = list[str]()
+    for rows in (world, min(2 * world, total)):
+        try:
+            loss(rows)
+        except ValueError as error:
+            errors.append(str(error).splitlines()[0])
+    if errors and (len(errors) == 1 or total == 1):
+        raise ValueError(
+            f"Expected batches of at least 2 rows; of {total} in batches of {batch_size} one has 1, and the program "
+            f"fails on it: {errors[0].rstrip('.')}. Choose another batch_size."
         )
 
 
 def check_support(program: Any, dataset: Dataset, strict: bool = False) -> None:
-    """Refuse an x that a program cannot see, where it says what it can see: :meth:`pyro_vae.VAE.check_dataset`."""
+    """Raise a ValueError if a dataset is outside the support of a program with a method ``check_dataset``."""
     if check := hook(program, "check_dataset"):
         check(dataset, strict)

@@ -1,4 +1,4 @@
-"""The guide trained on data that the model draws."""
+"""Train a guide on data that the model draws."""
 
 import math
 import warnings
@@ -13,27 +13,27 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
-from pyro_vae.compiled import CompiledSVI, how_many_fit
+from pyro_vae.compiled import CompiledSVI, max_batch_size
 from pyro_vae.compiled.device import Precision
 from pyro_vae.compiled.traced import Compile
 from pyro_vae.data.supports import of_element
 from pyro_vae.objectives import ELBO
 from pyro_vae.objectives.base import check_least
-from pyro_vae.program import Posterior, drawn_posterior, point_of, posterior_of
+from pyro_vae.program import Posterior, drawn_posterior, posterior_of, reference_tensor
 from pyro_vae.program.checks import sources
-from pyro_vae.seeds import at_test, forked, modules_of
+from pyro_vae.seeds import eval_mode, fork_rng, modules_of
 from pyro_vae.train.optimizers import Choice, recipe
-from pyro_vae.train.validation import showing
+from pyro_vae.train.validation import with_params
 
-POOL = 50  # minibatches, at most, that are drawn together
-SOME = 1000  # data whose ELBO is compared, at most
-DRAWS = 10  # of each of these
+POOL = 50  # minibatches that the model draws in one run, at most
+MAX_COMPARED = 1000  # data of the ELBO before and after
+DRAWS = 10  # of each of these data
 FEW = 2  # rows that show which parameters are the guide's
 Places = dict[str, tuple[int, Tensor]]
 
 
 class Sleep(NamedTuple):
-    """The ELBO before and after, mean over the first of the data, nats; log p(x) is the same."""
+    """The mean ELBO of the first data before and after a sleep, in nats; log p(x) stays the same."""
 
     before: float
     after: float
@@ -52,32 +52,34 @@ def sleep(
     precision: Precision = "auto",
     update: Callable[[], Any] = lambda: None,
 ) -> Sleep:
-    r"""Train a program's guide on data that its model draws, and leave the model as it is, to the last bit.
+    r"""Train a program's guide on data that its model draws; the model stays unchanged.
 
     .. math:: \max_\phi \; \mathbb{E}_{x \sim p} \left[ \mathbb{E}_{q_\phi(z \mid x)}
         [\log p(x, z) - \log q_\phi(z \mid x)] \right]
 
-    An encoder that has seen few data fits them too well, and the ELBO of other data is short of log p(x): the
-    amortisation gap. The model draws new ones for each step. With ``data``, those it was trained on, a quarter of a
-    minibatch are drawn with z from the prior, and the rest are these data plus the difference of two draws from
-    p(x | z), of z from the guide to them; where x may not be any number, half of the rest are the data, and half such a
-    draw. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode.
-
-    A program with a method ``blank``, as a VAE, needs no data; of another one covariates are those of ``data``.
-
-    References:
-        The Wake-Sleep Algorithm for Unsupervised Neural Networks (Hinton, Dayan, Frey and Neal, 1995), whose sleep
-        phase minimises the divergence the other way round.
-
-        Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018).
+    An encoder that is trained on few data overfits them, and on other data the ELBO falls short of log p(x): the
+    amortisation gap (amortization gap). A sleep trains the encoder on new data in each step. With ``data``, the
+    training data, z of a quarter of each minibatch comes from the prior. The rest are training data plus the difference
+    of two draws from p(x | z), with z from the guide. If x cannot be any real number, half of the rest are training
+    data, and half are such draws. ``data`` also has the covariates; a program with a method ``blank``, such as a VAE,
+    needs no data. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode. ``update`` is called
+    after each step. Other arguments are as in :func:`pyro_vae.fit`.
 
     Returns:
-        The ELBO before and after, of ``data`` or of some that are drawn.
+        The ELBO before and after, of the first rows of ``data``, or of draws of the model without ``data``.
 
     Raises:
-        ValueError: If a number is not positive; the guide shares parameters with the model, has none, sees all rows
-            together, or draws sites that the model does not have; or data cannot be drawn, as
-            :func:`pyro_vae.posterior.sbc` says.
+        ValueError: If a number is not positive; the guide shares parameters with the model, has none, takes all rows
+            together, or draws sites that the model does not have; or the model cannot draw data, as in
+            :func:`pyro_vae.posterior.sbc`.
+
+    References:
+        `The Wake-Sleep Algorithm <https://doi.org/10.1126/science.7761831>`_ (Hinton, Dayan, Frey and Neal, 1995),
+        whose sleep phase minimises the other direction of the divergence.
+        `Inference Suboptimality in VAEs <https://arxiv.org/abs/1801.03558>`_ (Cremer, Li and Duvenaud, 2018).
+
+    See Also:
+        :func:`pyro_vae.posterior.refine`, which optimises q(z | x) for each datum instead.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -92,17 +94,17 @@ def sleep(
     if not 0 < lr < math.inf:
         raise ValueError(f"Expected a positive lr; got {lr}.")
     with (
-        at_test(program, device := point_of(program).device, seed),
+        eval_mode(program, device := reference_tensor(program).device, seed),
         tqdm(total=steps, desc="sleep", unit=" steps", leave=False, disable=not progress) as bar,
     ):
         real = None if data is None else posterior_of(program, data)
         rows = real or drawn_posterior(program, None, batch_size)
-        guides, others = parameters_of(rows)
-        judges = (real or _from_prior(rows))[:SOME]
-        before, start = _elbo(judges, device), [parameter.detach().clone() for parameter in guides]
+        of_guide, others = parameters_of(rows)
+        compared = (real or _from_prior(rows))[:MAX_COMPARED]
+        before, start = _elbo(compared, device), [parameter.detach().clone() for parameter in of_guide]
         gradient: Any = "stl" if rows.structure.supports.keys() == rows.structure.continuous.keys() else "pathwise"
         svi = CompiledSVI(
-            showing(program, rows.model) if isinstance(program, nn.Module) else rows.model,
+            with_params(program, rows.model) if isinstance(program, nn.Module) else rows.model,
             program.guide,
             recipe(optimizer, lr, "one-cycle", steps, program),
             ELBO(gradient=gradient),
@@ -111,105 +113,111 @@ def sleep(
             steps=steps,
         )
         places, pool = sources(rows), list[tuple[Tensor, ...]]()
-        most = 4 * how_many_fit(lambda n: _batch(rows, places, real is not None, 4 * n), batch_size * POOL // 4, device)
+
+        def draw(num: int) -> tuple[Tensor, ...]:
+            return _batch(rows, places, real is not None, num)
+
+        most = 4 * max_batch_size(lambda n: draw(4 * n), batch_size * POOL // 4, device)
         with _without_gradients(others):
             for step in range(steps):
                 if not pool:
-                    size = batch_size * max(1, min(most // batch_size, steps - step))
-                    columns = _batch(rows, places, real is not None, size)
+                    columns = draw(batch_size * max(1, min(most // batch_size, steps - step)))
                     pool = [*zip(*(column.split(batch_size) for column in columns), strict=True)]
                 _, parameters = svi.gradients(pool.pop())
-                if not (gradients := [parameter.grad for parameter in guides if parameter.grad is not None]):
-                    raise ValueError("Expected a guide that shows Pyro its parameters, by pyro.module; it shows none.")
-                svi.apply(guides, finite=bool(torch.stack(torch._foreach_norm(gradients)).sum().isfinite()))
-                for parameter in parameters:  # those of the model too, where Pyro's store holds them
+                if not (gradients := [parameter.grad for parameter in of_guide if parameter.grad is not None]):
+                    raise ValueError("Expected a guide that registers parameters, by pyro.module; it has none.")
+                svi.apply(of_guide, finite=bool(torch.stack(torch._foreach_norm(gradients)).sum().isfinite()))
+                for parameter in parameters:  # also parameters of the model in Pyro's store
                     parameter.grad = None
                 cast(PyroLRScheduler, svi.optim).step()
                 update()
                 bar.update()
-        if math.isfinite(after := _elbo(judges, device)):
+        if math.isfinite(after := _elbo(compared, device)):
             return Sleep(before, after)
-        warnings.warn(f"The guide is as before the sleep, which came to an ELBO of {after}: lower lr.", stacklevel=2)
+        message = f"Expected a finite ELBO after the sleep; got {after}. The guide is restored. Use a smaller lr."
+        warnings.warn(message, stacklevel=2)
         with torch.no_grad():
-            for parameter, value in zip(guides, start, strict=True):
+            for parameter, value in zip(of_guide, start, strict=True):
                 parameter.copy_(value)
         return Sleep(before, before)
 
 
 @torch.no_grad()
 def _batch(rows: Posterior, places: Places, real: bool, num: int) -> tuple[Tensor, ...]:
-    """Return so many data that the model draws, in random order; most of them near ``real`` ones."""
+    """Return ``num`` data that the model draws, in random order; three quarters near the rows if these are real."""
     device = rows.data[0].device
-    some = rows[torch.randint(len(rows), (num,), device=device)]
+    sampled = rows[torch.randint(len(rows), (num,), device=device)]
     near = 3 * num // 4 * real
-    parts = [some[near:].put(some[near:].simulate(1), places).data]
+    parts = [sampled[near:].with_values(sampled[near:].simulate(1), places).data]
     if near:
-        parts.append(_near(some[:near], places))
+        parts.append(_near(sampled[:near], places))
     order = torch.randperm(num, device=device)
     return tuple(torch.cat(columns)[order] for columns in zip(*parts, strict=True))
 
 
 def _near(rows: Posterior, places: Places) -> tuple[Tensor, ...]:
-    """Return data with noise of the model, where they may be any numbers; else in part what it draws of their codes."""
+    """Return data plus noise of the model if they are real numbers; else half data, half draws at their codes."""
     codes = rows.complete(1, rows.propose(1)[0])
-    one, other = (rows.put(rows.simulate(1, codes), places).data for _ in range(2))
-    if all(of_element(support) is constraints.real for support in rows.structure.laws.values()):
-        return tuple(x + a - b if x.is_floating_point() else x for x, a, b in zip(rows.data, one, other, strict=True))
+    first, second = (rows.with_values(rows.simulate(1, codes), places).data for _ in range(2))
+    if all(of_element(support) is constraints.real for support in rows.structure.observed_supports.values()):
+        triples = zip(rows.data, first, second, strict=True)
+        return tuple(x + a - b if x.is_floating_point() else x for x, a, b in triples)
     half = len(rows) // 2
-    return tuple(torch.cat([a[:half], x[half:]]) for x, a in zip(rows.data, one, strict=True))
+    return tuple(torch.cat([a[:half], x[half:]]) for x, a in zip(rows.data, first, strict=True))
 
 
 @torch.no_grad()
 def _from_prior(rows: Posterior) -> Posterior:
-    """Return a program at data that its model draws."""
+    """Return the posterior at data that the model draws."""
     return rows.at(rows.simulate(1))
 
 
 def _elbo(rows: Posterior, device: torch.device) -> float:
-    with torch.no_grad(), forked(device, 0):
+    """Return the mean ELBO, in nats per datum, with the same draws in every call."""
+    with torch.no_grad(), fork_rng(device, 0):
         return sum(rows.log_weights(1).mean().item() for _ in range(DRAWS)) / DRAWS
 
 
 def parameters_of(rows: Posterior) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the parameters of the guide, and all others, of a program that can sleep; refuse one that cannot."""
+    """Return the guide's parameters and all other parameters; refuse a guide that cannot be trained alone."""
     structure = rows.structure
-    if structure.whole or structure.hidden:
-        reason = f"the model has no {structure.hidden[0]!r}" if structure.hidden else "this one is of all rows together"
-        raise ValueError(
-            f"Expected a guide to any row, which draws the model's sites alone; {reason}. Do without sleep."
-        )
-    lasting = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
+    if structure.all_rows or structure.auxiliary:
+        extra = structure.auxiliary
+        reason = f"the model has no site {extra[0]!r}" if extra else "the guide takes all rows together"
+        raise ValueError(f"Expected an amortised guide of the model's sites alone; {reason}. Train without sleep.")
+    stored = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
     with torch.no_grad():
         draws = rows[:FEW].simulate(1)
-    some = rows[:FEW].at(draws)
+    few = rows[:FEW].at(draws)
     latent = {name: draws[name] for name in structure.supports}
-    of_guide = some.log_q({name: value for name, value in latent.items() if name not in structure.alone}).sum()
-    of_model = some.log_joint(latent).sum()
+    log_q = few.log_q({name: value for name, value in latent.items() if name not in structure.model_only}).sum()
+    log_joint = few.log_joint(latent).sum()
     modules = [pair for module in modules_of(rows.program) for pair in module.named_parameters()]
     names = {parameter: name for name, parameter in [*pyro.get_param_store().named_parameters(), *modules[::-1]]}
     parameters = [parameter for parameter in names if parameter.requires_grad]
-    guides, models = (_reached(number, parameters) for number in (of_guide, of_model))
-    if both := [names[parameter] for parameter in guides if any(parameter is other for other in models)]:
+    of_guide, of_model = (_parameters_in(value, parameters) for value in (log_q, log_joint))
+    if shared := [names[parameter] for parameter in of_guide if any(parameter is other for other in of_model)]:
         raise ValueError(
-            f"Expected a guide that shares no parameter with the model, which stays as it is; both have {both[0]!r}. "
-            "Do without sleep; or, where the prior is a VampPrior, which asks the encoder, take another prior."
+            f"Expected a guide that shares no parameter with the model, which sleep does not change; both have "
+            f"{shared[0]!r}. Train without sleep, or replace a VampPrior, which uses the encoder, by another prior."
         )
-    lasting += [parameter for _, parameter in modules]
-    if not guides or not all(any(parameter is other for other in lasting) for parameter in guides):
+    stored += [parameter for _, parameter in modules]
+    if not of_guide or not all(any(parameter is other for other in stored) for parameter in of_guide):
         raise ValueError("Expected a guide with parameters in a module, or in Pyro's store, to train; it has none.")
-    return guides, [parameter for parameter in parameters if not any(parameter is guide for guide in guides)]
+    return of_guide, [parameter for parameter in parameters if not any(parameter is own for own in of_guide)]
 
 
-def _reached(number: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """Return the parameters that a number depends on."""
-    if not number.requires_grad:
+def _parameters_in(value: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """Return the parameters that a scalar depends on."""
+    if not value.requires_grad:
         return []
-    gradients = torch.autograd.grad(number, parameters, allow_unused=True)
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
 @contextmanager
 def _without_gradients(parameters: list[Tensor]) -> Iterator[None]:
+    """Set ``requires_grad`` to False within the context."""
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The ELBO of the validation images, in its two terms, and by which factor a loss is more than that of its data."""
+"""The ELBO of the validation data, and the scale of a batch's loss."""
 
 import functools
 import math
@@ -10,44 +10,44 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.compiled import Outputs, Traced, how_many_fit
+from pyro_vae.compiled import GraphedFunction, Outputs, max_batch_size
 from pyro_vae.conditional import module
 from pyro_vae.data import Split
 from pyro_vae.objectives import ELBO
-from pyro_vae.program import point_of
-from pyro_vae.seeds import at_test, seeded
+from pyro_vae.program import reference_tensor
+from pyro_vae.seeds import eval_mode, seeded
 from pyro_vae.traces.particles import probe
 from pyro_vae.traces.sites import latent, mean_scale, observed, plates
 from pyro_vae.train.processes import OF_X, OF_Z, Processes
 from pyro_vae.train.settings import hook
 
-AT_ONCE = 1024
-FEW = 16
+MAX_BATCH = 1024
+FEW = 16  # rows that show the smallest scale
 
 
 class Validation:
-    """Minus the ELBO at beta = 1 of the validation data, with the same draws at every call."""
+    """Computes minus the ELBO at beta = 1 of the validation data, with the same draws in every call."""
 
     def __init__(
         self, model: Any, program: Any, split: Split, seed: int, processes: Processes, scale: "Scales"
     ) -> None:
         self.model, self.program, self.seed, self.processes = model, program, seed, processes
-        self.scale, self.device, self.dtype = scale, point_of(program).device, point_of(program).dtype
+        self.scale, self.device, self.dtype = scale, reference_tensor(program).device, reference_tensor(program).dtype
         self.split = split.to(self.device)
         if len(split):
-            processes.check([min(AT_ONCE, len(split)), len(split) % AT_ONCE or AT_ONCE])
-        self.smallest_scale = math.nan  # of p(x | z) for some of the data, if it has any
-        self._elbo = ELBO(beta=0.0)  # whose loss is the one term, and which has the other beside it
-        self._graph, self._recorded = Traced(self._two_terms, "graph"), set[int]()
+            processes.check_sizes([min(MAX_BATCH, len(split)), len(split) % MAX_BATCH or MAX_BATCH])
+        self.smallest_scale = math.nan  # of p(x | z) for some of the data; nan for a distribution without a scale
+        self._elbo = ELBO(beta=0.0)  # its terms are the reconstruction term and minus the ELBO
+        self._graph, self._recorded = GraphedFunction(self._two_terms, "graph"), set[int]()
 
     def __call__(self, pause: Callable[[], Any] = lambda: None, as_graph: bool = False) -> dict[str, float]:
-        """Return minus the ELBO and its two terms, nats per datum, if there are data; ``pause`` before each batch."""
+        """Return minus the ELBO and its two terms, in nats per datum, if any; call ``pause`` before each batch."""
         self.program.eval()
         for buffer in self.program.buffers():
-            self.processes.same(buffer)
+            self.processes.broadcast(buffer)
         if not len(self.split):
             return {}
-        batches = torch.arange(len(self.split), device=self.device).split(self._at_once)
+        batches = torch.arange(len(self.split), device=self.device).split(self._batch_size)
         terms = torch.zeros(2, len(batches), device=self.device, dtype=self.dtype)
         measures: dict[str, list[Tensor]] = {}
         unlabelled, measure, scale = (hook(self.program, name) for name in ("unlabelled", "measures", "smallest_scale"))
@@ -55,7 +55,7 @@ class Validation:
             for i, rows in enumerate(batches):
                 pause()
                 noise = self.processes.noise(len(rows), OF_Z)
-                batch = read(self.split, rows, self.processes, self.dtype)
+                batch = read_batch(self.split, rows, self.processes, self.dtype)
                 for name, values in measure(*batch).items() if measure else ():
                     measures.setdefault(name, []).append(values)
                 batch = unlabelled(*batch) if unlabelled else batch
@@ -63,97 +63,97 @@ class Validation:
                     self._recorded.add(len(rows))
                     with seeded(self.seed, self.device):
                         self._graph.record((noise, *batch), {})
-                both, _ = self._graph((noise, *batch), {}) if as_graph else self._two_terms(noise, *batch)
-                terms[:, i] = torch.stack([*both]) / self.scale(batch)
+                pair, _ = self._graph((noise, *batch), {}) if as_graph else self._two_terms(noise, *batch)
+                terms[:, i] = torch.stack([*pair]) / self.scale(batch)
             if scale:
-                self.smallest_scale = scale(*self._few(min(FEW, self._at_once)))
+                self.smallest_scale = scale(*self._first_rows(min(FEW, self._batch_size)))
         reconstruction, total = (self.processes.total(term) / len(self.split) for term in terms)
         numbers = {"valid": total, "valid_reconstruction": reconstruction, "valid_kl": total - reconstruction}
         return numbers | {f"valid_{name}": self._mean(torch.cat(values)) for name, values in measures.items()}
 
     def _mean(self, values: Tensor) -> float:
-        """Return the mean of what is a number, over all processes."""
-        known = values[~values.isnan()]
-        total, number = map(self.processes.total, (known, torch.ones_like(known)))
+        """Return the mean of values that are not NaN, over all processes."""
+        values = values[~values.isnan()]
+        total, number = map(self.processes.total, (values, torch.ones_like(values)))
         return total / number if number else math.nan
 
     def _two_terms(self, noise: Any, *batch: Tensor) -> Outputs:
-        """E[-log p(x | z)], which is the loss at beta = 0, and minus the ELBO."""
+        """Return E[-log p(x | z)], which is the loss at beta = 0, and minus the ELBO."""
         with noise or nullcontext():
             return Outputs(list(self._elbo.terms(self.model, self.program.guide, *batch)), None)
 
-    def _few(self, num: int) -> tuple[Tensor, ...]:
+    def _first_rows(self, num: int) -> tuple[Tensor, ...]:
         rows = torch.arange(min(num, len(self.split)), device=self.device)
-        return read(self.split, rows, Processes(), self.dtype)
+        return read_batch(self.split, rows, Processes(), self.dtype)
 
     @functools.cached_property
-    def _at_once(self) -> int:
-        """How many images fit in memory at once, with a row for each process in the last batch too."""
+    def _batch_size(self) -> int:
+        """The rows that fit in memory at once, so that each process has a row of the last batch."""
         with seeded(self.seed, self.device):
-            batch = self._few(4)
+            batch = self._first_rows(4)
 
             def run(n: int) -> Any:
                 return self._two_terms(None, *(column[: 2 * n] for column in batch))
 
-            size = 2 * how_many_fit(run, AT_ONCE // 2, self.device)
+            size = 2 * max_batch_size(run, MAX_BATCH // 2, self.device)
         while 0 < len(self.split) % size < self.processes.world:
             size -= 1
         return size
 
 
-def read(split: Split, rows: Tensor, processes: Processes, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return this process's part of a batch, x with its noise drawn as in the whole batch, and other columns."""
+def read_batch(split: Split, rows: Tensor, processes: Processes, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return this process's rows of a batch: x, with noise drawn for the whole batch, and the other columns."""
     with processes.noise(len(rows), OF_X) or nullcontext():
-        batch = split.batch(processes.mine(rows))
+        batch = split.batch(processes.own_rows(rows))
     return tuple(column.to(dtype) if column.is_floating_point() else column for column in batch)
 
 
-def spread(split: Split) -> float:
-    """The range of x in the first images."""
-    x = split[slice(0, AT_ONCE)]
+def value_range(split: Split) -> float:
+    """Return the range of x in the first images."""
+    x = split[slice(0, MAX_BATCH)]
     x = x[x.isfinite()]
     return (x.max().double() - x.min().double()).item() if len(x) else 0.0
 
 
 class Scales:
-    """By which factor a batch's loss is more than that of its data, for each number of rows, which it may follow."""
+    """The scale of a batch's loss by ``pyro.plate`` and ``poutine.scale``, for each number of rows."""
 
     def __init__(self, program: Any, model: Callable[..., Any]) -> None:
         self.program, self.model = program, model
         self.outside: list[str] = []  # latent sites outside the plate of a batch's rows
-        self.shown = True  # whether the program shows Pyro parameters
-        self._known: dict[int, float] = {}
+        self.registered = True  # whether the program registers parameters with Pyro
+        self._scales: dict[int, float] = {}
 
     def __call__(self, batch: tuple[Tensor, ...]) -> float:
         """Return the scale of a batch."""
         rows = len(batch[0])
-        if rows in self._known:
-            return self._known[rows]
-        device = point_of(self.program).device
-        with seeded(0, device), at_test(self.program, device), pyro.validation_enabled(False):
+        if rows in self._scales:
+            return self._scales[rows]
+        device = reference_tensor(self.program).device
+        with seeded(0, device), eval_mode(self.program, device), pyro.validation_enabled(False):
             _, (trace, guide_trace) = probe(self.model, self.program.guide, batch, {})
-        self.shown = bool(guide_trace.param_nodes or trace.param_nodes)
+        self.registered = bool(guide_trace.param_nodes or trace.param_nodes)
         sites = [*observed(trace).values()]
         inside = [site for site in sites if any(frame.size == rows for frame in plates(site))]
         if inside:
-            drawn = latent(trace).items()
-            self.outside = [name for name, site in drawn if all(frame.size != rows for frame in plates(site))]
-        self._known[rows] = mean_scale((inside or sites)[0]) if sites else 1.0
-        return self._known[rows]
+            latents = latent(trace).items()
+            self.outside = [name for name, site in latents if all(frame.size != rows for frame in plates(site))]
+        self._scales[rows] = mean_scale((inside or sites)[0]) if sites else 1.0
+        return self._scales[rows]
 
-    def weight(self, part: tuple[Tensor, ...], whole: int) -> float:
-        """Return what the gradient of a part counts in that of a batch of so many rows: a scale may follow the part."""
-        if len(part[0]) == whole or self(part) == self(tuple(torch.cat([column, column]) for column in part)):
+    def weight(self, rows: tuple[Tensor, ...], total: int) -> float:
+        """Return the weight of the gradient of some of ``total`` rows: 1, unless the scale depends on their number."""
+        if len(rows[0]) == total or self(rows) == self(tuple(torch.cat([column, column]) for column in rows)):
             return 1.0
-        return len(part[0]) / whole
+        return len(rows[0]) / total
 
 
-def showing(program: nn.Module, part: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a model or guide that shows Pyro the parameters of the module it belongs to, as it does not by itself."""
+def with_params(program: nn.Module, model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a model or guide that registers the program's parameters with Pyro."""
 
-    @functools.wraps(part, updated=())
+    @functools.wraps(model, updated=())
     def run(*args: Tensor) -> Any:
         module("program", program)
-        return part(*args)
+        return model(*args)
 
     return run

@@ -1,4 +1,4 @@
-"""Rows as a table and as a figure."""
+"""The table and the figure of a comparison."""
 
 import math
 import textwrap
@@ -9,17 +9,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pyro_vae import evaluate, plots
-from pyro_vae.compare.rows import Row, short
+from pyro_vae.compare.rows import Row, format_spec
 from pyro_vae.words import above, aligned, nats, pair
 
-BEST, WORST, GROUPS = 20, 10, 6  # runs of a group, and groups, that are drawn
-LEVEL = 0.1  # nats that do not matter
+BEST, WORST, GROUPS = 20, 10, 6  # limits of a figure: runs of a group, and groups
+LEVEL = 0.1  # a negligible difference, in nats
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write the rows of :func:`compare` as a table, one group after the other; settings of all of them come first.
+    """Return the rows of :func:`compare` as a table, group by group, after the settings that all runs share.
 
-    Nats per datum, with the standard error of -log p(x) and, paired over the images, of the difference from the best.
+    Numbers are nats per datum, with the standard errors of -log p(x) and, paired over the images, of the difference
+    from the best run.
     """
     keys = dict.fromkeys(key for row in rows for key in row.settings)
     differ = [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
@@ -28,26 +29,26 @@ def table(rows: Sequence[Row]) -> str:
     measures = [*dict.fromkeys(name for row in rows for name in row.measures)]
     heads += [*measures, "active", "parameters", "seconds"]
     head, *lines = aligned([heads, *([*_cells(row, differ, measures)] for row in rows)], 1 + len(differ))
-    shown = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
+    blocks = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
     for group in _groups(rows):
-        shown += ["", *_heading(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
+        blocks += ["", *_heading(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
     notes = (
-        "nats per datum; ± standard error over the data, of the difference from the best that of the paired "
-        "differences: level, where 2 of them leave no room for 0.1 nats; cannot tell, where they reach 0. "
-        f"ELBO at beta = 1 with {evaluate.DRAWS} draws; -log p(x) by importance sampling, "
-        f"{rows[0].num_particles:,} draws {evaluate.ORIGINS[rows[0].proposal]}: too large on average. Active: latent "
-        "dimensions whose mean under the guide varies over the data by more than 0.01. Seconds: of the training."
+        "Nats per datum, mean ± standard error over the data, which is paired for the difference from the best. Level: "
+        "2 standard errors above the difference are at most 0.1 nats; cannot tell: 2 standard errors reach 0. "
+        f"ELBO at beta = 1 with {evaluate.DRAWS} draws. -log p(x) by importance sampling, "
+        f"{rows[0].num_particles:,} draws {evaluate.ORIGINS[rows[0].proposal]}: on average an upper bound. Active: "
+        "latent dimensions whose mean under the guide has a variance above 0.01 over the data. Seconds of training."
     )
-    return "\n".join([*shown, "", _wrap(notes)])
+    return "\n".join([*blocks, "", _wrap(notes)])
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Draw rows: -log p(x), the ELBO's two terms, and the validation data's -ELBO against seconds of training.
+    """Draw -log p(x), the two terms of the ELBO, and the -ELBO of validation data against seconds of training.
 
-    Of a group these are the 20 best and the 10 worst, and of many groups the first 6: titles say how many are left out.
+    The figure has at most 6 groups, with the 20 best and the 10 worst runs of each; titles count the omitted ones.
     """
     groups = _groups(rows)
-    shown: list[tuple[str, dict[str, dict[str, Any]]]] = []
+    panels: list[tuple[str, dict[str, dict[str, Any]]]] = []
     for group in groups[:GROUPS]:
         runs = {
             row.name: {
@@ -63,10 +64,10 @@ def figure(rows: Sequence[Row]) -> Figure:
         title = next(_heading(group[0], group[0]))
         if len(group) > BEST + WORST:
             title += f"; the best {BEST} and the worst {WORST} of {len(group):,} runs"
-        if len(shown) == GROUPS - 1 and len(groups) > GROUPS:
+        if len(panels) == GROUPS - 1 and len(groups) > GROUPS:
             title += f"; {len(groups) - GROUPS:,} more groups are not drawn"
-        shown.append((title, runs))
-    return plots.comparison(shown)
+        panels.append((title, runs))
+    return plots.comparison(panels)
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
@@ -78,9 +79,9 @@ def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator
     yield from (row.settings.get(key, "-") for key in differ)
     yield from (nats(value.mean().item()) for value in row.values[:3])
     yield pair(row.nll)
-    told = above(*row.difference, len(row.values.nll), slack=LEVEL)
-    apart = pair(row.difference, "+") + {True: "", False: ", level", None: ", cannot tell"}[told]
-    yield apart if row.difference != (0, 0) else "best" if math.isfinite(row.nll[0]) else "-"
+    worse = above(*row.difference, len(row.values.nll), slack=LEVEL)
+    difference = pair(row.difference, "+") + {True: "", False: ", level", None: ", cannot tell"}[worse]
+    yield difference if row.difference != (0, 0) else "best" if math.isfinite(row.nll[0]) else "-"
     yield from (f"{row.measures[name][0]:.2%}" if name in row.measures else "-" for name in measures)
     yield "cannot tell" if row.active is None else f"{'' if row.active else 'collapsed, '}{row.active} of {row.latent}"
     yield f"{row.parameters:,}"
@@ -88,10 +89,10 @@ def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator
 
 
 def _heading(row: Row, first: Row) -> Iterator[str]:
-    """Say of what a group is and, if it is not the first, why it is not ranked with that one."""
+    """Yield the data of a group and, for a later group, the reason why it is not ranked with the first."""
     yield f"{row.about}; log p(x) is {row.basis['log p(x)']}"
     keys = [key for key, value in row.basis.items() if value != first.basis[key]]
-    differ = [f"{key} is {short(row.basis[key])} here and {short(first.basis[key])} there" for key in keys]
+    differ = [f"{key} is {format_spec(row.basis[key])} here and {format_spec(first.basis[key])} there" for key in keys]
     if differ:
         yield _wrap(f"Not ranked against the first group: {'; '.join(differ)}.")
 
