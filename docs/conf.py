@@ -32,6 +32,7 @@ autodoc_default_options = {"members": True, "member-order": "bysource", "exclude
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "substitution"]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

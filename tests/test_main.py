@@ -309,8 +309,9 @@ class TestHelp:
             main(["train", "--objective.help", "ELBO"])
         shown = " ".join(capsys.readouterr().out.split())
         assert "Nats that each latent dimension has at no cost" in shown
+        assert not re.search(":[a-z]+:`", shown)  # Sphinx's roles
         for name in ("Linear", "Cosine", "Cyclical", "TotalCorrelation", "MMD"):
-            assert f"pyro_vae.objectives.{name}" in shown
+            assert name in shown
 
     def test_print_config_is_a_configuration(self, capsys):
         with pytest.raises(SystemExit):

@@ -182,7 +182,7 @@ def _arguments(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor,
 
 
 def covariates(posterior: Posterior) -> str:
-    """Return the covariates on which log p(x) is conditional, as `` | y``; an empty text without covariates."""
+    """Return the covariates on which log p(x) is conditional, as ``" | y"``, or an empty string."""
     return f" | {', '.join(names)}" if len(posterior.data) > 1 and (names := covariate_names(posterior)) else ""
 
 

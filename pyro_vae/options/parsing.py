@@ -91,7 +91,6 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
     result = _Parser(
         prog=f"pyro-vae {name}",
         description=(command.__doc__ or "").split("\n")[0],
-        formatter_class=_HelpFormatter,
         parser_mode="parts",
         allow_abbrev=False,  # check_config does not see --conf
     )
@@ -117,14 +116,14 @@ class _Parser(ArgumentParser):
     """A parser that raises errors, as must the one that jsonargparse makes of its class for --prior.help."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"exit_on_error": False} | options)
+        super().__init__(**{"exit_on_error": False, "formatter_class": _HelpFormatter} | options)
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Lists the classes of an option's module; jsonargparse lists every imported subclass."""
+    """Prints docstrings without Sphinx's roles, and the classes of an option's module: not every imported subclass."""
 
     def _expand_help(self, action: Any) -> str:
-        text = super()._expand_help(action)
+        text = re.sub(r":\w+:`~?([^`]+)`", r"\1", super()._expand_help(action))
         if action.dest in ROOMS:
             text = re.sub(r"known subclasses: [^)]*", f"known: {', '.join(class_names(action.dest))}", text)
         return text

@@ -31,7 +31,7 @@ class Gaps(NamedTuple):
 
     @property
     def amortisation(self) -> Tensor:
-        r"""The amortisation (amortization) gap :math:`\mathcal{L}[q^*] - \mathcal{L}[q]`, smaller for a better encoder."""
+        r"""The amortisation gap :math:`\mathcal{L}[q^*] - \mathcal{L}[q]`, smaller for a better encoder."""
         return self.refined - self.elbo
 
 

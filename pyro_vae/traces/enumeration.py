@@ -165,8 +165,10 @@ class Expectation:
         sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
         shape = [sizes.get(dim, 1) for dim in range(-self.nesting, 0)]
         term = term.expand(torch.broadcast_shapes(term.shape, shape))  # enumerated sites have no particles
-        if self.log_q is None or term.dim() <= self.nesting:
+        if term.dim() <= self.nesting:
             return term
+        if self.log_q is None:  # enumerated dimensions of the model alone, of size 1 here
+            return term.reshape(term.shape[-self.nesting :])
         return (self.log_q.exp() * term).flatten(0, -1 - self.nesting).sum(0)
 
     def summed(self, names: Iterable[str]) -> Tensor:
