@@ -94,16 +94,17 @@ def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
     spent = {"steps": 0.0, "validation": 0.0}
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = method(*args)
+            result = method(*args, **options)
             spent[name] += time.perf_counter() - start
             return result
 
         return run
 
-    update, validate = CompiledSVI.update, Validation.__call__
-    CompiledSVI.update = timed("steps", update)  # type: ignore[method-assign]
+    gradients, apply, validate = CompiledSVI.gradients, CompiledSVI.apply, Validation.__call__
+    CompiledSVI.gradients = timed("steps", gradients)  # type: ignore[method-assign]
+    CompiledSVI.apply = timed("steps", apply)  # type: ignore[method-assign]
     Validation.__call__ = timed("validation", validate)  # type: ignore[method-assign]
 
     def seen(self: Training, *callbacks: Any) -> dict[str, float]:

@@ -124,6 +124,12 @@ def test_lines_are_short(page):
     assert not [line for line in page.read_text().splitlines() if len(line) > 120]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_figures_have_alternative_texts(page):
+    for text in re.findall(r"!\[([^\]]*)\]\(", page.read_text()):
+        assert len(text) > 20, text
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 180
@@ -146,6 +152,11 @@ class TestNotebooks:
         outputs = [output for cell in cells for output in cell["outputs"]]
         assert not [output for output in outputs if output["output_type"] == "error"]
         assert any("image/png" in output.get("data", {}) for output in outputs)
+
+    def test_figures_have_alternative_texts(self, path):
+        for cell in json.loads(path.read_text())["cells"]:
+            if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+                assert 20 < len(cell["metadata"]["mystnb"]["image"]["alt"]) <= 250, cell["id"]
 
     def test_says_nothing_of_the_machine(self, path):
         outputs = [cell.get("outputs", []) for cell in json.loads(path.read_text())["cells"]]

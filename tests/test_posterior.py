@@ -556,8 +556,7 @@ class TestSbc:
         found = posterior.sbc(orthogonal(), 200)
         figure = found.figure()
         titles = [axes.get_title() for axes in figure.axes]
-        order = found.p_values.argsort().tolist()
-        assert titles[:3] == [f"{found.names[i]}, p = {found.p_values[i]:.2g}" for i in order]
-        assert titles[3] == "coverage, a line a dimension"
+        pairs = zip(found.names, found.p_values, strict=True)
+        assert titles == [*(f"{name}, p = {p:.2g}" for name, p in pairs), "true z within the interval"]
         line = figure.axes[3].lines[1].get_xydata()
         np.testing.assert_allclose(line[45], [0.9, found.coverage([0.9])[0, 0]], atol=1e-6)
