@@ -23,6 +23,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 HERE = Path(__file__).resolve().parent
 TEMPORARY = re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/"
 PATHS = re.compile("|".join([TEMPORARY, *(re.escape(f"{path}/") for path in (sys.prefix, HERE.parent, Path.home()))]))
+KEPT = ("mystnb",)  # alternative texts of figures
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -52,7 +53,7 @@ async def execute(path: Path) -> str:
         return f"{type(error).__name__}: {error}"
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({})
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if key in cell.metadata})
         for output in cell.get("outputs", []):
             holder, key = (output, "text") if "text" in output else (output.get("data", {}), "text/plain")
             if key in holder:

@@ -283,7 +283,7 @@ class TestEvaluation:
         assert "50 draws from the guide." in both.sections["How good is the model? The first 4 test rows"][0]
 
     @pytest.mark.filterwarnings("ignore:AIS")  # of so few temperatures
-    def test_ais_is_asked_where_weights_are_not_trusted(self, trained, monkeypatch, short_pilots):
+    def test_ais_is_asked_where_weights_are_not_trusted(self, trained, monkeypatch, short_pilots, brief_gaps):
         vae, dataset = trained[0], data.from_tensor(torch.randn(400, 4))
         options = self.OPTIONS | {"chosen": None, "images": 40, "temperatures": 5, "proposal": "guide"}
         monkeypatch.setattr("pyro_vae.report.answers.CHOSEN", 2)
