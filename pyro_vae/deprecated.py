@@ -9,7 +9,7 @@ __all__ = ["attribute_renamed", "renamed", "warn"]
 
 
 def renamed(module: str, names: dict[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module that looks up old names; ``names`` maps each to its new one.
+    """Return a ``__getattr__`` for a module with deprecated names; ``names`` maps old names to new names.
 
     Raises:
         AttributeError: If a name is not in ``names``.
@@ -25,7 +25,7 @@ def renamed(module: str, names: dict[str, str]) -> Callable[[str], Any]:
 
 
 def attribute_renamed(owner: Any, name: str, names: dict[str, str]) -> Any:
-    """Return an attribute by its old name; ``names`` maps each to its new one.
+    """Return an attribute by its deprecated name; ``names`` maps old names to new names.
 
     Raises:
         AttributeError: If a name is not in ``names``.

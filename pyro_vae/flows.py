@@ -172,16 +172,16 @@ class Broadcast(_Cached):
 
 
 class Mixture(dist.MixtureSameFamily):
-    r"""A mixture as Pyro's ``MixtureSameFamily``, made for hundreds of components over a latent space.
+    r"""A mixture distribution like Pyro's ``MixtureSameFamily``, for hundreds of components over a latent space.
 
     .. math:: \log p(z) = \log \sum_k \pi_k \, p_k(z)
 
-    A plate does not copy the components for each datum. For diagonal Gaussians the squares are expanded,
+    In a plate all data share one copy of the components. For diagonal Gaussians the squares are multiplied out,
 
     .. math:: \sum_d \frac{(z_d - \mu_{kd})^2}{\sigma_{kd}^2} = z^2 \cdot \sigma_k^{-2}
         - 2 z \cdot \mu_k \sigma_k^{-2} + \mu_k^2 \cdot \sigma_k^{-2}
 
-    so that two matrix products give all k, in float64 because the terms cancel.
+    so that two matrix products give all K components. The products are in float64, since the terms cancel.
 
     Example:
         >>> halves = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)

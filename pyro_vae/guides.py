@@ -62,7 +62,7 @@ class FullNormal(Family):
         self.params = 1 + event
 
     def distribution(self, loc: Tensor, *rows: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Gaussian of means and of rows of L with a log diagonal, each ``(*, latent)``."""
+        """Return the Gaussian of means and of rows of a Cholesky factor, with a log diagonal, each ``(*, latent)``."""
         factor = torch.stack(rows, -2)
         diagonal = _exp(factor.diagonal(dim1=-2, dim2=-1)).diag_embed()
         return dist.MultivariateNormal(loc, scale_tril=factor.tril(-1) + diagonal)
@@ -137,7 +137,7 @@ class Flow(Family):
         self.reverse = nn.Buffer(torch.arange(event).flip(0), persistent=False)
 
     def distribution(self, loc: Tensor, log_scale: Tensor, *context: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the flow of the base's means and log standard deviations and the context, each ``(*, latent)``."""
+        """Return the flow over a Gaussian with ``loc`` and ``log_scale``, given the context, each ``(*, latent)``."""
         steps: list[Any] = []
         for module in self.nets:
             net: Any = partial(module, context=torch.cat(context, -1))

@@ -63,7 +63,7 @@ def log_prob(distribution: Any, x: Tensor, missing: bool | None = None) -> Tenso
 
     .. math:: \log p(x_o) = \sum_{i \in o} \log p(x_i)
 
-    x is of shape ``(*, *event)`` and NaN where it is missing. ``missing`` is whether an element is; None: look at x.
+    x has shape ``(*, *event)``, with NaN for a missing element. ``missing`` says whether x has one; None checks x.
 
     Raises:
         ValueError: As :func:`observed`, if an element is missing.

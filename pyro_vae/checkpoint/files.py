@@ -121,7 +121,7 @@ def serialize(nest: Any) -> bytes:
 
 
 def deserialize(path: Path) -> Any:
-    """Return the nest in a file of :func:`serialize`, or raise ValueError. It runs no content of the file."""
+    """Return the data that :func:`serialize` wrote to a file, or raise ValueError. No content of the file is run."""
     tensors, metadata = load_tensors(path)
     try:
         plain = metadata["nest"]

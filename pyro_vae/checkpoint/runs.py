@@ -41,7 +41,7 @@ KINDS = {"config": dict, "data": dict, "packages": dict, "resumed": list, "direc
 
 
 def write_header(run: Path, config: dict[str, Any], digests: Digests, save: Callable[[], None] = lambda: None) -> None:
-    """Write ``environment.json``, save a first state by ``save()``, and then ``config.yaml``, which marks a run."""
+    """Write ``environment.json``, save a first state by ``save()``, then write ``config.yaml``, the mark of a run."""
     content = environment(config.get("seed")) | {"config": config, "data": digests}
     write(safe_path(run, "environment.json"), json.dumps(content, indent=2) + "\n")
     save()
@@ -49,7 +49,7 @@ def write_header(run: Path, config: dict[str, Any], digests: Digests, save: Call
 
 
 def load_environment(run: str | Path) -> dict[str, Any]:
-    """Read ``environment.json``; leave out entries of a wrong type, and return nothing if it cannot be read."""
+    """Read ``environment.json`` without entries of a wrong type; return an empty dictionary if it cannot be read."""
     try:
         path = safe_path(run, "environment.json")
         content = json.loads(path.read_text()) if path.is_file() else {}
@@ -133,7 +133,7 @@ def save_weights(run: Path, program: nn.Module) -> None:
 
 
 def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
-    """Write ``metrics.csv``, and ``seconds.csv``, which differs between equal runs: one line per epoch."""
+    """Write one line per epoch to ``metrics.csv`` and to ``seconds.csv``, whose times differ between equal runs."""
     for name in ("metrics.csv", "seconds.csv"):
         timed = name == "seconds.csv"
         if columns := {key: values for key, values in history.items() if (key == "seconds") is timed}:

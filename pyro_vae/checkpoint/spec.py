@@ -110,7 +110,7 @@ def _path(kind: type) -> str:
 
 
 def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
-    """Read the configuration of a run as plain data; refuse YAML tags, aliases and many brackets. Import nothing."""
+    """Read a run's configuration as plain data, without imports; refuse YAML tags, aliases and too many brackets."""
     if not run.is_dir():
         raise FileNotFoundError(f"Expected a run directory; there is nothing at {str(run)!r}.")
     if not (run / name).is_file():
@@ -123,7 +123,7 @@ def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
         if text.count("[") + text.count("{") > BRACKETS:
             raise ValueError(f"it has more than {BRACKETS:,} brackets")
         if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise ValueError("it has a YAML alias, as *name, which a run may not have")
+            raise ValueError("it has a YAML alias, such as *name; a run may not have one")
         config = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({one_line(error)}).") from error
@@ -172,20 +172,20 @@ def from_spec(spec: Any, trust: Iterable[str] = ()) -> functools.partial:
 
 
 def objective_from_spec(spec: Any, trust: Iterable[str] = ()) -> pyro.infer.ELBO:
-    """Return the inverse of :func:`to_spec` for an objective, with its schedule and penalty."""
+    """Build an objective, with its schedule and penalty, from the plain data that :func:`to_spec` returns."""
     check_trust(spec, trust)
     make = _class(spec, (pyro.infer.ELBO,))
     try:
         return make(**{name: value() if callable(value) else value for name, value in make.keywords.items()})
     except (TypeError, ValueError) as error:
         name = make.func.__name__
-        raise ValueError(f"Expected an objective; {name} could not be made ({one_line(error)}).") from error
+        raise ValueError(f"Expected arguments that {name} accepts; it raised: {one_line(error)}.") from error
 
 
 def _class(spec: Any, bases: tuple[type, ...]) -> functools.partial:
     arguments = (spec.get("init_args") or {}) if isinstance(spec, dict) else None
     if not isinstance(arguments, dict) or "class_path" not in spec:
-        raise ValueError(f"Expected a part by its class_path and init_args; the run has {str(spec)[:80]!r}.")
+        raise ValueError(f"Expected class_path and init_args of a part; the run has {str(spec)[:80]!r}.")
     path = str(spec["class_path"])
     module, _, name = path.rpartition(".")
     try:
@@ -196,11 +196,11 @@ def _class(spec: Any, bases: tuple[type, ...]) -> functools.partial:
     own = inspect.isclass(kind) and kind.__module__.split(".")[0] in ("pyro_vae", module.split(".")[0])
     if not (own and issubclass(kind, bases)):
         names = " or ".join(base.__name__ for base in bases)
-        raise ValueError(f"Expected a class of {module} that is a {names}; the run names {path!r}.")
+        raise ValueError(f"Expected a subclass of {names} from {module}; the run names {path!r}.")
     parameters = inspect.signature(kind).parameters
     any_name = any(parameter.kind is VAR_KEYWORD for parameter in parameters.values())
     if (unknown := [str(key) for key in arguments if key not in parameters]) and not any_name:
-        raise ValueError(f"Expected arguments of {name}, {', '.join(parameters)}; the run has {', '.join(unknown)}.")
+        raise ValueError(f"Expected arguments of {name} ({', '.join(parameters)}); the run has {', '.join(unknown)}.")
     for key, value in arguments.items():
         if isinstance(value, dict) and "class_path" in value:
             hint = parameters[key].annotation if key in parameters else Any

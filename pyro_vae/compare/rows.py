@@ -124,7 +124,7 @@ def compare(
         shape = tuple(checkpoint.event_shape(vae)) or dataset.event_shape
         if shape != dataset.event_shape:
             got = f"{dataset.config['data']!r} now has images of shape {dataset.event_shape}"
-            raise ValueError(f"Expected images of shape {shape}, as the run {str(run)!r} was trained on; {got}.")
+            raise ValueError(f"Expected images of shape {shape}, as in the training of the run {str(run)!r}; {got}.")
         if split not in dataset.splits:
             raise ValueError(f"Expected images held out for {split}; the run {str(run)!r} has none. Use test.")
         part = dataset.splits[split].to(device)

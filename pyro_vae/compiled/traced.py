@@ -24,7 +24,7 @@ MAX_GRAPHS = 32
 
 
 class Outputs(NamedTuple):
-    """The outputs of a :class:`GraphedFunction`: tensors or None; and an object, returned from the recorded run."""
+    """The outputs of a :class:`GraphedFunction`: tensors or None, and an object that is kept from the recorded run."""
 
     tensors: Sequence[Any]
     kept: Any

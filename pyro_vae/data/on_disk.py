@@ -126,7 +126,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
             single = isinstance(loaded, np.ndarray)
             arrays = {"x": loaded} if single else {name: loaded[name] for name in loaded.files}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-                raise ValueError("it holds other objects than arrays")
+                raise ValueError("it holds objects that are not arrays")
             return arrays
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         # numpy calls any other file a pickle

@@ -166,7 +166,7 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
     """Check an array; return images ``(N, channels, height, width)``, with 0 for missing pixels, and their summary."""
     x, mask, name = source.x, source.mask, source.name
     if len(x.shape) < 2 or 0 in x.shape:
-        raise ValueError(f"Expected an array of shape (N, ...), not empty, in {name}; got shape {tuple(x.shape)}.")
+        raise ValueError(f"Expected a non-empty array of shape (N, ...) in {name}; got shape {tuple(x.shape)}.")
     what = "image" if len(x.shape) > 2 else "row"
     if len(x) < 3:
         raise ValueError(f"Expected at least 3 {what}s, one for each split, in {name}; got {len(x)}.")

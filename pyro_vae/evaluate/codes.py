@@ -26,9 +26,10 @@ def latent_activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
 
     .. math:: \mathrm{Var}_x \big( \mathbb{E}_{q(z \mid x)}[z_i] \big)
 
-    The variance is over the data, of which a hundred or more are needed. Dimensions of several sites follow one
-    another. Where the guide has no mean in closed form, as with a flow or a site drawn given another, the activity is
-    the covariance of two averages of independent draws, whose noise cancels; it may then be slightly below 0.
+    The variance is over the data, of which a hundred or more are needed. The dimensions of several sites are
+    concatenated. If the guide's mean has no closed form, as for a flow or a site given another site, two independent
+    averages of draws estimate the mean. The activity is then their covariance, which has no bias from their noise and
+    may be slightly below 0.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519.
@@ -54,7 +55,8 @@ def latent_activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
 def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | None = None) -> int:
     r"""Return the number of latent dimensions whose :func:`latent_activity` is above a threshold.
 
-    The default, in units of z squared, is that of Burda et al. (2016) for a prior of unit scale.
+    The default threshold is that of Burda et al. (2016) for a prior of unit scale. The threshold has the units of
+    z squared.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian

@@ -20,8 +20,8 @@ def encode(program: Any, dataset: Dataset, site: str = "z", seed: int = 0) -> Da
 
     .. math:: x'_n = \mu(x_n) + \sigma(x_n) \, \epsilon
 
-    The guide sees one draw of each x. Codes of training data are drawn again at every reading, codes of validation and
-    test data once. Labels and further columns stay.
+    The guide sees one draw of each x. Each read of the training data draws its codes again; the codes of validation and
+    test data are drawn once. Labels and other columns do not change.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), M1+M2,

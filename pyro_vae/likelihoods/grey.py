@@ -50,13 +50,13 @@ class Categorical(Family):
 
 
 class DiscretizedLogistic(Family):
-    r"""Logistics rounded to the nearest grey level: a mass of :math:`\{0, \frac{1}{L - 1}, \dots, 1\}`.
+    r"""Independent logistics rounded to the nearest of the grey levels :math:`0, \frac{1}{L - 1}, \dots, 1`.
 
     .. math:: p(x \mid z) = \prod_i \Big[\sigma\Big(\frac{x_i + w - \mu_i(z)}{s_i(z)}\Big)
         - \sigma\Big(\frac{x_i - w - \mu_i(z)}{s_i(z)}\Big)\Big], \qquad w = \frac{1}{2 (L - 1)}
 
-    The bins of 0 and 1 extend to infinity. The network gives :math:`\mu` and :math:`\log 10 s`, so that s starts at
-    0.1; :math:`\log s` is clipped softly at -7.
+    The bins of 0 and 1 extend to infinity. The network gives :math:`\mu` and :math:`\log(10 s)`, so that s starts at
+    0.1. :math:`\log s` is clipped softly at -7.
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).

@@ -77,7 +77,7 @@ class ELBO(Objective):
         check_choice("kl", kl, ("auto", "analytic", "sampled"))
         check_choice("gradient", gradient, ("pathwise", "stl"))
         if gradient == "stl" and kl == "analytic":
-            raise ValueError("Expected kl='sampled' or 'auto' with gradient='stl', which samples; got kl='analytic'.")
+            raise ValueError("Expected kl='sampled' or 'auto' with gradient='stl', a sampled KL; got kl='analytic'.")
         if not 0 <= free_bits < float("inf"):
             raise ValueError(f"Expected finite free_bits of at least 0; got {free_bits}.")
         if free_bits and gradient == "stl":

@@ -53,8 +53,8 @@ class Renyi(Objective):
         super().__init__(num_particles, vectorize_particles, "importance weights need draws")
         if resample is not None and not (1 <= resample < num_particles and vectorize_particles):
             raise ValueError(
-                f"Expected resample of 1 to num_particles - 1, of particles in a plate; got resample = {resample}, "
-                f"num_particles = {num_particles}, vectorize_particles = {vectorize_particles}. Use None for all."
+                f"Expected resample from 1 to num_particles - 1, with vectorize_particles = True; got {resample}, with "
+                f"num_particles = {num_particles}, vectorize_particles = {vectorize_particles}. Use None for all draws."
             )
         self.alpha, self.gradient, self.resample = alpha, gradient, resample
 
@@ -106,17 +106,17 @@ class IWAE(Renyi):
         \mathrm{IWAE}_K(x) = \mathbb{E}\Big[\log \frac{1}{K} \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad
         w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
 
-    The loss is minus the bound, in nats, summed over the data, which are the elements of the plates that all sites
+    The loss is minus the bound, in nats, summed over the data. The data are the elements of the plates that all sites
     share. At K = 1 the bound is the ELBO, and it grows with K. The scale of a subsampled plate multiplies the
     logarithm, so that the bound of a minibatch is unbiased.
 
-    With ``resample`` = m the loss uses all K draws, and the gradient m draws, resampled by weight: it has the same mean
-    and slightly more variance (section 3 of Burda et al., for m = 1).
+    With ``resample`` = m the loss uses all K draws, but the gradient uses m of them, resampled in proportion to
+    :math:`w_k`. This gradient has the same mean and a slightly larger variance (section 3 of Burda et al., for m = 1).
 
     Note:
         With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`.
         The guide's gradient is the same for ``pathwise``, with a signal-to-noise ratio that falls as
-        :math:`K^{-1/2}`. ``stl`` drops the score of q, which is biased for K > 1. ``dreg`` is
+        :math:`K^{-1/2}`. ``stl`` drops the score of q, and is biased for K > 1. ``dreg`` is
         :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, with a
         signal-to-noise ratio that grows as :math:`K^{1/2}`; a guide of several layers has its generalised form.
 

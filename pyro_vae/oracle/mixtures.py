@@ -68,7 +68,7 @@ class Covariates(Oracle):
             return pyro.sample("x", dist.Normal(self.mean(z, y), self.scale).to_event(1), obs=x)
 
     def guide(self, x: Tensor, y: Tensor) -> None:
-        """Sample z from its posterior, or independent dimensions for ``mean-field``."""
+        """Sample z from the exact posterior, or from its best mean-field Gaussian for ``mean-field``."""
         with self.rows(x):
             pyro.sample("z", self.around(self.posterior(x, y)))
 
@@ -131,7 +131,7 @@ class Classes(Oracle):
         return cls(nn.Parameter(weight), nn.Parameter(1.5 * bias), nn.Parameter(0.5 * logits), scale, guide)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Sample an unknown y, and z; observe x, of shape ``(B, d)``."""
+        """Sample z, and y where it is unknown; observe x, of shape ``(B, d)``, and y where it is known."""
         y, known = labels_of(x, y)
         with self.rows(x):
             label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=known)

@@ -18,7 +18,7 @@ SHARES = (0.5, 0.9, 0.99)  # of the mass, within the contours
 
 @styled
 def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent space: means of q(z | x)") -> Figure:
-    """Draw points z, ``(N, latent)``, coloured by labels, ``(N,)``; beyond 2 dimensions the first two PCs."""
+    """Plot codes z, ``(N, latent)``, coloured by labels, ``(N,)``; above 2 dimensions, plot the first two PCs."""
     finite = z.isfinite().all(1)
     points, names = z[finite].detach().cpu().double(), ["z0", "z1"]
     if points.shape[1] > 2:

@@ -29,7 +29,7 @@ def interpolation(x: Tensor, title: str = "Straight lines in latent space, from 
 
 
 def manifold(x: Tensor, title: str = "The 2-D latent space, decoded") -> Figure:
-    """Draw a grid of images, for x of shape ``(rows, columns, *event)``."""
+    """Plot images x, of shape ``(rows, columns, *event)``, as one grid."""
     return mosaic(x, title)
 
 
@@ -75,7 +75,7 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
 
 
 def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
-    """Draw rows and columns of images, ``gap`` pixels apart, for x of shape ``(rows, columns, *event)``."""
+    """Plot rows and columns of images, ``gap`` pixels apart, for x of shape ``(rows, columns, *event)``."""
     if x.dim() not in (4, 5):
         got = f"shape {tuple(x.shape)}. Reshape vectors to images first."
         raise ValueError(f"Expected images (rows, columns, [channels,] height, width); got {got}")

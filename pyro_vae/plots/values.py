@@ -28,10 +28,10 @@ CURVES = {
 
 @styled
 def curves(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the loss, the reconstruction term and the KL term by epoch, from the history that ``fit`` returns.
+    """Plot the loss, the reconstruction term and the KL term by epoch, from the history that ``fit`` returns.
 
-    If the objective is not the ELBO at beta = 1, minus that ELBO is drawn too. Without validation data only the loss is
-    drawn.
+    If the objective is not the ELBO at beta = 1, the figure also shows the negative ELBO at beta = 1. Without
+    validation data it shows only the loss.
     """
     epochs = np.arange(1, len(history["train"]) + 1)
     same = np.array_equal(history.get("train_at_beta_1", []), history["train"])

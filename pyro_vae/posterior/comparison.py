@@ -93,9 +93,10 @@ class Comparison:
         return "\n".join([*aligned(rows, 0), notes])
 
     def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
-        """Plot guide and posterior of a datum: densities of each dimension, and pairs, over the exact density if known.
+        """Plot the guide and the posterior of one datum, for each dimension and each pair of dimensions.
 
-        ``dims`` are the dimensions; None takes up to four with the strongest correlations.
+        They lie over the exact density if it is known. ``dims`` selects the dimensions; None selects up to four, with
+        the strongest correlations.
         """
         if dims is None:
             strength = (self.nuts.correlation[datum] - torch.eye(self.z.shape[2]).to(self.z)).abs().amax(0)
@@ -215,7 +216,7 @@ def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
                 high = torch.where(high_density, axes, -math.inf).amax(-1) + 1.5 * cell
                 finer += 1
         else:
-            raise ValueError("Expected posterior mass inside the grid; it reaches the edge of the widest. Use nuts.")
+            raise ValueError("Expected posterior mass inside the widest grid; it reaches the edge. Use nuts.")
     log_evidence = log_p.flatten(1).logsumexp(1) + (axes[..., 1] - axes[..., 0]).log().sum(0)
     return Grid(axes[0], axes[1], (log_p - log_evidence[:, None, None]).exp(), log_evidence)
 

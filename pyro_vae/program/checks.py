@@ -102,9 +102,9 @@ def check_rows(posterior: Any) -> None:
                 if not close(together, apart) and close(together, getattr(few, density)(draws)[:, head]):
                     name = "guide" if density == "log_q" else "model"
                     raise ValueError(
-                        f"Expected a density of each row by itself; the {name}'s for the first row is "
-                        f"{apart[0, 0].item():.6g}, and {together[0, 0].item():.6g} with one more row. Call "
-                        "program.eval() if it has batch normalisation, and leave other rows out of the program."
+                        f"Expected a density of a row that does not depend on other rows; the {name}'s for row 0 "
+                        f"is {apart[0, 0].item():.6g}, and {together[0, 0].item():.6g} with one more row. Call "
+                        "program.eval() if it has batch normalisation, and compute each row from that row alone."
                     )
 
 
@@ -171,9 +171,9 @@ def check_drawn(old: Any, new: Any, draws: Draws) -> None:
             first, repeated, replaced = (old.runner.total(run, 1, [name]) for run in runs)
             if close(first, repeated) and not close(first, replaced):
                 raise ValueError(
-                    f"Expected sites that depend on drawn values alone; the density of {name!r} changes with an "
-                    "observed argument, so data drawn in its place would not come from the model. Use the value that "
-                    "pyro.sample(..., obs=x) returns instead of x."
+                    f"Expected densities that depend on x through its observed site alone; the density of {name!r} "
+                    "changes with the argument itself, so simulated data would not come from the model. In place of x, "
+                    "use the value that pyro.sample(..., obs=x) returns."
                 )
 
 

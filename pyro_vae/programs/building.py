@@ -35,7 +35,7 @@ def family_of(part: str, make: Callable[..., Any], event: Any) -> Family:
         inspect.signature(family.distribution).bind(*range(family.params))
     except TypeError as error:
         raise ValueError(
-            f"Expected {name}.distribution() to take {family.params} parameters, its params; got: {error}."
+            f"Expected {name}.distribution() to take params = {family.params} arguments; got: {error}."
         ) from error
     return family
 
@@ -57,7 +57,7 @@ def attach(prior: nn.Module, latent: int, encoder: Conditional, in_shape: Sizes)
     name = type(prior).__name__
     if take := getattr(prior, "attach", None):
         if isinstance(encoder.network, Joint):
-            raise ValueError(f"Expected a prior that needs no encoder; got {name}, and an encoder of several inputs.")
+            raise ValueError(f"Expected a prior that needs no encoder, for an encoder of several inputs; got {name}.")
         take(encoder, in_shape)
     try:
         distribution = prior()

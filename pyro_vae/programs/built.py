@@ -81,7 +81,8 @@ class OfLabels(Built):
         if not self.least <= low <= high < number:
             unknown = ", or -1 where unknown" if self.least < 0 else ""
             raise ValueError(
-                f"Expected labels y from 0 to {number - 1}, {self.number_is} = {number}{unknown}; got {low} to {high}. "
+                f"Expected labels y from 0 to {number - 1}{unknown}, for {self.number_is} = {number}; "
+                f"got {low} to {high}. "
                 f"Build the program with a larger {self.number_is}, or count the labels from 0."
             )
 

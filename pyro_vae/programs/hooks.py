@@ -130,7 +130,7 @@ class Hooks(nn.Module, ABC):
             advice = of_data.get(kind, "Use a likelihood whose support contains x; Gaussian takes all real numbers.")
             advice = advice.format(levels=getattr(dataset.support, "number", 2))
             if of_data is ADVICE["binary"] and kind in of_data and (strict or kind != "real"):
-                raise ValueError(f"Expected a likelihood of two values for {dataset}; got {name}. {advice}")
+                raise ValueError(f"Expected a likelihood of binary data for {dataset}; got {name}. {advice}")
             names = [*inspect.signature(self.model).parameters][1:]
             for split in dataset.splits.values():
                 if columns := [split.columns[name] for name in names if name in split.columns]:

@@ -153,8 +153,8 @@ class VAE(Hooks):
     def traverse(self, x: Tensor, span: float = 3.0, steps: int = 11) -> Tensor:
         """Return mean images as one latent dimension at a time varies, of shape ``(latent, steps, *event)``.
 
-        The dimension takes values from ``-span`` to ``span`` of the prior's standard deviations around the prior's
-        mean. The other dimensions stay at the guide's mean for x, one image of shape ``event``.
+        The dimension runs from ``-span`` to ``span`` standard deviations of the prior around the prior's mean. The
+        other dimensions stay at the guide's mean for x. x is one image, of shape ``event``.
         """
         z = mean(self.encoder(*self.checked(x[None]))).repeat(steps, 1)
         rows = z.repeat(z.shape[1], 1, 1)

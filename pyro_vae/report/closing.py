@@ -104,12 +104,12 @@ def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[
 
 
 def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
-    """Draw the codes of a program and its images, or the columns of a table; torch's random state does not change.
+    """Plot the codes of a program, and its images or the columns of a table, without a change to torch's random state.
 
     Returns:
-        Figures by name, ``latent_space`` of training data; for images, the figures of the program's method
-        ``pictures``, if any, of test images, and for a VAE ``traversal``; for a table, ``marginals`` and, for a
-        program of this package, ``reconstructions`` of test rows.
+        Figures by name. ``latent_space`` shows the codes of training data. For images, the program's method
+        ``pictures``, if any, gives figures of test images, and a VAE has a ``traversal``. For a table, there are
+        ``marginals``, and for a program of this package ``reconstructions`` of test rows.
     """
     figures, images = {}, images_or_rows(dataset.event_shape)
     with eval_mode(program, reference_tensor(program).device, seed), torch.no_grad():

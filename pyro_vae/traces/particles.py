@@ -66,8 +66,8 @@ class CheckRows(Messenger):
         for frame in msg["cond_indep_stack"]:
             if frame.name not in self._rows and frame.full_size not in (None, -1, frame.size):
                 raise ValueError(
-                    f"Expected plate {frame.name!r}, of {frame.size} of {frame.full_size} data, to be made inside the "
-                    "model and inside the guide; it was made outside, and its rows cannot be compared."
+                    f"Expected model and guide to create plate {frame.name!r}, which subsamples {frame.size} of "
+                    f"{frame.full_size} data; it was created outside, and its rows cannot be compared."
                 )
         rows = self._rows.get(msg["name"]) if site_is_subsample(msg) else None
         if rows is None or rows is msg["value"] or torch.as_tensor(rows).equal(torch.as_tensor(msg["value"])):

@@ -76,7 +76,7 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     schedule = "beta" if isinstance(warmup, float) else rate
     epochs = before.get("epochs", now["epochs"])
     if epochs > now["epochs"] or (schedule and epochs != now["epochs"]):
-        more, reason = ("", f", since {schedule} depends on the number") if schedule else (" or more", "")
+        more, reason = ("", f", since {schedule} depends on the number of epochs") if schedule else (" or more", "")
         raise ValueError(f"Expected epochs = {epochs}{more}, as in the run{reason}; got {now['epochs']}.")
 
 
@@ -177,8 +177,8 @@ def check_one_row(loss: Callable[[int], Any], world: int, total: int, batch_size
             errors.append(str(error).splitlines()[0])
     if errors and (len(errors) == 1 or total == 1):
         raise ValueError(
-            f"Expected batches of at least 2 rows; of {total} in batches of {batch_size} one has 1, and the program "
-            f"fails on it: {errors[0].rstrip('.')}. Choose another batch_size."
+            f"Expected batches of at least 2 rows; {total} rows in batches of {batch_size} give one of 1 row, and the "
+            f"program fails on it: {errors[0].rstrip('.')}. Choose another batch_size."
         )
 
 

@@ -184,7 +184,7 @@ def parameters_of(rows: Posterior) -> tuple[list[Tensor], list[Tensor]]:
     if structure.all_rows or structure.auxiliary:
         extra = structure.auxiliary
         reason = f"the model has no site {extra[0]!r}" if extra else "the guide takes all rows together"
-        raise ValueError(f"Expected an amortised guide of the model's sites alone; {reason}. Train without sleep.")
+        raise ValueError(f"Expected an amortised guide with no site outside the model; {reason}. Train without sleep.")
     stored = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
     with torch.no_grad():
         draws = rows[:FEW].simulate(1)
@@ -198,12 +198,12 @@ def parameters_of(rows: Posterior) -> tuple[list[Tensor], list[Tensor]]:
     of_guide, of_model = (_parameters_in(value, parameters) for value in (log_q, log_joint))
     if shared := [names[parameter] for parameter in of_guide if any(parameter is other for other in of_model)]:
         raise ValueError(
-            f"Expected a guide that shares no parameter with the model, which sleep does not change; both have "
+            f"Expected a guide that shares no parameter with the model, since sleep trains the guide alone; both have "
             f"{shared[0]!r}. Train without sleep, or replace a VampPrior, which uses the encoder, by another prior."
         )
     stored += [parameter for _, parameter in modules]
     if not of_guide or not all(any(parameter is other for other in stored) for parameter in of_guide):
-        raise ValueError("Expected a guide with parameters in a module, or in Pyro's store, to train; it has none.")
+        raise ValueError("Expected a guide with trainable parameters in a module or Pyro's param store; it has none.")
     return of_guide, [parameter for parameter in parameters if not any(parameter is own for own in of_guide)]
 
 
