@@ -38,7 +38,7 @@ _HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "programs", 
 if not TYPE_CHECKING:  # with a __getattr__, mypy would accept misspelt names
 
     def __getattr__(name: str) -> object:
-        """Import a submodule at its first use: ``--help`` needs no torch, and training no matplotlib."""
+        """Import a submodule at first use: ``--help`` does not import torch; training does not import matplotlib."""
         if name not in __dir__():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = import_module(f"{__name__}.{_HOMES.get(name, name)}")

@@ -1,11 +1,11 @@
-r"""Annealed importance sampling: log p(x) per datum, where importance sampling from the guide is unreliable.
+r"""Annealed importance sampling of log p(x) per datum, for data where importance sampling is unreliable.
 
 .. math:: f_t(z) = p_0(z)^{1 - \beta_t} \, p(x, z)^{\beta_t}, \qquad 0 = \beta_0 < \dots < \beta_T = 1
 
 A chain starts at a draw from :math:`p_0`, the guide or the prior, and moves by Hamiltonian Monte Carlo under each
-:math:`f_t` in turn. Its weight is :math:`w = \prod_t f_t(z_{t-1}) / f_{t-1}(z_{t-1})`. Whether or not the chains mix,
-E[w] = p(x): the logarithm of a mean over chains is below log p(x) on average, and rarely above it by much. For this
-the moves must not depend on the chains that count, so pilot runs tune the step size of each datum and temperature.
+:math:`f_t` in turn. The chain's weight is :math:`w = \prod_t f_t(z_{t-1}) / f_{t-1}(z_{t-1})`. E[w] = p(x) even if the
+chains do not mix: the log of the mean weight is below log p(x) on average, and rarely far above log p(x). E[w] = p(x)
+requires moves independent of the weighted chains, so pilot runs tune the step size for each datum and temperature.
 """
 
 import warnings
@@ -48,10 +48,10 @@ def ais(
 
     .. math:: \log \frac{1}{C} \sum_c w_c \le \log p(x) \text{ on average,} \qquad \mathbb{E}[w_c] = p(x)
 
-    C is ``chains`` for each datum, T the ``temperatures``, and each move takes ``leapfrog`` steps. The bound rises to
-    log p(x) as temperatures grow. A ``start`` at the guide needs fewer temperatures; from the prior the bound does not
-    depend on the guide. Chains move in unconstrained coordinates of the continuous sites, with classes summed out;
-    without a continuous site the answer is exact.
+    C is ``chains``, the number per datum; T is ``temperatures``; each move takes ``leapfrog`` steps. The bound
+    rises to log p(x) with more temperatures. Chains that ``start`` at the guide need fewer temperatures; with a start
+    at the prior, the bound does not depend on the guide. Chains move in unconstrained coordinates of the continuous
+    sites; classes are summed out. If there is no continuous site, the result is exact.
 
     References:
         - Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008.
@@ -59,7 +59,7 @@ def ais(
           https://arxiv.org/abs/1611.04273.
 
     Raises:
-        ValueError: If a number is not positive, there are no data, or the guide's density is not known at any draws.
+        ValueError: If a number is not positive, there are no data, or the guide's density is not known at arbitrary z.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -104,18 +104,18 @@ def bdmc(
 ) -> Bounds:
     r"""Bound log p(x) of simulated data from below and above by bidirectional Monte Carlo.
 
-    For data drawn from the model one exact posterior draw is known: the z that generated them. A chain from this z back
-    to the start has :math:`\mathbb{E}[1 / w] = 1 / p(x)`, so that on average
+    For data drawn from the model, one exact posterior draw is known: the z that generated the data. A chain from this z
+    back to the start has :math:`\mathbb{E}[1 / w] = 1 / p(x)`. On average
 
     .. math:: \log \frac{1}{C} \sum_c w_c \;\le\; \log p(x) \;\le\; -\log \frac{1}{C} \sum_c \frac{1}{w'_c}
 
-    The gap bounds the error of :func:`ais` with these settings on data of the model. More temperatures lower the upper
-    bound; more chains do not, since all backward chains start at the same z.
+    On data from the model, the gap bounds the error of :func:`ais` with the same settings. More temperatures lower the
+    upper bound; more chains do not, since all backward chains start at the same z.
 
-    B is ``num``, 100 for None; data are simulated with the shapes and covariates of ``data``, as for
-    :func:`pyro_vae.posterior.sbc`. ``joint`` replaces them by exact draws: of all sites, as ``Posterior.simulate(1)``
-    returns them for ``data``; or z and x, each with B rows, for a program with one latent site. The remaining arguments
-    and errors are as for :func:`ais`.
+    B is ``num``, 100 for None. Simulated data have the shapes and covariates of ``data``, as in
+    :func:`pyro_vae.posterior.sbc`. ``joint`` holds exact draws instead of simulated data: draws of all sites from
+    ``Posterior.simulate(1)`` for ``data``, or z and x, each with B rows, for a program with one latent site. The
+    remaining arguments and errors are as for :func:`ais`.
 
     References:
         Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse, Ghahramani and Adams, 2015),
@@ -145,7 +145,7 @@ def bdmc(
 def _run(
     posterior: Posterior, exact: Draws, chains: int, temperatures: int, leapfrog: int, start: Start, progress: bool
 ) -> list[Tensor]:
-    """Return log-weights ``(C, B)`` of chains to the posterior and, from ``exact`` draws if there are any, back."""
+    """Return log-weights ``(C, B)`` of chains to the posterior and, if ``exact`` draws are given, of chains back."""
     check_least(chains=chains, temperatures=temperatures, leapfrog=leapfrog)
     check_choice("start", start, ("guide", "prior"))
     directions = 2 if exact else 1

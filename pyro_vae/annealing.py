@@ -1,4 +1,4 @@
-r"""Annealed densities from a start to the posterior, and Hamiltonian moves under each, for :mod:`pyro_vae.ais`.
+r"""Annealed densities from the start to the posterior, and Hamiltonian Monte Carlo moves, for :mod:`pyro_vae.ais`.
 
 References:
     MCMC Using Hamiltonian Dynamics (Neal, 2011), https://arxiv.org/abs/1206.1901.
@@ -30,7 +30,7 @@ BEND = 4.0  # half width of the sigmoid on which the first temperatures lie
 
 
 class State(NamedTuple):
-    """The state u of chains, ``(C, B, D)``, with the log-densities of start and joint there and their gradients."""
+    """The state u of chains, ``(C, B, D)``, with log-densities and gradients of the start and of the joint at u."""
 
     u: Tensor
     start: Tensor
@@ -48,14 +48,14 @@ class State(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Temperatures from 0 to 1 and the step size at each, both of shape ``(T + 1, B)``."""
+    """Temperatures from 0 to 1 and the step size at each temperature, both of shape ``(T + 1, B)``."""
 
     betas: Tensor
     steps: Tensor
 
 
 def unconstrained_draws(posterior: Posterior, start: Start, num: int) -> Tensor:
-    """Draw from guide or prior in unconstrained coordinates, ``(num, B, D)``; refuse several values of a given site."""
+    """Return unconstrained draws ``(num, B, D)`` from guide or prior. A given site must have a single value."""
     outside = posterior.structure.outside
     if several := [name for name, value in posterior.given.items() if value.shape != outside[name][0]]:
         raise ValueError(
@@ -67,7 +67,7 @@ def unconstrained_draws(posterior: Posterior, start: Start, num: int) -> Tensor:
 
 
 def log_densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]:
-    """Return log-densities of start and joint at unconstrained u, and gradients, without masks of latent sites."""
+    """Return log-densities and gradients of start and joint at unconstrained u, ignoring masks of latent sites."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         draws, volume = posterior.constrain(u)
@@ -79,10 +79,10 @@ def log_densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]
 
 
 class Ladder:
-    r"""The densities :math:`f_\beta(z) = p_0(z)^{1 - \beta} p(x, z)^\beta` of some data.
+    r"""The annealed densities :math:`f_\beta(z) = p_0(z)^{1 - \beta} p(x, z)^\beta` for a batch of data.
 
-    Moves take ``leapfrog`` steps in units of a scale of each coordinate, whose precision is interpolated from that of
-    the start, :math:`p_0`, to that of the guide. The densities run as a graph, compiled if enough ``moves`` follow.
+    Moves take ``leapfrog`` steps in units of each coordinate's scale. The precision is interpolated between the start
+    :math:`p_0` and the guide. The densities run as a graph, compiled if the number of ``moves`` is large enough.
     """
 
     def __init__(self, posterior: Posterior, start: Start, leapfrog: int, moves: int | None = None) -> None:
@@ -103,7 +103,7 @@ class Ladder:
         r"""Tune temperatures and step sizes for each datum by pilot runs.
 
         A step between temperatures adds :math:`(\Delta \beta)^2 \, \mathrm{Var}_\beta(\log p(x, z) - \log p_0(z))` to
-        the variance of log w. The sum of these terms is least where they are equal.
+        the variance of log w. The sum of these terms is smallest if all terms are equal.
 
         References:
             Simulating Normalizing Constants: From Importance Sampling to Bridge Sampling to Path Sampling (Gelman and
@@ -132,7 +132,7 @@ class Ladder:
         return schedule
 
     def anneal(self, u: Tensor, schedule: Schedule, update: Any, backward: bool = False) -> tuple[Tensor, float]:
-        """Return log-weights ``(C, B)`` of chains from draws u of the start to the posterior, and the acceptance rate.
+        """Run chains from draws u of the start to the posterior; return log-weights ``(C, B)`` and the acceptance rate.
 
         With ``backward``, chains run from exact draws u of the posterior to the start.
         """
@@ -149,7 +149,7 @@ class Ladder:
         return log_w, torch.stack(chances or [torch.ones_like(log_w)]).mean().item()
 
     def move(self, state: State, beta: Tensor, step: Tensor) -> tuple[State, Tensor]:
-        """Move chains under f by Hamiltonian Monte Carlo; return their state and the probabilities of acceptance."""
+        """Move chains under f by Hamiltonian Monte Carlo; return the new state and the acceptance probabilities."""
         jitter = 1 + JITTER * (2 * torch.rand_like(state.joint) - 1)
         scale = torch.lerp(*self.precision, beta.unsqueeze(-1)).rsqrt()
         size = (jitter * step.clamp(max=QUARTER / self.leapfrog)).unsqueeze(-1) * scale
@@ -176,20 +176,20 @@ class Ladder:
 
 
 def draw_range(of_guide: Tensor, of_prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lower and upper bounds on u, of shape ``(B, D)``: 50 scales beyond draws ``(K, B, D)`` of both."""
+    """Return bounds on u, each ``(B, D)``: 50 scales beyond draws ``(K, B, D)`` of the guide and of the prior."""
     ends = [(u.amin(0), u.amax(0), FAR * _scale(u)) for u in (of_guide, of_prior)]
     low = torch.minimum(*(low - reach for low, _, reach in ends))
     return low, torch.maximum(*(high + reach for _, high, reach in ends))
 
 
 def _scale(u: Tensor) -> Tensor:
-    """Return the standard deviation of a normal with the same quartiles, which heavy tails leave finite."""
+    """Return the standard deviation of a normal with the quartiles of u; the value is finite for heavy tails."""
     low, high = u.quantile(u.new_tensor([0.25, 0.75]), dim=0)
     return ((high - low) / 1.349).clamp(min=1e-6)
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Interpolate columns of y linearly where columns of x, which rise, are ``at``."""
+    """Interpolate columns of y linearly at the points ``at`` of ascending columns of x."""
     at = at.expand(-1, x.shape[1])
     right = torch.searchsorted(x.T.contiguous(), at.T.contiguous()).T.clamp(1, len(x) - 1)
     (x0, x1), (y0, y1) = ((values.gather(0, right - 1), values.gather(0, right)) for values in (x, y))

@@ -25,7 +25,7 @@ __all__ = ["run"]
 
 
 def run(arguments: list[str]) -> int:
-    """Run a subcommand, the first argument; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
+    """Run the subcommand that the first argument names. Return the exit code 0, 2 after bad input, 130 after Ctrl-C."""
     subcommand, *words = arguments
     name = f"pyro-vae {subcommand}"
     resumes = subcommand == "train" and any(word.split("=")[0] == "--resume" for word in words)

@@ -21,11 +21,11 @@ __all__ = ["Conditional", "Family", "mean", "module", "stddev"]
 
 
 class Family(nn.Module, ABC):
-    r"""The base class of likelihoods and guide families, from parameters to a distribution over an event.
+    r"""The base class of likelihoods and guide families: a family maps parameters to a distribution over an event.
 
-    A subclass defines :attr:`params`, the number of parameters of each element of the event, and :meth:`distribution`,
-    from that many tensors of shape ``(*, *event)`` to a distribution. The base class splits the network's output into
-    the parameters and declares the event: leave out ``to_event``.
+    A subclass defines :attr:`params`, the number of parameters of each element of the event, and :meth:`distribution`.
+    This method maps ``params`` tensors of shape ``(*, *event)`` to a distribution. The base class splits the network's
+    output into the parameters, and calls ``to_event``: the subclass must not call ``to_event``.
 
         >>> import pyro.distributions as dist
         >>> class Poisson(Family):
@@ -37,9 +37,9 @@ class Family(nn.Module, ABC):
         (torch.Size([32]), torch.Size([1, 8, 8]))
 
     Two attributes are optional. :attr:`link` is the link function of a generalised linear model (McCullagh and Nelder,
-    Generalized Linear Models, 1989), from the mean of the event to the first parameter: training then starts with the
-    decoder's mean at the data's. :attr:`features` maps the event and its mean to the input of an encoder, for values
-    without a bound. ``event`` is the shape of the event, or its size if it is a vector.
+    Generalized Linear Models, 1989), from the mean of the event to the first parameter: with a link, training starts
+    with a decoder at the mean of the data. :attr:`features` maps the event and the event's mean to an encoder's
+    input, for unbounded values. ``event`` is the shape of the event, or the size of a vector.
 
     Raises:
         ValueError: If a dimension of the event is not positive.
@@ -81,10 +81,10 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def distribution(self, *parameters: Tensor) -> TorchDistribution:
-        """Return the distribution of :attr:`params` parameters, each of shape ``(*, *event)``."""
+        """Return the distribution for :attr:`params` parameters, each of shape ``(*, *event)``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Support the deprecated name of ``distribution``, defined or called, with a warning."""
+        """Warn if a subclass defines, or a caller uses, the deprecated name of ``distribution``; support the name."""
         super().__init_subclass__(**kwargs)
         methods = vars(cls)
         if "law" in methods and "distribution" not in methods:
@@ -103,10 +103,10 @@ class Family(nn.Module, ABC):
 class Conditional(nn.Module):
     r"""A conditional distribution :math:`p(a \mid b)`: a network followed by a family.
 
-    The network maps ``(*, *b)`` to ``(*, params, *event)``, and the family maps that to a distribution over the event.
-    A network of several inputs, such as :class:`pyro_vae.networks.Joint`, gives :math:`p(a \mid b, c, \dots)`. With
-    ``fill``, a tensor of the shape of b, the network sees its elements in place of missing ones (NaN). With
-    ``features``, a function of b and of ``fill``, the network sees the features in place of b.
+    The network maps ``(*, *b)`` to ``(*, params, *event)``; the family maps this output to a distribution over the
+    event. A network of several inputs, such as :class:`pyro_vae.networks.Joint`, gives :math:`p(a \mid b, c, \dots)`.
+    ``fill`` is a tensor of the shape of b; the elements of ``fill`` replace missing elements of b (NaN). ``features``
+    is a function of b and ``fill``; the network reads the features in place of b.
 
     Raises:
         ValueError: If ``features`` come without ``fill``.
@@ -148,9 +148,9 @@ class Conditional(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: Tensor, off: Tensor | None = None) -> None:
-        """Set an output bias of zero so that the distribution's mean is ``mean``, if the family has a link.
+        """Set an output bias that is still zero: the distribution's mean becomes ``mean``, if the family has a link.
 
-        A family with a scale starts at the scale of ``off``, rows of x less that mean.
+        A family with a scale starts at the scale of ``off``; ``off`` has rows of x minus ``mean``.
         """
         bias, shape = getattr(self.network, "bias", None), (self.family.params, *self.family.event)
         bias = bias if bias is not None and bias.shape == shape and not bias.any() else None
@@ -161,13 +161,13 @@ class Conditional(nn.Module):
 
     @torch.no_grad()
     def fill_with(self, mean: Tensor) -> None:
-        """Set ``fill`` to ``mean``, of the shape of b, if it is still zero."""
+        """Set ``fill`` to ``mean``, of the shape of b, if ``fill`` is still zero."""
         if self.fill is not None and not self.fill.any():
             self.fill.copy_(mean)
 
     @contextmanager
     def complete(self) -> Iterator[None]:
-        """Skip the search for missing elements within the context; a step is then a few percent faster."""
+        """Skip the search for missing elements within the context; this makes a step a few percent faster."""
         has_missing, self.has_missing = self.has_missing, False
         try:
             yield
@@ -176,7 +176,7 @@ class Conditional(nn.Module):
 
 
 def mean(distribution: TorchDistribution, draws: int = 100) -> Tensor:
-    """Return the mean, ``(*batch, *event)``; the average of draws if it has no closed form."""
+    """Return the mean, ``(*batch, *event)``; the average of draws if the mean has no closed form."""
     try:
         return distribution.mean
     except NotImplementedError:
@@ -184,7 +184,7 @@ def mean(distribution: TorchDistribution, draws: int = 100) -> Tensor:
 
 
 def stddev(distribution: TorchDistribution, draws: int = 1000) -> Tensor:
-    """Return the standard deviation, ``(*batch, *event)``; that of draws if it has no closed form."""
+    """Return the standard deviation, ``(*batch, *event)``, in closed form or from draws."""
     try:
         return distribution.stddev
     except NotImplementedError:
@@ -194,8 +194,8 @@ def stddev(distribution: TorchDistribution, draws: int = 1000) -> Tensor:
 def module(name: str, nn_module: nn.Module) -> None:
     """Register a module's parameters as ``pyro.module`` does, but refuse a second module under the same name.
 
-    Pyro would silently keep training the first module. A parameter that is not contiguous is refused too: Pyro would
-    train a copy of it. Without gradients nothing is checked.
+    Pyro would silently keep training the first module. The function also refuses a parameter that is not contiguous:
+    Pyro would train a copy of the parameter. Without gradients the function checks nothing.
     """
     pyro.module(name, nn_module)
     if not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Old names of renamed objects, which work for one release and warn."""
+"""Old names of renamed objects: an old name works for one release and emits a warning."""
 
 import sys
 import warnings
@@ -38,5 +38,5 @@ def attribute_renamed(owner: Any, name: str, names: dict[str, str]) -> Any:
 
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
-    """Warn that ``old`` is deprecated, at the line of the caller's caller unless ``stacklevel`` says otherwise."""
+    """Warn that ``old`` is deprecated; by default the warning points at the line of the caller's caller."""
     warnings.warn(f"{old} is deprecated. Use {new}.", DeprecationWarning, stacklevel)

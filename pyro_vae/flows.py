@@ -1,7 +1,7 @@
-r"""Transforms of normalising flows, and a mixture, with four differences from Pyro's.
+r"""Transforms of normalising flows and a mixture distribution, with four differences from Pyro's classes.
 
-The autoregressive transform inverts in any dtype, not only float32. The spline has no masked assignment, so that a step
-can be recorded as a graph. A conditional transform broadcasts z over the batch of x. The mixture does not copy its
+The autoregressive transform inverts in any dtype, not only float32. The spline has no masked assignment, so a graph
+can record a training step. A conditional transform broadcasts z over the batch of x. The mixture does not copy the
 components for each datum.
 """
 
@@ -37,7 +37,7 @@ def check(latent: int, transform: str, known: Iterable[str], **numbers: int) -> 
 
 @torch.no_grad()
 def gentle(net: Any) -> nn.Module:
-    """Shrink the last layer of a Pyro network, so that its transform starts near the identity."""
+    """Shrink the weights of a Pyro network's last layer, so the transform starts near the identity."""
     net.layers[-1].weight.mul_(0.01)
     net.layers[-1].bias.zero_()
     return net
@@ -61,13 +61,13 @@ class _Cached(Transform):
 
 
 class Autoregressive(_Cached):
-    r"""An affine autoregressive transform: shifts and scales each dimension given the dimensions before it.
+    r"""An affine autoregressive transform: shifts and scales each dimension given all previous dimensions.
 
     .. math:: y_d = e^{s_d(x_{<d})} x_d + m_d(x_{<d}), \qquad \log |\det \partial y / \partial x| = \sum_d s_d
 
-    From x to y takes one pass of the network, from y to x a pass for each dimension. ``net`` is a
-    ``pyro.nn.AutoRegressiveNN`` whose permutation is the identity, from x, ``(*, latent)``, to m and s of the same
-    shape. A tanh bounds s to (-5, 5).
+    The map from x to y takes one pass of the network; the inverse takes a pass for each dimension. ``net`` is a
+    ``pyro.nn.AutoRegressiveNN`` with the identity as permutation. ``net`` maps x, ``(*, latent)``, to m and s of the
+    same shape. A tanh bounds s to (-5, 5).
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
@@ -100,7 +100,7 @@ class SplineCoupling(_Cached):
 
     A spline is rational quadratic with ``bins`` bins on [-bound, bound], has a slope of 1 at both ends, and is the
     identity outside. ``net`` maps the first half, ``(*, latent // 2)``, to ``3 * bins - 1`` numbers for each dimension
-    of the second half: widths and heights of the bins, and slopes between them. Zeros give the identity.
+    of the second half: widths and heights of bins, and slopes between bins. Zeros give the identity.
 
     References:
         Neural Spline Flows (Durkan et al., 2019).
@@ -176,12 +176,12 @@ class Mixture(dist.MixtureSameFamily):
 
     .. math:: \log p(z) = \log \sum_k \pi_k \, p_k(z)
 
-    In a plate all data share one copy of the components. For diagonal Gaussians the squares are multiplied out,
+    All data of a plate share one copy of the components. For diagonal Gaussians the code expands the squares,
 
     .. math:: \sum_d \frac{(z_d - \mu_{kd})^2}{\sigma_{kd}^2} = z^2 \cdot \sigma_k^{-2}
         - 2 z \cdot \mu_k \sigma_k^{-2} + \mu_k^2 \cdot \sigma_k^{-2}
 
-    so that two matrix products give all K components. The products are in float64, since the terms cancel.
+    and two matrix products give all K components. The products use float64, since the terms cancel.
 
     Example:
         >>> halves = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
@@ -190,7 +190,7 @@ class Mixture(dist.MixtureSameFamily):
     """
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log density in nats, from z of shape ``(*, latent)`` to ``(*)``."""
+        """Return the log density of z in nats. For z of shape ``(*, latent)``, the result has shape ``(*)``."""
         if self._validate_args:
             self._validate_sample(z)
         components = self.component_distribution
@@ -200,7 +200,7 @@ class Mixture(dist.MixtureSameFamily):
         return (log_p + self.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TorchDistribution:
-        """Return the mixture with a batch shape."""
+        """Return the mixture with another batch shape."""
         return ExpandedDistribution(self, batch_shape)
 
 

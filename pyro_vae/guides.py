@@ -1,4 +1,4 @@
-"""Guide families q(z | x) with event shape ``(latent,)``; see :class:`pyro_vae.conditional.Family` to write one."""
+"""Guide families q(z | x) with event shape ``(latent,)``; :class:`pyro_vae.conditional.Family` is the base class."""
 
 import math
 from functools import partial
@@ -41,12 +41,12 @@ class DiagonalNormal(Family):
 
 
 class FullNormal(Family):
-    r"""Gaussians with a full covariance for each x, which follows correlated posteriors.
+    r"""Gaussians with a full covariance for each x, for correlated posteriors.
 
     .. math:: q(z \mid x) = \mathcal{N}(z; \mu(x), L(x) L(x)^\top), \qquad z = \mu + L \epsilon
 
-    For each of D dimensions the network gives ``1 + D`` numbers: :math:`\mu` and a row of the Cholesky factor L, whose
-    diagonal it gives as a logarithm.
+    For each of D dimensions the network gives ``1 + D`` numbers: :math:`\mu` and a row of the Cholesky factor L. The
+    network gives the logarithm of the diagonal of L.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
@@ -62,7 +62,7 @@ class FullNormal(Family):
         self.params = 1 + event
 
     def distribution(self, loc: Tensor, *rows: Tensor) -> TorchDistribution:  # type: ignore[override]
-        """Return the Gaussian of means and of rows of a Cholesky factor, with a log diagonal, each ``(*, latent)``."""
+        """Return the Gaussian of means and rows of a Cholesky factor with a log diagonal, each ``(*, latent)``."""
         factor = torch.stack(rows, -2)
         diagonal = _exp(factor.diagonal(dim1=-2, dim2=-1)).diag_embed()
         return dist.MultivariateNormal(loc, scale_tril=factor.tril(-1) + diagonal)
@@ -105,13 +105,13 @@ class Flow(Family):
 
     .. math:: z = T_x(\mu + \sigma \epsilon), \quad \log q(z) = \log \mathcal{N}(\epsilon; 0, I) - \log |dz / d\epsilon|
 
-    The network gives :math:`\mu`, :math:`\log \sigma` and ``context`` numbers for each dimension, for all transforms. T
-    has ``layers`` steps, each a network of one layer of ``hidden`` units, and reverses the dimensions between them.
-    ``coupling`` shifts and scales one half of the dimensions given the other half. ``autoregressive`` (IAF) shifts and
-    scales each dimension given the dimensions before it.
+    The network gives :math:`\mu`, :math:`\log \sigma` and ``context`` numbers for each dimension. All transforms see
+    this context. T has ``layers`` steps, each with a network of one layer of ``hidden`` units, and reverses the
+    dimensions between steps. ``coupling`` shifts and scales one half of the dimensions given the other half.
+    ``autoregressive`` (IAF) shifts and scales each dimension given all previous dimensions.
 
     Note:
-        The density of ``autoregressive`` is fast only at the flow's draws: do not combine it with a VampPrior.
+        The density of ``autoregressive`` is fast only at the flow's samples: do not use a VampPrior.
 
     References:
         Variational Inference with Normalizing Flows (Rezende and Mohamed, 2015).

@@ -1,8 +1,8 @@
-r"""Missing data: a handler leaves the NaN elements of x out of the likelihood, and a function imputes them.
+r"""Missing data: a handler leaves the NaN elements of x out of the likelihood; a function imputes these elements.
 
-With :math:`x = (x_o, x_m)`, observed and missing, and a likelihood whose elements are independent given z,
-:math:`p(x_o \mid z) = \prod_{i \in o} p(x_i \mid z)`. The ELBO is then a bound on :math:`\log p(x_o)`. It is valid for
-values that are missing at random: whether a value is missing depends only on the observed values.
+x has observed and missing elements: :math:`x = (x_o, x_m)`. If the elements of x are independent given z, then
+:math:`p(x_o \mid z) = \prod_{i \in o} p(x_i \mid z)`, and the ELBO is a bound on :math:`\log p(x_o)`. The bound is
+valid for values that are missing at random: whether a value is missing depends only on the observed values.
 
 References:
     Statistical Analysis with Missing Data (Little and Rubin, 2002), for missing at random.
@@ -28,9 +28,9 @@ AT_ONCE = 20_000  # images decoded
 def observed(distribution: Any, x: Tensor) -> tuple[TorchDistribution, Tensor]:
     r"""Return the distribution of the observed elements, and x without NaN.
 
-    The distribution masks the missing elements. They become the smallest observed element of x, which is in the support
-    of a distribution with the same support for all elements. If nothing is observed they become 0 for a mass, 0.5 for a
-    density. No value is read from x, of shape ``(*, *event)``, so that a step of SVI can be recorded as a graph.
+    x has shape ``(*, *event)``. The distribution masks missing elements. The smallest observed element of x replaces
+    missing elements; this value is in the support if all elements have the same support. Without observed elements the
+    value is 0 for a mass, 0.5 for a density. The function reads no value of x: SVI can record a step as a graph.
 
     Raises:
         ValueError: If the elements of the distribution are not independent: a mask would not give a marginal.
@@ -63,7 +63,7 @@ def log_prob(distribution: Any, x: Tensor, missing: bool | None = None) -> Tenso
 
     .. math:: \log p(x_o) = \sum_{i \in o} \log p(x_i)
 
-    x has shape ``(*, *event)``, with NaN for a missing element. ``missing`` says whether x has one; None checks x.
+    x has shape ``(*, *event)``, with NaN for missing elements. ``missing`` says whether x has NaN; None checks x.
 
     Raises:
         ValueError: As :func:`observed`, if an element is missing.
@@ -79,11 +79,11 @@ def log_prob(distribution: Any, x: Tensor, missing: bool | None = None) -> Tenso
 
 
 class Missing(Messenger):
-    """A handler that leaves the NaN elements of every observed site out of its likelihood, as :func:`observed` does.
+    """A handler that leaves the NaN elements of every observed site out of the likelihood, as :func:`observed` does.
 
-    It suits any Pyro model: ``Missing()(model)`` is the model of the observed elements, and ``fit`` applies it to data
-    with missing values. The guide still sees NaN, which the encoder of ``VAE.build`` replaces by the data's mean. A
-    site without missing elements keeps its log density to the bit. A site with missing elements returns x without NaN.
+    The handler suits any Pyro model: ``Missing()(model)`` is the model of the observed elements. ``fit`` applies the
+    handler to data with missing values. The guide still reads NaN; the encoder of ``VAE.build`` replaces NaN by the
+    data's mean. A site without NaN keeps the log density to the bit. A site with NaN returns x without NaN.
 
     Raises:
         ValueError: At a site of floats, if the elements of its distribution are not independent.

@@ -4,9 +4,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Operations(TorchDispatchMode):
-    """An abstract context that calls its ``__torch_dispatch__`` in place of each operation.
+    """An abstract context: ``__torch_dispatch__`` of a subclass replaces each operation on a tensor.
 
-    It overrides the method of torch that imports torch's compiler, which takes seconds.
+    The class overrides a method of torch, since torch's method imports torch's compiler and the import takes seconds.
     """
 
     @classmethod

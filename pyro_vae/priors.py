@@ -1,7 +1,7 @@
 r"""Priors p(z): modules whose ``forward()`` returns a distribution with event shape ``(latent,)``.
 
-A prior may have two more methods: ``VAE.build`` calls ``attach(encoder, event_shape)``, and ``fit`` calls
-``start_at(x)`` with the training data before it trains an untrained VAE.
+A prior may have two more methods. ``VAE.build`` calls ``attach(encoder, event_shape)``. ``fit`` calls ``start_at(x)``
+with the training data before the first epoch of an untrained VAE.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class GaussianMixture(nn.Module):
 
     .. math:: p(z) = \sum_{k=1}^K \pi_k \, \mathcal{N}(z; \mu_k, \mathrm{diag}\, \sigma_k^2)
 
-    The means of the K ``components`` start at draws from a standard normal, the scales at 1, the weights equal.
+    The means of the K ``components`` start at samples of a standard normal, the scales at 1, and the weights at 1 / K.
 
     References:
         Approximate Inference for Deep Latent Gaussian Mixtures (Nalisnick, Hertel and Smyth, 2016).
@@ -77,8 +77,8 @@ class VampPrior(nn.Module):
 
     .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q(z \mid u_k)
 
-    ``VAE.build`` passes the encoder, whose weights the prior shares and trains. ``fit`` starts the pseudo-inputs, K
-    ``components``, at training data; without it they start as uniform noise.
+    ``VAE.build`` passes the encoder. The prior shares and trains the encoder's weights. The K = ``components``
+    pseudo-inputs start as uniform noise; ``fit`` sets untrained pseudo-inputs to training data.
 
     References:
         VAE with a VampPrior (Tomczak and Welling, 2018).
@@ -121,10 +121,10 @@ class Flow(nn.Module):
 
     .. math:: \log p(z) = \log \mathcal{N}(T(z); 0, I) + \log |\det \partial T / \partial z|
 
-    T maps z to noise in ``layers`` steps and reverses the dimensions between them. ``affine`` shifts and scales one
-    half of the dimensions given the other half, ``spline`` transforms it by monotone splines, ``autoregressive`` shifts
-    and scales each dimension given the dimensions before it, so that a draw takes ``latent`` passes. ``hidden`` are the
-    layers of each step's network.
+    T maps z to noise in ``layers`` steps, and reverses the dimensions between steps. ``affine`` shifts and scales one
+    half of the dimensions given the other half. ``spline`` applies monotone splines to one half given the other half.
+    ``autoregressive`` shifts and scales each dimension given all previous dimensions, and a sample takes ``latent``
+    passes. ``hidden`` has the units of each hidden layer of a step's network.
 
     Note:
         A z far from all data may have 10,000 times the usual gradient: pass ``clip_norm`` to ``fit`` in long runs.

@@ -20,7 +20,7 @@ HARMLESS = (BlockMessenger, SeedMessenger)  # handlers that change no site of th
 
 
 def torch_rng_state(device: torch.device) -> list[Tensor]:
-    """Return the state of torch's CPU generator, and of the device's if it is a GPU."""
+    """Return the state of torch's CPU generator and, if the device is a GPU, of the GPU's generator."""
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
 
 
@@ -71,7 +71,7 @@ def reset_modes(program: Any, device: torch.device) -> Iterator[None]:
 def exclusive(program: Any, device: torch.device) -> Iterator[None]:
     """Run in :func:`reset_modes`; refuse a second thread, and a Pyro handler that changes the program.
 
-    All threads share the generators, Pyro's handlers and its param store.
+    All threads share the generators, Pyro's handlers and Pyro's param store.
     """
     if not LOCK.acquire(blocking=False):
         raise RuntimeError(
@@ -91,7 +91,7 @@ def exclusive(program: Any, device: torch.device) -> Iterator[None]:
 
 
 def _tensors_of(program: Any) -> list[Tensor]:
-    """Return a program's tensors; copies replace tensors of inference mode, which can have no gradient."""
+    """Return a program's tensors, after copies replace tensors of inference mode, which cannot have a gradient."""
     copies, layers = dict[int, Any](), modules_of(program)
     owners: list[dict[str, Any]] = [layer._parameters for layer in layers] + [layer._buffers for layer in layers]
     names = [(tensors, name) for tensors in owners for name, tensor in tensors.items() if tensor is not None]
@@ -102,7 +102,7 @@ def _tensors_of(program: Any) -> list[Tensor]:
 
 
 def normal_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor that autograd can record: a clone if the tensor comes from inference mode."""
+    """Return the tensor, or a clone if the tensor comes from inference mode, where autograd cannot record it."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -143,8 +143,8 @@ def _check(seed: Any) -> None:
 def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
     """Seed torch's generators if there is a seed, and restore them when the context ends.
 
-    Without a seed, draws continue from torch's current state. Generators of other devices stay unchanged, which
-    ``torch.manual_seed`` would seed.
+    Without a seed, draws continue from torch's current state. Generators of other devices stay unchanged, unlike with
+    ``torch.manual_seed``.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -165,7 +165,7 @@ def fork_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
 
 
 def modules_of(program: Any) -> list[nn.Module]:
-    """Return each module of a program once, with modules that it holds as attributes or in tuples."""
+    """Return each module of a program once, including modules in attributes and tuples of the program."""
     modules: dict[nn.Module, None] = {}
     attributes = [] if isinstance(program, nn.Module) else getattr(program, "__dict__", {}).values()
     waiting = [*attributes, program, getattr(program, "model", None), getattr(program, "guide", None)]
@@ -182,7 +182,7 @@ def modules_of(program: Any) -> list[nn.Module]:
 
 @contextmanager
 def param_store_scope() -> Iterator[None]:
-    """Restore Pyro's param store when the context ends, and hide its modules, whose names are then free."""
+    """Hide the modules in Pyro's param store, so their names are free; restore the store when the context ends."""
     state: Any = pyro.get_param_store().get_state()
     without_modules: Any = {
         kind: {name: value for name, value in entries.items() if "$$$" not in name} for kind, entries in state.items()

@@ -9,8 +9,8 @@ BELOW_TWO = 0.97725  # probability of a standard normal below 2
 def above(mean: float, error: float, num: float = math.inf, line: float = 0.0, slack: float = 0.0) -> bool | None:
     """Decide by an error bar whether a mean lies above a line; return None if the error bar cannot tell.
 
-    The bar is 2 standard errors to each side. For a mean of few data, ``num``, it is the quantile of Student's t
-    distribution of the same probability; one datum has none. The answer is no if the whole bar is at most
+    The bar extends 2 standard errors to each side. For a mean of ``num`` data, the quantile of Student's t distribution
+    at the same probability replaces the 2; a single datum has no bar. The answer is no if the whole bar is at most
     ``line + slack``, since differences up to ``slack`` do not matter, and yes if the whole bar is above ``line``.
 
     Example:
@@ -24,7 +24,7 @@ def above(mean: float, error: float, num: float = math.inf, line: float = 0.0, s
 
 
 def nats(value: float, sign: str = "") -> str:
-    """Format a number with two decimals; below 5e-4 with two significant digits, above 1e7 with seven."""
+    """Format a number with two decimals, or with 2 significant digits below 5e-4 and 7 significant digits above 1e7."""
     size = abs(value)
     return format(value, f"{sign}.2g" if 0 < size < 5e-4 else f"{sign}.7g" if size > 1e7 else f"{sign}.2f")
 
@@ -35,7 +35,7 @@ def pair(values: tuple[float, float], sign: str = "") -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Return rows of cells as lines of equal columns, the first ``left`` columns aligned to the left."""
+    """Return rows of cells as lines with aligned columns: the first ``left`` to the left, the rest to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<" if i < left else ">" for i in range(len(widths))]
     return ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip() for row in rows]

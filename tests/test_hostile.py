@@ -158,7 +158,7 @@ HOSTILE = {
     ),
     "a function of ours": (
         lambda run: config(run, prior=part("pyro_vae.commands.run", given=["generate"])),
-        "Expected a class of pyro_vae.commands that is a Module",
+        "Expected a subclass of Module from pyro_vae.commands",
     ),
     "what a module of ours imports": (
         lambda run: config(run, prior=part("pyro_vae.networks.dense.nn.Linear")),
@@ -166,13 +166,13 @@ HOSTILE = {
     ),
     "another package's class in ours": (
         lambda run: config(run, network=part("pyro_vae.priors.DenseNN")),
-        "Expected a class of pyro_vae.priors that is a Module",
+        "Expected a subclass of Module from pyro_vae.priors",
     ),
     "an argument that is none": (
         lambda run: config(run, prior=part("pyro_vae.priors.StandardNormal", command="touch canary")),
-        "Expected arguments of StandardNormal, latent; the run has command",
+        "StandardNormal \\(latent\\); the run has command",
     ),
-    "a part that is a word": (lambda run: config(run, prior="evil.Evil"), "Expected a part by its class_path"),
+    "a part that is a word": (lambda run: config(run, prior="evil.Evil"), "Expected class_path and init_args"),
     "a huge latent space": (lambda run: config(run, latent=10**9), "Expected parts as large as their weights"),
     "a latent space that is a word": (lambda run: config(run, latent="many"), "Expected whole numbers for latent"),
     "a latent space beyond integers": (
@@ -245,16 +245,22 @@ SETTINGS = {
     "data": ({"data": 7}, "Expected data to be str"),
     "valid": ({"valid": "x"}, "Expected valid to be int | None"),
     "objective": ({"objective": part("evil.Evil")}, "names 'evil.Evil', whose import would run"),
-    "a prior for an objective": ({"objective": part("pyro_vae.priors.StandardNormal")}, "that is a ELBO"),
-    "no objective": ({"objective": None}, "Expected a part by its class_path"),
-    "a wrong objective": ({"objective": part("pyro_vae.objectives.ELBO", beta=-1)}, "ELBO could not be made"),
+    "a prior for an objective": (
+        {"objective": part("pyro_vae.priors.StandardNormal")},
+        "ELBO from pyro_vae.priors",
+    ),
+    "no objective": ({"objective": None}, "Expected class_path and init_args"),
+    "a wrong objective": (
+        {"objective": part("pyro_vae.objectives.ELBO", beta=-1)},
+        "that ELBO accepts; .*beta",
+    ),
     "what is no schedule": (
         {"objective": part("pyro_vae.objectives.ELBO", beta=part("pyro_vae.networks.Canary"))},
-        "Expected a class of pyro_vae.networks that is a float or Schedule; the run names 'pyro_vae.networks.Canary'",
+        "subclass of float or Schedule from pyro_vae.networks; the run names 'pyro_vae.networks.Canary'",
     ),
     "what is no penalty": (
         {"objective": part("pyro_vae.objectives.ELBO", penalty=part("pyro_vae.networks.Canary"))},
-        "Expected a class of pyro_vae.networks that is a Penalty or NoneType; the run names",
+        "subclass of Penalty or NoneType from pyro_vae.networks; the run names",
     ),
     "an argument that is no number": (
         {
@@ -263,7 +269,7 @@ SETTINGS = {
                 beta=part("pyro_vae.objectives.Linear", warmup=part("pyro_vae.networks.Canary")),
             )
         },
-        "Expected a class of pyro_vae.networks that is a int or float; the run names",
+        "subclass of int or float from pyro_vae.networks; the run names",
     ),
     "a wrong schedule": (
         {"objective": part("pyro_vae.objectives.ELBO", beta=part("pyro_vae.objectives.Linear", warmup="x"))},

@@ -755,9 +755,9 @@ class TestRefusals:
             (lambda: IWAE(5, "score"), "pathwise, stl or dreg; got 'score'"),
             (
                 lambda: IWAE(5, resample=5),
-                "resample of 1 to num_particles - 1, of particles in a plate; got resample = 5",
+                "resample .*num_particles - 1.*; got 5, with num_particles = 5",
             ),
-            (lambda: IWAE(5, resample=0), "got resample = 0, num_particles = 5, vectorize_particles = True"),
+            (lambda: IWAE(5, resample=0), "got 0, with num_particles = 5, vectorize_particles = True"),
             (lambda: IWAE(5, resample=2, vectorize_particles=False), "vectorize_particles = False. Use None for all"),
             (lambda: Renyi(float("nan")), "finite alpha; got nan"),
             (lambda: ReweightedWakeSleep(0), "num_particles of at least 1; got 0"),

@@ -64,7 +64,7 @@ def test_given_is_the_label_of_all(name, here):
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("ConditionalVAE", "10", "labels y from 0 to 9, given = 10; got 10"),
+        ("ConditionalVAE", "10", "labels y from 0 to 9, for given = 10; got 10"),
         ("HierarchicalVAE", "1", "no --given, since HierarchicalVAE takes no label"),
     ],
 )
@@ -104,7 +104,11 @@ X, ROWS = np.random.default_rng(0).normal(size=(60, 6)), np.arange(60)
 GIVEN = ["--program", "ConditionalVAE"]
 PARTLY = ["--program", "SemiSupervisedVAE"]
 BAD = {
-    "labels out of range": ([*GIVEN, "--program.given", "3"], ROWS % 5, "labels y from 0 to 2, given = 3; got 0 to 4"),
+    "labels out of range": (
+        [*GIVEN, "--program.given", "3"],
+        ROWS % 5,
+        "from 0 to 2, for given = 3; got 0 to 4",
+    ),
     "no column of labels": (GIVEN, None, "x, y; got x"),
     "no labelled rows": (PARTLY, -np.ones(60, dtype=int), "training labels y.* got none"),
     "one class": (PARTLY, np.where(ROWS % 2, 2, -1), r"of at least 2 classes; got \[2\]"),

@@ -308,7 +308,7 @@ class TestHelp:
         with pytest.raises(SystemExit):
             main(["train", "--objective.help", "ELBO"])
         shown = " ".join(capsys.readouterr().out.split())
-        assert "Nats that each latent dimension has at no cost" in shown
+        assert "Free nats of each latent dimension" in shown
         assert not re.search(":[a-z]+:`", shown)  # Sphinx's roles
         for name in ("Linear", "Cosine", "Cyclical", "TotalCorrelation", "MMD"):
             assert name in shown

@@ -276,7 +276,7 @@ class TestSentences:
             with plate:
                 pyro.sample("z", dist.Normal(0.0, 1.0))
 
-        with pytest.raises(ValueError, match="plate 'data'.*made outside"):
+        with pytest.raises(ValueError, match="plate 'data', which subsamples .*outside"):
             ELBO().loss(model, guide, torch.randn(8))
 
     @pytest.mark.parametrize("where", ["by hand", "batch normalisation"])
@@ -298,11 +298,11 @@ class TestSentences:
 
         program, x = Batch(), torch.randn(6)
         if where == "by hand":
-            with pytest.raises(ValueError, match="density of each row by itself"):
+            with pytest.raises(ValueError, match="density of a row .*program.eval"):
                 evaluate.nll(program, x, 10)
         else:
             assert evaluate.nll(program, x, 10).isfinite().all()  # at test it is the running mean
-            with pytest.raises(ValueError, match="density of each row by itself"):
+            with pytest.raises(ValueError, match="density of a row .*program.eval"):
                 Posterior.of(program, x)
 
     def test_names_of_arguments(self):

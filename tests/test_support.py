@@ -212,7 +212,7 @@ class TestPairs:
 
     def test_fit_says_it_too(self):
         with pytest.raises(
-            ValueError, match="Expected a likelihood of two values for digits, binarised dynamically; got"
+            ValueError, match="Expected a likelihood of binary data for digits, binarised dynamically; got"
         ):
             fit(build(likelihoods.Poisson), DIGITS["binary"], progress=False)
 

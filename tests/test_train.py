@@ -463,7 +463,7 @@ class TestBatchesOfOneRow:
         dataset, vae = data.from_tensor(self.X, valid=0), self.vae()
         rows = len(dataset.train)
         before = vae.encoder.network.layers[1].running_mean.clone()
-        with pytest.raises(ValueError, match=f"at least 2 rows; of {rows} in batches of {rows - 1} .* batch_size"):
+        with pytest.raises(ValueError, match=f"at least 2 rows; {rows} rows in batches of {rows - 1} .* batch_size"):
             quick(vae, dataset, batch_size=rows - 1, run_dir=tmp_path / "run")
         assert not (tmp_path / "run").exists()
         assert vae.encoder.network.layers[1].running_mean.equal(before)

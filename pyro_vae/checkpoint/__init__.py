@@ -1,8 +1,8 @@
-"""Run directories: a trained program as files that anyone can read; loading one runs none of its content.
+"""Run directories: the files of a trained program, in open formats. Loading a run executes no content of the files.
 
 ``config.yaml`` holds the parts and the settings, ``model.safetensors`` the weights, ``metrics.csv`` one line per
 epoch, ``seconds.csv`` the run time, ``environment.json`` versions, command, seed, commit and hardware, and
-``checkpoint/`` the state to resume from. No file is a pickle. Each write replaces a whole file or leaves the old one.
+``checkpoint/`` the state to resume from. No file is a pickle. Each write replaces a whole file or leaves the old file.
 """
 
 # Each file lists its public names in __all__.

@@ -1,4 +1,4 @@
-"""Files of a run: atomic writes inside its directory by one process at a time, and serialization of tensors."""
+"""Files of a run: atomic writes into the run directory by one process at a time, and serialization of tensors."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ TEMPORARY = f".*.{'[0-9a-f]' * 16}.new"  # unfinished files; the digits are rand
 
 
 def write(path: Path, content: str | bytes, keep: Path | None = None) -> None:
-    """Write a file atomically: readers see the old or the new content, even after a crash; move the old to ``keep``."""
+    """Write a file atomically: even after a crash, the file is old or new. Move the old file to ``keep``."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
         with new.open("xb") as file:  # "x" follows no link that somebody put there
@@ -47,7 +47,7 @@ def write(path: Path, content: str | bytes, keep: Path | None = None) -> None:
 
 
 def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write files into a run directory, by name; raise OSError at the end if one or more could not be written."""
+    """Write files by name into a run directory; after all writes, raise OSError if a write has failed."""
     errors: dict[str, Exception] = {}
     for name, content in files.items():
         try:
@@ -61,7 +61,7 @@ def write_all(run: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def safe_path(run: str | Path, name: str) -> Path:
-    """Return the path of a file of a run, which need not exist; refuse a link that leads out of the directory."""
+    """Return the path of a new or existing file of a run; refuse a link that leads out of the run directory."""
     path = Path(run) / name
     target = os.path.realpath(path)  # works for a link to itself, where Path.resolve fails
     if not Path(target).is_relative_to(os.path.realpath(run)):
@@ -73,13 +73,13 @@ def safe_path(run: str | Path, name: str) -> Path:
 
 
 def display_path(path: Path) -> str:
-    """Return a path as text, relative to the current directory if it lies below it."""
+    """Return a path as text; a path inside the current directory becomes relative."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @contextmanager
 def lock(run: Path) -> Iterator[Callable[[], Path]]:
-    """Keep other processes from writing to a run; yield a function that returns its path, even after a rename."""
+    """Keep other processes from writing to a run; yield a function that returns the run's path, even after a rename."""
     run = run.absolute()
     try:
         import fcntl
@@ -110,9 +110,9 @@ def lock(run: Path) -> Iterator[Callable[[], Path]]:
 
 
 def serialize(nest: Any) -> bytes:
-    """Return a nest of dictionaries, lists, numbers, strings and tensors as the bytes of a safetensors file.
+    """Return nested dictionaries, lists, numbers, strings and tensors as the bytes of a safetensors file.
 
-    Numbers keep every bit. :func:`deserialize` returns tuples as lists, and tensors on the CPU; a SHA-256 digest
+    The file keeps exact numbers. :func:`deserialize` returns tuples as lists, and tensors on the CPU; a SHA-256 digest
     detects a truncated file.
     """
     tensors: dict[str, Tensor] = {}
@@ -121,7 +121,7 @@ def serialize(nest: Any) -> bytes:
 
 
 def deserialize(path: Path) -> Any:
-    """Return the data that :func:`serialize` wrote to a file, or raise ValueError. No content of the file is run."""
+    """Return the data that :func:`serialize` wrote to a file, or raise ValueError. Execute no content of the file."""
     tensors, metadata = load_tensors(path)
     try:
         plain = metadata["nest"]

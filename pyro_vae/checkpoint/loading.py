@@ -1,4 +1,4 @@
-"""Loading of programs and data from run directories, whose files are checked before they are used."""
+"""Load programs and data from run directories, and check all files before use."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,14 +33,14 @@ def load(
     weights: Literal["final", "best", "last"] = "final",
     program: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Load a trained program from a run directory, which may come from somebody else: it executes no content.
+    """Load a trained program from a run directory. Loading executes no content, so the run may come from anybody.
 
     Args:
         run_dir: The directory that :func:`pyro_vae.fit` or ``pyro-vae train`` wrote.
-        trust: Modules, beside ``pyro_vae``, whose classes the run may name, as ``["my_priors"]``.
-        weights: ``final``, the weights at the end of training; ``best``, of the best validation ELBO; ``last``, of the
-            last checkpoint, also of an unfinished run.
-        program: A program to put the weights into; by default a new one is built from ``config.yaml``.
+        trust: Modules whose classes the run may name, besides ``pyro_vae``; for example ``["my_priors"]``.
+        weights: ``final`` for the weights after training; ``best`` for the weights with the best validation ELBO;
+            ``last`` for the weights of the last checkpoint, even of an unfinished run.
+        program: Program that receives the weights; by default a new program from ``config.yaml``.
 
     Returns:
         The program, on the CPU and in evaluation mode, and the run's configuration.
@@ -56,7 +56,7 @@ def load(
         FileNotFoundError: Expected a run directory; there is nothing at 'nowhere'.
 
     See Also:
-        :func:`pyro_vae.fit`: Its argument ``resume`` continues the training of a run.
+        :func:`pyro_vae.fit`: The argument ``resume`` continues the training of a run.
     """
     run = Path(run_dir)
     check_choice("weights", weights, ("final", "best", "last"))
@@ -89,9 +89,9 @@ def _weights(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
 
 
 def data_of(run: str | Path, loaded: dict[str, data.Dataset] | None = None) -> tuple[data.Dataset, dict[str, Any]]:
-    """Load the data of a run; a relative path is looked up in the directory of the training, then in the current one.
+    """Load the data of a run; look for a relative path in the training's directory, then in the current directory.
 
-    Returns the data set, with the paths of ``config.yaml``, and the arguments of ``data.load``, with absolute paths.
+    Return the data set, with the paths of ``config.yaml``, and the arguments of ``data.load``, with absolute paths.
     ``loaded`` is a cache of data sets.
     """
     config, environment, loaded = config_of(Path(run)), load_environment(run), {} if loaded is None else loaded
@@ -148,7 +148,7 @@ def _build(
 
 
 def restore(program: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put weights into a program, and give it their float type; refuse weights of other names or shapes."""
+    """Load weights into a program, and cast the program to the weights' float type; refuse wrong names or shapes."""
     own, state = program.state_dict(), dict(state)
     if "encoder.fill" in own:
         state.setdefault("encoder.fill", own["encoder.fill"])  # runs of an earlier release lack it

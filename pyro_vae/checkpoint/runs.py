@@ -41,7 +41,7 @@ KINDS = {"config": dict, "data": dict, "packages": dict, "resumed": list, "direc
 
 
 def write_header(run: Path, config: dict[str, Any], digests: Digests, save: Callable[[], None] = lambda: None) -> None:
-    """Write ``environment.json``, save a first state by ``save()``, then write ``config.yaml``, the mark of a run."""
+    """Write ``environment.json``, call ``save()`` to save a first state, then write ``config.yaml`` to mark the run."""
     content = environment(config.get("seed")) | {"config": config, "data": digests}
     write(safe_path(run, "environment.json"), json.dumps(content, indent=2) + "\n")
     save()
@@ -49,7 +49,7 @@ def write_header(run: Path, config: dict[str, Any], digests: Digests, save: Call
 
 
 def load_environment(run: str | Path) -> dict[str, Any]:
-    """Read ``environment.json`` without entries of a wrong type; return an empty dictionary if it cannot be read."""
+    """Read ``environment.json`` and drop entries of a wrong type; return an empty dictionary for an unreadable file."""
     try:
         path = safe_path(run, "environment.json")
         content = json.loads(path.read_text()) if path.is_file() else {}
@@ -60,7 +60,7 @@ def load_environment(run: str | Path) -> dict[str, Any]:
 
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a setting that differs from the one that a run began with."""
+    """Refuse a setting that differs from the original setting of a run."""
     for name, value in now.items():
         if name not in CHANGEABLE and before.get(name) != value:
             raise ValueError(
@@ -70,7 +70,7 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def check_data(run: str | Path, digests: Digests) -> None:
-    """Refuse data that differ from a run's training data, by the digests in ``environment.json``, if it has any."""
+    """Refuse data that differ from a run's training data; compare the digests in ``environment.json``, if present."""
     entries = load_environment(run).get("data", {})
     known = {split: columns for split, columns in entries.items() if isinstance(columns, dict)}
     # Every split has x; the other columns are the ones that the program takes.
@@ -84,7 +84,7 @@ def check_data(run: str | Path, digests: Digests) -> None:
 
 @contextmanager
 def lock_new(run_dir: str | Path, overwrite: bool = False) -> Iterator[Callable[[], Path]]:
-    """Lock a new run directory, and delete it if no run comes of it; refuse a directory with the user's own files."""
+    """Lock a new run directory, and delete the directory if no run is written; refuse to overwrite a user's files."""
     run = Path(run_dir).absolute()
     new = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
@@ -124,7 +124,7 @@ def _clear(run: Path) -> None:
 
 
 def save_weights(run: Path, program: nn.Module) -> None:
-    """Write ``model.safetensors``: the weights, and in its metadata the shape of one x, for a VAE."""
+    """Write the weights to ``model.safetensors``; for a VAE, add the shape of one x to the metadata of the file."""
     state = program.state_dict().items()  # cloned below, since a layer used twice is one tensor with two names
     tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state}
     write(
@@ -133,7 +133,7 @@ def save_weights(run: Path, program: nn.Module) -> None:
 
 
 def save_metrics(run: Path, history: Mapping[str, list[float]]) -> None:
-    """Write one line per epoch to ``metrics.csv`` and to ``seconds.csv``, whose times differ between equal runs."""
+    """Write one line per epoch to ``metrics.csv`` and to ``seconds.csv``; the seconds differ between equal runs."""
     for name in ("metrics.csv", "seconds.csv"):
         timed = name == "seconds.csv"
         if columns := {key: values for key, values in history.items() if (key == "seconds") is timed}:
@@ -149,7 +149,7 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def load_metrics(run_dir: str | Path) -> dict[str, list[float]]:
-    """Return the history that ``save_metrics`` wrote; empty if there is no file or no epoch."""
+    """Return the history that ``save_metrics`` wrote; return an empty dictionary if there is no file or no epoch."""
     history: dict[str, list[float]] = {}
     for path in (safe_path(run_dir, "metrics.csv"), safe_path(run_dir, "seconds.csv")):
         try:
@@ -164,7 +164,7 @@ def load_metrics(run_dir: str | Path) -> dict[str, list[float]]:
 
 
 def load_state(run: Path) -> tuple[dict[str, Any], str]:
-    """Return the last checkpoint, or the previous one and a warning if the last cannot be read."""
+    """Return the last checkpoint; if the file cannot be read, return the previous checkpoint and a warning."""
     errors: list[str] = []
     for name in ("last", "previous"):
         path = safe_path(run, f"checkpoint/{name}.safetensors")
@@ -180,7 +180,7 @@ def load_state(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def append_resume(run: Path, config: dict[str, Any]) -> None:
-    """Add today's environment to ``environment.json``; warn if it differs in an entry that changes the last bits."""
+    """Add the current environment to ``environment.json``; warn of a change that may alter the last bits of results."""
     before, now = load_environment(run), environment(None)
     pairs = [(name, before[name], now[name]) for name in BITS if name in before]
     pairs += [(name, old, now["packages"].get(name)) for name, old in before.get("packages", {}).items()]

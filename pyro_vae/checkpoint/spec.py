@@ -1,4 +1,4 @@
-"""Specifications: parts and programs as plain data, and back, with classes from trusted modules only."""
+"""Conversion of parts and programs to plain data and back, with classes from trusted modules only."""
 
 import functools
 import importlib
@@ -28,7 +28,7 @@ LARGEST, BRACKETS = 2**20, 1000  # limits of a configuration: bytes; brackets, s
 
 
 def to_spec(part: Any) -> Any:
-    """Return a class, a partial of one, or an instance as plain data: its import path and its arguments."""
+    """Return a class, a partial of a class, or an instance as plain data: the import path and the arguments."""
     if isinstance(part, str | int | float | bool | np.generic | None):
         return part.item() if isinstance(part, np.generic) else part
     if isinstance(part, list | tuple):
@@ -49,9 +49,9 @@ def to_spec(part: Any) -> Any:
 
 
 def program_spec(program: nn.Module) -> dict[str, Any]:
-    """Return a program as entries of a configuration: its parts, and its class unless that is VAE.
+    """Return the configuration entries of a program: the parts, and the class unless the class is VAE.
 
-    A program without parts is its class and its arguments, if it keeps all of them as attributes of the same names.
+    For a program without parts, return the class and the arguments, if attributes of the same names keep all arguments.
     """
     parts = {name: to_spec(part) for name, part in parts_of(program).items() if name != "event_shape"}
     kind = type(program)
@@ -66,13 +66,13 @@ def program_spec(program: nn.Module) -> dict[str, Any]:
 
 
 def parts_of(program: Any) -> dict[str, Any]:
-    """Return the arguments of :meth:`pyro_vae.VAE.build` for a program; empty for a program from elsewhere."""
+    """Return the arguments of :meth:`pyro_vae.VAE.build` for a program, or ``{}`` for a program without parts."""
     parts = getattr(program, "parts", None)
     return parts if isinstance(parts, dict) and "event_shape" in parts else {}
 
 
 def event_shape(program: Any) -> list[int]:
-    """Return the shape of one x for a program with parts; empty for other programs."""
+    """Return the shape of one x for a program with parts; return an empty list for other programs."""
     return [*parts_of(program).get("event_shape", ())]
 
 
@@ -131,7 +131,7 @@ def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
 
 
 def arguments(function: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a function from a configuration; refuse a value that does not fit its annotation."""
+    """Return the arguments of a function from a configuration; refuse a value that does not fit the annotation."""
     hints = get_type_hints(function)
     names = [name for name in inspect.signature(function).parameters if name in config]
     for name in names:
@@ -166,7 +166,7 @@ def check_trust(spec: Any, trust: Iterable[str]) -> None:
 
 
 def from_spec(spec: Any, trust: Iterable[str] = ()) -> functools.partial:
-    """Return the inverse of :func:`to_spec` for a class of modules: a partial of the class with its arguments."""
+    """Return a partial of a module class with arguments, from the plain data that :func:`to_spec` returns."""
     check_trust(spec, trust)
     return _class(spec, (nn.Module,))
 

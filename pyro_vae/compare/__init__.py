@@ -1,4 +1,4 @@
-"""Comparison of runs in one table and one figure, ranked in groups of runs whose numbers compare."""
+"""Comparison of runs in one table and one figure, with a ranking in each group of comparable runs."""
 
 from pyro_vae.compare.display import figure, table
 from pyro_vae.compare.rows import Row, compare

@@ -17,10 +17,10 @@ LEVEL = 0.1  # a negligible difference, in nats
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows of :func:`compare` as a table, group by group, after the settings that all runs share.
+    """Return the rows of :func:`compare` as text: the settings that all runs share, then one table per group.
 
-    Numbers are nats per datum, with the standard errors of -log p(x) and, paired over the images, of the difference
-    from the best run.
+    Numbers are nats per datum. -log p(x) and the difference from the best run have standard errors; the error of the
+    difference is paired over the images.
     """
     keys = dict.fromkeys(key for row in rows for key in row.settings)
     differ = [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
@@ -43,9 +43,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Draw -log p(x), the two terms of the ELBO, and the -ELBO of validation data against seconds of training.
+    """Plot -log p(x), the two terms of the ELBO, and the -ELBO of validation data against seconds of training.
 
-    The figure has at most 6 groups, with the 20 best and the 10 worst runs of each; titles count the omitted ones.
+    The figure shows at most 6 groups, and the 20 best and 10 worst runs of each group; titles count omitted runs.
     """
     groups = _groups(rows)
     panels: list[tuple[str, dict[str, dict[str, Any]]]] = []

@@ -31,16 +31,16 @@ class Row:
     """A run in the ranking of its group.
 
     Attributes:
-        name: The run directory, or its last part if no other run has the same.
-        group: Number of its group, from 0.
+        name: The run directory, or the last part of the path if no other run has the same last part.
+        group: Number of the run's group, from 0.
         basis: Common properties of a group: arguments of ``data.load``, and whether p(x | z) is a density or a mass.
         settings: Settings of the training, each in a few words.
         about: The data set, in words.
         values: ELBO, its two terms and -log p(x) of each image, in nats.
-        difference: -log p(x) minus that of the best run in the group, in nats, and its standard error, paired over the
-            images.
+        difference: -log p(x) minus -log p(x) of the best run in the group, in nats, and the standard error, paired
+            over the images.
         num_particles: Draws per image for -log p(x).
-        proposal: Distribution of these draws.
+        proposal: Distribution of the draws.
         active: Number of active latent dimensions, see :func:`pyro_vae.evaluate.active_units`; None if all may be
             collapsed and the data are too few to tell.
         latent: Number of latent dimensions.
@@ -86,19 +86,19 @@ def compare(
     progress: bool = True,
     proposal: evaluate.Proposal = "guide",
 ) -> list[Row]:
-    """Evaluate runs on the same images and rank them by -log p(x), best first, in groups of comparable runs.
+    """Evaluate runs on the same images, and rank comparable runs in groups by -log p(x), best first.
 
-    A group has one data set, with one binarisation and dequantisation, and either densities or masses: log p(x) of a
-    mass is at most 0, while log p(x) of a density has no bound and changes with the units of x.
+    Runs of a group share the data set, binarisation and dequantisation, and p(x) is a density or a mass for all runs:
+    log p(x) of a mass is at most 0; log p(x) of a density has no bound and changes with the units of x.
 
     Args:
         runs: Run directories.
         num_particles: Draws per image for -log p(x).
-        images: Number of images, the first ones of the split.
+        images: Number of images from the start of the split.
         seed: Seed of the draws; torch's random state does not change.
         split: ``test``, ``valid`` or ``train``.
         device: ``cpu`` or ``cuda``.
-        trust: Modules, beside ``pyro_vae``, whose classes the runs may name.
+        trust: Modules whose classes the runs may name, besides ``pyro_vae``.
         progress: Whether to show a progress bar.
         proposal: Distribution of the draws for -log p(x): ``guide``, or ``adapted`` to each image.
 
@@ -181,7 +181,7 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
 
 
 def format_spec(spec: Any) -> str:
-    """Return a part or a setting in a few words: for a class, the arguments that differ from its defaults."""
+    """Return a part or a setting in a few words; for a class, list the arguments that differ from the defaults."""
     if isinstance(spec, list):
         return f"[{', '.join(map(format_spec, spec))}]"
     if not (isinstance(spec, dict) and "class_path" in spec):

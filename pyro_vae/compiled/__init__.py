@@ -1,4 +1,4 @@
-"""SVI as a graph of tensor operations: Pyro's handlers run while a step is recorded, and not after that."""
+"""SVI as a graph of tensor operations: Pyro's handlers run only while a step is recorded."""
 
 from pyro_vae.compiled.device import fast_products, max_batch_size, warn_if_slower
 from pyro_vae.compiled.svi import CompiledSVI

@@ -23,7 +23,7 @@ SWITCH: Any = getattr(torch.backends.mkldnn, "matmul", None)
 
 
 def device_of(*arguments: Any) -> torch.device:
-    """Return the device of the tensors among arguments: a GPU if any of them is on one, else the CPU."""
+    """Return the device of the tensors in the arguments: a GPU if any tensor is on a GPU, else the CPU."""
     devices = [leaf.device for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     return max(devices, key=lambda device: device.type != "cpu", default=torch.device("cpu"))
 
@@ -34,8 +34,8 @@ def max_batch_size(
 ) -> int:
     """Return the largest n, from 1 to ``most``, for which ``run(n)`` writes at most ``budget`` bytes (1 GiB).
 
-    It runs n = 1 and n = 2, counts the bytes that all operations write, though some are freed, and extrapolates
-    linearly in n. It restores torch's random state on the CPU and on ``device``.
+    The function runs n = 1 and n = 2, counts the bytes that all operations write (freed bytes also count), and
+    extrapolates linearly in n. The function restores torch's random state on the CPU and on ``device``.
 
     Example:
         >>> max_batch_size(lambda n: torch.randn(n, 256).exp(), most=1000, budget=2**20)  # 2 x 256 x 4 bytes each
@@ -67,8 +67,8 @@ class _ByteCounter(Operations):
 def fast_products(precision: Precision) -> AbstractContextManager[None]:
     """Return a context for fast float32 matrix products, as accurate as torch's default.
 
-    With ``auto`` oneDNN computes them on CPUs where the first call measures, in some milliseconds, that this is faster
-    and as accurate. Elsewhere the context changes nothing.
+    With ``auto`` on a CPU, the first call measures oneDNN's product in a few milliseconds. If oneDNN is faster and as
+    accurate, oneDNN computes the products. Otherwise the context changes nothing.
     """
     return _by_onednn() if precision == "auto" and products_are_faster() else nullcontext()
 
@@ -79,7 +79,7 @@ def products_are_faster() -> bool:
     """Measure whether oneDNN's float32 matrix product is faster than torch's default on this CPU, and as accurate.
 
     Torch's switch ``mkldnn.matmul.fp32_precision = "bf16"`` lets oneDNN round the factors to bfloat16. On AMD's chips
-    oneDNN does not round, and is twice as fast. On Intel's chips with matrix units it rounds, and the switch stays off.
+    oneDNN does not round, and is twice as fast. On Intel's chips with matrix units oneDNN rounds; the switch stays off.
     The result is cached for the process.
     """
     if SWITCH is None or not torch.backends.mkldnn.is_available():
@@ -92,7 +92,7 @@ def products_are_faster() -> bool:
 
 
 def warn_if_slower(precision: Precision, device: torch.device) -> None:
-    """Warn of bfloat16 on a CPU without instructions for it, where products take tens of times as long."""
+    """Warn of bfloat16 on a CPU without bfloat16 instructions, where a product takes tens of times as long."""
     if precision == "bfloat16" and device.type == "cpu" and (times := _bfloat16_slowdown()) > FASTER:
         slow = f"bfloat16 matrix products take {times:.2g} times as long as float32 products on this CPU"
         warnings.warn(f"{slow}. Use precision = 'auto', which is as accurate as float32.", stacklevel=2)

@@ -34,10 +34,10 @@ ELEMENTWISE = {
 class Graph:
     """The tensor operations of one run of a function, without its Python code, such as Pyro's handlers.
 
-    A graph takes tensors of the same shapes, strides, dtypes and devices. It holds the tensors that the function closes
-    over, so that a call sees their current values; if they are ``frozen``, values that depend on them alone are
-    computed once. Each call draws from torch's generators, in the function's order. A function that reads a number from
-    a tensor raises DataDependent.
+    A graph takes tensors of the same shapes, strides, dtypes and devices. A graph also holds the tensors that the
+    function closes over, so a call sees the current values of these tensors. If these tensors are ``frozen``, the graph
+    computes once all values that depend only on these tensors. Each call draws from torch's generators, in the
+    function's order. A function that reads a number from a tensor raises DataDependent.
     """
 
     def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor], frozen: bool = False) -> None:
@@ -66,7 +66,7 @@ class Graph:
             return self._run(*tensors, *self.state)
 
     def compile(self, tensors: Sequence[Tensor]) -> None:
-        """Compile with TorchInductor: it fuses kernels; draws are the same, results equal up to rounding."""
+        """Compile with TorchInductor, which fuses kernels. Draws stay the same; results are equal up to rounding."""
         from torch import _inductor
 
         with torch.no_grad(), pyro.validation_enabled():  # restores the setting, which torch's compiler turns off
@@ -97,7 +97,7 @@ class Undo(Operations):
 
 
 def expand_late(graph: fx.Graph) -> None:
-    """Move elementwise operations before an expansion, so that the log of an expanded scale is computed once."""
+    """Move elementwise operations before an expansion: the graph then computes the log of an expanded scale once."""
     source: Any  # a node
     for node in list(graph.nodes):
         if node.target is EXPAND:
@@ -183,7 +183,7 @@ def _empty(node: fx.Node) -> Tensor:
 
 @cache
 def arguments_of(operation: Any) -> tuple[list[str], list[str]]:
-    """Return the names of an operation's arguments and of those that it writes to, declared or running statistics."""
+    """Return an operation's argument names, and the names of written arguments: declared or running statistics."""
     arguments = operation._schema.arguments
     written = [item.name for item in arguments if item.alias_info is not None and item.alias_info.is_write]
     names = [item.name for item in arguments]

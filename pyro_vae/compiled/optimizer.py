@@ -1,4 +1,4 @@
-"""One torch optimizer for all parameters, where Pyro uses one for each parameter."""
+"""One torch optimizer for all parameters; Pyro uses one optimizer for each parameter."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Optimizer:
-    """The torch optimizer of a ``PyroOptim``, as one object over all parameters, fused where torch has a fused one.
+    """One torch optimizer over all parameters, from a ``PyroOptim``; fused where torch has a fused optimizer.
 
-    ``optim.optim_objs`` holds it under the first parameter, so that ``optim.get_state()``, ``set_state()`` and a
-    learning-rate schedule's ``step()`` reach it. The gradient over all parameters is clipped to ``clip_norm``.
+    ``optim.optim_objs`` holds the optimizer under the first parameter. Thus ``optim.get_state()``, ``set_state()`` and
+    a learning-rate schedule's ``step()`` reach the optimizer. ``clip_norm`` limits the norm of the whole gradient.
     """
 
     def __init__(self, optim: PyroOptim, clip_norm: float | None = None) -> None:
@@ -28,7 +28,7 @@ class Optimizer:
         self._parameters: set[Tensor] = set()
 
     def step(self, parameters: Sequence[Tensor]) -> None:
-        """Clip the gradients in ``grad``, and step the parameters."""
+        """Clip the gradients in ``grad``, and update the parameters."""
         new = [parameter for parameter in parameters if parameter not in self._parameters]
         if new:
             self._add(new)
@@ -41,14 +41,14 @@ class Optimizer:
             self._torch.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer and of its schedule, if any; an empty state before the first step."""
+        """Return the state of the optimizer and any learning-rate schedule; before the first step, an empty state."""
         if self._torch is None:
             return {}
         state = {"optimizer": self._torch.state_dict()}
         return state if self._schedule is None else state | {"schedule": _state_of(self._schedule)}
 
     def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Restore a state over these parameters; refuse the state of another optimizer or of other parameters."""
+        """Restore a state for ``parameters``; refuse the state of another optimizer or of other parameters."""
         if not state:
             return
         self._add([*parameters])

@@ -22,30 +22,30 @@ from pyro_vae.objectives.base import Program, Terms, check_choice
 
 
 class CompiledSVI(SVI):
-    """Pyro's ``SVI``, with its steps recorded once and run as a graph, as fast as code without Pyro.
+    """Pyro's ``SVI`` with steps that run as a recorded graph, as fast as code without Pyro.
 
-    The signature, ``step`` and ``evaluate_loss`` are those of ``pyro.infer.SVI``, and results are equal up to rounding.
-    The first step runs plain Pyro, with all of its validation. The second step records a graph. The third step runs
-    both and compares them. Later steps run the graph, without Pyro's handlers. Arguments of another shape have another
-    graph, recorded at their 50th step. A step that cannot be recorded, as of a model that branches on a tensor, runs
-    in plain Pyro, and one warning says why. One torch optimizer, fused if possible, steps all parameters.
+    The signature, ``step`` and ``evaluate_loss`` match ``pyro.infer.SVI``, and results are equal up to rounding. Step 1
+    runs plain Pyro, with full validation. Step 2 records a graph. Step 3 runs plain Pyro and the graph, and compares
+    the results. Later steps run the graph, without Pyro's handlers. Arguments of another shape have another graph,
+    recorded at their 50th step. A step that cannot be recorded (for example, the model branches on a tensor) runs in
+    plain Pyro, and one warning gives the reason. One torch optimizer, fused if possible, updates all parameters.
 
     Note:
-        A graph sees changes of tensors only. A Python counter in the model, or a number drawn with NumPy, keeps the
-        value that it had when the graph was recorded.
+        A graph sees only changes of tensors. A Python counter in the model, or a number drawn with NumPy, keeps the
+        value from the recording.
 
     Arguments:
         model: The model.
         guide: The guide.
         optim: A ``PyroOptim``. Call ``step()`` of a ``PyroLRScheduler`` yourself, as with ``SVI``.
-        loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO``, which this
-            package's ELBO replaces in the graph; an ELBO of yours whose ``differentiable_loss`` reads no number from a
-            tensor; or a function of model, guide and arguments. Pyro's other losses run in plain Pyro.
+        loss: An objective of :mod:`pyro_vae.objectives`; ``Trace_ELBO`` or ``TraceMeanField_ELBO`` (the graph uses this
+            package's ELBO instead); your own ELBO, if ``differentiable_loss`` reads no number from a tensor; or a
+            function of model, guide and arguments. Pyro's other losses run in plain Pyro.
         loss_and_grads, num_samples, num_steps: As in ``SVI``.
-        compile: ``auto``, a graph, compiled by TorchInductor in a run long enough to pay for it; ``graph``;
-            ``inductor``, a graph compiled at once; ``off``, plain Pyro.
-        precision: Of matrix products: ``auto``, the fastest that is as accurate as torch's float32 default;
-            ``float32``, torch's default; ``bfloat16``, with parameters and optimizer in float32.
+        compile: How a step runs: ``graph``, a graph; ``inductor``, a graph that TorchInductor compiles at once;
+            ``auto``, a graph that TorchInductor compiles if this saves time in the run; ``off``, plain Pyro.
+        precision: Precision of matrix products: ``auto``, the fastest precision as accurate as torch's float32
+            default; ``float32``, torch's default; ``bfloat16``, with parameters and optimizer in float32.
         clip_norm: Largest norm of the gradient over all parameters, of the loss summed over the data.
         steps: The number of steps to come, if known, so that ``auto`` compiles at the start.
 
@@ -53,7 +53,7 @@ class CompiledSVI(SVI):
         ValueError: If an argument is not one of its choices.
 
     See Also:
-        :func:`pyro_vae.fit`, which trains with it.
+        :func:`pyro_vae.fit`, which trains with :class:`CompiledSVI`.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -100,7 +100,7 @@ class CompiledSVI(SVI):
 
     @property
     def mode(self) -> str:
-        """How steps run now, one of ``off`` (plain Pyro), ``graph`` and ``inductor``."""
+        """How steps run now: ``off`` (plain Pyro), ``graph`` or ``inductor``."""
         return "off" if self._terms is None else self._gradients.mode
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +135,7 @@ class CompiledSVI(SVI):
         handler: AbstractContextManager | None = None,
         record: bool = False,
     ) -> tuple[Any, list[Tensor]]:
-        """Set each parameter's ``grad``, without a step; return the loss, in nats summed over the data, and parameters.
+        """Set each ``grad`` without a step; return the loss, in nats summed over the data, and the parameters.
 
         ``handler`` is a context around model and guide. ``record`` records the graph now.
         """
@@ -155,7 +155,7 @@ class CompiledSVI(SVI):
         return loss, parameters
 
     def apply(self, parameters: Sequence[Tensor], finite: bool = True) -> None:
-        """Step the parameters along their ``grad`` if it is ``finite``, clear it, and advance a schedule of beta."""
+        """Update the parameters from ``grad`` if ``finite``; clear each ``grad``, and advance a schedule of beta."""
         if finite:
             self._optimizer.step(parameters)
         for parameter in parameters:
@@ -164,11 +164,11 @@ class CompiledSVI(SVI):
             self._objective.advance()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer and of its schedule, if any; an empty state before the first step."""
+        """Return the state of the optimizer and any learning-rate schedule; before the first step, an empty state."""
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Restore a state of the optimizer over these parameters."""
+        """Restore a state of the optimizer for ``parameters``."""
         self._optimizer.load_state_dict(state, parameters)
 
     def _loss_and_gradients(self, handler: Any, *args: Any, **kwargs: Any) -> Outputs:

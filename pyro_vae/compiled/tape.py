@@ -18,7 +18,7 @@ LITERAL = torch.ops.aten.lift_fresh_copy.default  # makes a tensor of a number i
 
 
 class DataDependent(Exception):
-    """A function reads a number from a tensor, as ``.item()`` and a branch do; another call may read another one."""
+    """A function reads a number from a tensor, by ``.item()`` or a branch; the number may differ in another call."""
 
 
 class TensorSpec(NamedTuple):
@@ -39,14 +39,14 @@ class TensorSpec(NamedTuple):
 
 
 class Tape(Operations):
-    """Run a function once, and record its tensor operations, with the gradients' operations, as a graph.
+    """Run a function once, and record the tensor operations of function and gradients as a graph.
 
-    The graph's inputs are the function's, then the tensors that it closes over. ``node.meta["val"]`` is the
-    :class:`TensorSpec` of a node.
+    The graph's inputs are the function's inputs, then the tensors that the function closes over.
+    ``node.meta["val"]`` is the :class:`TensorSpec` of a node.
 
     Arguments:
         function: Maps tensors to a sequence of tensors or None.
-        tensors: Its inputs.
+        tensors: The function's inputs.
 
     Attributes:
         graph: The operations.

@@ -1,4 +1,4 @@
-"""Functions of tensors that run as a graph once they have been called on the same shapes."""
+"""Functions of tensors that run as a graph after calls on the same shapes."""
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -24,7 +24,7 @@ MAX_GRAPHS = 32
 
 
 class Outputs(NamedTuple):
-    """The outputs of a :class:`GraphedFunction`: tensors or None, and an object that is kept from the recorded run."""
+    """The outputs of a :class:`GraphedFunction`: tensors or None, and an object kept from the recorded run."""
 
     tensors: Sequence[Any]
     kept: Any
@@ -48,22 +48,22 @@ class GraphedFunction:
     """A function of tensors that runs as a graph of its tensor operations.
 
     The first call runs the function. The second call records a ``pyro_vae.compiled.graph.Graph``. The third call
-    runs both from the same random state, and later calls run the graph if the two agree. If the function cannot be
-    recorded, or the two differ, one warning says why, and all calls run the function. Arguments of other shapes, other
-    constants among the arguments, and another ``key`` have another graph, recorded at call ``RECORD_AFTER``.
+    runs function and graph from the same random state. If the results agree, later calls run the graph. If the results
+    differ or the recording fails, one warning says why, and all calls run the function. Arguments of other shapes,
+    other constants, or another ``key`` have another graph, recorded at call ``RECORD_AFTER``.
 
     Arguments:
-        function: Maps tensors and constants to :class:`Outputs`; only tensors that it closes over may change between
-            calls.
-        compile: ``graph``; ``inductor``, the first shape's graph compiled at once; ``auto``, a graph that is compiled
-            if its past calls, or half of its expected ``calls``, pay for the compiler; ``off``, the function.
-        calls: The number of calls to expect, if known.
-        key: Returns what else distinguishes graphs.
-        state: Returns, from ``Outputs.kept``, what must stay equal for a graph to be valid.
+        function: Maps tensors and constants to :class:`Outputs`. Between calls, only tensors that the function closes
+            over may change.
+        compile: How calls run: ``graph``; ``inductor``, with the first shape's graph compiled at once; ``auto``, a
+            graph, compiled if its past calls or half of the expected ``calls`` repay the compile time; ``off``.
+        calls: The expected number of calls, if known.
+        key: Function that returns a further key of the graph, besides shapes and constants.
+        state: Function of ``Outputs.kept``. A graph is valid while the returned value stays equal.
         quiet: Whether to fall back without a warning.
-        recorded: The number of the call that is recorded, for the first shape.
-        frozen: Whether the tensors that the function closes over never change, and handlers around it do not change
-            its values.
+        recorded: For the first shape, the number of the call that records the graph.
+        frozen: Whether the closed-over tensors never change, and handlers around the function do not change the
+            function's values.
     """
 
     function: Callable[..., Outputs]
@@ -121,7 +121,7 @@ class GraphedFunction:
 
     @property
     def mode(self) -> str:
-        """How the last arguments that are recorded run, one of ``off`` (the function), ``graph`` and ``inductor``."""
+        """How calls on the last recorded arguments run: ``off`` (the function), ``graph`` or ``inductor``."""
         if self.reason or self._last is None or self._last.graph is None:
             return "off"
         return "inductor" if self._last.compiled else "graph"

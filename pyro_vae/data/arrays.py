@@ -1,4 +1,4 @@
-"""Convert arrays to tensors: dtypes that torch supports, channels first, and a check of every number."""
+"""Convert arrays to tensors with a dtype that torch supports and channels first, and check every number."""
 
 import hashlib
 import math
@@ -17,7 +17,7 @@ TOLERANCE = 1e-4  # the largest error of float32, as a share of the range of a c
 
 
 class Survey(NamedTuple):
-    """Counts of infinite and NaN elements of an array; the range of the finite ones, and whether all are integers."""
+    """The numbers of infinite and NaN elements, the range of the finite elements, and whether all are integers."""
 
     infinite: int
     missing: int
@@ -27,7 +27,7 @@ class Survey(NamedTuple):
 
 
 def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
-    """Summarise all numbers; refuse a column whose differences float32 loses, or that is too large for float32."""
+    """Summarise all numbers; refuse a column if float32 loses the column's differences or overflows."""
     low, high, error = (torch.tensor(start, dtype=torch.float64) for start in (torch.inf, -torch.inf, 0.0))
     infinite, missing, whole = 0, 0, True
     for part in parts:
@@ -55,7 +55,7 @@ def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
 
 
 def to_tensor(array: np.ndarray, name: str, wide: bool = False) -> Tensor:
-    """Return an array as a tensor, of floats as float32, or with ``wide`` as float64 if they are."""
+    """Return an array as a tensor. Floats become float32; with ``wide``, float64 arrays stay float64."""
     if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
         raise ValueError(f"Expected integers below 2^63 in {name}; got {array.max()}. Save them as floats.")
     floats = np.float64 if wide and array.dtype.itemsize > 4 else np.float32
@@ -64,13 +64,13 @@ def to_tensor(array: np.ndarray, name: str, wide: bool = False) -> Tensor:
 
 
 def narrowed(array: np.ndarray, name: str) -> Tensor:
-    """Return :func:`to_tensor` after :func:`survey` of the floats."""
+    """Check the floats with :func:`survey`, and return the array as a tensor."""
     survey([array] if array.dtype.kind == "f" and array.size else [], name)
     return to_tensor(array, name)
 
 
 def tensor_of(value: Any, argument: str) -> Tensor:
-    """Return a caller's argument as a dense tensor: a tensor unchanged, an array on the CPU."""
+    """Return an argument as a dense tensor. A tensor stays unchanged; an array becomes a tensor on the CPU."""
     dense = isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_nested or value.is_meta)
     if dense and value.dtype not in UNSIGNED:
         return value
@@ -114,7 +114,7 @@ def rows_of(pixels: Any, index: Tensor | slice) -> Tensor:
 
 
 def total(pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the sum of the observed pixels over images in float64, exact for bytes, without a copy of all images."""
+    """Return the sum of observed pixels over images, in float64 (exact for bytes), without copying all images."""
     parts: Iterable[Tensor] = pixels.split(1024)
     if mask is not None:
         parts = (part * observed for part, observed in zip(parts, mask.split(1024), strict=True))

@@ -1,4 +1,4 @@
-"""A data set: three splits of stored pixels, which each read converts to x."""
+"""A data set of three splits. A split stores pixels, and converts the pixels to x at each read."""
 
 import textwrap
 from collections.abc import Callable, Iterable
@@ -23,10 +23,10 @@ EDGE = 2.0**-24  # 1 - EDGE is the largest float32 below 1
 class Split:
     r"""Images on a device or on disk. ``split[index]`` reads a batch of x, as floats, with new noise at each read.
 
-    A pixel p of L grey levels becomes :math:`x = p / (L - 1)`. With ``noise`` ``bernoulli``, x is drawn with that
-    probability (dynamic binarisation, US: binarization). With ``uniform``, :math:`x = (p + u) / L` for a uniform u
-    (dequantisation, US: dequantization), clamped below 1 and above 0, to which float32 would round it. With a ``scale``
-    for each element, :math:`x = p + \sigma \epsilon` for a normal :math:`\epsilon`. With ``counts``, :math:`x = p`.
+    A pixel p of L grey levels becomes :math:`x = p / (L - 1)`. With ``noise`` ``bernoulli``, x is 1 with probability
+    :math:`p / (L - 1)` (dynamic binarisation, US: binarization). With ``uniform``, :math:`x = (p + u) / L` for a
+    uniform u (dequantisation, US: dequantization); a clamp keeps x off 0 and 1 despite rounding. With a ``scale`` for
+    each element, :math:`x = p + \sigma \epsilon` for a normal :math:`\epsilon`. With ``counts``, :math:`x = p`.
     Missing elements are NaN.
 
     References:
@@ -35,9 +35,9 @@ class Split:
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016), for dequantisation.
 
     Arguments:
-        pixels: Shape ``(N, *event)``: bytes, or floats, which are x; or images on disk, read by batch.
+        pixels: Shape ``(N, *event)``: bytes; or floats, used as x unchanged; or images on disk, read by batch.
         labels: Shape ``(N,)``, or None.
-        levels: L, the number of grey levels of the bytes; 0: x is the tensor unchanged.
+        levels: L, the number of grey levels of the bytes. If L is 0, x is the tensor unchanged.
         noise: The noise drawn at each read.
         counts: Whether x is the pixel unchanged.
         mask: True where a pixel is observed, of the shape of the pixels; None: all are observed.
@@ -77,22 +77,22 @@ class Split:
         return x if self.mask is None else torch.where(rows_of(self.mask, index), x, torch.nan)
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, ...]:
-        """Read a batch of x and of the columns of ``extra``, in their order: the arguments of a program."""
+        """Read a batch of a program's arguments: x, then the columns of ``extra`` in order."""
         return self[index], *(rows_of(column, index) for column in self.extra.values())
 
     @property
     def columns(self) -> dict[str, Tensor]:
-        """All columns but x, by name; the labels are ``y`` and ``labels`` unless ``extra`` has these names."""
+        """All columns but x, by name. The labels appear as ``y`` and ``labels`` unless ``extra`` has these names."""
         return ({} if self.labels is None else {"y": self.labels, "labels": self.labels}) | self.extra
 
     @property
     def digests(self) -> dict[str, str]:
-        """A hash of the pixels, the mask and each column, by which a resumed run checks its data."""
+        """The hashes of the pixels, the mask and each column. A resumed run checks its data against the hashes."""
         tensors = {"x": self.pixels, "mask": self.mask, "scale": self.scale} | self.columns
         return {name: digest(column) for name, column in tensors.items() if column is not None and len(column)}
 
     def with_columns(self, names: Iterable[str]) -> Self:
-        """Return the split with ``names`` as the columns of :meth:`batch` after x, in this order."""
+        """Return the split with new columns: :meth:`batch` reads x, then the columns ``names`` in order."""
         return replace(self, extra={name: self.columns[name] for name in names})
 
     def to(self, device: str | torch.device) -> Self:
@@ -100,7 +100,7 @@ class Split:
         return self._map(lambda column: column.to(device))
 
     def part(self, rows: Tensor) -> Self:
-        """Return the split of some rows; a split on disk stays on disk."""
+        """Return a split with a subset of the rows; a split on disk stays on disk."""
         return self._map(lambda column: column.part(rows) if isinstance(column, OnDisk) else column[rows])
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
@@ -115,7 +115,7 @@ class Split:
         return isinstance(self.pixels, OnDisk)
 
     def with_fixed_noise(self, generator: torch.Generator) -> Self:
-        """Return the split in memory, with noise drawn once in place of at each read."""
+        """Return the split in memory, with one fixed sample of the noise for all reads."""
         pixels, levels = self.pixels[:], self.levels
         if self.noise == "uniform":
             pixels = self._dequantised(pixels, torch.rand(pixels.shape, generator=generator))
@@ -130,7 +130,7 @@ class Split:
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the observed x, of shape ``event``, in expectation over the noise.
+        """The mean of the observed x, of shape ``event``, averaged over the noise.
 
         An element that is missing in all images has the mean of the other elements.
         """
@@ -153,7 +153,7 @@ class Split:
 
     @property
     def max_value(self) -> int:
-        """The pixel at which x is 1."""
+        """The pixel value that becomes x = 1."""
         return 1 if self.counts or not self.levels or self.pixels.dtype.is_floating_point else self.levels - 1
 
     def __getattr__(self, name: str) -> Any:
@@ -163,14 +163,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training, validation and test split of one source, with the options that produced them.
+    """The training, validation and test splits of one source, and the options of the splits.
 
     Arguments:
-        train: For training; each read draws new noise.
-        valid: For validation during training, with fixed noise. May have no images.
-        test: For the final evaluation, with fixed noise.
+        train: The split for training; each read draws new noise.
+        valid: The split for validation during training, with fixed noise. The split may be empty.
+        test: The split for the final evaluation, with fixed noise.
         support: The constraint that every x satisfies: ``boolean``; ``levels(L)``; ``unit_interval``, for floats and
-            for dequantised grey levels, which exclude 0 and 1; ``nonnegative_integer``, counts; ``real``.
+            for dequantised grey levels (strictly between 0 and 1); ``nonnegative_integer``, for counts; ``real``.
         config: The arguments of :func:`load` that reproduce the data set.
         names: The names of a table's columns, if it has any.
         notes: Changes made when the data were read, in words.
@@ -186,7 +186,7 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits by name, without a split of no images."""
+        """The splits by name; an empty split is left out."""
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: split for name, split in splits.items() if len(split)}
 
@@ -197,7 +197,7 @@ class Dataset:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one x."""
+        """The shape of one x."""
         return tuple(self.train.pixels.shape[1:])
 
     @property
@@ -219,7 +219,7 @@ class Dataset:
 
     @property
     def words(self) -> str:
-        """The type and shape of x in words, for example ``images of 1x8x8``."""
+        """A description of the type and shape of x, for example ``images of 1x8x8``."""
         shape, names = "x".join(map(str, self.event_shape)) or "1", textwrap.shorten(", ".join(self.names), 100)
         if columns := self.config.get("columns"):
             return f"rows of {', '.join(columns)}; x is of {shape}"

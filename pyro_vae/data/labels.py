@@ -8,17 +8,17 @@ from pyro_vae.data.dataset import Dataset
 
 
 def labelled(dataset: Dataset, num: int | None, seed: int = 0) -> Dataset:
-    """Keep the labels of ``num`` training data, equally many of each class, as column ``y``, and set the rest to -1.
+    """Hide all but ``num`` training labels: column ``y`` has ``num / classes`` labels of each class, and -1 elsewhere.
 
-    The labels of the validation and test data stay, to measure the accuracy of a classifier.
+    The validation and test data keep their labels, so a program can measure the accuracy of a classifier.
 
     Arguments:
-        dataset: With labels counted from 0.
-        num: A multiple of the number of classes; None: all labels.
-        seed: Selects the data.
+        dataset: A data set whose labels are integers from 0.
+        num: The number of labels to keep, a multiple of the number of classes. None keeps all labels.
+        seed: The seed that selects the labelled data.
 
     Raises:
-        ValueError: If the data set has no labels, too few of a class, or ``num`` is not a multiple of the classes.
+        ValueError: If the data set has no labels or too few of a class, or ``num`` is not a multiple of the classes.
 
     Example:
         >>> from pyro_vae.data import load

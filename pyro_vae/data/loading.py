@@ -33,50 +33,50 @@ def load(
 ) -> Dataset:
     """Load a data set by name, or from a file or folder.
 
-    The splits are fixed and do not depend on a seed. If the source has a test split, it is kept, and a sixth of the
-    other data is held out for validation. Otherwise a tenth is held out for each, at most 10,000.
+    The splits are fixed and do not depend on a seed. ``load`` keeps the test split of the source, and uses a sixth of
+    the other data for validation. Without a test split, validation and test get a tenth each, at most 10,000 images.
 
-    A .npy file of more than 256 MiB stays on disk. It is read twice in full, for the checks and for the mean, and then
-    by batch: memory holds 16 bytes for each image, and the validation and test images.
+    A .npy file of more than 256 MiB stays on disk. ``load`` reads the file twice, for the checks and for the mean, and
+    training reads batches. Memory holds 16 bytes for each image, and all validation and test images.
 
     Arguments:
         data: ``digits`` (8x8, part of scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn`` (through torchvision); a .npy or .npz file, with arrays ``x`` and optionally
-            ``labels`` and ``mask``, whose other arrays of as many rows are further arguments of a program, by name; a
-            .csv, .tsv or .parquet table (through pandas), whose rows are x; or a folder of images, whose subfolders, if
-            any, are the labels. Images are turned upright by their EXIF data and put on white where transparent; of
-            several frames the first is read. NaN is missing, and so is an element where ``mask`` is False, which has
-            the shape of x or one channel.
-        root: Folder of torchvision's data sets, where they are found or downloaded to.
-        binarize: ``none``; ``static``, drawn once with the grey level as probability; ``dynamic``, drawn for every
-            training batch, and once for the validation and test images; ``threshold``, 1 above one half.
-        dequantize: Whether to add uniform noise within a grey level, which makes a density of grey pixels a lower bound
-            on their probability.
-        valid: Number of images held out for validation, in place of the default share; may be 0.
-        counts: Whether x is the stored pixel, an integer from 0 up. Floats that are all such integers are counts, or
-            binary, without this option.
-        columns: Names of arrays of a .npz file, or of columns of a table, for :func:`from_columns`: the arguments of a
-            program, x first.
-        labelled: Number of training labels that a program sees as y, equally many of each class, as in
-            :func:`labelled`; None: all.
-        labelled_seed: Selects the data whose labels the program sees.
+            ``labels`` and ``mask``, and other arrays with as many rows, the further arguments of a program by name; a
+            .csv, .tsv or .parquet table (through pandas), with x in the rows; or a folder of images, with subfolders as
+            labels, if any. ``load`` rotates images by their EXIF data, puts a white background behind transparency, and
+            reads the first of several frames. An element is missing if x is NaN or ``mask`` is False; ``mask`` has the
+            shape of x, or one channel.
+        root: The folder of torchvision's data sets. ``load`` downloads a missing data set to this folder.
+        binarize: ``none``; ``static``, one sample with the grey level as probability; ``dynamic``, a new sample for
+            each training batch, and one for the validation and test images; ``threshold``, 1 above one half.
+        dequantize: Whether to add uniform noise within a grey level. The log density of noisy pixels is then, on
+            average, a lower bound on the log probability of the grey levels.
+        valid: The number of validation images, in place of the default share. The number may be 0.
+        counts: Whether x is the stored pixel, an integer of at least 0. Without this option, floats that are all
+            integers of at least 0 are counts, or binary.
+        columns: The names of a program's arguments, x first: arrays of a .npz file, or columns of a table, for
+            :func:`from_columns`.
+        labelled: The number of training labels that a program sees as y, with equally many of each class, as in
+            :func:`labelled`. None keeps all labels.
+        labelled_seed: The seed that selects the labelled data.
 
     Returns:
         Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where missing. Arrays keep their shape;
         floats outside [0, 1] and counts keep their values.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path, or torchvision finds neither the data nor a network.
-        ValueError: If the name is unknown, or the data are unreadable, infinite, too close for float32, fewer than 3,
-            all missing in an image, missing in a file on disk, or unsuitable for the options; later, if a file on disk
-            has changed.
+        FileNotFoundError: If the path does not exist, or torchvision finds no data and cannot download the data.
+        ValueError: If the name is unknown, the data are unreadable, infinite, too close for float32 or fewer than 3, an
+            image has no observed pixel, a file on disk has missing pixels, or the data do not suit the options. A later
+            read raises the error if a file on disk has changed.
 
     See Also:
         :func:`from_tensor` and :func:`from_columns`, for data in memory.
 
     Note:
-        The draws of static binarisation differ from those by Larochelle and Murray (2011): results on the two do not
-        compare to the last tenth of a nat.
+        Statically binarised images differ from the images of Larochelle and Murray (2011). Results on the two sets of
+        images may differ by a tenth of a nat.
 
     Example:
         >>> digits = load("digits", binarize="dynamic")
@@ -121,10 +121,10 @@ def from_tensor(
     counts: bool = False,
     mask: Tensor | None = None,
 ) -> Dataset:
-    """Return a data set of a tensor, with a tenth held out for validation and a tenth for test, as in :func:`load`.
+    """Return a data set of a tensor: a tenth is for validation and a tenth for test, as in :func:`load`.
 
-    x, of shape ``(N, *event)``, is bytes (256 grey levels), booleans, or floats, which are x; ``labels`` are of shape
-    ``(N,)``. The other arguments and ``Raises`` are as in :func:`load`.
+    x has shape ``(N, *event)``: bytes (256 grey levels), booleans, or floats, which keep their values. ``labels`` have
+    shape ``(N,)``. The other arguments and ``Raises`` are as in :func:`load`.
 
     Example:
         >>> [len(split) for split in from_tensor(torch.rand(100, 5)).splits.values()]
@@ -140,13 +140,13 @@ def from_tensor(
 
 
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
-    """Return a data set of columns, with a tenth held out for validation and a tenth for test, as in :func:`load`.
+    """Return a data set of columns: a tenth is for validation and a tenth for test, as in :func:`load`.
 
-    The first column is x. Integers and booleans keep their values, which :func:`from_tensor` reads as pixels. NaN is
-    missing.
+    The first column is x. Integers and booleans keep their values; :func:`from_tensor` would read both as
+    pixels. NaN is missing.
 
     Arguments:
-        columns: Tensors by the names of a program's arguments, with the data along the first dimension.
+        columns: A tensor for each argument of a program, by name, with the data along the first dimension.
         valid: As in :func:`load`.
 
     Raises:

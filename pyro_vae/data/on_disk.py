@@ -21,9 +21,9 @@ TABLES = (".csv", ".tsv", ".parquet")
 
 
 class File:
-    """The rows of a .npy file. Each read opens the file, so that nothing is left to close or to share with a fork.
+    """The rows of a .npy file. Each read opens and closes the file, so no process shares an open file with a fork.
 
-    The pages of a memory map would count as the process's memory, and a truncated file would kill the process.
+    With a memory map, the pages would count as the process's memory, and a truncated file would kill the process.
     """
 
     def __init__(self, array: np.memmap) -> None:
@@ -38,7 +38,7 @@ class File:
         self._start, self._state = array.offset, _state(os.stat(self.path))
 
     def parts(self) -> Iterator[np.ndarray]:
-        """Read the file from start to end by chunks of rows, with a progress bar if it is long."""
+        """Read the file from start to end in chunks of rows; a long file gets a progress bar."""
         total, short = self.shape[0], self.shape[0] * self.layout.itemsize < LONG
         for first in tqdm(range(0, total, self.step), "checking", unit=" MiB", leave=False, disable=short):
             yield self.read([first], min(self.step, total - first))
@@ -71,7 +71,7 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Images of a file in a given order, read when indexed. Memory holds only the order, 8 bytes for each image."""
+    """Images of a file in a given order. Indexing reads the images; memory holds 8 bytes for each image, the order."""
 
     file: File
     rows: Tensor
@@ -95,23 +95,23 @@ class OnDisk:
         return (len(self), *channels_first(torch.empty(1, *self.file.shape[1:], device="meta")).shape[1:])
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the images, still on disk, with another device for reads."""
+        """Return the images on disk with a new device, to which each read moves its batch."""
         return replace(self, device=device)
 
     def part(self, rows: Tensor) -> Self:
-        """Return some of the images, still on disk."""
+        """Return a subset of the images, on disk."""
         return replace(self, rows=self.rows[rows])
 
     @cached_property
     def total(self) -> Tensor:
-        """The sum over images in float64, read in the order of the file."""
+        """The sum over images in float64. The images are read in the order of the file."""
         chunks = self.rows.sort().values.split(self.file.step)
         images = (replace(self, rows=rows, device="cpu")[:] for rows in chunks)
         return sum((x.sum(0, dtype=torch.float64) for x in images), torch.zeros(()))
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a .npz file or columns of a table by name, or ``x`` of a .npy file, mapped if large."""
+    """Return arrays by name: of a .npz file, of a table's columns, or ``x`` of a .npy file, memory-mapped if large."""
     if not path.is_file():
         where = f"{str(path)!r}, which is {str(path.absolute())!r} from the working directory {str(Path.cwd())!r}"
         raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {where}.")

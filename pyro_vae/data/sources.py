@@ -32,7 +32,7 @@ CLEAR, FRAME = "transparency of {} on white", "the first frame of {}"  # notes, 
 
 
 class Source(NamedTuple):
-    """An array of images as read, with its labels, mask and further columns."""
+    """An array of unchecked images, with labels, a mask and further columns."""
 
     x: Tensor | OnDisk
     name: str
@@ -55,7 +55,7 @@ def digits() -> Source:
 
 
 def torchvision_images(name: str, root: str) -> Source:
-    """Return a data set of torchvision from ``root``, downloaded if it is absent."""
+    """Return a data set of torchvision from the folder ``root``; download a missing data set."""
     from torchvision import datasets
 
     make, splits = getattr(datasets, NAMES[name]), SPLITS.get(name, ({"train": True}, {"train": False}))
@@ -92,7 +92,7 @@ def _arrays(dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def file(path: Path) -> Source:
-    """Return the rows of a table, or x of a .npy or .npz file, with ``labels``, ``mask`` and further columns if any."""
+    """Return the rows of a table, or x of a .npy or .npz file, and any ``labels``, ``mask`` and further columns."""
     arrays, name, names = arrays_of(path), repr(str(path)), tuple[str, ...]()
     if path.suffix.lower() in TABLES:
         names = tuple(arrays) if [*arrays] != [str(i) for i in range(len(arrays))] else ()
@@ -117,7 +117,7 @@ def file(path: Path) -> Source:
 
 
 def folder(path: Path) -> Source:
-    """Return the images in a folder, upright and on white; subfolders, if any, are labels, in alphabetical order."""
+    """Return the images in a folder, upright and on white; any subfolders are labels, in alphabetical order."""
     paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"Expected images ({', '.join(SUFFIXES)}) in {str(path)!r}; got none.")
@@ -163,7 +163,7 @@ def _image(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
-    """Check an array; return images ``(N, channels, height, width)``, with 0 for missing pixels, and their summary."""
+    """Check an array; return images ``(N, channels, height, width)``, with 0 for missing pixels, and a summary."""
     x, mask, name = source.x, source.mask, source.name
     if len(x.shape) < 2 or 0 in x.shape:
         raise ValueError(f"Expected a non-empty array of shape (N, ...) in {name}; got shape {tuple(x.shape)}.")

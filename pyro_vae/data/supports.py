@@ -1,4 +1,4 @@
-"""Supports that torch lacks, the grid of grey levels and the open unit interval; and which support suits which data."""
+"""Two supports that torch lacks (the grid of grey levels and the open unit interval), and advice on supports."""
 
 from functools import cache
 
@@ -31,7 +31,7 @@ class Levels(constraints.Constraint):
         self.number = number
 
     def check(self, value: Tensor) -> Tensor:
-        """Return where ``value`` is on the grid."""
+        """Return True for each element of ``value`` on the grid, and False for each element off the grid."""
         index = value * (self.number - 1)
         return (index - index.round().clamp(0, self.number - 1)).abs() < ROUNDING
 
@@ -94,6 +94,6 @@ ADVICE: dict[str, dict[str, str]] = {
 
 
 def kind_of(support: constraints.Constraint) -> str:
-    """Return the kind of a support, a key of :data:`ADVICE`."""
+    """Return the kind of a support, for example ``binary`` or ``counts``, for the table :data:`ADVICE`."""
     other = "a mass" if support.is_discrete else "a density"
     return "binary" if getattr(support, "number", 0) == 2 else KINDS.get(type(support), other)

@@ -1,11 +1,11 @@
 r"""Evaluation of a program: log-weights per datum, bounds, terms of the ELBO, and diagnostics of the codes.
 
 Values are per datum and in nats, except :func:`bits_per_dim`. :func:`elbo`, :func:`iwae`, :func:`iwae_curve`,
-:func:`ess` and :func:`pareto_k` are functions of :func:`log_weights`. Where elements of x are missing, as NaN, values
-are of :math:`\log p(x_o)`, of the observed elements. No function changes a program or the state of a random generator.
+:func:`ess` and :func:`pareto_k` take log-weights from :func:`log_weights`. If elements of x are NaN (missing), values
+refer to :math:`\log p(x_o)` of the observed elements. No function changes a program or the state of a random generator.
 
-Common arguments: ``program`` is a VAE or any program; ``data`` are its data: x, a tuple of arguments or a dictionary by
-name; ``seed`` seeds the draws, None draws from torch's state; ``progress`` shows a progress bar.
+Common arguments: ``program`` is a VAE or any program; ``data`` is x, a tuple of the program's arguments or a dictionary
+of arguments by name; ``seed`` seeds the draws, None uses torch's state; ``progress`` shows a progress bar.
 """
 
 from pyro_vae.deprecated import renamed

@@ -33,8 +33,8 @@ ALL = slice(None)
 class Student(NamedTuple):
     r"""A multivariate Student t for each datum, :math:`u = \mu_b + L_b \, \epsilon`.
 
-    ``loc`` has shape ``(B, D)``; ``scale``, lower triangular, ``(B, D, D)``. Pyro's ``MultivariateStudentT`` copies L
-    for each draw and takes seven times as long in 20 dimensions.
+    ``loc`` has shape ``(B, D)``; ``scale``, the lower triangular L, has shape ``(B, D, D)``. Pyro's
+    ``MultivariateStudentT`` copies L for each draw and takes seven times as long in 20 dimensions.
     """
 
     loc: Tensor
@@ -56,12 +56,12 @@ class Student(NamedTuple):
         return constant - volume - (DF + dims) / 2 * (noise.square().sum(1).T / DF).log1p()
 
     def select(self, rows: Tensor) -> "Student":
-        """Return the distributions of some data."""
+        """Return the distributions of the data with indices ``rows``."""
         return Student(self.loc[rows], self.scale[rows])
 
 
 class Round(NamedTuple):
-    """Draws u, ``(K, B, D)``, from a distribution, and log p(x, u), ``(K, B)``."""
+    """Draws u from a distribution, of shape ``(K, B, D)``, and log p(x, u), of shape ``(K, B)``."""
 
     distribution: Student
     u: Tensor
@@ -73,7 +73,7 @@ class Round(NamedTuple):
 
 
 def fit_mixture(rounds: Sequence[Round]) -> Student:
-    """Fit a Student t to the draws of several rounds, weighted as draws from the mixture of their distributions."""
+    """Fit a Student t to the draws of several rounds; weights use the mixture of the rounds' distributions."""
     u = torch.cat([draws.u for draws in rounds])
     parts = [draws.distribution.log_prob(u) + math.log(len(draws.u) / len(u)) for draws in rounds]
     return fit_student(u, torch.cat([draws.log_p for draws in rounds]) - torch.stack(parts).logsumexp(0))
@@ -82,7 +82,7 @@ def fit_mixture(rounds: Sequence[Round]) -> Student:
 def fit_student(u: Tensor, log_w: Tensor) -> Student:
     """Fit a Student t to weighted draws: u of shape ``(K, B, D)``, log-weights of shape ``(K, B)``.
 
-    Weights are tempered, to a power of at most 1 at which the effective sample size suffices for a covariance.
+    The weights are raised to a power of at most 1, so that the effective sample size suffices for a covariance.
     """
     num, _, dims = u.shape
     weight = temper(log_w.nan_to_num(NONE, neginf=NONE), min(SPREAD * dims, num / 2))
@@ -95,7 +95,7 @@ def fit_student(u: Tensor, log_w: Tensor) -> Student:
 
 
 def temper(log_w: Tensor, size: float) -> Tensor:
-    """Return normalised weights ``(K, B)`` to the largest power up to 1 with an effective sample size of ``size``."""
+    """Raise weights to the largest power up to 1 with effective sample size ``size``; return normalised ``(K, B)``."""
     low, high = torch.zeros_like(log_w[0]), torch.ones_like(log_w[0])
     for _ in range(HALVINGS):
         power = (low + high) / 2
@@ -105,15 +105,15 @@ def temper(log_w: Tensor, size: float) -> Tensor:
 
 
 class AdaptedProposals:
-    """A proposal for each of some data: a Student t, or the guide where its effective sample size is larger.
+    """A proposal for each datum: a Student t, or the guide where the guide's effective sample size is larger.
 
-    The draws that fit and choose a proposal are not used again, so the mean weight of new draws is p(x).
+    The draws for fitting and choosing a proposal are not used again, so the mean weight of new draws is p(x).
 
     Arguments:
-        rows: A program at data.
-        density: Computes log p(x, u) from the data of rows and unconstrained u, ``(K, B, D)``.
-        at_once: The number K of draws that the density takes in one call.
-        update: Called with the number of draws after each call of the density.
+        rows: The program at the data.
+        density: A function that computes log p(x, u) from data and unconstrained u, of shape ``(K, B, D)``.
+        at_once: The number K of draws in one call of ``density``.
+        update: A function to call with the number of draws at each evaluation of ``density``.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class AdaptedProposals:
         return self.rows.constrain(u)[0], log_w
 
     def _guide_draws(self, num: int) -> tuple[Tensor, Tensor]:
-        """Return at least ``num`` draws from the guide and their log-weights, 0 if its density is not known."""
+        """Return at least ``num`` draws from the guide and log-weights, 0 if the guide's density is not known."""
         us, log_ws = list[Tensor](), list[Tensor]()
         for _ in range(0, num, self._at_once):
             u = self.rows.unconstrain(self.rows.propose(self._at_once)[0])
@@ -182,13 +182,13 @@ class AdaptedProposals:
         return torch.cat(us), torch.cat(log_ws)
 
     def _round(self, distribution: Student, num: int, part: Tensor | slice = ALL) -> Round:
-        """Return ``num`` draws for each of the rows in ``part``."""
+        """Return ``num`` draws from ``distribution`` for each row in ``part``, with log p(x, u)."""
         u = distribution.draw(num)
         at_once = self._at_once * len(self.rows) // u.shape[1]
         return Round(distribution, u, torch.cat([self._log_density(chunk, part) for chunk in u.split(at_once)]))
 
     def _log_density(self, u: Tensor, part: Tensor | slice = ALL) -> Tensor:
-        """Return log p(x, u) for the rows in ``part``; out of range minus infinity, without evaluating the program."""
+        """Return log p(x, u) for the rows in ``part``, or minus infinity where u is out of range."""
         self._update(u.shape[0] * u.shape[1])
         low, high = (bound[part] for bound in self._range)
         inside = ((u > low) & (u < high)).all(-1)
@@ -198,17 +198,17 @@ class AdaptedProposals:
 
 
 def fitting_draws(posterior: Posterior) -> tuple[int, int]:
-    """Return the number of draws that fit the adapted proposal of each datum: the usual and the largest number."""
+    """Return the usual and the largest number of draws for fitting the adapted proposal of one datum."""
     dims = len(posterior.names) if posterior.structure.continuous else 0
     return sum(ROUNDS) * dims, (sum(ROUNDS) + MORE * ROUNDS[-1]) * dims
 
 
 def data_at_once(posterior: Posterior) -> int:
-    """Return the number of data whose proposals are fitted together, so that their draws fit in memory."""
+    """Return the number of data for which proposals are fitted together; the draws then fit in memory."""
     return max(1, AT_ONCE // (KEPT * max(ROUNDS) * len(posterior.names) ** 2))
 
 
 def log_density(rows: Posterior, u: Tensor) -> Tensor:
-    """Return log p(x, u), ``(K, B)``, of unconstrained u, ``(K, B, D)``, without masks of latent sites."""
+    """Return log p(x, u) of shape ``(K, B)`` at unconstrained u ``(K, B, D)``, ignoring masks of latent sites."""
     draws, volume = rows.constrain(u)
     return rows.log_joint(draws, proper=True) + volume

@@ -1,4 +1,4 @@
-r"""Information of the codes about the data: by dimension, in all, and the posterior of classes."""
+r"""Information in the codes about the data, per dimension and in total, and the posterior of classes."""
 
 import math
 from functools import partial
@@ -26,10 +26,10 @@ def latent_activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
 
     .. math:: \mathrm{Var}_x \big( \mathbb{E}_{q(z \mid x)}[z_i] \big)
 
-    The variance is over the data, of which a hundred or more are needed. The dimensions of several sites are
-    concatenated. If the guide's mean has no closed form, as for a flow or a site given another site, two independent
-    averages of draws estimate the mean. The activity is then their covariance, which has no bias from their noise and
-    may be slightly below 0.
+    The variance is over the data; use a hundred data or more. The dimensions of several sites are concatenated. If the
+    guide's mean has no closed form, as for a flow or a site given another site, two independent averages of draws
+    estimate the mean. The activity is then the covariance of the two averages. Sampling noise does not bias the
+    covariance, but the covariance may be slightly below 0.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), https://arxiv.org/abs/1509.00519.
@@ -38,7 +38,7 @@ def latent_activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
         ValueError: If there are fewer than 2 data.
 
     See Also:
-        :func:`active_units` counts dimensions above a threshold; :func:`kl_per_dim` measures them in nats.
+        :func:`active_units` counts dimensions above a threshold; :func:`kl_per_dim` returns the KL of each dimension.
     """
     with at_data(program, data, seed) as posterior:
         if len(posterior) < 2:
@@ -55,8 +55,8 @@ def latent_activity(program: Any, data: Any, seed: int | None = None) -> Tensor:
 def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | None = None) -> int:
     r"""Return the number of latent dimensions whose :func:`latent_activity` is above a threshold.
 
-    The default threshold is that of Burda et al. (2016) for a prior of unit scale. The threshold has the units of
-    z squared.
+    Burda et al. (2016) use the default threshold, for a prior of unit scale. The threshold has the units of z
+    squared.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -68,9 +68,9 @@ def active_units(program: Any, data: Any, threshold: float = 0.01, seed: int | N
 
 
 def usage(activity: Tensor, num: int, threshold: float = 0.01) -> tuple[int, int, int]:
-    """Return the numbers of active, surely inactive, and undecided dimensions, by their activity over ``num`` data.
+    """Return the numbers of active, surely inactive and undecided dimensions, given activities over ``num`` data.
 
-    The error bar, that of normal codes, is below the threshold for the second and reaches it for the third.
+    Error bars (of normal codes) lie below the threshold for the second number and contain the threshold for the third.
     """
     errors = (activity.abs() * math.sqrt(2 / max(1, num - 1))).tolist()
     verdicts = [above(a, error, num, threshold) for a, error in zip(activity.tolist(), errors, strict=True)]
@@ -78,7 +78,7 @@ def usage(activity: Tensor, num: int, threshold: float = 0.01) -> tuple[int, int
 
 
 def dimensions(posterior: Posterior) -> list[str]:
-    """Return the names of the dimensions of :func:`latent_activity`, as ``z[3]``: of the sites with a mean."""
+    """Return the names of the dimensions of :func:`latent_activity`, such as ``z[3]``."""
     shapes = posterior.structure.shapes
     return [name for site in _sites_with_mean(posterior) for name in coordinates(site, shapes[site])]
 
@@ -91,33 +91,33 @@ def guide_means(rows: Posterior, num: int = 1) -> Tensor:
 
 
 def draws_for_means(posterior: Posterior) -> int:
-    """Return the number of draws that a mean needs: one without a second site that it may depend on."""
+    """Return the number of draws for the guide's means: 1 if the program has a single latent site."""
     return 1 if len(posterior.structure.supports) == 1 else AVERAGED
 
 
 def _sites_with_mean(rows: Posterior) -> list[str]:
-    """Return the latent sites that the guide draws, except labels."""
+    """Return the names of the latent sites that the guide draws, except labels."""
     supports, absent = rows.structure.supports, rows.structure.model_only
     labels = type(constraints.integer_interval(0, 1))
     return [name for name in supports if name not in absent and not isinstance(of_element(supports[name]), labels)]
 
 
 class Aggregate(NamedTuple):
-    """The two parts of the mean KL, in nats: ``mutual_information``, at most ``log N``, and ``kl`` to the prior."""
+    """The mean KL in two parts, in nats: ``mutual_information``, at most ``log N``, and ``kl`` to the prior."""
 
     mutual_information: float
     kl: float
 
 
 def elbo_surgery(program: Any, data: Any, num_particles: int = 1, seed: int | None = None) -> Aggregate:
-    r"""Split the mean KL over N images in two, in nats, with :math:`q(z) = \frac1N \sum_n q(z \mid x_n)`.
+    r"""Split the mean KL over N images into two parts, in nats, for :math:`q(z) = \frac1N \sum_n q(z \mid x_n)`.
 
     .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid x_n) \,\|\, p(z)) = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))
 
-    The first part is the mutual information between image and code, at most :math:`\log N`: near that bound there are
-    too few images to measure it. The second part, the KL from the aggregate posterior to the prior, is the most that a
-    prior fitted to the codes could save. Both are means over ``num_particles`` draws of every image's code; the work
-    grows with the square of N.
+    The first part is the mutual information between image and code, at most :math:`\log N`. A value near
+    :math:`\log N` means that N is too small for an estimate. The second part is the KL from the aggregate posterior to
+    the prior; a prior fitted to the codes reduces the KL by at most this amount. Both parts are means over
+    ``num_particles`` draws of every image's code. The run time grows with the square of N.
 
     References:
         ELBO Surgery: Yet Another Way to Carve up the Variational Evidence Lower Bound (Hoffman and Johnson, 2016).
@@ -152,7 +152,7 @@ def aggregate_of_codes(program: Any, data: Any, num_particles: int = 1, seed: in
 def mutual_information(program: Any, data: Any, num_particles: int = 1, seed: int | None = None) -> float:
     r"""Return the mutual information between image and code, :math:`I_q(n; z)` in nats, by :func:`elbo_surgery`.
 
-    It is 0 where the posterior has collapsed to the prior, and at most :math:`\log N`.
+    The mutual information is 0 if the posterior has collapsed to the prior, and at most :math:`\log N`.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -164,17 +164,17 @@ def mutual_information(program: Any, data: Any, num_particles: int = 1, seed: in
 
 
 def posterior(program: Any, data: Any, site: str, num_particles: int = 100, seed: int | None = None) -> Tensor:
-    r"""Return the posterior of a discrete site, p(y | x), of shape ``(B, classes)``, with its classes summed.
+    r"""Return the posterior of a discrete site, p(y | x), of shape ``(B, classes)``, by enumeration of its classes.
 
     .. math:: p(y \mid x) \propto \frac{1}{K} \sum_k \frac{p(x, y, z_{ky})}{q(z_{ky} \mid x, y)}
 
-    The answer is exact without another latent site, or where the guide is the posterior given y. Otherwise it is a
-    self-normalised importance sampling estimate with K = ``num_particles`` draws of z for every class. An observed
-    label has probability 1. Model or guide must mark the site ``infer={"enumerate": "parallel"}``; for a site with
-    ``obs_mask`` pass the name in the program's code.
+    The result is exact if there is no other latent site, or if the guide is the posterior given y. Otherwise the result
+    is a self-normalised importance sampling estimate with K = ``num_particles`` draws of z for every class. An observed
+    label has probability 1. The model or the guide must mark the site with ``infer={"enumerate": "parallel"}``. For a
+    site with ``obs_mask``, pass the name in the program's code.
 
     Raises:
-        ValueError: If there is no such site, or it is not discrete, or in a Markov chain or a plate inside a datum.
+        ValueError: If the site does not exist, is not discrete, or is in a Markov chain or a plate inside a datum.
     """
     check_least(num_particles=num_particles)
     classes = partial(_classes, site=site, num=num_particles)

@@ -1,4 +1,4 @@
-r"""A data set of codes, for a second program."""
+r"""Encoding of a data set: draws of a latent site replace x, as data for a second program."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,19 +16,19 @@ from pyro_vae.seeds import eval_mode
 
 
 def encode(program: Any, dataset: Dataset, site: str = "z", seed: int = 0) -> Dataset:
-    r"""Replace x in a data set by draws of a site from a Gaussian guide, as data for a second program.
+    r"""Replace x in a data set by draws of a latent site from a Gaussian guide, as data for a second program.
 
     .. math:: x'_n = \mu(x_n) + \sigma(x_n) \, \epsilon
 
-    The guide sees one draw of each x. Each read of the training data draws its codes again; the codes of validation and
-    test data are drawn once. Labels and other columns do not change.
+    The guide sees one draw of each x. Each read of the training data draws new codes; codes of validation and test data
+    are drawn once. Labels and other columns do not change.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), M1+M2,
         https://arxiv.org/abs/1406.5298.
 
     Raises:
-        ValueError: If there is no such site, or its distribution is not a Normal of x alone with independent elements.
+        ValueError: If the site does not exist, or the guide's distribution is not an independent Normal given x alone.
 
     Example:
         >>> from pyro_vae import VAE, data

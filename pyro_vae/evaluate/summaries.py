@@ -27,13 +27,13 @@ def elbo_terms(program: Any, data: Any, num_particles: int = 1, seed: int | None
 
     .. math:: \mathrm{ELBO} = \mathbb{E}_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))
 
-    The first is a mean over ``num_particles`` draws; the second is in closed form where there is one, else a mean too.
+    The first term is a mean over ``num_particles`` draws. The KL is in closed form if known, else a mean over draws.
 
     Raises:
         ValueError: If there are no particles or no data, or classes are in a Markov chain or a plate inside a datum.
 
     See Also:
-        :func:`kl_by_site` and :func:`kl_per_dim` split the second term; :func:`is_exact` tells if it is in closed form.
+        :func:`kl_by_site` and :func:`kl_per_dim` split the KL; :func:`is_exact` tells whether the KL has a closed form.
     """
     reconstruction, sites = _terms(program, data, num_particles, seed)
     return reconstruction, torch.stack([*sites.values()]).sum(0) if sites else torch.zeros_like(reconstruction)
@@ -44,8 +44,8 @@ def kl_by_site(program: Any, data: Any, num_particles: int = 1, seed: int | None
 
     .. math:: \mathbb{E}_q[\mathrm{KL}(q(z_s \mid x, \cdot) \,\|\, p(z_s \mid \cdot))]
 
-    conditional on the earlier draws of guide and model. The sites add up to the second term of :func:`elbo_terms`;
-    arguments are as there.
+    The dot stands for the earlier draws of guide and model. The sites add up to the second term of :func:`elbo_terms`,
+    which has the same arguments.
     """
     return _terms(program, data, num_particles, seed)[1]
 
@@ -90,8 +90,8 @@ def kl_per_dim(program: Any, data: Any) -> Tensor:
 
     .. math:: \mathrm{KL}(q(z_i \mid x_b) \,\|\, p(z_i))
 
-    The dimensions add up to the KL, since guide and prior are independent over them. Dimensions of several sites follow
-    one another. For a site drawn given another, the KL is a mean over 100 draws of the other site.
+    The dimensions add up to the KL, since guide and prior are independent over dimensions. Dimensions of several sites
+    are concatenated. For a site that depends on another site, the KL is a mean over 100 draws of the other site.
 
     Raises:
         ValueError: If the guide or the prior of a site is not independent over dimensions, or no closed form is known.
@@ -126,7 +126,7 @@ class Values(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Means over the data and their standard errors, in nats per datum; ``images`` is the number of data."""
+    """Pairs of mean and standard error over the data, in nats per datum; ``images`` is the number of data."""
 
     images: int
     elbo: tuple[float, float]
@@ -144,10 +144,10 @@ def per_image(
     progress: bool = False,
     proposal: Proposal = "guide",
 ) -> Values:
-    """Evaluate a program on each of the first ``images`` of a split.
+    """Return the ELBO, its two terms and -log p(x) of each of the first ``images`` images of a split.
 
-    -log p(x) takes ``num_particles`` draws per datum from the ``proposal`` of :func:`log_weights`, the ELBO's
-    reconstruction takes 10. To compare two programs image by image, use the same seed.
+    -log p(x) uses ``num_particles`` draws per datum from a ``proposal``, as in :func:`log_weights`; the reconstruction
+    term uses 10 draws. To compare two programs image by image, use the same seed.
 
     Raises:
         ValueError: If there are no particles or no images.
@@ -162,13 +162,13 @@ def per_image(
 
 
 def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ...]:
-    """Return rows of a split as a program's arguments for evaluation, without labels if it has ``unlabelled``."""
+    """Return rows of a split as a program's arguments, without labels if the program has a method ``unlabelled``."""
     columns = _arguments(program, data, rows)
     return program.unlabelled(*columns) if hasattr(program, "unlabelled") else columns
 
 
 def measures(program: Any, data: Split, images: int = 1000) -> dict[str, tuple[float, float]]:
-    """Return means and standard errors over a split, by name, of the values of a program's method ``measures``."""
+    """Return the mean and standard error over a split of each value from a program's method ``measures``, by name."""
     if not hasattr(program, "measures"):
         return {}
     with torch.no_grad(), eval_mode(program, reference_tensor(program).device):
@@ -182,12 +182,12 @@ def _arguments(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor,
 
 
 def covariates(posterior: Posterior) -> str:
-    """Return the covariates on which log p(x) is conditional, as ``" | y"``, or an empty string."""
+    """Return the covariates in log p(x | y) as text, such as ``" | y"``, or an empty string without covariates."""
     return f" | {', '.join(names)}" if len(posterior.data) > 1 and (names := covariate_names(posterior)) else ""
 
 
 def covariate_names(posterior: Posterior) -> list[str]:
-    """Return the names of the covariates: the arguments that no observed site shows."""
+    """Return the names of the covariates: the arguments that are not the value of an observed site."""
     shown = {argument for argument, _ in sources(posterior).values()}
     names = [*argument_names(posterior.program)][: len(posterior.data)]
     return [name for i, name in enumerate(names) if i not in shown]
@@ -202,11 +202,11 @@ def summary(
     progress: bool = False,
     proposal: Proposal = "guide",
 ) -> Summary:
-    """Return means over a split of the ELBO, its two terms and -log p(x), with arguments as in :func:`per_image`."""
+    """Return means over a split of the ELBO, its two terms and -log p(x); arguments are as in :func:`per_image`."""
     values = per_image(program, data, num_particles, images, seed, progress, proposal)
     return Summary(len(values.nll), *map(mean_and_error, values))
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean and its standard error, NaN for one value."""
+    """Return the mean and its standard error; the error of one value is NaN."""
     return values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan

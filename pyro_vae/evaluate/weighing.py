@@ -1,4 +1,4 @@
-"""Log importance weights of programs at data, computed in chunks that fit in memory, as a graph for many chunks."""
+"""Log importance weights of programs at data. Chunks fit in memory; many chunks run as a graph."""
 
 import math
 from collections import defaultdict
@@ -40,13 +40,13 @@ def at_data(
 
 
 def batches(posterior: Posterior, size: int) -> list[Posterior]:
-    """Split the data into parts of ``size`` rows; into one part if the program runs only on all rows together."""
+    """Split the data into parts of ``size`` rows, or one part if the program runs only on all rows together."""
     size = len(posterior) if posterior.structure.all_rows else size
     return [posterior[slice(i, i + size)] for i in range(0, len(posterior), size)]
 
 
 def batches_that_fit(posterior: Posterior, run: Callable[[Posterior], Any], unit: int = 1) -> list[Posterior]:
-    """Split the data into parts of a multiple of ``unit`` rows for which ``run`` fits in memory."""
+    """Split the data into parts for which ``run`` fits in memory; the size is a multiple of ``unit`` rows."""
     size = len(posterior)
     if not posterior.structure.all_rows:
         size = unit * max_batch_size(lambda n: run(posterior[: unit * n]), size, posterior.data[0].device)
@@ -55,7 +55,7 @@ def batches_that_fit(posterior: Posterior, run: Callable[[Posterior], Any], unit
 
 @torch.no_grad()
 def chunk_sizes(posterior: Posterior, most: int = MOST) -> tuple[int, int]:
-    """Return the numbers of data and of draws in all whose weights fit in a gibibyte at once, each up to ``most``."""
+    """Return the number of data and the total number of draws that fit in a gibibyte, each at most ``most``."""
     few = posterior if posterior.structure.all_rows else posterior[:2]  # one row may be a special case
     known = _sizes.setdefault(posterior.structure, {})
     if (most, len(few)) not in known:
@@ -81,15 +81,15 @@ def log_weights(
 
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b), \qquad z_{kb} \sim q(z \mid x_b)
 
-    z are all latent sites together; K is ``num_particles``. Discrete sites marked ``infer={"enumerate": "parallel"}``,
-    or in the model alone, are summed out exactly. ``given`` are values, or draws, of the latent sites outside the
-    data's plate; weights are then conditional on these, or predictive. ``at_once`` rows run together, for None as many
-    as fit in memory: the draws depend on it, their distribution does not.
+    z denotes all latent sites together; K is ``num_particles``. Discrete sites in the model alone, or marked with
+    ``infer={"enumerate": "parallel"}``, are summed out exactly. ``given`` holds values of the latent sites outside the
+    data's plate, for conditional weights, or draws, for predictive weights. ``at_once`` rows run together; None
+    means as many rows as fit in memory. The draws depend on ``at_once``, but the distribution of the draws does not.
 
-    The ``adapted`` proposal is a Student t with full covariance in unconstrained coordinates of the continuous sites,
-    with classes summed out. It is fitted to the posterior of each datum by rounds of weighted draws, 175 or more for
-    each dimension, which are not part of the answer. A datum keeps the guide where the guide's effective sample size
-    was larger in the rounds, as for an exact guide. With either proposal the mean of w is an unbiased estimate of p(x).
+    The ``adapted`` proposal is a Student t with full covariance in unconstrained coordinates of the continuous sites;
+    classes are summed out. Rounds of weighted draws, 175 or more per dimension, fit the proposal to the posterior of
+    each datum. The result does not contain the draws of these rounds. A datum keeps the guide if the guide has the
+    larger effective sample size, as an exact guide has. With either proposal, the mean of w is unbiased for p(x).
 
     References:
         Population Monte Carlo (Cappé, Guillin, Marin and Robert, 2004), for the adapted proposal,
@@ -120,8 +120,8 @@ def nll(
 ) -> Tensor:
     r"""Estimate :math:`-\log p(x)` per datum by importance sampling, of shape ``(B,)``, in nats.
 
-    Given covariates y, it is :math:`-\log p(x \mid y)`. The estimate is minus :func:`iwae` of as many draws: too large
-    on average, and falling to the truth as the draws grow. Arguments and errors are as for :func:`log_weights`.
+    With covariates y, the function estimates :math:`-\log p(x \mid y)`. The estimate equals minus :func:`iwae`. The
+    estimate is too large on average, but less so with more draws. Arguments and errors are as for :func:`log_weights`.
 
     Example:
         >>> from pyro_vae import VAE
@@ -142,9 +142,9 @@ def nll(
 def _chunks(
     posterior: Posterior, num: int, at_once: int | None, progress: bool, proposal: Proposal
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield log-weights ``(k, rows)`` with the index of the part of the data.
+    """Yield the index of a part of the data and log-weights ``(k, rows)``, chunk by chunk.
 
-    Many chunks run as a graph, compiled where that pays, after each datum has run once under Pyro's validation.
+    Pyro first validates the program once on each datum. Many chunks then run as a graph, compiled if this saves time.
     """
     check_least(num_particles=num, at_once=1 if at_once is None else at_once)
     check_choice("proposal", proposal, get_args(Proposal))
@@ -158,7 +158,7 @@ def _chunks(
     calls = sum(math.ceil((num + fitting) / size) for size in sizes)
 
     def outputs(data: tuple[Tensor, ...], argument: Any) -> Outputs:
-        """Return log p(x, u) at u if adapted, else log-weights of new draws from the guide, given their number."""
+        """Return log p(x, u) at u = ``argument`` if adapted, else log-weights of ``argument`` draws from the guide."""
         rows = replace(posterior, data=data)
         return Outputs([log_density(rows, argument) if adapted else rows.log_weights(argument)], None)
 

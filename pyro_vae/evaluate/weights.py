@@ -36,7 +36,7 @@ def iwae(log_w: Tensor) -> Tensor:
         tensor([0.6931])
 
     See Also:
-        :func:`nll` returns minus this bound without holding all weights; :func:`pareto_k` tells if it is reliable.
+        :func:`nll` returns minus this bound and needs less memory; :func:`pareto_k` tells if the bound is reliable.
     """
     return log_w.logsumexp(0) - math.log(len(log_w))
 
@@ -46,7 +46,7 @@ def iwae_curve(log_w: Tensor, particles: Sequence[int]) -> Tensor:
 
     .. math:: \mathcal{L}_k = \frac{1}{\lfloor K / k \rfloor} \sum_g \log \frac{1}{k} \sum_{i \in g} w_i
 
-    over disjoint groups g of k of the K weights, an unbiased estimate of the bound with k particles. Log-weights
+    The sum is over disjoint groups g of k weights. The estimate of the bound with k particles is unbiased. Log-weights
     ``(K, B)`` and P numbers of particles give ``(P, B)``.
 
     Raises:
@@ -79,14 +79,14 @@ def ess(log_w: Tensor) -> Tensor:
 
 
 def bits_per_dim(nats: Number, dimensions: int, levels: int | None = None) -> Number:
-    r"""Convert nats, a number or a tensor, to bits per dimension, of grey levels or of dequantised values.
+    r"""Convert nats, a number or a tensor, to bits per dimension, for grey levels or for dequantised values.
 
     .. math:: \frac{-\log p(x)}{D \ln 2} \text{ of a mass}, \qquad
         \frac{-\log p(x)}{D \ln 2} + \log_2 L \text{ of a density of } x = (p + u) / L
 
-    D is the ``dimensions`` of x; L is the ``levels``, None for a mass. The first is the length of an optimal code of x.
-    The second is on average at least the bits of the mass that the density gives to each level, so the two compare.
-    Other densities have no bits.
+    D is ``dimensions``, the number of dimensions of x; L is ``levels``, None for a mass. The bits of a mass are the
+    length of an optimal code of x. The bits of a density are on average an upper bound on the bits of the mass that the
+    density assigns to the levels, so the two are comparable. Other densities have no bits.
 
     References:
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016),
@@ -114,13 +114,13 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     .. math:: p(w) \propto \Big(1 + k \, \frac{w - u}{\sigma}\Big)^{-1/k - 1}, \qquad w > u,
 
-    which has moments of order less than 1/k. Below 0.5 the variance of the weights is finite and importance sampling
-    reliable. Up to 0.7 it is usable with many draws. Above 0.7 the proposal misses a part of the posterior and no
-    practical number of draws suffices: do not trust estimates for that datum, including log p(x).
+    with finite moments of order less than 1/k. For k below 0.5 the weights have finite variance and importance sampling
+    is reliable. For k up to 0.7, importance sampling works with many draws. For k above 0.7, the proposal misses a part
+    of the posterior, and no practical number of draws suffices: do not trust log p(x) or other estimates for the datum.
 
-    The fit is to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights, by the method of Zhang and Stephens,
-    with a prior at 0.5 that is worth ten draws. k is 0 where the weights are constant up to rounding, and infinite
-    where all but a few are too small to be represented beside the largest. K should be a few hundred or more.
+    The method of Zhang and Stephens fits k to the :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` largest weights; a prior
+    at k = 0.5 has the weight of ten draws. k is 0 if the weights are constant up to rounding, and infinite if nearly
+    all weights underflow relative to the largest weight. K should be a few hundred or more.
 
     References:
         - Pareto Smoothed Importance Sampling (Vehtari et al., 2024), https://arxiv.org/abs/1507.02646.
@@ -137,7 +137,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
         tensor([False,  True])
 
     See Also:
-        :func:`ess`, which can look good when k is bad; :func:`pyro_vae.ais.ais` for log p(x) where k is above 0.7.
+        :func:`ess` can be large although k is above 0.7; :func:`pyro_vae.ais.ais` estimates log p(x) for such data.
     """
     if log_w.dim() != 2 or len(log_w) < FEWEST:
         raise ValueError(f"Expected log-weights (K, B) with K at least {FEWEST}; got shape {tuple(log_w.shape)}.")
@@ -161,7 +161,7 @@ def _tail_shape(log_w: Tensor, size: int) -> Tensor:
 
 
 def _zhang_stephens(above: Tensor) -> Tensor:
-    """Return k of columns of ascending exceedances, from the mean of b = -k / sigma under a quasi-posterior."""
+    """Return k for each column of ascending exceedances; the quasi-posterior mean of b = -k / sigma gives k."""
     size = len(above)
     grid = 30 + math.isqrt(size)
     steps = 1 - (grid / (torch.arange(grid).to(above) + 0.5)).sqrt()

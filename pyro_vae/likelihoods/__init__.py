@@ -1,7 +1,7 @@
 r"""Likelihoods p(x | z): families over the event shape of the data.
 
-Each docstring names the support, and says whether log p is the log of a density, which compares only with densities of
-the same x, or of a mass, which is a probability. To write a likelihood, see :class:`pyro_vae.conditional.Family`.
+Each docstring names the support, and says whether p is a density or a probability mass. Compare a log density only
+with log densities of the same x. To write a likelihood, subclass :class:`pyro_vae.conditional.Family`.
 """
 
 from pyro_vae.likelihoods.counts import NegativeBinomial, Poisson

@@ -1,10 +1,10 @@
 r"""Likelihoods of counts, and gamma functions that are accurate in float32.
 
-The rate is an exponential of the decoder's output: an untrained encoder that sees counts of a hundred draws z so wide
-that the rates overflow. The encoder therefore sees about the logarithm of a count over its mean.
+The rate is the exponential of the decoder's output. If an untrained encoder saw counts of a hundred, z would spread
+so far that the rates overflow. The encoder therefore sees approximately the logarithm of a count over the mean count.
 
-The difference of two :math:`\log \Gamma` of size n is off by n rounding errors. Subtracting Stirling's formula from
-each leaves small remainders, so that value and gradient are accurate to float32's rounding.
+The difference of two :math:`\log \Gamma` of size n has an error of n roundings. The code subtracts Stirling's formula
+from each :math:`\log \Gamma`. The remainders are small, so value and gradient are accurate to float32's rounding.
 
 References:
     Fast and Accurate Computation of Binomial Probabilities (Loader, 2000).
@@ -48,23 +48,23 @@ def deviance(x: Tensor, mean: Tensor, relative: Tensor) -> Tensor:
 
 
 class Counted(Family):
-    """A family of counts, whose one parameter is the log of its mean."""
+    """A family of counts with one parameter, the log of the mean."""
 
     params = 1
 
     @staticmethod
     def link(mean: Tensor) -> Tensor:
-        """Return the log of the mean, which is clamped at 0.001."""
+        """Return the log of ``mean``, after a clamp to at least 0.001."""
         return mean.clamp(min=RARE).log()
 
     @staticmethod
     def features(x: Tensor, mean: Tensor) -> Tensor:
-        """Return asinh(x) - asinh(mean): log(x / mean) for large counts, finite for pseudo-inputs below 0."""
+        """Return asinh(x) - asinh(mean), near log(x / mean) for large counts and finite for pseudo-inputs below 0."""
         return x.asinh() - mean.asinh()
 
 
 class Poisson(Counted):
-    r"""Independent Poisson counts: a mass of the whole numbers from 0, whose variance is the mean.
+    r"""Independent Poisson counts: a mass of the integers from 0, with a variance equal to the mean.
 
     .. math:: \log p(x \mid z) = \sum_i [x_i \log r_i(z) - r_i(z) - \log x_i!]
 
@@ -84,13 +84,13 @@ class Poisson(Counted):
 
 
 class NegativeBinomial(Counted):
-    r"""Independent negative binomial counts: a mass of the whole numbers from 0, with a variance above the mean.
+    r"""Independent negative binomial counts: a mass of the integers from 0, with a variance above the mean.
 
     .. math:: \log p(x \mid z) = \sum_i \Big[\log \frac{\Gamma(x_i + r_i)}{\Gamma(r_i) \, x_i!}
         + r_i \log \frac{r_i}{r_i + m_i(z)} + x_i \log \frac{m_i(z)}{r_i + m_i(z)}\Big]
 
-    The network gives the log mean :math:`\log m`. The variance is :math:`m + m^2 / r`. The dispersion r, one for each
-    element of x, is a parameter that starts at 1; as it grows the mass tends to a Poisson distribution.
+    The network gives the log mean :math:`\log m`. The variance is :math:`m + m^2 / r`. Each element of x has a
+    dispersion r, a parameter that starts at 1. As r grows, the mass tends to a Poisson mass.
 
     References:
         Deep Generative Modeling for Single-cell Transcriptomics (Lopez et al., 2018).
@@ -111,7 +111,7 @@ class NegativeBinomial(Counted):
 
 
 class Checked:
-    """A distribution that validates values before :meth:`_log_p`, their log density or log mass in nats."""
+    """A distribution that validates values before :meth:`_log_p` returns the log density or log mass in nats."""
 
     _validate_args: bool
     _validate_sample: Any
@@ -127,7 +127,7 @@ class Checked:
 
 
 class TensorDistribution(Checked, TorchDistribution):
-    """A distribution defined by the tensors that ``arg_constraints`` names, which expands with them."""
+    """A distribution whose parameters are the tensors named in ``arg_constraints``; ``expand`` expands each tensor."""
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> Any:
         """Return the distribution with another batch shape."""

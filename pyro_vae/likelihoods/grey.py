@@ -1,4 +1,4 @@
-"""Likelihoods of grey levels: masses, with bits/dim. Elements are independent, channels too."""
+"""Likelihoods of grey levels: masses, with bits/dim. All elements are independent, channels included."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Categorical(Family):
 
     .. math:: \log p(x \mid z) = \sum_i \Big[a_{i, k_i}(z) - \log \sum_k e^{a_{ik}(z)}\Big], \qquad k_i = (L - 1) \, x_i
 
-    The network gives L logits for each element, in L times the memory of a single parameter.
+    The network gives L logits for each element, and takes L times the memory of one parameter.
 
     References:
         Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner and Kavukcuoglu, 2016).
@@ -45,18 +45,18 @@ class Categorical(Family):
         self.params = self.levels = grid(levels).number
 
     def distribution(self, *logits: Tensor) -> TorchDistribution:
-        """Return the categorical distribution of the logits, a tensor of shape ``(*, *event)`` for each level."""
+        """Return the categorical distribution of the logits. Each level has a tensor of shape ``(*, *event)``."""
         return GridCategorical(torch.stack(logits, -1))
 
 
 class DiscretizedLogistic(Family):
-    r"""Independent logistics rounded to the nearest of the grey levels :math:`0, \frac{1}{L - 1}, \dots, 1`.
+    r"""Independent logistics rounded to the nearest grey level: a mass of :math:`\{0, \frac{1}{L - 1}, \dots, 1\}`.
 
     .. math:: p(x \mid z) = \prod_i \Big[\sigma\Big(\frac{x_i + w - \mu_i(z)}{s_i(z)}\Big)
         - \sigma\Big(\frac{x_i - w - \mu_i(z)}{s_i(z)}\Big)\Big], \qquad w = \frac{1}{2 (L - 1)}
 
-    The bins of 0 and 1 extend to infinity. The network gives :math:`\mu` and :math:`\log(10 s)`, so that s starts at
-    0.1. :math:`\log s` is clipped softly at -7.
+    The bins of 0 and 1 extend to infinity. The network gives :math:`\mu` and :math:`\log(10 s)`, so s starts at 0.1. A
+    soft clip keeps :math:`\log s` above -7.
 
     References:
         Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016).
@@ -96,8 +96,8 @@ class DiscretizedLogisticMixture(Family):
     .. math:: p(x \mid z) = \prod_i \sum_{k=1}^{K} \pi_{ik}(z) \Big[\sigma\Big(\frac{x_i + w - \mu_{ik}(z)}{s_{ik}(z)}
         \Big) - \sigma\Big(\frac{x_i - w - \mu_{ik}(z)}{s_{ik}(z)}\Big)\Big], \qquad w = \frac{1}{2 (L - 1)}
 
-    The network gives the logits of :math:`\pi`, then :math:`\mu_k - \frac{2k - 1}{2K}`, so that components start
-    evenly spaced over [0, 1], then :math:`\log 10 s`; :math:`\log s` is clipped softly at -7.
+    The network gives the logits of :math:`\pi`, :math:`\mu_k - \frac{2k - 1}{2K}` and :math:`\log 10 s`, in this order.
+    The locations start evenly spaced over [0, 1]. A soft clip keeps :math:`\log s` above -7.
 
     References:
         PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications
@@ -197,7 +197,7 @@ class GridLogistic(_GridDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of x, a sum of tail probabilities, one level at a time to save memory."""
+        """The mean of x, from a sum of tail probabilities. The sum adds one level at a time to save memory."""
         total = torch.zeros_like(self.loc)
         for level in range(self.last):
             total = total + ((self.loc - (level + 0.5) / self.last) / self.scale).sigmoid()

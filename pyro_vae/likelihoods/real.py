@@ -22,19 +22,19 @@ RECENT = 0.1  # the weight of the latest batch in a running value
 
 
 class Located(Family):
-    """A family whose first parameter is the mean, with one scale for all elements or one from the network.
+    """A family with the mean as first parameter. All elements share one scale, or the network gives each scale.
 
-    An untrained scale starts at the scale of the data around their mean, and no lower than START.
+    An untrained scale starts at the scale of the data around the mean, and at least at START.
     """
 
     params = 1
 
     @abstractmethod
     def spread(self, off: Tensor) -> Tensor:
-        """Return the maximum likelihood scale of ``off``, x less its mean, over dimension 0; NaN is left out."""
+        """Return the maximum likelihood scale of ``off``, x minus the mean of x, over dimension 0 without NaN."""
 
     def start_scale(self, off: Tensor, bias: Tensor | None) -> None:
-        """Set an untrained scale to that of the data around their mean."""
+        """Set an untrained scale to the scale of the data around the mean."""
         learned = getattr(self, "log_scale", None)
         scale = self.spread(off.flatten() if self.params == 1 else off).nan_to_num(START).clamp(min=START)
         if isinstance(learned, nn.Parameter) and math.isclose(learned.item(), math.log(START), rel_tol=1e-6):
@@ -43,7 +43,7 @@ class Located(Family):
             bias[1] = scale.log()
 
     def add_scale(self, scale: float | str, names: str = "") -> None:
-        """Add ``log_scale``, a parameter if ``learned`` and else a buffer; refuse a scale that is not positive."""
+        """Add ``log_scale``, as a parameter if the scale is ``learned``, else as a buffer; refuse a scale <= 0."""
         start = START if scale == "learned" else math.nan if isinstance(scale, str) else float(scale)
         if not 0 < start < math.inf:
             raise ValueError(f"Expected {names}a positive scale, or 'learned'; got {scale}.")
@@ -52,7 +52,7 @@ class Located(Family):
 
     @staticmethod
     def link(mean: Tensor) -> Tensor:
-        """Return the mean itself."""
+        """Return the mean unchanged."""
         return mean
 
 
@@ -61,24 +61,24 @@ class Gaussian(Located):
 
     .. math:: \log p(x \mid z) = -\sum_i \Big[\frac{(x_i - \mu_i(z))^2}{2 \sigma^2} + \tfrac12 \log 2 \pi \sigma^2\Big]
 
-    With a scale that is not fixed, log p compares only with other densities of the same data, and grows without bound
-    where pixels are constant.
+    Compare log p only with log densities of the same data. Unless the scale is fixed, log p grows without bound where
+    pixels are constant.
 
-    With ``optimal``, training uses the best :math:`\sigma` for each minibatch: ``history["train"]`` is then a profile
-    likelihood, which may be below minus the ELBO. In ``vae.eval()`` or without gradients :math:`\sigma^2` is a running
-    mean.
+    With ``optimal``, training uses the best :math:`\sigma` for each minibatch. ``history["train"]`` is then a profile
+    likelihood, and may lie below the negative ELBO. In ``vae.eval()``, and without gradients, :math:`\sigma^2` is a
+    running mean.
 
     References:
         Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021).
 
     Arguments:
-        scale: The standard deviation in the units of x; or ``learned``: one for all elements, which starts at the
-            data's, and at 0.1 for x in [0, 1]; ``per-pixel``: the network gives :math:`\log \sigma_i(z)` too, clipped
-            softly at -6; ``optimal``: :math:`\sigma^2` is the mean of :math:`(x - \mu)^2` over elements, batch and
-            particles.
+        scale: The standard deviation in the units of x; or ``learned``: all elements share one scale, which starts at
+            the data's scale, or at 0.1 for x in [0, 1]; ``per-pixel``: the network also gives
+            :math:`\log \sigma_i(z)`, clipped softly at -6; ``optimal``: :math:`\sigma^2` is the mean of
+            :math:`(x - \mu)^2` over elements, batch and particles.
 
     Raises:
-        ValueError: If the scale is none of these.
+        ValueError: If the scale is not positive, or the name of the scale is unknown.
 
     Example:
         >>> Gaussian((64,), scale=0.5)(torch.zeros(32, 1, 64)).log_prob(torch.zeros(64))[0].item() / 64  # -log(s √2π)
@@ -145,12 +145,12 @@ class StudentT(Located):
         Robust Statistical Modeling Using the t Distribution (Lange, Little and Taylor, 1989).
 
     Arguments:
-        df: :math:`\nu`, the degrees of freedom; fewer mean heavier tails.
-        scale: s, in the units of x; or ``learned``, as in :class:`Gaussian`. The standard deviation is
-            :math:`s \sqrt{\nu / (\nu - 2)}`, where :math:`\nu > 2`.
+        df: :math:`\nu`, the degrees of freedom. The smaller :math:`\nu`, the heavier the tails.
+        scale: s, in the units of x; or ``learned``, as in :class:`Gaussian`. For :math:`\nu > 2`, the standard
+            deviation is :math:`s \sqrt{\nu / (\nu - 2)}`.
 
     Raises:
-        ValueError: If the scale is not positive, or ``df`` is not above 1, where there is no mean.
+        ValueError: If the scale is not positive, or ``df`` is at most 1 (the mean does not exist).
 
     Example:
         >>> StudentT((64,), scale=1.0)(torch.zeros(32, 1, 64)).log_prob(torch.zeros(64))[0].item() / 64
@@ -169,7 +169,7 @@ class StudentT(Located):
         return StableStudentT(self.df, loc, self.log_scale.exp())
 
     def spread(self, off: Tensor) -> Tensor:
-        """Return s by expectation-maximisation, which gives an outlier little weight."""
+        """Return s by expectation-maximisation; an outlier gets little weight."""
         square = off.square()
         variance = square.nanmean(0)
         for _ in range(50):
@@ -187,7 +187,7 @@ class StableStudentT(Checked, dist.StudentT):
 
 
 class Optimal(nn.Module):
-    """A running mean of the squared error, whose root is the scale outside training."""
+    """A running mean of the squared error. Outside training, the scale is the root of the running mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,18 +203,18 @@ class Optimal(nn.Module):
 
 
 class Profiled(dist.Normal):
-    """Gaussians of the running scale; in training, of the best scale for x or for its ``observed`` elements."""
+    """Gaussians with the running scale; in training, with the best scale for the ``observed`` elements of x."""
 
     def __init__(self, loc: Tensor, running: Optimal, observed: Tensor | None = None) -> None:
         self.running, self.observed = running, observed
         super().__init__(loc, running.mean_square.sqrt())
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Profiled":
-        """Return it in a larger batch."""
+        """Return the distribution with a larger batch shape."""
         return Profiled(self.loc.expand(batch_shape), self.running, self.observed)
 
     def mask(self, mask: Any) -> TorchDistribution:
-        """Leave elements out of the density and of the scale."""
+        """Return the distribution without the masked elements in the density and in the scale."""
         observed = mask if isinstance(mask, Tensor) else None
         return dist.MaskedDistribution(Profiled(self.loc, self.running, observed), mask)
 
@@ -232,12 +232,12 @@ class Profiled(dist.Normal):
 
 
 def at_least(floor: float, value: Tensor) -> Tensor:
-    r"""Clip softly from below, with a gradient everywhere: :math:`f + \log(1 + e^{v - f})`."""
+    r"""Return v, a value clipped softly at a floor f, with a gradient everywhere: :math:`f + \log(1 + e^{v - f})`."""
     return floor + functional.softplus(value - floor)
 
 
 def solve(increasing: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float) -> Tensor:
-    """Return where an increasing function of one element equals ``target``, by bisection in float64."""
+    """Return the argument at which an increasing elementwise function is ``target``, by bisection in float64."""
     goal = target.double()
     left, right = torch.full_like(goal, low), torch.full_like(goal, high)
     for _ in range(64):

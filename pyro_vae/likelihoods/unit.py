@@ -19,7 +19,7 @@ MOST = math.log(1e4)  # the largest log concentration
 
 
 def logit(mean: Tensor) -> Tensor:
-    """Return the logit of the mean, clamped to [0.001, 0.999] as in Burda et al. (2016)."""
+    """Return the logit of the mean, after a clamp of the mean to [0.001, 0.999] as in Burda et al. (2016)."""
     return mean.clamp(0.001, 0.999).logit()
 
 
@@ -28,7 +28,7 @@ class Bernoulli(Family):
 
     .. math:: \log p(x \mid z) = \sum_i [x_i \log \pi_i(z) + (1 - x_i) \log (1 - \pi_i(z))]
 
-    Grey pixels are outside its support: binarise them, and report how, since log p depends on it.
+    The support excludes grey pixels. Binarise grey pixels, and report the method, since log p depends on the method.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014).
@@ -51,9 +51,9 @@ class ContinuousBernoulli(Family):
 
     .. math:: \log p(x \mid z) = \sum_i \Big[\eta_i(z) \, x_i - \log \int_0^1 e^{\eta_i(z) \, t} \, \mathrm{d}t\Big]
 
-    The network gives the logit :math:`\eta`. The mean is not its sigmoid, but
-    :math:`\frac{1}{2} + \frac{1}{2} (\coth \frac{\eta}{2} - \frac{2}{\eta})`. Where pixels are always 0 or always 1 the
-    density grows without bound; dequantise them.
+    The network gives the logit :math:`\eta`. The mean is not the sigmoid of :math:`\eta`, but
+    :math:`\frac{1}{2} + \frac{1}{2} (\coth \frac{\eta}{2} - \frac{2}{\eta})`. The density grows without bound where
+    pixels are always 0 or always 1: dequantise the pixels.
 
     References:
         The Continuous Bernoulli: Fixing a Pervasive Error in Variational Autoencoders (Loaiza-Ganem and Cunningham,
@@ -73,7 +73,7 @@ class ContinuousBernoulli(Family):
 
     @staticmethod
     def link(mean: Tensor) -> Tensor:
-        """Return the logit at which the mean is ``mean``, clamped to [0.01, 0.99], by bisection."""
+        """Return the logit whose distribution has mean ``mean``, clamped to [0.01, 0.99], by bisection."""
         return solve(lambda logits: StableContinuousBernoulli(logits).mean, mean.clamp(0.01, 0.99), -128.0, 128.0)
 
 
@@ -84,7 +84,7 @@ class Beta(Family):
         \mathrm{Var}[x_i \mid z] = \frac{m_i (1 - m_i)}{1 + c_i}
 
     The network gives the logit of the mean :math:`m` and :math:`\log c`, clipped softly from above at
-    :math:`\log 10^4`. Its support excludes 0 and 1, where the density is 0 or infinite: dequantise.
+    :math:`\log 10^4`. The support excludes 0 and 1, since the density there is 0 or infinite: dequantise x.
 
     References:
         Beta Regression for Modelling Rates and Proportions (Ferrari and Cribari-Neto, 2004).
@@ -120,7 +120,7 @@ class StableBeta(Checked, dist.Beta):
 
 
 class FastBernoulli(Checked, dist.Bernoulli):
-    """The Bernoulli distribution without ``log1p``, which takes ten times as long as ``log`` on a CPU."""
+    """The Bernoulli distribution without ``log1p``, since ``log1p`` takes ten times as long as ``log`` on a CPU."""
 
     def _log_p(self, value: Tensor) -> Tensor:
         r"""Return :math:`(x - \frac{1}{2}) \, l - \frac{1}{2} |l| - \log(1 + e^{-|l|})`, l the logit."""
@@ -129,9 +129,9 @@ class FastBernoulli(Checked, dist.Bernoulli):
 
 
 class StableContinuousBernoulli(TensorDistribution):
-    r"""The continuous Bernoulli by its logit: :math:`p(x) \propto e^{\eta x}` on [0, 1].
+    r"""The continuous Bernoulli distribution of a logit :math:`\eta`: :math:`p(x) \propto e^{\eta x}` on [0, 1].
 
-    Torch clips the sigmoid: at a logit of 20 its density is off by 0.2 nats in float32, and has no gradient.
+    Torch's distribution clips the sigmoid. At a logit of 20 torch's float32 density is 0.2 nats off, with no gradient.
     """
 
     arg_constraints = {"logits": constraints.real}
@@ -153,7 +153,7 @@ class StableContinuousBernoulli(TensorDistribution):
         return self.logits * (value - 0.5) - torch.where(small, near, far)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw by the inverse of the distribution function, from the likelier end."""
+        """Draw x by the inverse of the distribution function, measured from the likelier end of [0, 1]."""
         eta = self.logits.expand(self._extended_shape(Size(sample_shape)))
         u = torch.rand_like(eta)
         slope = eta.abs().clamp(min=1e-6)  # below that it is uniform to float32's rounding

@@ -18,8 +18,8 @@ class Network(nn.Module):
     .. math:: f(a) = \mathrm{layers}(a) + b
 
     A subclass passes the layers to ``super().__init__``, as :class:`MLP` does. The layers see one batch dimension,
-    ``(N, *in_shape)``. Leave out the bias of the last layer: the parameter ``bias`` replaces it, and ``fit`` sets it so
-    that the decoder's mean is the data's (see :meth:`pyro_vae.conditional.Conditional.start_at`).
+    ``(N, *in_shape)``. Omit the bias of the last layer, since the network adds the parameter ``bias``. ``fit``
+    sets ``bias`` so that the decoder's mean is the data's mean (:meth:`pyro_vae.conditional.Conditional.start_at`).
 
     Arguments:
         in_shape: Shape of one input, for example ``(1, 28, 28)`` or ``(20,)``.
@@ -34,7 +34,7 @@ class Network(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.out_shape))
 
     def forward(self, a: Tensor) -> Tensor:
-        """Map ``(*, *in_shape)`` to ``(*, *out_shape)``; refuse another input, and layers with another output."""
+        """Map ``(*, *in_shape)`` to ``(*, *out_shape)``; refuse an input or an output of another shape."""
         batch = batch_of(a, self.in_shape)
         out = self.layers(a.reshape(-1, *self.in_shape))
         if out[:1].numel() != prod(self.out_shape) and len(out):
@@ -73,11 +73,11 @@ class GatedMLP(Network):
 
     .. math:: h(a) = (A a + b) \odot \sigma(C a + d)
 
-    Weights start at He's initialisation, biases at zero.
+    Weights start at He's initialisation, and biases start at zero.
 
     References:
         Language Modeling with Gated Convolutional Networks (Dauphin, Fan, Auli and Grangier, 2017).
-        VAE with a VampPrior (Tomczak and Welling, 2018), for these networks.
+        VAE with a VampPrior (Tomczak and Welling, 2018), for gated networks in VAEs.
         Delving Deep into Rectifiers (He, Zhang, Ren and Sun, 2015), for the initialisation.
 
     Arguments:
@@ -119,13 +119,13 @@ class Gated(nn.Module):
 
 
 class Joint(nn.Module):
-    """A network of several inputs: one of any shape, and vectors.
+    """A network of several inputs. The first input has any shape, and the other inputs are vectors.
 
-    With convolutions, the vectors are further channels of the image, constant over its pixels. With dense layers, the
-    first input is flattened and the vectors are appended. Batch dimensions broadcast.
+    Convolutions see each element of the vectors as a further channel of the image, constant over pixels. Dense layers
+    see the flattened first input followed by the vectors. Batch dimensions broadcast.
 
     Arguments:
-        network: A class or a partial of one, called with the shapes of an input and an output.
+        network: A class of networks, or a ``partial`` of a class, called with an input shape and an output shape.
         in_shapes: The shape of each input.
         out_shape: Shape of one output.
 

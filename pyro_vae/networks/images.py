@@ -14,15 +14,15 @@ LARGE = 1024  # the most elements of an image for dense layers in Auto
 class Conv(Network):
     """A convolutional encoder or decoder, for an input or an output of shape ``(channels, height, width)``.
 
-    The encoder halves height and width once for each of ``channels`` by convolutions of stride 2. The decoder doubles
-    them by nearest-neighbour upsampling and convolutions, which avoid a checkerboard pattern (Deconvolution and
-    Checkerboard Artifacts, Odena et al., 2016). Height and width are arbitrary.
+    The encoder halves height and width with a convolution of stride 2 for each element of ``channels``. The decoder
+    doubles height and width with nearest-neighbour upsampling and convolutions, to avoid a checkerboard pattern
+    (Deconvolution and Checkerboard Artifacts, Odena et al., 2016). Height and width are arbitrary.
 
     Arguments:
         in_shape: ``(channels, height, width)``, or ``(latent,)``.
         out_shape: ``(params, latent)``, or ``(params, channels, height, width)``.
         channels: Channels after each halving.
-        hidden: Units of the dense layer between image and vector, or of each such layer.
+        hidden: Units of the dense layer between image and vector, or of each of several dense layers.
         activation: Name of a module of ``torch.nn``, for example ``ReLU``, ``Tanh``, ``Softplus`` or ``GELU``.
 
     Raises:
@@ -85,9 +85,9 @@ class ResNet(Network):
 
 
 class Auto(Network):
-    """The layers of an :class:`MLP` or of a :class:`Conv`, by the shape of the data.
+    """A network with the layers of an :class:`MLP` or of a :class:`Conv`; the shape of the data decides.
 
-    An image of more than 1,024 elements, such as a colour image of 32x32, gets convolutions; other data dense layers.
+    Images of over 1,024 elements, for example 32x32 in colour, get convolutions; all other data get dense layers.
 
     Arguments:
         hidden, activation: As in :class:`MLP`.

@@ -1,7 +1,7 @@
 """Objectives: ELBO estimators for any Pyro model and guide.
 
-Each objective is a ``pyro.infer.ELBO``: the ``loss`` of ``pyro.infer.SVI``, in nats, summed over the data as Pyro does,
-with all constants.
+Each objective is a ``pyro.infer.ELBO``. Pass an objective as the ``loss`` of ``pyro.infer.SVI``. Like Pyro's losses,
+the loss is in nats, is summed over the data and includes all constants.
 """
 
 from pyro_vae.objectives.base import Objective

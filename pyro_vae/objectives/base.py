@@ -1,4 +1,4 @@
-"""The base class of objectives, which maps traces of a Pyro model and guide to a loss with a gradient."""
+"""The base class of objectives. An objective maps traces of a Pyro model and guide to a loss with a gradient."""
 
 import sys
 import warnings
@@ -22,20 +22,20 @@ Traces = list[tuple[Trace, Trace]]
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise a ValueError unless a value is one of its choices."""
+    """Raise a ValueError if ``value`` is not one of ``choices``."""
     if value not in choices:
         raise ValueError(f"Expected {name} to be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}.")
 
 
 def check_least(least: int = 1, **numbers: int) -> None:
-    """Raise a ValueError if a number, passed by its name, is below ``least``."""
+    """Raise a ValueError if a keyword argument is below ``least``."""
     for name, number in numbers.items():
         if number < least:
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
 
 
 class Terms(NamedTuple):
-    """Two scalars of one run of model and guide, in nats, summed over the data."""
+    """The loss and minus the ELBO of one run of model and guide, in nats, summed over the data."""
 
     loss: Tensor  # to minimise; its gradient is the estimator's
     plain: Tensor  # minus the ELBO at beta = 1 of the same draws, without a gradient
@@ -44,14 +44,14 @@ class Terms(NamedTuple):
 class Objective(pyro.infer.ELBO, ABC):
     """Base class of an ELBO estimator for any Pyro model and guide.
 
-    To write an objective, subclass this and define :meth:`terms`. An objective is the ``loss`` of ``pyro.infer.SVI`` or
-    the ``objective`` of :func:`pyro_vae.fit`, and ``objective(model, guide)`` is a module.
+    To write an objective, subclass :class:`Objective` and define :meth:`terms`. Pass an objective as ``loss`` to
+    ``pyro.infer.SVI`` or as ``objective`` to :func:`pyro_vae.fit`. ``objective(model, guide)`` is a torch module.
 
     Arguments:
         num_particles: Draws per datum.
-        vectorize_particles: Whether to draw them in one run, in a plate left of the model's plates; else in one run
-            each, for a program that cannot be batched.
-        sampled: The reason why every divergence is sampled, for :meth:`report`; empty if closed forms may be used.
+        vectorize_particles: Whether one run draws all particles, in a plate left of the model's plates. If False, each
+            particle has a separate run, for a program that cannot be batched.
+        sampled: The reason to sample every divergence, shown by :meth:`report`; empty to allow closed forms.
         beta: Weight of the divergence, or a :class:`Schedule` of it.
 
     Attributes:
@@ -98,14 +98,14 @@ class Objective(pyro.infer.ELBO, ABC):
         return self._beta.item()
 
     def start(self, steps: int, done: int = 0) -> None:
-        """Start the schedule of a run of ``steps`` steps, or resume after ``done``; refuse a warm-up that is longer."""
+        """Start the schedule of a run, or resume it after ``done`` steps; refuse a warm-up longer than ``steps``."""
         self._step, self._steps = done, steps
         if isinstance(self.beta, Schedule):
             self.beta.check(steps)
             self._beta.fill_(self.beta(done, steps))
 
     def advance(self) -> None:
-        """Advance the schedule by one step; a loss with a gradient does this itself."""
+        """Advance the schedule by one step; each loss with a gradient already calls this method."""
         self._step += 1
         if isinstance(self.beta, Schedule):
             self._beta.fill_(self.beta(self._step, self._steps))
@@ -162,7 +162,7 @@ class Objective(pyro.infer.ELBO, ABC):
         return Expectation(model_trace, guide_trace, min(self.max_plate_nesting, MAX_DIMS))
 
     def extra(self, traces: Traces) -> Tensor:
-        """Return a term of value zero with the gradient of the guide's own loss terms, which no bound contains."""
+        """Return a zero with the gradient of the guide's own loss terms; the bound does not contain these terms."""
         terms = total(site["log_prob_sum"] for pair in traces for site in loss_terms(*pair).values())
         terms = terms / self.num_particles
         return terms - terms.detach()

@@ -1,4 +1,4 @@
-"""KL divergences of latent sites, in closed form where that is exact, else a Monte Carlo estimate."""
+"""KL divergences of latent sites: the closed form where the closed form is exact, else a Monte Carlo estimate."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ from pyro_vae.traces.sites import Site, density_sites, differ, enumerated, famil
 
 
 class SiteKL(NamedTuple):
-    """The KL divergence of one latent site: analytic or sampled, nats summed over the data, scale, and the reason."""
+    """The KL divergence of one latent site: the kind, the nats summed over the data, the scale and the reason."""
 
     kind: Literal["analytic", "sampled"]
     nats: float
@@ -26,7 +26,7 @@ class SiteKL(NamedTuple):
 
 
 class Report(dict[str, SiteKL]):
-    """A dictionary from latent sites to :class:`SiteKL`, which prints as a table."""
+    """A dictionary from names of latent sites to :class:`SiteKL`. Printing the dictionary shows a table."""
 
     def __str__(self) -> str:
         width = max([4, *map(len, self)])
@@ -57,7 +57,7 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
     r"""Return :math:`\mathrm{KL}(q \,\|\, p)` in nats, of the batch shape, or None if torch knows no closed form.
 
-    For a diagonal Gaussian q and a standard normal p it is
+    For a diagonal Gaussian q and a standard normal p the divergence is
     :math:`\frac{1}{2} \sum_i (\sigma_i^2 + \mu_i^2 - 1 - \ln \sigma_i^2)`.
 
     Example:
@@ -79,7 +79,7 @@ def closed_form_kl(q: Distribution, p: Distribution) -> Tensor | None:
 def divergences(
     model_trace: Trace, guide_trace: Trace, expect: Expectation, sampled: str = ""
 ) -> dict[str, Divergence]:
-    """Return each latent site's divergence, in closed form where exact; ``sampled`` is a reason to sample all."""
+    """Return each latent site's divergence, in closed form where exact; if ``sampled`` is a reason, sample all."""
     guide, model = density_sites(model_trace, guide_trace), samples(model_trace)
     drawn, order = [*guide], [name for name in model if name in guide]
     summed = [name for name, site in expect.members.items() if not site["is_observed"]]
@@ -107,7 +107,7 @@ def divergences(
 
 
 def reconstruction_terms(model_trace: Trace, expect: Expectation) -> list[Tensor]:
-    """Return terms whose sum is log p(x | z), for each element of the plates: means over classes."""
+    """Return the terms of the sum log p(x | z), for each element of the plates, as means over classes."""
     sites, members = observed(model_trace), expect.members
     terms = [expect.mean(site["log_prob"], site) for name, site in sites.items() if name not in members]
     if members:
@@ -136,7 +136,7 @@ def _exact(q: Site, p: Site, late: set[str]) -> Tensor | str:
 def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None:
     """Return the divergence of each dimension of a site's event, in nats, of shape ``(*batch, *event)``.
 
-    It is in closed form, or at the draw if torch knows none or if ``sampled``; None if dimensions are dependent.
+    If ``sampled`` or without a closed form, the draw gives an estimate. Dependent dimensions give None.
     """
     q, p, z = guide["fn"], model["fn"], guide["value"]
     while isinstance(q, Independent) and isinstance(p, Independent):
@@ -150,6 +150,6 @@ def kl_per_dim(guide: Site, model: Site, sampled: bool = False) -> Tensor | None
 
 
 def same_scale(q: Site, p: Site) -> bool | Tensor:
-    """Whether guide and model scale and mask a site equally; a tensor where scale or mask is one."""
+    """Whether guide and model scale and mask a site equally; a tensor if the scale or the mask is a tensor."""
     scales, masks = same(p["scale"], q["scale"]), same(p["mask"], q["mask"])
     return False if scales is False or masks is False else (masks if scales is True else scales & masks)

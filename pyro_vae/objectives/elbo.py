@@ -23,8 +23,8 @@ class ELBO(Objective):
         \mathrm{ELBO}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
         \le \log p(x) \quad (\beta = 1)
 
-    The loss is minus the ELBO, in nats, summed over the data. A site has a closed form, as :meth:`Objective.report`
-    shows, if model and guide scale and mask it equally, and the guide draws it after all sites that it may depend on.
+    The loss is minus the ELBO, in nats, summed over the data. A site has a closed form if model and guide scale and
+    mask the site equally, and the guide draws the site after all possible parents. See :meth:`Objective.report`.
 
     References:
         `Auto-Encoding Variational Bayes <https://arxiv.org/abs/1312.6114>`_ (Kingma and Welling, 2014).
@@ -34,13 +34,13 @@ class ELBO(Objective):
 
     Arguments:
         num_particles: Draws of z per datum.
-        kl: ``auto``, in closed form where one exists; ``analytic``, in closed form or an error; ``sampled``, as
-            ``pyro.infer.Trace_ELBO``.
+        kl: Form of the divergence: ``auto``, the closed form where a closed form exists; ``analytic``, the closed form
+            or an error; ``sampled``, an estimate from draws, as in ``pyro.infer.Trace_ELBO``.
         beta: Weight of the divergence, or a schedule of it: :class:`Linear`, :class:`Cosine` or :class:`Cyclical`.
-        free_bits: Nats that each latent dimension has at no cost: the mean divergence of a dimension, over the
-            minibatch, all plates and the particles of one run, counts as at least this.
+        free_bits: Free nats of each latent dimension. A dimension's mean divergence, over the minibatch, all plates and
+            the particles of one run, counts as at least ``free_bits``.
         gradient: ``pathwise``, the reparameterised gradient, with the score function for sites without ``rsample``;
-            ``stl``, sticking the landing, which samples the divergence and drops the score of q: its variance is zero
+            ``stl``, sticking the landing: it samples the divergence and drops the score of q, and has variance zero
             where q is the posterior.
         vectorize_particles: As in :class:`Objective`.
         penalty: A term on the aggregate posterior: :class:`TotalCorrelation` or :class:`MMD`.

@@ -1,7 +1,7 @@
 r"""Gradient estimators: change the pathwise and the score part of the gradient in traces of any guide.
 
 The gradient of :math:`\log q_\phi(z)` at a reparameterised draw :math:`z_\phi(\epsilon)` has two parts: the path
-gradient through z, and the score :math:`\partial_\phi \log q_\phi(z)` at fixed z, whose mean is zero.
+gradient through z, and the score :math:`\partial_\phi \log q_\phi(z)` at fixed z. The score has mean zero.
 """
 
 import torch
@@ -17,7 +17,7 @@ from pyro_vae.traces.sites import Site, enumerated, family, is_delta, latent
 
 
 def check_reparameterized(guide_trace: Trace, feature: str) -> None:
-    """Raise a ValueError if gradients are enabled and a latent site has no ``rsample``; ``feature`` needs it."""
+    """Raise a ValueError, which names ``feature``, if gradients are enabled and a latent site has no ``rsample``."""
     for name, site in latent(guide_trace).items():
         if torch.is_grad_enabled() and not site["fn"].has_rsample and not enumerated({name: site}):
             raise ValueError(
@@ -28,11 +28,11 @@ def check_reparameterized(guide_trace: Trace, feature: str) -> None:
 
 
 def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -> None:
-    r"""Remove the score from each log q(z) of a guide's trace, without a change of its value.
+    r"""Remove the score from each log q(z) of a guide's trace; the value of log q(z) stays the same.
 
     .. math:: \log q_\phi(z) - \log q_\phi(\bar{z}) + \overline{\log q_\phi(\bar{z})}
 
-    where a bar stops the gradient. If a site depends on another one, the guide runs again at the stopped draws.
+    where a bar stops the gradient. If a site depends on another site, the guide runs again at the stopped draws.
     """
     if not torch.is_grad_enabled():
         return
@@ -57,7 +57,7 @@ def drop_scores(guide: Program, guide_trace: Trace, args: tuple, kwargs: dict) -
 
 
 class SeparateDraws(Messenger):
-    """Passes the model a view of each draw of the guide, so that the view's gradient comes from the model alone."""
+    """Passes the model a view of each draw of the guide. The view's gradient comes from the model alone."""
 
     def _pyro_sample(self, msg: Site) -> None:
         if not msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].requires_grad:
@@ -67,15 +67,15 @@ class SeparateDraws(Messenger):
 def weigh_paths(model_trace: Trace, guide_trace: Trace, factor: Tensor, replay: bool = False) -> bool:
     r"""Multiply the gradient through each draw of a guide by the factor of its particle.
 
-    For a guide with a site that depends on another one, the result is
+    If a site of the guide depends on another site, the new gradient is
 
     .. math:: \sum_k f_k \hat{w}_k \sum_l \frac{d \log w_k}{d z_{kl}} \frac{\partial z_{kl}}{\partial \phi}
 
-    with the total derivative by each site, through sites that depend on it, and the partial derivative at fixed
-    parents. A gradient that passes through several draws is multiplied once: here if it comes from the model, which
-    runs in :class:`SeparateDraws` or in a ``replay`` of the guide's draws; by the caller if it comes from log q. The
-    factor broadcasts with the batch shape of each site, from the right. The result is whether a site depends on another
-    one.
+    The first derivative is total: it passes through a site's children. The second derivative is partial, at fixed
+    parents. Each gradient is multiplied once, even if it passes through several draws. This function multiplies the
+    gradient of the model; the model must run in :class:`SeparateDraws` or in a ``replay`` of the guide's draws. The
+    caller multiplies the gradient of log q. The factor broadcasts with the batch shape of each site, from the right.
+    Return whether any site depends on another site.
 
     References:
         `Generalized Doubly Reparameterized Gradients <https://arxiv.org/abs/2101.11046>`_ (Bauer and Mnih, 2021).

@@ -24,10 +24,10 @@ class Renyi(Objective):
 
     .. math:: \mathcal{L}_\alpha(x) = \mathbb{E}\Big[\frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}\Big]
 
-    The loss is minus the bound, in nats, summed over the data. The bound falls as alpha grows: at 0 it is
-    :class:`IWAE`, at 1 the ELBO; below 0 it may exceed log p(x). With :math:`\hat{w}_k \propto w_k^{1 - \alpha}` the
-    model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`, and ``dreg`` weights the path gradients by
-    :math:`\alpha \hat{w}_k + (1 - \alpha) \hat{w}_k^2`.
+    The loss is minus the bound, in nats, summed over the data. The bound falls as alpha grows. Alpha = 0 gives
+    :class:`IWAE`, and alpha = 1 gives the ELBO; for alpha < 0 the bound may exceed log p(x). The model's gradient is
+    :math:`\sum_k \hat{w}_k \nabla \log w_k`, where :math:`\hat{w}_k \propto w_k^{1 - \alpha}`. ``dreg`` weights the
+    path gradients by :math:`\alpha \hat{w}_k + (1 - \alpha) \hat{w}_k^2`.
 
     References:
         `Rényi Divergence Variational Inference <https://arxiv.org/abs/1602.02311>`_ (Li and Turner, 2016).
@@ -35,7 +35,7 @@ class Renyi(Objective):
         2023), for ``dreg``.
 
     Arguments:
-        alpha: The order.
+        alpha: Order of the bound.
         num_particles, gradient, vectorize_particles, resample: As in :class:`IWAE`, with the same errors.
     """
 
@@ -59,7 +59,7 @@ class Renyi(Objective):
         self.alpha, self.gradient, self.resample = alpha, gradient, resample
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Return minus the bound, and minus the ELBO of the same weights."""
+        """Return minus the bound, and minus the ELBO from the same weights."""
         resample = self.resample if torch.is_grad_enabled() else None
         with SeparateDraws() if self.gradient == "dreg" else nullcontext():
             traces = self._traces(model, guide, args, kwargs, gradients=resample is None)
@@ -106,19 +106,19 @@ class IWAE(Renyi):
         \mathrm{IWAE}_K(x) = \mathbb{E}\Big[\log \frac{1}{K} \sum_{k=1}^K w_k\Big] \le \log p(x), \qquad
         w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
 
-    The loss is minus the bound, in nats, summed over the data. The data are the elements of the plates that all sites
-    share. At K = 1 the bound is the ELBO, and it grows with K. The scale of a subsampled plate multiplies the
-    logarithm, so that the bound of a minibatch is unbiased.
+    The loss is minus the bound, in nats, summed over the data. A datum is one element of the plates that all sites
+    share. At K = 1 the bound is the ELBO, and the bound grows with K. The scale of a subsampled plate multiplies the
+    logarithm, so the bound of a minibatch is unbiased.
 
-    With ``resample`` = m the loss uses all K draws, but the gradient uses m of them, resampled in proportion to
+    With ``resample`` = m the loss uses all K draws. The gradient uses m draws, resampled in proportion to
     :math:`w_k`. This gradient has the same mean and a slightly larger variance (section 3 of Burda et al., for m = 1).
 
     Note:
         With :math:`\hat{w}_k = w_k / \sum_j w_j`, the model's gradient is :math:`\sum_k \hat{w}_k \nabla \log w_k`.
-        The guide's gradient is the same for ``pathwise``, with a signal-to-noise ratio that falls as
+        The guide's ``pathwise`` gradient has the same formula, and a signal-to-noise ratio that falls as
         :math:`K^{-1/2}`. ``stl`` drops the score of q, and is biased for K > 1. ``dreg`` is
-        :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`, which is unbiased, with a
-        signal-to-noise ratio that grows as :math:`K^{1/2}`; a guide of several layers has its generalised form.
+        :math:`\sum_k \hat{w}_k^2 \, \partial_z \log w_k \, \partial_\phi z_k`. ``dreg`` is unbiased, and has a
+        signal-to-noise ratio that grows as :math:`K^{1/2}`. A guide of several layers uses generalised ``dreg``.
 
     References:
         `Importance Weighted Autoencoders <https://arxiv.org/abs/1509.00519>`_ (Burda, Grosse and Salakhutdinov, 2016).
@@ -134,8 +134,8 @@ class IWAE(Renyi):
         resample: m, the number of draws in the gradient; None for all.
 
     Raises:
-        ValueError: If an argument is out of range; a site is outside the data's plate, or has another scale than the
-            other sites; or a latent site has no ``rsample``.
+        ValueError: If an argument is out of range; a site is outside the data's plate; the sites' scales differ; or a
+            latent site has no ``rsample``.
 
     See Also:
         :class:`ReweightedWakeSleep`, for latent sites without ``rsample``; :class:`ELBO`, for a closed-form divergence.
@@ -158,10 +158,10 @@ class IWAE(Renyi):
 
 
 class ReweightedWakeSleep(Objective):
-    r"""Reweighted wake-sleep, per datum: one objective for the model and another one for the guide.
+    r"""Reweighted wake-sleep, per datum: one objective for the model and a second objective for the guide.
 
     The model maximises the importance weighted bound. The guide minimises the inclusive divergence
-    :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))`, which is the wake-phase update of q. Both gradients use the
+    :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))` (the wake-phase update of q). Both gradients use the
     same weights :math:`\hat{w}_k = w_k / \sum_j w_j`:
 
     .. math::
@@ -169,8 +169,8 @@ class ReweightedWakeSleep(Objective):
         \nabla_\phi = \sum_k \hat{w}_k \nabla_\phi \log q(z_k \mid x)
 
     No site needs ``rsample``, so latent sites may be discrete. The loss is minus the importance weighted bound, in
-    nats, summed over the data; ``backward()`` gives minus the two gradients. Arguments and other errors are as in
-    :class:`IWAE`.
+    nats, summed over the data; ``backward()`` gives minus the two gradients. The arguments and all other errors are
+    the same as in :class:`IWAE`.
 
     References:
         `Reweighted Wake-Sleep <https://arxiv.org/abs/1406.2751>`_ (Bornschein and Bengio, 2015).

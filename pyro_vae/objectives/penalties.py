@@ -1,4 +1,4 @@
-"""Penalties on the aggregate posterior, which is the mixture of q(z | x) over a minibatch."""
+"""Penalties on the aggregate posterior: the mixture of q(z | x) over a minibatch."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,9 +12,9 @@ from pyro_vae.traces.sites import Site, latent, plates
 
 
 class Penalty(ABC):
-    """Base class of a term of the loss: a weight times a minibatch's value, summed over sites, times the data.
+    """Base class of a penalty: weight times number of data times a minibatch's value, summed over latent sites.
 
-    To write a penalty, subclass this and define :meth:`value`. Every latent site must be in one plate, the data's.
+    To write a penalty, subclass this and define :meth:`value`. Each latent site must be in the data's plate alone.
 
     Arguments:
         weight: Weight of the value.
@@ -30,7 +30,7 @@ class Penalty(ABC):
 
     @abstractmethod
     def value(self, q: Site, p: Site) -> Tensor:
-        """Return the value, of shape ``(*K,)``, from a guide's site with draws ``(*K, B, *event)`` and a model's."""
+        """Return the value, of shape ``(*K,)``, of a site of guide and model with draws ``(*K, B, *event)``."""
 
     def __call__(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
         """Return the term, summed over data and particles; refuse masks, a scale for each datum and other plates."""
@@ -54,7 +54,7 @@ class TotalCorrelation(Penalty):
     .. math:: \mathrm{TC} = \mathrm{KL}\Big(\bar{q}(z) \,\Big\|\, \prod_d \bar{q}(z_d)\Big),
         \qquad \bar{q}(z) = \frac{1}{B} \sum_b q(z \mid x_b)
 
-    in nats, an unbiased estimate of the minibatch's. The paper's :math:`\beta` is a weight of :math:`\beta - 1`.
+    The estimate is in nats, and unbiased for the minibatch. A weight of :math:`\beta - 1` is the paper's :math:`\beta`.
 
     References:
         `Isolating Sources of Disentanglement <https://arxiv.org/abs/1802.04942>`_ (Chen et al., 2018).
@@ -98,8 +98,8 @@ class MMD(Penalty):
     .. math:: \mathrm{MMD}^2 = \mathbb{E}[k(z, z')] + \mathbb{E}[k(y, y')] - 2 \, \mathbb{E}[k(z, y)], \qquad
         k(a, b) = e^{-\|a - b\|^2 / (2 h^2)}
 
-    with z and z' from the posteriors of two data, and y and y' from the prior. The estimate is unbiased, so it may be
-    negative. The paper's :math:`(\alpha, \lambda)` is ``ELBO(beta=1 - alpha, penalty=MMD(alpha + lambda - 1))``.
+    Here z and z' come from the posteriors of two data; y and y' come from the prior. The unbiased estimate may be
+    negative. ``ELBO(beta=1 - alpha, penalty=MMD(alpha + lambda - 1))`` has the paper's :math:`(\alpha, \lambda)`.
 
     References:
         `InfoVAE <https://arxiv.org/abs/1706.02262>`_ (Zhao, Song and Ermon, 2019).
@@ -107,7 +107,7 @@ class MMD(Penalty):
 
     Arguments:
         weight: Weight of the squared discrepancy.
-        bandwidth: h; None for the square root of the number of latent dimensions.
+        bandwidth: h of the kernel; None for the square root of the number of latent dimensions.
 
     Raises:
         ValueError: If an argument is out of range, or the minibatch has one datum.

@@ -1,19 +1,19 @@
-"""Schedules of beta: a warm-up that ends at 1, so that the loss ends as minus the ELBO."""
+"""Schedules of beta: a warm-up that ends at beta = 1. After the warm-up the loss is minus the ELBO."""
 
 import math
 from abc import ABC, abstractmethod
 
 
 class Schedule(ABC):
-    r"""Base class of a schedule of beta, which goes from ``start`` to 1 over the warm-up, and stays at 1.
+    r"""Base class of a schedule of beta: beta rises from ``start`` to 1 over the warm-up, and stays at 1.
 
     .. math:: \beta_t = \beta_0 + (1 - \beta_0) \, r(\min(1, t / (T - 1)))
 
-    at step :math:`t = 0, 1, \dots` of a warm-up of T steps. To write a schedule, subclass it and define :meth:`rise`.
+    at step :math:`t = 0, 1, \dots` of a warm-up of T steps. To write a schedule, subclass this and define :meth:`rise`.
 
     Arguments:
-        warmup: T: an ``int`` is a number of steps, a ``float`` a fraction of the run (1.0 for the whole run).
-        start: :math:`\beta_0`.
+        warmup: T, as an ``int`` number of steps, or as a ``float`` fraction of the run (1.0 for the whole run).
+        start: :math:`\beta_0`, the first beta.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -92,7 +92,7 @@ class Cosine(Schedule):
 
 
 class Cyclical(Schedule):
-    r"""Several linear warm-ups in a row: in each cycle beta rises linearly and stays at 1.
+    r"""Several linear warm-ups in a row: in each cycle beta rises linearly to 1, then stays at 1.
 
     .. math:: r(u) = \min(1, (u M - \lfloor u M \rfloor) / R)
 
@@ -100,9 +100,9 @@ class Cyclical(Schedule):
         `Cyclical Annealing Schedule <https://arxiv.org/abs/1903.10145>`_ (Fu et al., 2019).
 
     Arguments:
-        warmup: Length of all cycles together: an ``int`` is a number of steps, a ``float`` a fraction of the run.
+        warmup: Length of all cycles together, as an ``int`` number of steps or a ``float`` fraction of the run.
         start: The first beta of each cycle.
-        cycles: M.
+        cycles: M, the number of cycles.
         ramp: R, the fraction of a cycle in which beta rises.
 
     Example:

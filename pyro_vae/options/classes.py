@@ -1,4 +1,4 @@
-"""Classes that options name: the classes of the package for each option, and the user's; and programs made of them."""
+"""Classes that options name, from the package or from the user, and programs made of the classes."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def class_names(option: str) -> list[str]:
 
 
 def expand_name(option: str, part: Any) -> Any:
-    """Return the import path of a class for its short name, also inside a dictionary from a YAML file.
+    """Replace the short name of a class by the import path, also inside a dictionary from a YAML file.
 
     A short name is looked up in the option's module: jsonargparse refuses a name that two modules share.
     ``option`` is empty for the dictionary of all options.
@@ -87,14 +87,14 @@ class FromOptions(Protocol):
 
 
 class FromShape(Protocol):
-    """A class that also takes the shape of the data, which is no option."""
+    """A class that takes options and the shape of the data; the shape is not an option."""
 
     def __call__(self, *, event_shape: Any) -> nn.Module:
         """Make an instance."""
 
 
 class FromParts(Protocol):
-    """A class that takes parts, which are no options: :meth:`VAE.build` makes an instance."""
+    """A class that takes parts; parts are not options, so :meth:`VAE.build` makes an instance."""
 
     def __call__(self, *, prior: Any, decoder: Any, encoder: Any) -> nn.Module:
         """Make an instance."""
@@ -112,7 +112,7 @@ def program(program: FromOptions | FromParts | FromShape) -> None:
 
 
 def class_of(part: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the class in the value of an option, and its arguments."""
+    """Return the class and the arguments that the value of an option holds."""
     if not isinstance(part, partial):
         return part, {}
     kind = part.args[-1]
@@ -126,7 +126,7 @@ def is_of_parts(kind: type) -> bool:
 
 
 def columns_of(kind: Any, options: Mapping[str, Any]) -> Sequence[str] | None:
-    """Return ``columns``; for a ``.npz`` file and a program that is no VAE, by default the arrays that it takes."""
+    """Return ``columns``; for a ``.npz`` file and a program other than a VAE, the default is the model's arrays."""
     path, images = Path(options["data"]), options["binarize"] != "none" or options["dequantize"] or options["counts"]
     if options["columns"] is not None or images or path.suffix != ".npz" or hasattr(kind, "check_dataset"):
         return options["columns"]
@@ -140,7 +140,7 @@ def columns_of(kind: Any, options: Mapping[str, Any]) -> Sequence[str] | None:
 
 
 def make(kind: Any, arguments: Mapping[str, Any], event_shape: Sequence[int], parts: Mapping[str, Any]) -> nn.Module:
-    """Make a program from parts or from its arguments; ``event_shape`` is the default of an argument of that name."""
+    """Make a program from parts or from arguments; ``event_shape`` is the default of an argument with the same name."""
     if is_of_parts(kind):
         return kind.build(event_shape, **parts)
     arguments = {**arguments, **parts}

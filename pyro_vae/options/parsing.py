@@ -27,7 +27,7 @@ WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")
 
 
 def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of a subcommand from the words that follow its name."""
+    """Return the arguments of a subcommand from the words after the subcommand's name."""
     words = expand_names(words)
     first = final = parser(name, command)
     if name == "train":
@@ -75,7 +75,7 @@ def check_config(words: Sequence[str]) -> None:
 
 
 def expand_names(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with import paths for short names of classes, and --on_nan for --on-nan."""
+    """Replace short names of classes on a command line by import paths, and --on-nan by --on_nan."""
     expanded = []
     for before, word in pairwise(["", *words]):
         if word.startswith("--"):
@@ -140,7 +140,7 @@ set_loader("parts", _read, (yaml.YAMLError,))
 
 
 def error_message(error: Exception, name: str) -> str:
-    """Return an error in one line, with the line of the user's code; empty for a bug in this package."""
+    """Return an error in one line, with the line of the user's code; return an empty text for a bug in this package."""
     cause: BaseException | None = error
     while cause:
         if place := _place(cause):

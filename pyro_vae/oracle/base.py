@@ -20,8 +20,8 @@ EXACT, MEAN_FIELD = "exact", "mean-field"
 class Oracle(nn.Module, ABC):
     """The base class of a program with known evidence and ELBO; a subclass defines the model, guide and two methods.
 
-    The guide depends on the model's parameters, so that it stays exact or optimal while they are trained: it is the
-    exact posterior, or the best ``mean-field`` guide, independent Gaussians over all dimensions of all sites.
+    The guide is the exact posterior or the best ``mean-field`` guide. A mean-field guide has independent Gaussians over
+    all dimensions of all sites. The guide depends on the model's parameters, and stays exact or optimal in training.
     """
 
     guides: Sequence[str] = (EXACT, MEAN_FIELD)
@@ -67,14 +67,14 @@ class Oracle(nn.Module, ABC):
         return MultivariateNormal(mean, weight @ weight.mT + self.unit(weight)[2])
 
     def around(self, distribution: MultivariateNormal) -> TorchDistribution:
-        """Return a posterior, or its best approximation by independent Gaussians for ``mean-field``."""
+        """Return the posterior, or for ``mean-field`` the best approximation by independent Gaussians."""
         if self.kind != MEAN_FIELD:
             return distribution
         return independent(distribution.mean, distribution.precision_matrix)
 
 
 def register(owner: nn.Module, scale: float, **tensors: Tensor) -> float:
-    """Register an ``nn.Parameter`` as such and other tensors as buffers; return the scale, which must be positive."""
+    """Register each ``nn.Parameter`` as a parameter, all other tensors as buffers; return the positive scale."""
     if not scale > 0:
         raise ValueError(f"Expected a positive scale; got {scale}.")
     for name, value in tensors.items():
@@ -89,7 +89,7 @@ def times(weight: Tensor, vector: Tensor) -> Tensor:
 
 
 def normals(seed: int, *shapes: Sequence[int]) -> list[Tensor]:
-    """Return standard normal tensors, the same in every run and dtype."""
+    """Return standard normal tensors; a seed gives the same tensors in every run and dtype."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(*s, generator=generator, dtype=torch.float64).to(torch.get_default_dtype()) for s in shapes]
 
@@ -106,5 +106,5 @@ def independent(mean: Tensor, precision: Tensor) -> TorchDistribution:
 
 
 def loss_of_independence(precision: Tensor) -> Tensor:
-    """Return KL(q || p) in nats for q of :func:`independent` and its Gaussian p."""
+    """Return KL(q || p) in nats, where p is a Gaussian and q is the result of :func:`independent` for p."""
     return 0.5 * (precision.diagonal(dim1=-2, dim2=-1).log().sum(-1) - precision.logdet())

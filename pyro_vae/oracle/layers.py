@@ -1,4 +1,4 @@
-"""Layers of linear Gaussians with exact answers."""
+"""The linear-Gaussian hierarchical VAE, with exact answers."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -13,15 +13,15 @@ from pyro_vae.oracle.base import MEAN_FIELD, Oracle, bayes, normals, times
 
 
 class Layers(Oracle):
-    r"""Layers of Gaussians, each linear in the layer above: a linear :class:`pyro_vae.programs.HierarchicalVAE`.
+    r"""A linear :class:`pyro_vae.programs.HierarchicalVAE`: each layer is Gaussian, and linear in the layer above.
 
     .. math::
         z_L \sim \mathcal{N}(0, I), \quad z_l \mid z_{l+1} \sim \mathcal{N}(A_l z_{l+1} + a_l, t_l^2 I), \quad
         x \mid z_1 \sim \mathcal{N}(W z_1 + b, s^2 I)
 
     ``weights`` are W, of shape ``(d, k1)``, A1, ``(k1, k2)``, and so on; ``biases`` are b, a1, ...; ``scales`` are s,
-    t1, .... The guide is the exact posterior, drawn ``bottom-up`` (z1 given x, z2 given z1, ...) or ``top-down``; or it
-    is ``mean-field``.
+    t1, .... The guide is ``mean-field`` or the exact posterior. The exact posterior samples the layers ``bottom-up``
+    (z1 given x, z2 given z1, ...) or ``top-down``.
 
     Example:
         >>> from pyro_vae import evaluate
@@ -59,7 +59,7 @@ class Layers(Oracle):
     def random(
         cls, d: int, latents: Sequence[int], scale: float = 0.7, seed: int = 0, guide: Any = "bottom-up"
     ) -> Self:
-        """Return layers with normal weights and biases, and the same scale."""
+        """Return a program with normal weights and biases, and the same scale in all layers."""
         shapes = [*zip((d, *latents), latents, strict=False)]
         weights, biases = normals(seed, *shapes), normals(seed + 1, *((rows,) for rows, _ in shapes))
         weights = [nn.Parameter(weight / weight.shape[1] ** 0.5) for weight in weights]
@@ -74,7 +74,7 @@ class Layers(Oracle):
             return pyro.sample("x", dist.Normal(self.below(0, z), self.scales[0]).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Sample each layer from its posterior given x and the layer before it, or independently for ``mean-field``."""
+        """Sample each layer from the posterior given x and the layer before, or independently for ``mean-field``."""
         with self.rows(x):
             if self.kind == MEAN_FIELD:
                 for i in range(1, self.number + 1):
@@ -89,11 +89,11 @@ class Layers(Oracle):
                     z = pyro.sample(f"z{i}", self.given_above(i, x, z))
 
     def below(self, i: int, z: Tensor) -> Tensor:
-        """Return the mean of layer i, 0 for x, given z of the layer above."""
+        """Return the mean of layer i given the latent z of the layer above; layer 0 is x."""
         return times(self.matrix(i), z) + self.shift(i)
 
     def matrix(self, i: int) -> Tensor:
-        """Return the matrix from the layer above to layer i, 0 for x."""
+        """Return the matrix from layer i + 1 to layer i; layer 0 is x."""
         return getattr(self, f"weight{i or ''}")
 
     def shift(self, i: int) -> Tensor:
@@ -112,7 +112,7 @@ class Layers(Oracle):
         return means, covariances
 
     def of_x(self, i: int) -> tuple[Tensor, Tensor]:
-        """Return the matrix from layer i to the mean of x, and the covariance of x given that layer."""
+        """Return the matrix from layer i to the mean of x, and the covariance of x given layer i."""
         weight = self.matrix(0)
         noise = self.scales[0] ** 2 * torch.eye(len(weight)).to(weight)
         for j in range(1, i):
@@ -150,7 +150,7 @@ class Layers(Oracle):
         return dist.Normal(self.posterior(x, i).mean, precision.rsqrt()).to_event(1)
 
     def gap(self, x: Tensor, *given: Tensor) -> Tensor:
-        r"""Return :math:`\frac{1}{2} [\sum_i \log \Lambda_{ii} - \log |\Lambda|]` for the precision of all layers."""
+        r"""Return :math:`\frac{1}{2} [\sum_i \log \Lambda_{ii} - \log |\Lambda|]`; Lambda: precision of all layers."""
         zeros = [x.new_zeros(len(mean)) for mean in self.moments()[0]]
         exact = [self.posterior(zeros[0], 1), *(self.given_below(i, zeros[i - 1]) for i in range(2, self.number + 1))]
         alone = [self.alone(i, zeros[0]).base_dist.scale for i in range(1, self.number + 1)]

@@ -17,13 +17,13 @@ from pyro_vae.programs import VAE
 
 
 class LinearGaussian(nn.Module):
-    r"""The linear-Gaussian latent variable model, with closed forms of its evidence, posterior and ELBO.
+    r"""The linear-Gaussian latent variable model; the evidence, posterior and ELBO have closed forms.
 
     .. math:: z \sim \mathcal{N}(0, I_k), \qquad x \mid z \sim \mathcal{N}(W z + b, s^2 I_d)
 
     With :math:`M = W^\top W + s^2 I` the posterior is :math:`\mathcal{N}(M^{-1} W^\top (x - b), s^2 M^{-1})`, and
     x is Gaussian with mean b and covariance :math:`C = W W^\top + s^2 I`. W is ``weight``, of shape ``(d, k)``, b is
-    ``bias``, of shape ``(d,)``, and s is ``scale``. An ``nn.Parameter`` is trained.
+    ``bias``, of shape ``(d,)``, and s is ``scale``. Training changes each ``nn.Parameter``.
 
     References:
         Probabilistic Principal Component Analysis (Tipping and Bishop, 1999).
@@ -58,9 +58,9 @@ class LinearGaussian(nn.Module):
     def maximum_likelihood(cls, x: Tensor, latent: int) -> Self:
         r"""Return the maximum likelihood model of x, of shape ``(N, d)``.
 
-        With eigenvalues :math:`\lambda_1 \ge \dots` and eigenvectors U of the sample covariance: b is the mean,
-        :math:`s^2` the mean of :math:`\lambda_j` for j > k, and :math:`W = U_k (\Lambda_k - s^2 I)^{1/2}`, whose
-        columns are orthogonal, so that the best diagonal guide is exact.
+        The sample covariance has eigenvalues :math:`\lambda_1 \ge \dots` and eigenvectors U. Then b is the mean of x,
+        :math:`s^2` is the mean of :math:`\lambda_j` for j > k, and :math:`W = U_k (\Lambda_k - s^2 I)^{1/2}`. The
+        columns of W are orthogonal, so that the best diagonal guide is exact.
         """
         if not 1 <= latent < x.shape[1]:
             raise ValueError(
@@ -114,7 +114,7 @@ class LinearGaussian(nn.Module):
     def vae(self, guide: Literal["exact", "mean-field"] = "exact") -> VAE:
         """Return the model as a VAE, with the exact posterior or the best diagonal guide as its encoder.
 
-        Encoder and decoder have separate parameters, to train. The decoder is a :class:`LinearGaussian`:
+        The encoder and the decoder have separate trainable parameters. The decoder is a :class:`LinearGaussian`:
         ``vae.decoder.log_evidence(x)`` is exact after training too.
         """
         if guide not in ("exact", "mean-field"):

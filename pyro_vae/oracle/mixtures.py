@@ -20,8 +20,8 @@ class Covariates(Oracle):
 
     .. math:: z \mid y \sim \mathcal{N}(U y + u, I), \qquad x \mid z, y \sim \mathcal{N}(W z + V y + b, s^2 I)
 
-    so that :math:`x \mid y \sim \mathcal{N}(W (U y + u) + V y + b, W W^\top + s^2 I)`: of U and V the data determine
-    only :math:`V + W U`.
+    Then :math:`x \mid y \sim \mathcal{N}(W (U y + u) + V y + b, W W^\top + s^2 I)`: the data determine the sum
+    :math:`V + W U`, but neither U nor V.
 
     W is ``weight``, of shape ``(d, k)``, b is ``bias``, ``(d,)``, V is ``of_x``, ``(d, c)``, U is ``of_z``, ``(k, c)``,
     u is ``shift``, ``(k,)``, and s is ``scale``. The guide is ``exact`` or ``mean-field``.
@@ -68,7 +68,7 @@ class Covariates(Oracle):
             return pyro.sample("x", dist.Normal(self.mean(z, y), self.scale).to_event(1), obs=x)
 
     def guide(self, x: Tensor, y: Tensor) -> None:
-        """Sample z from the exact posterior, or from its best mean-field Gaussian for ``mean-field``."""
+        """Sample z from the exact posterior, or for ``mean-field`` from the best mean-field Gaussian."""
         with self.rows(x):
             pyro.sample("z", self.around(self.posterior(x, y)))
 
@@ -90,7 +90,7 @@ class Covariates(Oracle):
         return bayes(mean, *self.unit(self.weight), x - self.mean(mean, y) + times(self.weight, mean))
 
     def gap(self, x: Tensor, *given: Tensor) -> Tensor:
-        """Return the gap of the mean-field guide in nats, the same for all data."""
+        """Return the gap of the mean-field guide in nats; the gap is equal for all data."""
         return loss_of_independence(self.posterior(x, *given).precision_matrix)
 
 
@@ -100,9 +100,9 @@ class Classes(Oracle):
     .. math:: y \sim \mathrm{Cat}(\pi), \qquad z \sim \mathcal{N}(0, I), \qquad
         x \mid y, z \sim \mathcal{N}(W_y z + b_y, s^2 I)
 
-    W is ``weight``, of shape ``(classes, d, k)``, b is ``bias``, ``(classes, d)``, log pi, up to a constant, is
-    ``logits``, and s is ``scale``. The guide is ``exact``; or ``mean-field``, the exact q(y | x) with independent
-    dimensions of z given y. An unknown class, a label of -1 or no labels, is summed out.
+    W is ``weight``, of shape ``(classes, d, k)``, b is ``bias``, ``(classes, d)``, ``logits`` are log pi up to a
+    constant, and s is ``scale``. The guide is ``exact`` or ``mean-field``. A mean-field guide has the exact p(y | x)
+    and independent dimensions of z given y. Both guides sum over an unknown class: a label of -1, or no labels.
 
     References:
         Mixtures of Probabilistic Principal Component Analyzers (Tipping and Bishop, 1999).
@@ -131,7 +131,7 @@ class Classes(Oracle):
         return cls(nn.Parameter(weight), nn.Parameter(1.5 * bias), nn.Parameter(0.5 * logits), scale, guide)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Sample z, and y where it is unknown; observe x, of shape ``(B, d)``, and y where it is known."""
+        """Sample z and each unknown y; observe x, of shape ``(B, d)``, and each known y."""
         y, known = labels_of(x, y)
         with self.rows(x):
             label = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y.clamp(min=0), obs_mask=known)
@@ -140,7 +140,7 @@ class Classes(Oracle):
             return pyro.sample("x", dist.Normal(mean, self.scale).to_event(1), obs=x)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Sum over an unknown y, and sample z given y from its posterior."""
+        """Sum over an unknown y, and sample z from the guide given y."""
         y, known = labels_of(x, y)
         with self.rows(x):
             with poutine.mask(mask=~known):

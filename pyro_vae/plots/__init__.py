@@ -1,8 +1,8 @@
-"""Figures from arrays: each function returns a ``matplotlib.figure.Figure``, which a notebook shows.
+"""Functions that plot tensors; each function returns a ``matplotlib.figure.Figure``.
 
-A notebook shows figures after ``%matplotlib inline`` or an import of pyplot; ``savefig`` writes a file. Images are
-float tensors ``(..., channels, height, width)`` or ``(..., height, width)``: 0 is black, 1 is white, and NaN, a missing
-pixel, is greyish blue.
+A notebook shows the figure after ``%matplotlib inline`` or an import of pyplot; ``savefig`` writes a file. Images are
+float tensors ``(..., channels, height, width)`` or ``(..., height, width)``: 0 is black, 1 is white, and NaN (a missing
+pixel) is greyish blue.
 """
 
 from pyro_vae.plots.draws import columns, latent_space, posteriors

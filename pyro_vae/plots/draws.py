@@ -1,4 +1,4 @@
-"""Figures of draws: latent codes, a guide and the true posterior, columns of data and of a model."""
+"""Plots of samples: latent codes; a guide and the true posterior; columns of data and of a model."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -18,7 +18,7 @@ SHARES = (0.5, 0.9, 0.99)  # of the mass, within the contours
 
 @styled
 def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent space: means of q(z | x)") -> Figure:
-    """Plot codes z, ``(N, latent)``, coloured by labels, ``(N,)``; above 2 dimensions, plot the first two PCs."""
+    """Plot codes z, ``(N, latent)``, in the colours of labels, ``(N,)``; above 2 dimensions, plot the first two PCs."""
     finite = z.isfinite().all(1)
     points, names = z[finite].detach().cpu().double(), ["z0", "z1"]
     if points.shape[1] > 2:
@@ -47,10 +47,10 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
 def posteriors(
     guide: Tensor, posterior: Tensor, dims: Sequence[int], exact: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Figure:
-    """Draw the guide and the posterior of one datum: densities of the dimensions ``dims``, and pairs of dimensions.
+    """Plot the guide and the posterior of one datum: a density of each dimension in ``dims``, and pairs of dimensions.
 
-    Draws are of shape ``(K, latent)``. For 2 dimensions of z, ``exact`` has the axes of z0 and z1, ``(steps,)``, and
-    the density ``(steps, steps)``, z0 by z1: contours are drawn around 50%, 90% and 99% of the mass.
+    Samples have shape ``(K, latent)``. For 2 dimensions of z, ``exact`` has the axes of z0 and z1, ``(steps,)``, and
+    the density, ``(steps, steps)``, z0 by z1. Contours of the density enclose 50%, 90% and 99% of the mass.
     """
     from_guide, from_posterior = numbers(guide), numbers(posterior)
     both = np.concatenate([from_guide, from_posterior])
@@ -91,10 +91,10 @@ def posteriors(
 
 @styled
 def columns(x: Tensor, other: Tensor, names: Sequence[str], title: str, pairs: bool = False) -> Figure:
-    """Draw histograms of the columns of data and of a model's draws, both of shape ``(N, columns)``, without NaN.
+    """Plot histograms of the columns of data and of a model's samples, both of shape ``(N, columns)``, without NaN.
 
-    With ``pairs``, row i of both is of one datum, and scatter plots replace the histograms. The columns are sorted by
-    the mean distance of rows, or of sorted values, in units of the data's mean absolute deviation, largest first.
+    With ``pairs``, row i of both belongs to one datum, and scatter plots replace the histograms. The column with the
+    largest mean distance of rows, or else of sorted values, over the data's mean absolute deviation comes first.
     """
     a, b = (table.detach().double() if pairs else table.detach().double().sort(0).values for table in (x, other))
     distance = (a - b).abs().nanmean(0) / (a - a.nanmean(0)).abs().nanmean(0)

@@ -1,4 +1,4 @@
-"""Figures of images."""
+"""Plots of images."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ MISSING = (0.36, 0.48, 0.66)
 
 
 def samples(x: Tensor, title: str = "Samples from the prior") -> Figure:
-    """Draw images in a square, for x of shape ``(N, *event)``."""
+    """Plot images in a square grid, for x of shape ``(N, *event)``."""
     side = int(np.ceil(np.sqrt(len(x))))
     blank = torch.ones(side * side - len(x), *x.shape[1:]).to(x)
     return mosaic(torch.cat([x, blank]).reshape(side, side, *x.shape[1:]), title)
 
 
 def reconstructions(x: Tensor, x_hat: Tensor, title: str = "Originals above, reconstructions below") -> Figure:
-    """Draw a row of images above a row of reconstructions, both of shape ``(N, *event)``."""
+    """Plot a row of images above a row of reconstructions, both of shape ``(N, *event)``."""
     return mosaic(torch.stack([x, x_hat]), title, gap=2)
 
 
 def interpolation(x: Tensor, title: str = "Straight lines in latent space, from image to image") -> Figure:
-    """Draw a row for each pair of images, for x of shape ``(B, steps, *event)``."""
+    """Plot an interpolation in a row for each pair of images, for x of shape ``(B, steps, *event)``."""
     return mosaic(x, title)
 
 
@@ -36,10 +36,10 @@ def manifold(x: Tensor, title: str = "The 2-D latent space, decoded") -> Figure:
 def traversal(
     x: Tensor, span: float = 3.0, order: Sequence[int] | None = None, nats: Sequence[float] | None = None
 ) -> Figure:
-    """Draw a row for each latent dimension, for x of shape ``(latent, steps, *event)``.
+    """Plot a row of images for each latent dimension, for x of shape ``(latent, steps, *event)``.
 
-    The dimension runs from ``-span`` to ``span``, left to right. ``order`` lists the dimensions to draw; None: all.
-    ``nats``, the KL divergence of each dimension, labels its row.
+    Along a row the dimension increases from ``-span`` to ``span``. ``order`` lists the dimensions to plot; None plots
+    all. ``nats``, the KL divergence of each dimension, labels the rows.
     """
     order = range(len(x)) if order is None else order
     figure = mosaic(x[list(order)], f"One latent dimension a row, from -{span:g} to {span:g}")
@@ -55,9 +55,9 @@ def traversal(
 
 
 def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
-    """Draw the ``num`` images with the largest and with the smallest k-hat above their reconstructions.
+    """Plot the ``num`` images with the largest and the ``num`` with the smallest k-hat, above their reconstructions.
 
-    Images and reconstructions are of shape ``(B, *event)``, k-hat of shape ``(B,)``.
+    Images and reconstructions have shape ``(B, *event)``; k-hat has shape ``(B,)``.
     """
     num = min(num, len(x))
     order, (height, width) = k.argsort(descending=True), x.shape[-2:]
@@ -75,7 +75,7 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
 
 
 def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
-    """Plot rows and columns of images, ``gap`` pixels apart, for x of shape ``(rows, columns, *event)``."""
+    """Plot a grid of images, ``gap`` pixels apart, for x of shape ``(rows, columns, *event)``."""
     if x.dim() not in (4, 5):
         got = f"shape {tuple(x.shape)}. Reshape vectors to images first."
         raise ValueError(f"Expected images (rows, columns, [channels,] height, width); got {got}")

@@ -1,4 +1,4 @@
-"""Colours and the style of axes, and tensors as arrays."""
+"""The colours and axes of plots, and conversions of tensors to arrays."""
 
 import numpy as np
 from matplotlib import rc_context
@@ -23,6 +23,6 @@ def numbers(values: Tensor) -> np.ndarray:
 
 
 def finite(values: ArrayLike) -> np.ndarray:
-    """Return values with NaN, which is not drawn, in place of infinite values."""
+    """Return values with NaN in place of infinite values, since matplotlib does not plot NaN."""
     array = np.asarray(values, dtype=float)
     return np.where(np.isfinite(array), array, np.nan)

@@ -1,4 +1,4 @@
-"""Figures of numbers: training curves, comparisons of runs, and diagnostics of a guide."""
+"""Plots of numbers: training curves, comparisons of runs, and diagnostics of a guide."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,12 +52,12 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
 
 @styled
 def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> Figure:
-    """Draw runs side by side, with a row of panels for each group of comparable runs.
+    """Plot runs for comparison, with a row of panels for each group of comparable runs.
 
-    Left: -log p(x), the best run at the top. Middle: the two terms of the ELBO, with lines of equal ELBO. Right: minus
-    the ELBO of the validation data by seconds of training. A group is a title and runs by name. A run has ``nll``, a
-    mean and its standard error; ``reconstruction`` and ``kl``, numbers; ``seconds`` since the start and ``valid``, a
-    number for each epoch, or none.
+    Left: -log p(x), the best run at the top. Middle: the two terms of the ELBO, with lines of equal ELBO. Right: the
+    negative ELBO of the validation data by seconds of training. A group is a title and runs by name. A run has ``nll``
+    (a mean and a standard error), the numbers ``reconstruction`` and ``kl``, and for each epoch ``seconds`` since the
+    start and ``valid``, the negative ELBO. ``seconds`` and ``valid`` may be empty.
     """
     heights = [1.6 + max(1.4, 0.28 * len(runs)) for _, runs in groups]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
@@ -100,10 +100,10 @@ def bounds(
     others: Mapping[str, tuple[float, float]] | None = None,
     title: str = "-log p(x) by importance sampling",
 ) -> Figure:
-    """Draw estimates of -log p(x), mean and standard error over data, by number of particles, in nats per datum.
+    """Plot estimates of -log p(x) in nats by number of particles, with means and standard errors over data.
 
-    ``others`` has other estimates on the same data by name: mean and standard error of the paired difference from the
-    last of ``means``.
+    ``others`` has further estimates on the same data, by name: the mean, and the standard error of the paired
+    difference from the last element of ``means``.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -122,7 +122,7 @@ def bounds(
 
 @styled
 def weights(k: Tensor, ess: Tensor, num_particles: int, images: str = "images") -> Figure:
-    """Draw histograms of k-hat and of the effective sample size, both of shape ``(B,)``."""
+    """Plot histograms of k-hat and of the effective sample size, both of shape ``(B,)``."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = numbers(k)
@@ -149,7 +149,7 @@ def weights(k: Tensor, ess: Tensor, num_particles: int, images: str = "images") 
 def dimensions(
     activity: Tensor, kl: Tensor | None = None, threshold: float = 0.01, names: Sequence[str] | None = None
 ) -> Figure:
-    """Draw the KL in nats and the activity of each latent dimension, largest first.
+    """Plot the KL in nats and the activity of each latent dimension, largest first.
 
     ``activity`` is Var_x(E_q[z_i | x]), of shape ``(latent,)``; a dimension is active above ``threshold``. ``kl`` is
     the mean over x of KL(q(z_i | x) || p(z_i)), of the same shape, or None. The default ``names`` are z0, z1, ....
@@ -174,7 +174,7 @@ def dimensions(
 
 @styled
 def gaps(approximation: Tensor, amortisation: Tensor, images: str = "images") -> Figure:
-    """Draw the approximation and the amortisation gap, log p(x) - ELBO, as a bar for each datum, in nats."""
+    """Plot the gap log p(x) - ELBO in nats as a bar for each datum: the approximation plus the amortisation gap."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.add_subplot()
     order = (approximation + amortisation).argsort(descending=True)
@@ -194,12 +194,12 @@ def gaps(approximation: Tensor, amortisation: Tensor, images: str = "images") ->
 def calibration(
     counts: Tensor, names: Sequence[str], levels: Tensor, coverage: Tensor, num: int, p_values: Tensor, most: int = 7
 ) -> Figure:
-    """Draw histograms of ranks on one scale, and the share of true values within central intervals.
+    """Plot histograms of ranks on one scale, and the share of true values within central intervals.
 
-    At most ``most`` histograms are drawn, in the order of ``names``: those of the least uniform ranks.
+    The figure shows at most ``most`` histograms, for the least uniform ranks, in the order of ``names``.
 
     Args:
-        counts: The number of data in each bin of ranks, of shape ``(bins, quantities)``.
+        counts: The number of data with a rank in each bin, of shape ``(bins, quantities)``.
         names: The name of each quantity.
         levels: The levels of the intervals, of shape ``(levels,)``.
         coverage: The share of the data within the intervals, of shape ``(levels, latent)``.

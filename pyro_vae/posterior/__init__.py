@@ -1,6 +1,6 @@
-"""Checks of a posterior: ArviZ, NUTS, refined guides, simulation-based calibration, and the sleep phase.
+"""Checks of the approximate posterior: ArviZ, NUTS, refined guides, simulation-based calibration, the sleep phase.
 
-``program``, ``data``, ``seed`` and ``progress`` are as in :mod:`pyro_vae.evaluate`.
+The arguments ``program``, ``data``, ``seed`` and ``progress`` are as in :mod:`pyro_vae.evaluate`.
 """
 
 from pyro_vae.posterior.arviz import to_arviz

@@ -1,4 +1,4 @@
-r"""Conversion of a program at data to ArviZ's container, for its tables and figures."""
+r"""Conversion of a program at data to ArviZ's container, for ArviZ's tables and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ def to_arviz(
 ) -> Any:
     r"""Convert a program at data to ``arviz.InferenceData``, or with ArviZ 1.x to ``xarray.DataTree``.
 
-    Each site is a variable under its name; *site* stands for the dimensions of one draw of one datum.
+    Each site is a variable with the site's name; *site* stands for the dimensions of one draw for one datum.
 
     ===================== ============== ======================================================================
     group                 variables      dimensions
@@ -55,23 +55,23 @@ def to_arviz(
     ===================== ============== ======================================================================
 
     A site's dimensions are ``{site}_dim_0`` and so on. A single latent site has the dimension ``latent``. A single
-    observed site without covariates has ``(channel, row, column)``, ``(row, column)`` or ``(feature,)``; with another
-    rank, ``feature_0`` and so on. Discrete sites that the guide draws are integers. Classes in the model alone are
-    summed out of all densities; a predictive draw has classes from their exact posterior.
+    observed site without covariates has ``(channel, row, column)``, ``(row, column)`` or ``(feature,)``, or for other
+    ranks ``feature_0`` and so on. Discrete sites that the guide draws are integers. Classes in the model alone are
+    summed out of all densities; a predictive draw uses classes from the exact posterior of the classes.
 
-    For each datum and from the prior there are ``draws`` of latent sites and, given the first ``predictive_draws`` of
-    them, draws of observed sites in float32; all are held in memory. ``index`` names the data; ``latent_names`` names
-    the elements of the only latent site, or of sites in a dictionary; None means numbers from 0.
+    The number of draws of latent sites is ``draws``, for each datum and for the prior. The first ``predictive_draws``
+    draws also give draws of observed sites, in float32. All draws stay in memory. ``index`` names the data.
+    ``latent_names`` names the elements of the only latent site, or of sites by a dictionary; None means numbers from 0.
 
-    With ``resample``, ``draws`` of ``draws * num_particles`` draws of the guide for each datum are taken with
-    replacement in proportion to their weights. As ``num_particles`` grows they become draws of p(z | x), unless
-    ``pareto_k`` is above 0.7. With ``proposal="adapted"`` the pool comes from that proposal of
+    With ``resample``, a pool of ``draws * num_particles`` draws of the guide is resampled for each datum, with
+    replacement and in proportion to the weights. The resampled draws converge to p(z | x) as ``num_particles`` grows,
+    unless ``pareto_k`` is above 0.7. With ``proposal="adapted"``, the pool comes from the adapted proposal of
     :func:`pyro_vae.evaluate.log_weights`.
 
     Note:
-        There is one chain of independent draws, so ArviZ's effective sample size says nothing about the guide.
-        ``pareto_k`` does: above 0.7 the guide misses a part of the posterior. ``az.loo`` is here a harmonic mean over
-        draws that depend on x, and its variance may be infinite: use :func:`pyro_vae.evaluate.nll`.
+        The draws are one chain of independent draws, so ArviZ's effective sample size does not measure the guide. Use
+        ``pareto_k``: above 0.7 the guide misses a part of the posterior. ``az.loo`` is here a harmonic mean over draws
+        that depend on x and may have infinite variance: use :func:`pyro_vae.evaluate.nll`.
 
     References:
         - Using the SIR Algorithm to Simulate Posterior Distributions (Rubin, 1988).
@@ -80,7 +80,7 @@ def to_arviz(
 
     Raises:
         ValueError: If data do not fit the program, there are no particles or fewer than 25 draws, log-weights are not
-            finite, or names are too few, too many, equal, or for a site that is no vector.
+            finite, the number of names is wrong, names repeat, or a site with names is not a vector.
 
     Example:
         >>> from pyro_vae import VAE
@@ -129,7 +129,7 @@ def to_arviz(
 
 
 def _covariates(posterior: Posterior) -> Variables:
-    """Return the arguments that no observed site shows; all arguments if the observed sites cannot be matched."""
+    """Return the covariates; return all arguments if the arguments of the observed sites cannot be found."""
     columns = dict(zip(argument_names(posterior.program), posterior.data, strict=False))
     try:
         names = covariate_names(posterior)
@@ -142,7 +142,7 @@ def _covariates(posterior: Posterior) -> Variables:
 def _in_parts(
     posterior: Posterior, bounds: tuple[int, int], num: int, run: Callable[[Posterior, int, Draws], Any], draws: Draws
 ) -> Any:
-    """Call ``run`` for ``num`` draws of all data, in parts within bounds, with the parts of ``draws``."""
+    """Call ``run`` for ``num`` draws of all data, in parts up to ``bounds``, with matching parts of ``draws``."""
     columns, start = [], 0
     for rows in batches(posterior, bounds[0]):
         size, parts = max(1, bounds[1] // len(rows)), []
@@ -162,7 +162,7 @@ def _cat(parts: list[Any], dim: int) -> Any:
 def _posterior(
     posterior: Posterior, bounds: tuple[int, int], draws: int, num_particles: int, proposal: Proposal
 ) -> tuple[Draws, Draws]:
-    """Return draws for each datum and their densities, resampled from a pool if there are particles."""
+    """Return draws for each datum and the log-densities; resample draws from a pool if ``num_particles`` is not 0."""
     pool, parts = draws * (num_particles or 1), []
     numbers = sum(shape.numel() for shape in posterior.structure.shapes.values()) + 4  # of one draw
     for rows in batches(posterior, max(1, min(bounds[0], POOL // (pool * numbers)))):
@@ -205,14 +205,14 @@ def _log_likelihood(posterior: Posterior, num: int, draws: Draws) -> Draws:
 
 
 def _predictive(posterior: Posterior, num: int, draws: Draws) -> Draws:
-    """Draw the observed sites at draws of the latent ones, in float32 on the CPU."""
+    """Draw the observed sites given draws of the latent sites, in float32 on the CPU."""
     sites = posterior.simulate(num, posterior.complete(num, draws))
     x = {name: sites[name].cpu() for name in posterior.structure.observed}
     return {name: value.float() if value.is_floating_point() else value for name, value in x.items()}
 
 
 def _observed(posterior: Posterior, *_: Any) -> Draws:
-    """Return the observed sites, NaN where missing, in the layout of one draw."""
+    """Return the values of the observed sites, NaN where missing, in the layout of one draw."""
     with pyro.validation_enabled(False):
         trace = poutine.trace(posterior.program.model).get_trace(*posterior.data)
     x = {}

@@ -1,4 +1,4 @@
-r"""Simulation-based calibration of a guide, on data of the model, whose true z is known."""
+r"""Simulation-based calibration of a guide, on data from the model with known true z."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ TIED = 1e-5  # relative difference of log-densities that are equal up to roundin
 class Calibration:
     """Ranks of the true z among ``draws`` of the guide for each datum.
 
-    ``ranks``, from 0 to ``draws``, have shape ``(num, latent + 1)``; the last column is of log p(x, z). ``names`` are
-    the names of the columns, as ``z[3]``.
+    ``ranks``, from 0 to ``draws``, have shape ``(num, latent + 1)``; the last column has the ranks of log p(x, z).
+    ``names`` are the names of the columns, such as ``z[3]``.
     """
 
     ranks: Tensor
@@ -31,7 +31,7 @@ class Calibration:
 
     @property
     def bins(self) -> int:
-        """The number of bins, 2 to 20, with at least 10 data expected in each and, if possible, equally many ranks."""
+        """The number of bins, from 2 to 20: at least 10 expected data and, if possible, equally many ranks per bin."""
         size = self.draws + 1
         most = max((n for n in range(2, min(20, size) + 1) if len(self.ranks) * (size // n) >= 10 * size), default=2)
         return max((n for n in range(most // 2 + 1, most + 1) if size % n == 0), default=most)
@@ -44,7 +44,7 @@ class Calibration:
 
     @property
     def p_values(self) -> Tensor:
-        """The p-values of uniform ranks, by the chi-squared test of :attr:`counts`, of shape ``(latent + 1,)``."""
+        """The p-values of a chi-squared test for uniform ranks, from :attr:`counts`, of shape ``(latent + 1,)``."""
         ranks = torch.arange(self.draws + 1).to(self.ranks)
         shares = torch.bincount(ranks * self.bins // (self.draws + 1)).double() / (self.draws + 1)
         expected = len(self.ranks) * shares.unsqueeze(1)
@@ -52,11 +52,11 @@ class Calibration:
         return torch.special.gammaincc(torch.full_like(statistic, (self.bins - 1) / 2), statistic / 2)
 
     def coverage(self, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> Tensor:
-        """Return the share of true z in the guide's central intervals, ``(levels, latent)``; ideally the level."""
+        """Return the share of true z in the guide's central intervals, ``(levels, latent)``; the level is ideal."""
         return torch.stack([self.covers(level).double().mean(0) for level in levels])
 
     def covers(self, level: float) -> Tensor:
-        """Return whether the guide's central interval of a level contains the true z, of shape ``(num, latent)``."""
+        """Return whether the guide's central interval contains the true z, of shape ``(num, latent)``."""
         return ((self.ranks[:, :-1] + 0.5) / (self.draws + 1) - 0.5).abs() < level / 2
 
     def figure(self) -> Figure:
@@ -75,13 +75,13 @@ def sbc(
         r = \#\{s : z_s < z^*\}
 
     If q were the posterior, r would be uniform on 0 to S in each dimension. Ranks crowd at both ends if the guide is
-    too narrow, in the middle if it is too wide, and at one end if it is biased. A guide that ignores x and returns the
-    prior passes in each dimension, but not in the last column, the ranks of log p(x, z).
+    too narrow, in the middle if the guide is too wide, and at one end if the guide is biased. A guide that ignores x
+    and returns the prior passes in each dimension, but fails in the last column, the ranks of log p(x, z).
 
-    Ranks are of each unconstrained coordinate of the continuous sites and of each element of the discrete ones. Equal
-    draws, and all draws of a masked element, are in random order. S is ``draws``. ``num`` data are drawn, 1000 for
-    None, with the shapes and covariates of ``data``, whose rows are taken in turn. A program with a method ``blank``,
-    such as a VAE, needs no data; a number in their place is ``num``.
+    Each unconstrained coordinate of the continuous sites and each element of the discrete sites has a rank. Ties, and
+    draws of masked elements, are ranked at random. S is ``draws``. The model simulates ``num`` data, 1000 for None,
+    with the shapes and covariates of ``data``; the rows of ``data`` are used in turn. A program with a method
+    ``blank``, such as a VAE, needs no ``data``; a number as ``data`` sets ``num``.
 
     References:
         - Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et al., 2018),
@@ -93,7 +93,7 @@ def sbc(
         ValueError: If there are fewer than 20 data, or no draws.
 
     See Also:
-        :func:`compare` for given data; this check averages over data of the model.
+        :func:`compare` checks the guide on given data; :func:`sbc` averages over data from the model.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -120,7 +120,7 @@ def sbc(
 
 
 def _ranks(rows: Posterior, num: int) -> tuple[Tensor, list[str]]:
-    """Replace rows by simulated data; return ranks, of shape ``(B, columns)``, and the names of the columns."""
+    """Return ranks for simulated data in place of ``rows``, of shape ``(B, columns)``, and the columns' names."""
     truth = rows.simulate(1)
     posterior = rows.at(truth)
     draws = {name: torch.cat([truth[name], value]) for name, value in posterior.propose(num)[0].items()}
@@ -143,7 +143,7 @@ def _ranks(rows: Posterior, num: int) -> tuple[Tensor, list[str]]:
 
 
 def _rank_of_first(values: Tensor, tolerance: Tensor) -> Tensor:
-    """Return the rank of the first value among the rest, with ties broken at random."""
+    """Return the rank of the first value among the remaining values; ties are broken at random."""
     ordered, order = values.sort(0)
     steps = (ordered.diff(dim=0) > tolerance).long().cumsum(0)
     places = torch.zeros_like(order).scatter(0, order, torch.cat([torch.zeros_like(steps[:1]), steps]))

@@ -1,4 +1,4 @@
-r"""The guide beside the true posterior of each datum: by NUTS, and on a grid for 2-D codes."""
+r"""Comparison of the guide with the true posterior of each datum, by NUTS or on a grid for 2-D codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST = 12  # grids in all
 
 
 class Moments(NamedTuple):
-    """Moments of draws: ``mean`` and ``stddev``, ``(B, latent)``; ``correlation``, ``(B, latent, latent)``."""
+    """Moments: ``mean`` and ``stddev`` of shape ``(B, latent)``, ``correlation`` of shape ``(B, latent, latent)``."""
 
     mean: Tensor
     stddev: Tensor
@@ -46,8 +46,8 @@ class Moments(NamedTuple):
 class Comparison:
     """Draws of NUTS and of the guide for the same data; ``print`` shows a table with a line for each datum.
 
-    ``chains`` are the draws of NUTS; ``z``, of shape ``(draws, B, latent)``, those of the guide, with ``pareto_k``,
-    ``(B,)``, of their weights; ``exact`` is the density on a grid for 2-D codes.
+    ``chains`` holds the draws of NUTS. ``z`` holds the draws of the guide, of shape ``(draws, B, latent)``.
+    ``pareto_k`` has shape ``(B,)`` and describes the guide's weights. ``exact`` is the density on a grid for 2-D codes.
     """
 
     chains: Chains
@@ -67,12 +67,12 @@ class Comparison:
 
     @property
     def shift(self) -> Tensor:
-        """The error of the guide's mean in standard deviations of the posterior, of shape ``(B, latent)``."""
+        """The error of the guide's mean, in posterior standard deviations, of shape ``(B, latent)``."""
         return (self.guide.mean - self.nuts.mean) / self.nuts.stddev
 
     @property
     def spread(self) -> Tensor:
-        """The guide's standard deviation over the posterior's, ``(B, latent)``; below 1 the guide is too narrow."""
+        """The guide's standard deviation divided by the posterior's, ``(B, latent)``; below 1 means too narrow."""
         return self.guide.stddev / self.nuts.stddev
 
     def __str__(self) -> str:
@@ -95,8 +95,8 @@ class Comparison:
     def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
         """Plot the guide and the posterior of one datum, for each dimension and each pair of dimensions.
 
-        They lie over the exact density if it is known. ``dims`` selects the dimensions; None selects up to four, with
-        the strongest correlations.
+        The plot includes the exact density if known. ``dims`` selects the dimensions; None selects up to four
+        dimensions with the strongest correlations.
         """
         if dims is None:
             strength = (self.nuts.correlation[datum] - torch.eye(self.z.shape[2]).to(self.z)).abs().amax(0)
@@ -114,17 +114,17 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    r"""Compare the guide with the true posterior under the decoder by NUTS: means, spreads and correlations.
+    r"""Compare means, spreads and correlations of the guide and of the true posterior, drawn by NUTS.
 
-    The best diagonal guide of a correlated posterior is too narrow in each dimension: of a Gaussian posterior its
-    variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`. The guide has as many draws as all chains. ``chains``
-    may also be the result of :func:`nuts` for the same data; arguments are as there.
+    The best diagonal guide of a correlated posterior is too narrow in each dimension. For a Gaussian posterior, the
+    guide's variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`. The guide has as many draws as all chains
+    together. Arguments are as for :func:`nuts`; ``chains`` may also be a result of :func:`nuts` for the same data.
 
     References:
         Pattern Recognition and Machine Learning (Bishop, 2006), section 10.1.2, for the best diagonal guide.
 
     Raises:
-        ValueError: As for :func:`nuts`; or if the chains are of other data.
+        ValueError: As for :func:`nuts`, or if ``chains`` comes from different data.
 
     See Also:
         :func:`sbc` checks the guide without NUTS; :func:`gaps` measures the inference gap in nats.
@@ -152,7 +152,7 @@ def compare(
 
 
 class Grid(NamedTuple):
-    """Axes ``(B, steps)``, the posterior density ``(B, steps, steps)``, z0 by z1, and log p(x), ``(B,)``, in nats."""
+    """Axes ``(B, steps)``, posterior density ``(B, steps, steps)`` by z0 and z1, and log p(x) ``(B,)`` in nats."""
 
     z0: Tensor
     z1: Tensor
@@ -161,15 +161,15 @@ class Grid(NamedTuple):
 
 
 def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
-    r"""Compute the true posterior of 2-D codes and log p(x) on a grid, exact to many digits.
+    r"""Compute the true posterior of 2-D codes and log p(x) on a grid, accurate to many digits.
 
     .. math:: p(z \mid x) = \frac{p(z) \, p(x \mid z)}{p(x)}, \qquad p(x) = \int p(z) \, p(x \mid z) \, dz
 
-    The first grid covers 7 standard deviations of the prior. It is widened until the density at its edges is 18 nats
-    below the peak; finer grids then cover the region above. Each axis has ``steps`` points; classes are summed out.
+    The first grid covers 7 standard deviations of the prior. The grid grows until the density at the edges is 18 nats
+    below the peak; finer grids then cover the dense region. Each axis has ``steps`` points. Classes are summed out.
 
     Raises:
-        ValueError: If z is not all real 2-D vectors, there are fewer than 20 steps, or no grid is wide enough.
+        ValueError: If the support of z is not the real plane, ``steps`` is below 20, or no grid is wide enough.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -189,7 +189,7 @@ def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
             return posterior.log_joint(posterior.constrain(u)[0], proper=True)
 
         def log_joint(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-            """Return axes ``(2, B, steps)`` and log p(x, z), ``(B, steps, steps)``, between corners ``(2, B)``."""
+            """Return axes ``(2, B, steps)`` between corners ``(2, B)``, and log p(x, z) ``(B, steps, steps)``."""
             axes = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * torch.linspace(0, 1, steps).to(low)
             z = torch.stack(torch.broadcast_tensors(axes[0].unsqueeze(-1), axes[1].unsqueeze(-2)), -1)
             points = z.flatten(1, 2).movedim(1, 0)  # points, B, 2
@@ -222,6 +222,6 @@ def grid(program: Any, data: Any, steps: int = 200, seed: int = 0) -> Grid:
 
 
 def _is_real_2d(posterior: Posterior) -> bool:
-    """Return whether the continuous sites have 2 dimensions and all real numbers as support."""
+    """Return whether the continuous sites have 2 dimensions in all, with the real numbers as support."""
     supports = (posterior.structure.supports[name] for name in posterior.structure.continuous)
     return len(posterior.names) == 2 and all(of_element(support) is constraints.real for support in supports)

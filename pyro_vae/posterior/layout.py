@@ -1,4 +1,4 @@
-"""Variables of ArviZ's container from values of sites: dimensions, coordinates and groups."""
+"""Dimensions, coordinates and groups of ArviZ's container for the values of sites."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Variables = Mapping[str, tuple[Sequence[str], Tensor]]  # name -> dimensions, va
 
 
 class Layout:
-    """The dimensions of each site's variable, for a program at data, with or without covariates."""
+    """The dimensions of each site's variable in ArviZ's container, for a program at data."""
 
     def __init__(self, posterior: Posterior, covariates: bool) -> None:
         sites, observed = posterior.structure.shapes, posterior.structure.observed
@@ -28,7 +28,7 @@ class Layout:
         self.event = next(iter(observed)) if self.single and len(observed) == 1 and not covariates else None
 
     def __call__(self, values: Draws, lead: tuple[str, ...]) -> Variables:
-        """Return the variables of values ``(K, B, *rest)``, with leading dimensions ``lead``."""
+        """Return a variable for each site's values ``(K, B, *rest)``, with leading dimensions ``lead``."""
         variables = {}
         for name, value in values.items():
             shape = self._shape(value.shape[2:])
@@ -38,7 +38,7 @@ class Layout:
         return variables
 
     def coords(self, names: Sequence[str] | Mapping[str, Sequence[str]] | None) -> dict[str, np.ndarray]:
-        """Return coordinates from the names of the elements of the only latent site, or of sites by name."""
+        """Return coordinates from element names: a list for the only latent site, or a dictionary of lists by site."""
         if names is None:
             return {}
         by_site = names if isinstance(names, Mapping) else dict.fromkeys(self.shapes, names)
@@ -63,7 +63,7 @@ class Layout:
 
 
 def names_of(argument: str, values: Sequence[Any] | Tensor | None, size: int) -> np.ndarray:
-    """Return the coordinate of a dimension: names, or for None numbers from 0."""
+    """Return the coordinate of a dimension: the names in ``values``, or numbers from 0 if ``values`` is None."""
     names = np.arange(size) if values is None else np.asarray(values.cpu() if isinstance(values, Tensor) else values)
     different = len(set(names.ravel().tolist()))
     if names.shape != (size,) or different < size:
@@ -74,7 +74,7 @@ def names_of(argument: str, values: Sequence[Any] | Tensor | None, size: int) ->
 
 
 def container(groups: Mapping[str, Variables], coords: Mapping[str, np.ndarray]) -> Any:
-    """Return ArviZ 0.x's ``InferenceData`` or 1.x's ``DataTree``; ``from_dict`` needs one shape for a name."""
+    """Return ArviZ's container of the groups: ``InferenceData`` with ArviZ 0.x, ``DataTree`` with ArviZ 1.x."""
     with warnings.catch_warnings():
         # ArviZ 0.23 announces 1.x once a day.
         warnings.filterwarnings("ignore", "\nArviZ is undergoing a major refactor", FutureWarning)

@@ -1,4 +1,4 @@
-r"""Guides refined for each datum, and the two parts of the inference gap: approximation and amortisation."""
+r"""Guides refined for each datum, and the two parts of the inference gap: approximation and amortisation gap."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from pyro_vae.train.optimizers import Adam
 
 
 class Gaps(NamedTuple):
-    r"""log p(x), the ELBO of the refined guide and the ELBO of the encoder, per datum, ``(B,)``, in nats."""
+    r"""log p(x), the ELBO of the refined guide and the ELBO of the encoder per datum, each ``(B,)``, in nats."""
 
     log_p: Tensor
     refined: Tensor
@@ -26,17 +26,17 @@ class Gaps(NamedTuple):
 
     @property
     def approximation(self) -> Tensor:
-        r"""The approximation gap, :math:`\log p(x) - \mathcal{L}[q^*]`, smaller for a richer guide family."""
+        r"""The approximation gap :math:`\log p(x) - \mathcal{L}[q^*]`. A richer guide family makes the gap smaller."""
         return self.log_p - self.refined
 
     @property
     def amortisation(self) -> Tensor:
-        r"""The amortisation gap :math:`\mathcal{L}[q^*] - \mathcal{L}[q]`, smaller for a better encoder."""
+        r"""The amortisation gap :math:`\mathcal{L}[q^*] - \mathcal{L}[q]`. A better encoder makes the gap smaller."""
         return self.refined - self.elbo
 
 
 class PerDatumParameters(nn.Module):
-    """A network that holds parameters for each of the data x, of shape ``(B, params, *event)``, and refuses other x."""
+    """A network with free parameters ``(B, params, *event)`` for the data x. The network accepts no other x."""
 
     def __init__(self, phi: Tensor, x: Tensor) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class PerDatumParameters(nn.Module):
         self.rows = {key: i for i, key in enumerate(_keys(x))}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the parameters of some of the data, in the order of x."""
+        """Return the parameters for the rows of x, in the order of x."""
         try:
             rows = [self.rows[key] for key in _keys(x)]
         except KeyError:
@@ -67,10 +67,10 @@ def refine(
 ) -> VAE:
     r"""Refine the guide for each datum within its family: :math:`q^* = \arg\max_q \mathcal{L}[q](x)`.
 
-    The answer is a VAE with the same prior and decoder, and a guide for these data alone. x has shape ``(B, *event)``,
-    NaN where it is missing. Adam starts at the encoder's parameters and maximises the ELBO of ``num_particles`` draws
-    for ``steps`` by sticking-the-landing gradients, with a rate that falls along a cosine from ``lr``, in units of the
-    family's parameters. The guide is the average over the second half of the steps.
+    The result is a VAE with the same prior and decoder, and a guide for these data alone. x has shape ``(B, *event)``;
+    missing elements are NaN. Adam starts at the encoder's parameters and maximises the ELBO of ``num_particles`` draws
+    for ``steps`` steps, with sticking-the-landing gradients. The learning rate starts at ``lr``, in units of the
+    family's parameters, and decays as a cosine. The guide's parameters are averages over the second half of the steps.
 
     References:
         - Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018),
@@ -78,8 +78,8 @@ def refine(
         - Sticking the Landing (Roeder, Wu and Duvenaud, 2017), https://arxiv.org/abs/1703.09194.
 
     Raises:
-        ValueError: If the encoder is no :class:`pyro_vae.conditional.Conditional`, as from ``VAE.build``, or a number
-            is not positive.
+        ValueError: If the encoder is not a :class:`pyro_vae.conditional.Conditional`, as ``VAE.build`` creates, or a
+            number is not positive.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -137,16 +137,16 @@ def gaps(
     seed: int | None = None,
     progress: bool = False,
 ) -> Gaps:
-    r"""Split the inference gap, log p(x) minus the ELBO, into approximation and amortisation gap, per datum in nats.
+    r"""Split the inference gap, log p(x) minus the ELBO, into approximation and amortisation gaps, in nats per datum.
 
     .. math:: \log p(x) - \mathcal{L}[q] = \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation}}
         + \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortisation}}
 
-    :math:`q^*` is the guide of :func:`refine` after ``steps``: if it has not converged, the amortisation gap is too
-    small. log p(x) is for each datum the larger of two lower bounds: importance sampling from :math:`q^*`, with
-    ``num_particles`` draws as for each ELBO; and ``log_p``, of shape ``(B,)``, or for None annealed importance sampling
-    (:func:`pyro_vae.ais.ais`) from :math:`q^*` with 16 chains, unless ``temperatures`` is 0. Errors are as for these
-    functions.
+    :math:`q^*` is the guide of :func:`refine` after ``steps`` steps; without convergence the amortisation gap is too
+    small. log p(x) is the larger of two lower bounds for each datum. The first bound is importance sampling from
+    :math:`q^*`; like each ELBO, the bound uses ``num_particles`` draws. The second bound is ``log_p``, of shape
+    ``(B,)``; for None, :func:`pyro_vae.ais.ais` computes the second bound from :math:`q^*` with 16 chains, unless
+    ``temperatures`` is 0. Errors are as for :func:`refine` and :func:`pyro_vae.ais.ais`.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian

@@ -23,9 +23,9 @@ AGREE = 1.05  # R-hat above which chains disagree
 
 @dataclass(frozen=True, eq=False)
 class Chains:
-    """Markov chain draws of p(z | x): ``draws`` by site, each of shape ``(chains, draws, B, *rest)``.
+    """Markov chain draws of p(z | x): ``draws`` maps each site to ``(chains, draws, B, *rest)``.
 
-    ``z`` has all continuous sites one after another, of shape ``(chains, draws, B, latent)``.
+    ``z`` concatenates all continuous sites and has shape ``(chains, draws, B, latent)``.
     """
 
     z: Tensor
@@ -44,7 +44,7 @@ class Chains:
 
     @property
     def r_hat(self) -> Tensor:
-        """Split R-hat, of shape ``(B, latent)``, the spread of all chains over that of half chains; 1 on agreement.
+        """Split R-hat ``(B, latent)``, the spread over all chains divided by the spread within half chains; 1 is ideal.
 
         References:
             Inference from Iterative Simulation Using Multiple Sequences (Gelman and Rubin, 1992),
@@ -54,12 +54,12 @@ class Chains:
 
     @property
     def ess(self) -> Tensor:
-        """The number of independent draws that give means as exact, of shape ``(B, latent)``."""
+        """The effective sample size for the posterior mean, of shape ``(B, latent)``."""
         return effective_sample_size(self.z, chain_dim=0, sample_dim=1)
 
 
 def flat(posterior: Posterior, draws: Draws) -> Tensor:
-    """Return the continuous sites one after another, of shape ``(K, B, latent)``."""
+    """Concatenate the draws of the continuous sites to shape ``(K, B, latent)``."""
     return torch.cat([columns(draws[name]) for name in posterior.structure.continuous], -1)
 
 
@@ -78,14 +78,14 @@ def nuts(
     seed: int = 0,
     progress: bool = False,
 ) -> Chains:
-    r"""Draw from the true posterior of some data under the decoder by the No-U-Turn Sampler.
+    r"""Draw from the true posterior under the decoder for given data, by the No-U-Turn Sampler.
 
     .. math:: p(z \mid x) \propto p(z) \, p(x \mid z)
 
-    Each chain takes ``warmup`` steps, which adapt its step size and mass matrix, then ``draws``. A warning tells where
-    chains disagree. Chains start at draws of the ``prior``, so that separate modes show up as disagreement, or of the
-    ``guide``. They move in unconstrained coordinates of the continuous sites, with classes summed out. All data share
-    one chain: one digit takes seconds, a hundred take minutes.
+    Each chain adapts the step size and the mass matrix for ``warmup`` steps and then takes ``draws`` steps. A warning
+    reports disagreement between chains. Chains start at draws of the ``prior``, so that chains in separate modes
+    disagree, or at draws of the ``guide``. Chains move in unconstrained coordinates of the continuous sites; classes
+    are summed out. Each chain moves all data together: one digit takes seconds, a hundred digits take minutes.
 
     References:
         The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://arxiv.org/abs/1111.4246.
@@ -94,7 +94,7 @@ def nuts(
         ValueError: If a number is too small (R-hat needs at least 4 draws), or no site is continuous.
 
     See Also:
-        :func:`compare` sets these draws beside the guide's; :func:`grid` computes 2-D posteriors exactly.
+        :func:`compare` compares these draws with the guide; :func:`grid` computes 2-D posteriors on a grid.
 
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
@@ -141,7 +141,7 @@ def nuts(
 
 
 def _potential(posterior: Posterior) -> Callable[[Draws], Tensor]:
-    """Return a function of u, ``(B, D)``, with value -log p(x, u) in all; a graph computes value and gradient."""
+    """Return a function that sums -log p(x, u) over the data, for u ``(B, D)``; value and gradient run as a graph."""
 
     def outputs(u: Tensor) -> Outputs:
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""A program is a model and a guide; a posterior is a program at data, which every evaluation reads."""
+"""Programs and posteriors: a program is a model and a guide; a posterior is a program together with data."""
 
 from pyro_vae.program.checks import argument_names, arguments, check_methods, reference_tensor
 from pyro_vae.program.posterior import Posterior, drawn_posterior, posterior_of

@@ -31,20 +31,20 @@ def argument_names(program: Any) -> dict[str, bool]:
 
 
 def reference_tensor(program: Any) -> Tensor:
-    """Return a tensor of a program, whose dtype and device are those that its data need."""
+    """Return a tensor of a program; the data need the dtype and device of this tensor."""
     tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules_of(program))
     store = (value for _, value in pyro.get_param_store().named_parameters())
     return next(chain((tensor for tensor in tensors if tensor.is_floating_point()), store), torch.zeros(()))
 
 
 def arguments(program: Any, data: Any) -> tuple[Tensor, ...]:
-    """Return data, a tensor, a tuple or a dictionary, as a program's arguments on its device, floats in its dtype.
+    """Convert a tensor, a tuple or a dictionary to a program's arguments, on the program's device.
 
-    Whole numbers and booleans keep their dtype, since they may be labels, lengths or masks. But x, the first argument
-    of a program with a method ``check_data``, such as a VAE, becomes floats.
+    Floats get the program's dtype. Integers and booleans keep their dtype: they may be labels, lengths or masks. But x,
+    the first argument, becomes floats if the program has a method ``check_data``, as a VAE has.
 
     Raises:
-        ValueError: If an argument is missing, unknown or complex, or their numbers of rows differ or are 0.
+        ValueError: If an argument is missing, unknown, complex or without rows, or the numbers of rows differ.
     """
     names = argument_names(program)
     if isinstance(data, Mapping):
@@ -84,7 +84,7 @@ def check_methods(program: Any) -> None:
 
 @torch.no_grad()
 def check_rows(posterior: Any) -> None:
-    """Refuse a program whose density of a row changes with the other rows, as under batch normalisation."""
+    """Refuse a program if the density of a row depends on the other rows, as under batch normalisation."""
     outside = posterior.structure.outside
     given = {name: value if value.shape == outside[name][0] else value[0] for name, value in posterior.given.items()}
     few = replace(posterior[:FEW], given=given)  # one of several draws, the same for all runs
@@ -110,7 +110,7 @@ def check_rows(posterior: Any) -> None:
 
 @torch.no_grad()
 def check_supports(posterior: Any) -> None:
-    """Refuse rows outside the support of their distribution, as :func:`pyro_vae.traces.sites.check_support` does."""
+    """Refuse rows outside a distribution's support, as :func:`pyro_vae.traces.sites.check_support` does."""
     if all(of_element(support) is real for support in posterior.structure.observed_supports.values()):
         return
     row_size = sum(column[0].numel() for column in posterior.data)
@@ -123,10 +123,10 @@ def check_supports(posterior: Any) -> None:
 
 @torch.no_grad()
 def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
-    """Return for each observed site the argument that it shows, and the places of its elements in a row of that.
+    """Return an argument and element indices for each observed site: the site's value is these elements of a row.
 
-    The model runs with numbered elements: a site that shows element 7 has the number 7. Refuse a site that shows no
-    elements of one argument, or changes them.
+    The model runs with numbered elements: a site with element 7 of the argument has the value 7. A site must show
+    unchanged elements of one argument; the function refuses every other site.
     """
     row, shown = posterior[:1], {}
     names = [*argument_names(posterior.program)]
@@ -162,7 +162,7 @@ def sources(posterior: Any) -> dict[str, tuple[int, Tensor]]:
 
 @torch.no_grad()
 def check_drawn(old: Any, new: Any, draws: Draws) -> None:
-    """Refuse a program whose densities of drawn values change with the argument that these values replace."""
+    """Refuse a program if the densities of fixed draws change when the draws replace the arguments."""
     values = {name: draws[name] for name in (*old.structure.supports, *old.structure.observed)}
     with fork_rng(old.data[0].device), suppress(NotImplementedError):
         runs = [old.runner.trace(poutine.uncondition(old.program.model), 1, values) for _ in range(2)]
@@ -178,7 +178,7 @@ def check_drawn(old: Any, new: Any, draws: Draws) -> None:
 
 
 def _observed(posterior: Any, data: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Return the value of each observed site of one row, flat."""
+    """Return the flattened value of each observed site for one row."""
     with fork_rng(posterior.data[0].device), pyro.validation_enabled(False), poutine.block():
         trace = poutine.trace(posterior.program.model).get_trace(*data)
     return {name: trace.nodes[name]["value"].reshape(-1) for name in posterior.structure.observed}

@@ -1,4 +1,4 @@
-r"""A program at data: the density of the latent sites and the guide, datum by datum, for any Pyro program."""
+r"""The posterior of any Pyro program at data: the densities of the model and the guide for each datum."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pyro_vae.traces.weights import log_weights
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    r"""The unnormalised posterior p(z, x) and the guide q(z | x) of a program, for each row of some data.
+    r"""The unnormalised posterior p(z, x) and the guide q(z | x) of a program, for each row of the data.
 
     A datum is one element of the plate around all sites: row b of every argument. Draws are dictionaries from a site's
-    name to values of shape ``(K, B, *rest)``: K draws, B data, and one draw of one datum, with plates inside the datum
-    first. Densities are in nats, masked and unscaled, of shape ``(K, B)``; discrete sites that are not among the draws
-    are summed out exactly. ``posterior[rows]`` selects data, ``len(posterior)`` is B.
+    name to values of shape ``(K, B, *rest)``, for K draws and B data. ``rest`` is the shape of one draw of one datum,
+    with plates inside the datum first. Densities are in nats, masked and unscaled, of shape ``(K, B)``. Densities
+    sum exactly over discrete sites without draws. ``posterior[rows]`` selects data, ``len(posterior)`` is B.
 
-    Build one with :meth:`of`. Methods run the program in its current mode and draw from torch's generator; inside
-    ``pyro_vae.seeds.eval_mode`` they leave both unchanged.
+    :meth:`of` builds a posterior. Methods use the program's current mode and torch's generator; inside
+    ``pyro_vae.seeds.eval_mode`` methods leave the mode and the generator unchanged.
 
     Example:
         >>> from pyro_vae import VAE
@@ -51,14 +51,14 @@ class Posterior:
 
     @classmethod
     def of(cls, program: Any, *data: Tensor, given: Draws | None = None) -> Posterior:
-        """Return the posterior of a program at its arguments ``data``, each with the data along the first dimension.
+        """Return the posterior of a program at its arguments ``data``; the first dimension of each indexes the data.
 
-        ``given`` are values of the latent sites outside the data's plate: one, or several draws, of which each particle
-        takes one at random.
+        ``given`` has values of the latent sites outside the data's plate. A site has one value or several draws; each
+        particle takes one of several draws at random.
 
         Raises:
-            ValueError: If there is no density per datum: a latent site outside the data's plate is not in ``given``, a
-                plate has other rows, or the density of a row depends on other rows.
+            ValueError: If a datum has no density: a latent site outside the data's plate is not in ``given``, a
+                plate has other rows than the data, or the density of a row depends on other rows.
         """
         rows = arguments(program, data)
         if check := getattr(program, "check_data", None):
@@ -98,19 +98,19 @@ class Posterior:
         return self.runner.values_of(trace, names), self.runner.total(trace, num)
 
     def log_weights(self, num: int) -> Tensor:
-        """Return log p(x, z) - log q(z | x) of ``num`` new draws, of shape ``(num, B)``, with classes summed out."""
+        """Return log p(x, z) - log q(z | x) of ``num`` new draws, ``(num, B)``, summed over classes."""
         return self.runner.per_datum(log_weights([self.traces(num)], scaled=False).log_w, num)
 
     def traces(self, num: int) -> tuple[Trace, Trace]:
-        """Return traces of model and guide at ``num`` new draws, unscaled, with summed sites enumerated."""
+        """Return unscaled traces of the model and the guide at ``num`` new draws, with summed sites enumerated."""
         return self.runner.run_pair(self.model, self.program.guide, num)
 
     def log_joint(self, draws: Draws, proper: bool = False) -> Tensor:
-        """Return log p(x, z), ``(K, B)``; ``proper`` ignores masks of latent sites, for Markov chains over them."""
+        """Return log p(x, z), ``(K, B)``; ``proper`` ignores masks of latent sites, as Markov chains need."""
         return self.runner.density(self.model, draws, proper)
 
     def log_q(self, draws: Draws, proper: bool = False) -> Tensor:
-        """Return log q(z | x) as :meth:`log_joint`; raise a ValueError if the guide draws sites not in the model."""
+        """Return log q(z | x), ``(K, B)``; raise a ValueError if the guide draws a site that the model lacks."""
         if self.structure.auxiliary:
             raise ValueError(
                 "Expected a guide whose density is known at any draws; this guide also draws "
@@ -119,11 +119,11 @@ class Posterior:
         return self.runner.density(self.program.guide, draws, proper)
 
     def log_prior(self, draws: Draws, proper: bool = False) -> Tensor:
-        """Return log p(z), given covariates, as :meth:`log_joint`."""
+        """Return log p(z), ``(K, B)``, given the covariates if the model has covariates."""
         return self.runner.density(self.model, draws, proper, without=tuple(self.structure.observed))
 
     def masks(self) -> Draws:
-        """Return the mask of each site, of shape ``(B, *plates)`` without its event: True where a value counts."""
+        """Return the mask of each site, ``(B, *plates)``, without event dimensions: True where a value counts."""
         with fork_rng(device := self.data[0].device):
             nodes: dict[str, Any] = self.runner.run(self.model, 1).nodes
         masks = Draws()
@@ -133,7 +133,7 @@ class Posterior:
         return masks
 
     def log_likelihood(self, draws: Draws) -> Draws:
-        """Return log p(x | z), ``(K, B)``, of each observed site; classes that are not among the draws are summed."""
+        """Return log p(x | z), ``(K, B)``, of each observed site, summed over classes without draws."""
         names = [*self.structure.observed]
         if draws.keys() >= self.structure.supports.keys():
             trace = self.runner.trace(self.model, num := number_of(draws), draws)
@@ -145,29 +145,29 @@ class Posterior:
         return log_p
 
     def complete(self, num: int, draws: Draws) -> Draws:
-        """Add to draws the classes that are not among them, drawn exactly from p(y | z, x)."""
+        """Return the draws with the absent classes added: exact draws from p(y | z, x)."""
         absent = [name for name in self.structure.supports if name not in draws]
         return draws | self.runner.draw_classes(self.model, num, draws, absent) if absent else draws
 
     def simulate(self, num: int, draws: Draws | None = None, observed: bool = True) -> Draws:
-        """Draw from the model: all sites, or with ``observed=False`` the latent ones; sites in ``draws`` are fixed."""
+        """Draw all sites, or only latent sites if ``observed=False``, from the model; keep the values in ``draws``."""
         model = poutine.uncondition(self.program.model) if observed else self.model
         names = [*self.structure.supports, *(self.structure.observed if observed else ())]
         return self.runner.values_of(self.runner.run(model, num, draws), names)
 
     def at(self, draws: Draws, index: int = 0) -> Posterior:
-        """Return the posterior at data of :meth:`simulate`: draw ``index`` replaces the unmasked observed values.
+        """Return the posterior at simulated data: draw ``index`` of :meth:`simulate` replaces unmasked observations.
 
         Raises:
             ValueError: If an observed site does not show unchanged elements of an argument, or another site depends on
-                that argument and not on the draw.
+                this argument in place of the draw.
         """
         new = self.with_values(draws, sources(self), index)
         check_drawn(self, new, {name: value[index : index + 1] for name, value in draws.items()})
         return new
 
     def with_values(self, draws: Draws, shown: dict[str, tuple[int, Tensor]], index: int = 0) -> Posterior:
-        """Do the replacement of :meth:`at` without checks, given which elements each site shows."""
+        """Return the posterior of :meth:`at` without checks; ``shown`` has the elements that each site shows."""
         data, masks = list(self.data), self.masks()
         for name, (argument, places) in shown.items():
             column, value = data[argument], draws[name][index].to(data[argument].dtype)
@@ -219,7 +219,7 @@ class Posterior:
 
 
 def posterior_of(program: Any, data: Any, given: Draws | None = None) -> Posterior:
-    """Return the posterior of a program at data in any form of :func:`arguments`; a posterior stays unchanged."""
+    """Return a program's posterior at data in any form that :func:`arguments` takes; return a posterior unchanged."""
     if isinstance(data, Posterior):
         return data
     check_methods(program)

@@ -1,4 +1,4 @@
-"""Runs of a program: for particles, at draws, with the classes of discrete sites enumerated."""
+"""Run a program for many particles, at given draws, with the classes of discrete sites enumerated."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pyro_vae.traces.weights import log_weights
 
 
 class Substitute(Messenger):
-    """Replaces the draws of named sites by values, as NumPyro's ``substitute``."""
+    """A handler that replaces the draws of named sites by values, as NumPyro's ``substitute`` does."""
 
     def __init__(self, values: Draws) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Substitute(Messenger):
 
 
 class Constrain(Messenger):
-    """Maps unconstrained values u to each site's support: ``values``, and log |dz / du| in ``volumes``."""
+    """A handler that maps unconstrained u to each site's support: ``values``, and ``volumes`` with log |dz / du|."""
 
     def __init__(self, u: Draws) -> None:
         super().__init__()
@@ -55,9 +55,9 @@ class Constrain(Messenger):
 
 @dataclass(frozen=True, eq=False)
 class Runner:
-    """Runs a program of known structure in a plate of particles, on its data, with ``given`` sites outside the plate.
+    """A runner of a program of known structure on data, in a plate of particles.
 
-    The plate of the particles is left of the program's plates.
+    ``given`` has the sites outside the data's plate. The particles' plate is left of the program's plates.
     """
 
     structure: Structure
@@ -68,7 +68,7 @@ class Runner:
         return pyro.plate(PARTICLES, num, dim=-1 - self.structure.depth)(program)
 
     def _values(self, num: int, draws: Draws | None = None) -> Draws:
-        """Return draws and the given sites in the program's layout of dimensions."""
+        """Return the draws and the given values, with dimensions in the program's order."""
         depth = self.structure.depth
         values = {name: self.to_plate(value) for name, value in (draws or {}).items()}
         for name, value in self.given.items():
@@ -79,7 +79,7 @@ class Runner:
         return values
 
     def run(self, program: Program, num: int, draws: Draws | None = None, summed: Iterable[str] = ()) -> Trace:
-        """Run a program for ``num`` particles, at draws, with the classes of the ``summed`` sites enumerated."""
+        """Run a program for ``num`` particles at the given draws; enumerate the classes of the ``summed`` sites."""
         program = self._with_particles(program, num)
         if summed := [*summed]:
             _, program = enumerate_pair(program, program, summed, 1 + self.structure.depth)
@@ -87,7 +87,7 @@ class Runner:
             return poutine.trace(program).get_trace(*self.data)
 
     def run_pair(self, model: Program, guide: Program, num: int) -> tuple[Trace, Trace]:
-        """Run the guide, and the model at its draws, with all summed sites enumerated; return scored traces."""
+        """Run the guide, and the model at the guide's draws; enumerate all summed sites; return scored traces."""
         model, guide = (self._with_particles(program, num) for program in (model, guide))
         model, guide = enumerate_pair(model, guide, self.structure.summed, 1 + self.structure.depth)
         with Substitute(self._values(num)):
@@ -100,7 +100,7 @@ class Runner:
         return self.scored(self.run(program, num, draws))
 
     def density(self, program: Program, draws: Draws, proper: bool, without: tuple[str, ...] = ()) -> Tensor:
-        """Return the log-density of draws, ``(K, B)``, with the discrete sites that are not among them summed out."""
+        """Return the log-density of draws, ``(K, B)``, summed over discrete sites without draws."""
         num, supports = number_of(draws) if draws else 1, self.structure.supports
         trace = self.run(program, num, draws, (n for n in supports if supports[n].is_discrete and n not in draws))
         for site in latent(trace).values() if proper else ():
@@ -108,14 +108,14 @@ class Runner:
         return self.total(self.scored(trace, without), num)
 
     def draw_classes(self, program: Program, num: int, draws: Draws, names: list[str]) -> Draws:
-        """Draw discrete sites from their exact distribution given the data and the draws of all other sites."""
+        """Draw discrete sites from the exact distribution given the data and the draws of all other sites."""
         program = mark_enumerated(self._with_particles(program, num), names)
         program = poutine.condition(program, self._values(num, draws))
         program = infer_discrete(program, first_available_dim=-2 - self.structure.depth)
         return self.values_of(poutine.trace(program).get_trace(*self.data), names)
 
     def scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
-        """Return a trace with unscaled log-densities, without the sites that are in no datum's density."""
+        """Return a trace with unscaled log-densities; drop the sites that belong to no datum's density."""
         trace = prune_subsample_sites(trace)
         for name in {*self.structure.outside, *self.structure.loss_terms, *without}:
             if name in trace:
@@ -127,7 +127,7 @@ class Runner:
         return trace
 
     def total(self, trace: Trace, num: int, names: Iterable[str] | None = None) -> Tensor:
-        """Return the log-density ``(num, B)`` of a trace's sites, or of the named ones."""
+        """Return the log-density ``(num, B)`` of all sites of a trace, or of the named sites."""
         if names is not None:
             nodes, trace = trace.nodes, Trace()
             for name in names:
@@ -137,17 +137,17 @@ class Runner:
         return self.per_datum(log_weights([(trace, Trace())], scaled=False).log_w, num)
 
     def per_datum(self, values: Tensor, num: int) -> Tensor:
-        """Sum values over the plates inside a datum: from the dimensions of all plates to ``(num, B)``."""
+        """Sum values over the plates inside a datum, and return shape ``(num, B)``."""
         depth, dim = self.structure.depth, self.structure.dim
         inside = [other for other in range(-min(depth, values.dim()), 0) if other != dim]
         return (values.sum(inside) if inside else values).expand(num, len(self.data[0]))
 
     def to_plate(self, value: Tensor) -> Tensor:
-        """Move the data's dimension of ``(K, B, *rest)`` to its plate."""
+        """Move the dimension of the data in ``(K, B, *rest)`` to the dimension of the data's plate."""
         return value.movedim(1, 1 + self.structure.depth + self.structure.dim)
 
     def to_rows(self, value: Tensor) -> Tensor:
-        """Move the data's dimension of a site's value from its plate: to ``(K, B, *rest)``."""
+        """Move the dimension of the data's plate in a site's value to second place: ``(K, B, *rest)``."""
         return value.movedim(1 + self.structure.depth + self.structure.dim, 1)
 
     def values_of(self, trace: Trace, names: Iterable[str]) -> Draws:

@@ -1,4 +1,4 @@
-"""The structure of a program: the plate of the data, its sites, and the reasons against a density per datum."""
+"""The structure of a program: the plate of the data, the sites, and the reasons why a datum has no density."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -24,7 +24,7 @@ FEW = 3  # rows that a program is probed on
 
 
 class Program(Protocol):
-    """Two Pyro programs with the same arguments, each with the data along its first dimension. A VAE is one."""
+    """A model and a guide, such as a VAE; both take the same arguments, and the first dimension indexes the data."""
 
     def model(self, *data: Tensor) -> Any:
         """Draw the latent sites and observe the data."""
@@ -67,7 +67,7 @@ class Structure:
 
 
 def structure(program: Any, data: tuple[Tensor, ...]) -> Structure:
-    """Return a program's structure from a run on a few rows, or on all rows if it runs only on these."""
+    """Return a program's structure from a run on a few rows, or on all rows if a run on a few rows fails."""
     if not check_autoguide_rows(program, len(data[0])):  # the first run of an autoguide fixes its number of rows
         try:
             return _structure(program, tuple(column[:FEW] for column in data), data)
@@ -122,7 +122,7 @@ def _structure(program: Any, few: tuple, data: tuple, all_rows: bool = False) ->
 
 
 def _data_plate(trace: Trace, rows: int) -> Any:
-    """Return the plate around all observed sites that has the rows of the data; None without a plate."""
+    """Return the plate of the data's rows, around all observed sites; None if there is no plate."""
     sites = [*observed(trace).values()] or [*samples(trace).values()]
     shared = frozenset.intersection(*(frozenset(f for f in plates(site) if f.vectorized) for site in sites))
     fit = sorted((frame for frame in shared if frame.size == rows), key=lambda frame: (frame.name != "data", frame.dim))
@@ -144,7 +144,7 @@ def _datum_shape(site: Any, depth: int, dim: int) -> torch.Size:
 
 
 def autoguide_rows(program: Any) -> int | None:
-    """Return the number of rows for which an autoguide of a program has parameters; None without such an autoguide."""
+    """Return the number of rows that a program's autoguide has parameters for; None if there are no such rows."""
     for module in modules_of(program):
         if isinstance(module, AutoGuide) and module.prototype_trace is not None:
             args = module.prototype_trace.nodes["_INPUT"]["args"]
@@ -156,7 +156,7 @@ def autoguide_rows(program: Any) -> int | None:
 
 
 def check_autoguide_rows(program: Any, number: int) -> bool:
-    """Refuse another number of rows than an autoguide has parameters for; return whether there is an autoguide."""
+    """Refuse ``number`` rows if an autoguide has parameters for more or fewer; return whether there is an autoguide."""
     rows = autoguide_rows(program)
     if rows not in (None, number):
         raise ValueError(
@@ -167,14 +167,14 @@ def check_autoguide_rows(program: Any, number: int) -> bool:
 
 
 def bijection(support: Constraint) -> Any:
-    """Return the map from real numbers to a support; for a mixture, whose map torch lacks, that of its components."""
+    """Return the map from real numbers to a support; torch has no map for a mixture: use the components' map."""
     mixture: Any = support
     is_mixture = isinstance(mixture, constraints.MixtureSameFamilyConstraint)
     return biject_to(mixture.base_constraint if is_mixture else support)
 
 
 def coordinates(site: str, shape: torch.Size) -> list[str]:
-    """Return the names of a site's elements, as ``z[3]``; the site's name if it has one element."""
+    """Return the names of a site's elements, such as ``z[3]``; the site's name if the site has one element."""
     if not shape.numel() or shape == (1,) * len(shape):
         return [site]
     return [f"{site}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]

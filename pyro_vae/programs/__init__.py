@@ -1,4 +1,4 @@
-"""Programs: modules with two Pyro programs, ``model`` and ``guide``, built from exchangeable parts."""
+"""Modules with two Pyro programs, ``model`` and ``guide``; a user can exchange the parts of each module."""
 
 from pyro_vae.programs.conditional import ConditionalVAE
 from pyro_vae.programs.hierarchical import HierarchicalVAE

@@ -1,4 +1,4 @@
-"""Build parts from classes, and refuse a class that does not suit its part."""
+"""Build the parts of a program from classes, and refuse a class that does not suit the part."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Sizes = Sequence[int]
 
 
 def shape_of(event_shape: Sizes, **sizes: int) -> tuple[int, ...]:
-    """Return the shape of x as integers; refuse sizes that are not positive."""
+    """Return the shape of x as integers; refuse a shape or ``sizes`` that are not positive."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"Expected {name} of at least 1; got {size}.")
@@ -41,19 +41,19 @@ def family_of(part: str, make: Callable[..., Any], event: Any) -> Family:
 
 
 def conditional(network: Callable[..., Any], family: Family, *inputs: Sizes, **options: Any) -> Conditional:
-    """Build p(a | b, ...) from a network's class, for inputs of the given shapes; all but the first are vectors."""
+    """Build p(a | b, ...) from a network's class, for inputs of the given shapes; inputs after b are vectors."""
     make, out = partial(build_part, "network", network), (family.params, *family.event)
     return Conditional(Joint(make, inputs, out) if inputs[1:] else make(inputs[0], out), family, **options)
 
 
 def of_image(network: Callable[..., Any], family: Family, p_x: Family, *beside: Sizes) -> Conditional:
-    """Build q(a | x, ...) for x of the likelihood; until training starts, zeros replace missing elements."""
+    """Build q(a | x, ...), where x has the likelihood's shape; before training, zeros replace missing elements."""
     fill = torch.zeros(p_x.event)
     return conditional(network, family, p_x.event, *beside, fill=fill, features=p_x.features)
 
 
 def attach(prior: nn.Module, latent: int, encoder: Conditional, in_shape: Sizes) -> None:
-    """Pass the encoder, from ``in_shape``, to a prior that takes it; refuse a prior of another event shape."""
+    """Pass the encoder and its input shape to a prior that needs an encoder; refuse a prior of another event shape."""
     name = type(prior).__name__
     if take := getattr(prior, "attach", None):
         if isinstance(encoder.network, Joint):
@@ -74,7 +74,7 @@ def attach(prior: nn.Module, latent: int, encoder: Conditional, in_shape: Sizes)
 
 
 def build_part(name: str, part: Callable[..., Any], *shapes: Any) -> Any:
-    """Build a part from its class, or a partial of one, for the given shapes."""
+    """Build a part from a class, or from a partial of a class, for the given shapes."""
     try:
         return part(*shapes)
     except TypeError as error:
@@ -83,6 +83,6 @@ def build_part(name: str, part: Callable[..., Any], *shapes: Any) -> Any:
 
 
 def labels_of(x: Tensor, y: Tensor | None = None) -> Any:
-    """Return labels, -1 where unknown, and a mask of the known ones; without y no label is known."""
+    """Return labels, -1 where unknown, and a mask of the known labels; without y all labels are unknown."""
     y = torch.full(x.shape[:1], -1, device=x.device) if y is None else y
     return y, y >= 0

@@ -13,7 +13,7 @@ from pyro_vae.programs.hooks import Hooks, quietly
 
 
 class Built(Hooks):
-    """A program whose constructor builds its parts; :attr:`made_with` keeps the arguments, for ``config.yaml``."""
+    """A base class: the constructor builds the parts; :attr:`made_with` keeps the arguments, for ``config.yaml``."""
 
     made_with: dict[str, Any]
 
@@ -32,7 +32,7 @@ class Built(Hooks):
 
 
 class OfLabels(Built):
-    """A program of x and y, a label or covariates; a subclass defines ``vector(y)`` and ``at_prior(num, y)``."""
+    """A base class for x and a label or covariates y; a subclass defines ``vector(y)`` and ``at_prior(num, y)``."""
 
     inputs = 2
     number_is: str  # the name of the argument that is the number of labels
@@ -49,7 +49,7 @@ class OfLabels(Built):
     def generate(self, num: int = 64, given: Tensor | int | None = None) -> Tensor:
         """Return ``num`` mean images E[x | z, y], of shape ``(num, *event)``, for draws of z from the prior.
 
-        ``given`` is one label for all images, or values of y for the images in turn; None: all labels in turn.
+        ``given`` is one label for all images, or y for each image in turn. With None, images take all labels in turn.
         """
         y = torch.atleast_1d(torch.arange(len(self.labels)) if given is None else torch.as_tensor(given))
         self.check_given(y)
@@ -59,12 +59,12 @@ class OfLabels(Built):
     def one_hot(self, y: Tensor) -> Tensor:
         """Return one-hot vectors of labels ``(*,)``, all zeros for a label that is not a class.
 
-        No value is read, so that a step can be recorded as a graph.
+        The method reads no value, so that training can record a step as a graph.
         """
         return (y.unsqueeze(-1) == torch.arange(len(self.labels), device=y.device)).to(self.reference)
 
     def pictures_of(self, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return samples of each label at the same draws of z, and each image's z decoded under each label."""
+        """Return samples of each label at the same draws of z, and decode each image's z under each label."""
         samples, z, rows = [], mean(self.encoder(x, self.vector(y))), [x]
         for label in self.labels:
             with torch.random.fork_rng():
@@ -88,5 +88,5 @@ class OfLabels(Built):
 
 
 def are_labels(y: Tensor) -> bool:
-    """Return whether y is integers of shape ``(B,)``."""
+    """Return whether y is a tensor of integers, of shape ``(B,)``."""
     return y.dim() == 1 and not y.is_floating_point()

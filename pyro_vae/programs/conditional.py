@@ -22,9 +22,9 @@ class ConditionalVAE(OfLabels):
 
     .. math:: p(x, z \mid y) = p(z \mid y) \, p(x \mid z, y), \qquad q(z \mid x, y) \approx p(z \mid x, y)
 
-    All results are of :math:`\log p(x \mid y)`, in nats. Labels are integers from 0 to ``given - 1``, of shape
-    ``(B,)``, and enter as one-hot vectors; covariates are of shape ``(B, given)``. The parts are ``prior(y)``,
-    ``decoder(z, y)`` and ``encoder(x, y)``, with y as a vector.
+    All results concern :math:`\log p(x \mid y)`, in nats. Labels are integers from 0 to ``given - 1``, of shape
+    ``(B,)``; covariates have shape ``(B, given)``. The parts are ``prior(y)``, ``decoder(z, y)`` and
+    ``encoder(x, y)``. The parts take covariates as vectors and labels as one-hot vectors.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014).
@@ -34,8 +34,8 @@ class ConditionalVAE(OfLabels):
         event_shape: Shape of one x, for example ``(1, 28, 28)``.
         latent: Dimensions of z.
         given: Number of classes of the label, or of covariates.
-        prior: ``learned``, a Gaussian whose mean and scales are a network of y; or a class, as in
-            :meth:`pyro_vae.VAE.build`: then z does not depend on y.
+        prior: ``learned`` or a class, as in :meth:`pyro_vae.VAE.build`. A learned prior is a Gaussian; a network maps
+            y to the mean and the scales. With a class, z does not depend on y.
         likelihood, guide, network: Classes, as in :meth:`pyro_vae.VAE.build`.
 
     Raises:
@@ -98,7 +98,7 @@ class ConditionalVAE(OfLabels):
         return y.to(self.reference).reshape(len(y), -1)
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
-        """Return p(x | z, y) at a draw of z given each y; without y, at ``num`` draws given zeros."""
+        """Return p(x | z, y) at one draw of z for each y; without y, at ``num`` draws with zeros for y."""
         y = self.reference.new_zeros(num, self.given) if given is None else self.vector(given)
         distribution = self.prior(y)
         return self.decoder(distribution.sample(y.shape[: 1 - len(distribution.batch_shape)]), y)
@@ -110,7 +110,7 @@ class ConditionalVAE(OfLabels):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return reconstructions, samples, and, for labels, the z of images decoded under each label."""
+        """Return reconstructions and samples; for labels, also decode the z of each image under each label."""
         (y,), pictures = given, super().pictures(x, *given)
         if are_labels(y):
             return pictures | self.pictures_of(x, y)
@@ -118,7 +118,7 @@ class ConditionalVAE(OfLabels):
         return pictures | {"samples": (samples, "Samples: a column for each y")}
 
     def check_given(self, *given: Tensor) -> None:
-        """Refuse labels that are not classes, and covariates that are missing or not ``given`` in number."""
+        """Refuse labels that are not classes; refuse covariates if they are missing or not ``given`` in number."""
         (y,) = given
         if are_labels(y):
             self.check_labels(y)

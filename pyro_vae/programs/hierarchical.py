@@ -21,15 +21,15 @@ BOTTOM_UP, TOP_DOWN = "bottom-up", "top-down"
 
 
 class HierarchicalVAE(Built):
-    r"""A VAE of L layers of latents, from z1 next to x to zL at the top.
+    r"""A VAE with L layers of latents: z1 is next to x, and zL is at the top.
 
     .. math::
         p(x, z_1, \dots, z_L) = p(z_L) \, p(x \mid z_1) \prod_{l < L} p(z_l \mid z_{l+1})
 
     The guide ``bottom-up`` is :math:`q(z_1 \mid x) \prod_{l > 1} q(z_l \mid z_{l-1})`, a stack of recognition
     networks; ``top-down`` is :math:`q(z_L \mid x) \prod_{l < L} q(z_l \mid x, z_{l+1})`, in the model's order. The KL
-    divergence of a layer is in closed form if the guide draws the layer after all that the model draws it from: every
-    layer of ``top-down``, only the top layer of ``bottom-up``. ``objective.report`` shows the method of each.
+    divergence has a closed form for every layer of ``top-down``, but only for the top layer of ``bottom-up``: the guide
+    must draw the layer's parents in the model first. ``objective.report`` shows the method of each layer.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for ``bottom-up``.
@@ -40,10 +40,10 @@ class HierarchicalVAE(Built):
         event_shape: Shape of one x, for example ``(1, 28, 28)``.
         latents: Dimensions of z1, z2, and so on.
         guide: ``bottom-up`` or ``top-down``.
-        prior: A class for p(zL). A VampPrior is a mixture of q(zL | .) at pseudo-inputs in place of the guide's input.
-        likelihood, network: Classes, as in :meth:`pyro_vae.VAE.build`; the network is from and to x.
+        prior: A class for p(zL). A VampPrior is a mixture of q(zL | u) over pseudo-inputs u.
+        likelihood, network: Classes, as in :meth:`pyro_vae.VAE.build`; the networks read x and predict x.
         family: A class for q and p of each layer, called with the layer's dimensions.
-        inner: A class for the networks between two layers; None: ``network``.
+        inner: A class for the networks between two layers; None stands for ``network``.
 
     Raises:
         ValueError: If a size is not positive, the guide is unknown, or the parts do not fit together.
@@ -104,7 +104,7 @@ class HierarchicalVAE(Built):
             return pyro.sample("x", self.decoder(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Sample each layer given the layer before it, and top-down given x too."""
+        """Sample each layer given the layer before; ``top-down`` samples given x too."""
         module("vae", self)
         with pyro.plate("data", x.shape[0], dim=-1):
             before: list[Tensor] = []
@@ -112,7 +112,7 @@ class HierarchicalVAE(Built):
                 before = [pyro.sample(name, encoder(*self.inputs_of(x, *before)))]
 
     def inputs_of(self, x: Any, *before: Any) -> tuple[Any, ...]:
-        """Return a layer's inputs in the guide: x and the layer before it, or bottom-up the layer before it alone."""
+        """Return a layer's inputs in the guide: x and the layer before; ``bottom-up`` omits x after the first layer."""
         return (x, *before) if self.order == TOP_DOWN else before or (x,)
 
     def at_prior(self, num: int) -> TorchDistribution:
@@ -120,7 +120,7 @@ class HierarchicalVAE(Built):
         return self.below(self.prior().sample((num,)))
 
     def below(self, z: Tensor) -> TorchDistribution:
-        """Return p(x | z1) at a draw of all layers below z, the top layer, of shape ``(*, latent)``."""
+        """Return p(x | z1) at a draw of all lower layers, given the top layer z of shape ``(*, latent)``."""
         for layer in self.layers.values():
             z = layer(z).sample()
         return self.decoder(z)
@@ -130,7 +130,7 @@ class HierarchicalVAE(Built):
         return self.decoder(self.codes(x, draw)["z1"])
 
     def codes(self, x: Tensor, draw: Draw = mean) -> dict[str, Tensor]:
-        """Return each layer's mean under the guide, or a draw, by name, of shape ``(B, latent)``."""
+        """Return a dictionary with each layer's mean under the guide, or a draw, of shape ``(B, latent)``."""
         codes: dict[str, Tensor] = {}
         before: list[Tensor] = []
         for name, encoder in self.encoders.items():
@@ -146,7 +146,7 @@ class HierarchicalVAE(Built):
         return super().pictures(x) | {"layers": (rows, f"Images, reconstructions, draws of p(x | {self.top})")}
 
     def pseudo_inputs(self, x: Any) -> Any:
-        """Return the first input of the guide's top layer: training images, or the codes of the first 2,000."""
+        """Return the first input of the guide's top layer: training images, or the codes of the first 2,000 images."""
         few = x[:2000]
         inputs, *_ = self.inputs_of(few, *[*self.codes(few).values()][-2:-1])
         return x if inputs is few else inputs

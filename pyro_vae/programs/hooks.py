@@ -1,4 +1,4 @@
-"""Optional methods of a program, which training and reports call if a program has them.
+"""Optional methods of a program: training and reports call each method that a program has.
 
 Any program may define methods of these names; :class:`Hooks` defines them for the programs of this package.
 """
@@ -29,7 +29,7 @@ Draw = Callable[[TorchDistribution], Tensor]  # from a distribution of a latent 
 
 
 def quietly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a program's method to run without gradients or autocast, with the program's default dtype."""
+    """Decorate a method: it runs without gradients and autocast, and the default dtype is the program's."""
 
     @wraps(method)
     def run(program: Any, *args: Any, **options: Any) -> Any:
@@ -56,7 +56,7 @@ class Hooks(nn.Module, ABC):
 
     @abstractmethod
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | z) with each latent site at ``draw`` of the guide's distribution."""
+        """Return p(x | z) at z = ``draw(q)``, where q is the guide's distribution of each latent site."""
 
     @quietly
     def generate(self, num: int = 64) -> Tensor:
@@ -65,11 +65,11 @@ class Hooks(nn.Module, ABC):
 
     @quietly
     def reconstruct(self, x: Tensor, *given: Tensor) -> Tensor:
-        """Return the mean image E[x | z] at the guide's mean of z for each x, of the shape of x."""
+        """Return the mean image E[x | z] for each x, at the guide's mean of z; the result has the shape of x."""
         return mean(self.at_guide(mean, *self.checked(x, *given)))
 
     def checked(self, *data: Any) -> tuple[Tensor, ...]:
-        """Return the data as the model's arguments; refuse data that :meth:`check_data` refuses."""
+        """Return the data as the model's arguments, after the checks of :meth:`check_data`."""
         data = arguments(self, data) if self._fits_parts else data
         self.check_data(*data)
         return data
@@ -81,7 +81,7 @@ class Hooks(nn.Module, ABC):
 
     @torch.no_grad()
     def start(self, dataset: Dataset) -> None:
-        """Initialise untrained parts from the data: the decoder's mean, the value of missing elements, the prior."""
+        """Set untrained parts from the data: the decoder's mean, the fill value of missing elements, the prior."""
         mean = dataset.mean
         if isinstance(self.decoder, Conditional):
             train, some = dataset.train, max(1, SOME // mean.numel())
@@ -99,7 +99,7 @@ class Hooks(nn.Module, ABC):
         return x
 
     def complete(self) -> AbstractContextManager:
-        """Return a context that skips the search for missing elements, for x without any."""
+        """Return a context for complete data: it skips the search for missing elements."""
         contexts = ExitStack()
         for part in self._with_fill():
             contexts.enter_context(part.complete())
@@ -109,10 +109,10 @@ class Hooks(nn.Module, ABC):
         return (part for part in self.modules() if isinstance(part, Conditional) and part.fill is not None)
 
     def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
-        """Refuse x of another shape or outside the likelihood's support, from the first 4,096 rows if x is on disk.
+        """Refuse x of another shape or outside the likelihood's support; check only the first 4,096 rows on disk.
 
-        x of two values lies in most supports, but only likelihoods of two values accept it, and densities of real
-        numbers unless ``strict``: with a fixed scale they may be meant as a squared error.
+        Two kinds of likelihood accept x with two values: likelihoods of two values and, unless ``strict``, densities of
+        real numbers. A density with a fixed scale may stand for a squared error.
         """
         if not self._fits_parts:
             return
@@ -164,7 +164,7 @@ class Hooks(nn.Module, ABC):
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return grids of images, ``(rows, columns, *event)``, with titles, by file name."""
+        """Return a dictionary from file names to grids of images, ``(rows, columns, *event)``, with titles."""
         rows = torch.stack([x, self.reconstruct(x, *given)])
         return {
             "reconstructions": (rows, "Originals above, reconstructions below"),
@@ -172,16 +172,16 @@ class Hooks(nn.Module, ABC):
         }
 
     def unlabelled(self, *data: Tensor) -> tuple[Tensor, ...]:
-        """Return the data without labels that the program infers: reports estimate log p of these."""
+        """Return the data that reports estimate log p of; labels that the program infers become unknown."""
         return data
 
     def measures(self, *data: Tensor) -> dict[str, Tensor]:
-        """Return further metrics by name, a number for each row, NaN where undefined."""
+        """Return a dictionary of further metrics: one number for each row, NaN where a metric is undefined."""
         return {}
 
     @torch.no_grad()
     def smallest_scale(self, x: Tensor, *given: Tensor) -> float:
-        """Return the smallest scale of p(x | z) at a draw of z for each x; nan for a mass, or without a scale."""
+        """Return the smallest scale of p(x | z), at one draw of z for each x; nan for a mass or without a scale."""
         if not self._fits_parts:
             return math.nan
         distribution: Any = self.at_guide(lambda q: q.sample(), x, *given)
@@ -194,5 +194,5 @@ class Hooks(nn.Module, ABC):
 
     @property
     def _fits_parts(self) -> bool:
-        """Whether the model has the number of arguments of this package's program."""
+        """Whether the model has as many arguments as ``inputs``."""
         return len(inspect.signature(self.model).parameters) == self.inputs

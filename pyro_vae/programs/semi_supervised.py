@@ -1,4 +1,4 @@
-"""The semi-supervised VAE, with a class that is known for some data."""
+"""The semi-supervised VAE: some data have a known class."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,13 +24,13 @@ LOSS: Any = {"is_loss": True}  # marks a term of the loss that is not a density
 
 
 class SemiSupervisedVAE(OfLabels):
-    r"""A VAE with a class y that is known for some data: model M2.
+    r"""A VAE of x and a class y, known for some data: model M2.
 
     .. math:: p(x, y, z) = p(y) \, p(z) \, p(x \mid y, z), \qquad q(y, z \mid x) = q(y \mid x) \, q(z \mid x, y)
 
-    with p(y) uniform. An unknown y is -1 and is summed out exactly: the ELBO is then a bound on :math:`\log p(x)`, and
-    with a known y on :math:`\log p(x, y)`. Without y all labels are unknown. The loss of a known label has a further
-    term, ``weight`` times :math:`-\log q(y \mid x)`, which is part of no density.
+    p(y) is uniform. An unknown y is -1; the ELBO sums over y exactly, and is a bound on :math:`\log p(x)`. With a known
+    y, the ELBO is a bound on :math:`\log p(x, y)`, and the loss has a further term: ``weight`` times
+    :math:`-\log q(y \mid x)`. This term is part of no density. Without y, all labels are unknown.
 
     References:
         Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), model M2.
@@ -39,7 +39,7 @@ class SemiSupervisedVAE(OfLabels):
         event_shape: Shape of one x, for example ``(1, 28, 28)``.
         latent: Dimensions of z.
         classes: Number of classes.
-        weight: The weight of the classification term; the paper's is 0.1 times the number of data per label.
+        weight: The weight of the classification term; the paper uses 0.1 times the number of data per label.
         prior, likelihood, guide, network: Classes, as in :meth:`pyro_vae.VAE.build`.
 
     Raises:
@@ -85,7 +85,7 @@ class SemiSupervisedVAE(OfLabels):
         self.logits = nn.Buffer(torch.zeros(classes), persistent=False)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Sample an unknown y, and z; observe x, of shape ``(B, *event)``, given both."""
+        """Sample z and each unknown y; observe x, of shape ``(B, *event)``, given y and z."""
         module("vae", self)
         y, known = labels_of(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
@@ -110,34 +110,34 @@ class SemiSupervisedVAE(OfLabels):
         return self.classifier(*self.checked(x)).probs
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
-        """Return p(x | y, z) at ``num`` draws of z, and of y unless ``given`` has it."""
+        """Return p(x | y, z) at ``num`` draws of z, with y from ``given`` or random."""
         y = dist.Categorical(logits=self.logits).sample((num,)) if given is None else given
         return self.decoder(self.prior().sample((num,)), self.vector(y))
 
     def at_guide(self, draw: Draw, x: Tensor, *given: Tensor) -> TorchDistribution:
-        """Return p(x | y, z) at a draw or the mean of the guide's z; an unknown y is the class of largest q(y | x)."""
+        """Return p(x | y, z) at a draw or the mean of the guide's z; the most probable class replaces an unknown y."""
         y, known = labels_of(x, *given)
         one_hot = self.vector(torch.where(known, y, self.classifier(x).logits.argmax(-1)))
         return self.decoder(draw(self.encoder(x, one_hot)), one_hot)
 
     @torch.no_grad()
     def pictures(self, x: Tensor, *given: Tensor) -> dict[str, tuple[Tensor, str]]:
-        """Return reconstructions, samples of each class, and the z of images decoded under each class."""
+        """Return reconstructions, samples of each class, and images decoded from z under each class."""
         return super().pictures(x, *given) | self.pictures_of(x, self.classifier(x).logits.argmax(-1))
 
     def unlabelled(self, *data: Tensor) -> tuple[Tensor, ...]:
-        """Return x with all labels unknown: reports are of log p(x)."""
+        """Return x and a label of -1 for each x: reports estimate log p(x)."""
         return data[0], labels_of(data[0])[0]
 
     @torch.no_grad()
     def measures(self, *data: Tensor) -> dict[str, Tensor]:
-        """Return the accuracy of q(y | x): 1 if its most probable class is the label, else 0; NaN if it is unknown."""
+        """Return the accuracy: 1 if the class of largest q(y | x) is the label, 0 if not, NaN for an unknown label."""
         y, known = labels_of(*data)
         correct = (self.classifier(data[0]).logits.argmax(-1) == y).to(self.reference)
         return {"accuracy": torch.where(known, correct, torch.nan)}
 
     def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
-        """Check as :meth:`pyro_vae.VAE.check_dataset`; refuse training labels of fewer than two classes."""
+        """Check x as :meth:`pyro_vae.VAE.check_dataset` does; refuse training labels of fewer than two classes."""
         super().check_dataset(dataset, strict)
         y = dataset.train.columns.get("y")
         classes = y[y >= 0].unique().tolist() if y is not None else []
@@ -159,7 +159,7 @@ class SemiSupervisedVAE(OfLabels):
 
 
 class _Label(Family):
-    """A categorical distribution of one-hot vectors."""
+    """A categorical distribution over one-hot vectors."""
 
     params = 1
 

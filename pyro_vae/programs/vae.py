@@ -117,14 +117,14 @@ class VAE(Hooks):
         return pictures
 
     def impute(self, x: Tensor, num: int = 100, num_particles: int = 100) -> Tensor:
-        r"""Draw the missing elements of x, its NaN, given the observed elements.
+        r"""Draw the missing elements of x, marked by NaN, given the observed elements.
 
         .. math:: p(x_m \mid x_o) = \int p(x_m \mid z) \, p(z \mid x_o) \, dz
 
-        For each draw, z is one of ``num_particles`` draws of the guide, chosen with probability in proportion to the
-        weight :math:`p(z) \, p(x_o \mid z) / q(z \mid x)`, and :math:`x_m` is drawn from the likelihood given z. The
-        mean of the draws minimises squared error; their quantiles give intervals. From x of shape ``(B, *event)``, NaN
-        where missing, to ``(num, B, *event)``.
+        The method draws ``num_particles`` values of z from the guide. Each imputation selects one z with probability
+        proportional to the weight :math:`p(z) \, p(x_o \mid z) / q(z \mid x)`, and draws :math:`x_m` from the
+        likelihood given z. The mean of the draws minimises squared error; the quantiles give intervals. x has shape
+        ``(B, *event)``; the result has shape ``(num, B, *event)``.
 
         References:
             MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei and Frellsen, 2019).
@@ -151,7 +151,7 @@ class VAE(Hooks):
 
     @quietly
     def traverse(self, x: Tensor, span: float = 3.0, steps: int = 11) -> Tensor:
-        """Return mean images as one latent dimension at a time varies, of shape ``(latent, steps, *event)``.
+        """Vary one latent dimension at a time; return mean images of shape ``(latent, steps, *event)``.
 
         The dimension runs from ``-span`` to ``span`` standard deviations of the prior around the prior's mean. The
         other dimensions stay at the guide's mean for x. x is one image, of shape ``event``.
@@ -164,7 +164,7 @@ class VAE(Hooks):
 
     @quietly
     def manifold(self, steps: int = 20) -> Tensor:
-        """Return mean images on a grid over a 2-D latent space, of shape ``(steps, steps, *event)``.
+        """Return mean images, of shape ``(steps, steps, *event)``, on a grid over a 2-D latent space.
 
         The grid points are equally spaced quantiles of a normal with the prior's mean and standard deviations. The
         first latent dimension runs from left to right, the second from bottom to top.

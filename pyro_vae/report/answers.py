@@ -25,7 +25,7 @@ SHOWN = 12  # images with the largest k-hat in a figure, and as many with the sm
 
 @dataclass
 class Answer:
-    """Lines of text; numbers and figures by name; columns by name, with one number per image."""
+    """One answer of an evaluation: text; numbers, figures and columns by name. A column has one number per image."""
 
     lines: list[str]
     numbers: dict[str, float] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Answer:
 
 
 def bounds(target: Posterior, log_w: Tensor, chosen: int, temperatures: int, progress: bool) -> Answer:
-    """Bound log p(x) by more and more particles and, for the chosen images, by AIS."""
+    """Bound log p(x) by importance sampling with more and more particles and, for the chosen images, by AIS."""
     particles = [k for k in PARTICLES if k < len(log_w)] + [len(log_w)]
     pairs = [mean_and_error(bound) for bound in -evaluate.iwae_curve(log_w, particles)]
     rows = [["particles", *(f"{k:,}" for k in particles)], ["-log p(x) ≤", *map(pair, pairs)]]
@@ -66,7 +66,7 @@ def bounds(target: Posterior, log_w: Tensor, chosen: int, temperatures: int, pro
 
 
 def weights(target: Posterior, log_w: Tensor) -> Answer:
-    """Judge a proposal by its weights: Pareto k-hat and effective sample size."""
+    """Judge a proposal by the importance weights: Pareto k-hat and effective sample size."""
     if len(log_w) < FEWEST:
         return Answer([f"No k-hat: it needs at least {FEWEST} particles."])
     try:
@@ -90,13 +90,13 @@ def weights(target: Posterior, log_w: Tensor) -> Answer:
 
 
 def for_adapted(answer: Answer) -> Answer:
-    """Return an answer on weights with the names of the adapted proposal, and without columns."""
+    """Rename the numbers and lines of an answer on weights for the adapted proposal, and drop the columns."""
     numbers = {f"adapted, {name}": number for name, number in answer.numbers.items()}
     return Answer([f"Adapted proposals: {line}" for line in answer.lines], numbers)
 
 
 def weight_figures(target: Posterior, num: int, columns: Mapping[str, Tensor]) -> dict[str, Figure]:
-    """Draw k-hat and ESS, and the images with the largest k-hat; nothing if ``columns`` is empty."""
+    """Plot k-hat, ESS and the images with the largest k-hat; plot nothing if ``columns`` is empty."""
     if not columns:
         return {}
     k, ess = columns["k-hat"], columns["ESS"]
@@ -111,7 +111,7 @@ def weight_figures(target: Posterior, num: int, columns: Mapping[str, Tensor]) -
 
 
 def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Answer:
-    """Split the inference gap into approximation (the guide's family) and amortisation (the encoder)."""
+    """Split the inference gap into the approximation gap (guide family) and the amortisation gap (encoder)."""
     single = [*x.structure.supports] == ["z"] and len(x.data) == 1
     if not isinstance(getattr(x.program, "encoder", None), Conditional) or not single:
         reason = "the encoder is no Conditional" if single else "the program is no VAE"
@@ -128,7 +128,7 @@ def gaps(x: Posterior, minus_log_p: Tensor | None, progress: bool) -> Answer:
 
 
 def calibration(target: Posterior, seed: int) -> Answer:
-    """Compare the nominal level of the guide's intervals with their coverage, on data drawn from the model."""
+    """Compare the nominal level with the coverage of the guide's intervals, on data sampled from the model."""
     try:
         ranks = posterior.sbc(target.program, target, seed=seed, num=SIMULATED)
     except ValueError as error:  # data that cannot be drawn
@@ -171,7 +171,7 @@ def codes(target: Posterior) -> Answer:
 
 
 def with_errors(**values: Tensor) -> dict[str, float]:
-    """Return means by name, and their standard errors beside them."""
+    """Return the mean and the standard error of each tensor, by name."""
     pairs = {name: mean_and_error(column) for name, column in values.items()}
     return {f"{name}{end}": pair[i] for name, pair in pairs.items() for i, end in enumerate(("", ", error"))}
 

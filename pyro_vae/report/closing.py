@@ -1,4 +1,4 @@
-"""The closing table of a run, and its figures."""
+"""The table and the figures at the end of a run."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 def table(
     program: Any, dataset: Dataset, num_particles: int = 1000, images: int = 1000, seed: int = 0, progress: bool = True
 ) -> str:
-    """Return a table of the ELBO, its two terms and -log p(x) of each split, with notes on the numbers.
+    """Return a table of the ELBO, the two terms of the ELBO, and -log p(x) of each split, with notes on the numbers.
 
-    Numbers are nats per datum, mean and standard error over the images, as by :func:`pyro_vae.evaluate.summary`. The
-    arguments are those of :func:`evaluation`. If a million draws suffice, a column gives -log p(x) of test images by
-    an adapted proposal, too.
+    Numbers are means and standard errors over the images, in nats per datum; see :func:`pyro_vae.evaluate.summary`.
+    For the arguments, see :func:`evaluation`. If a million draws suffice, a further column gives -log p(x) of test
+    images by an adapted proposal.
 
     See Also:
         :func:`evaluation`: The same table, with a judgement of the model, the guide and the codes.
@@ -104,12 +104,12 @@ def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[
 
 
 def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
-    """Plot the codes of a program, and its images or the columns of a table, without a change to torch's random state.
+    """Plot the codes of a program, and images or table columns. The random state of torch does not change.
 
     Returns:
         Figures by name. ``latent_space`` shows the codes of training data. For images, the program's method
-        ``pictures``, if any, gives figures of test images, and a VAE has a ``traversal``. For a table, there are
-        ``marginals``, and for a program of this package ``reconstructions`` of test rows.
+        ``pictures``, if present, adds figures of test images, and a VAE adds ``traversal``. For a table, ``marginals``
+        shows the columns; a program of this package adds ``reconstructions`` of test rows.
     """
     figures, images = {}, images_or_rows(dataset.event_shape)
     with eval_mode(program, reference_tensor(program).device, seed), torch.no_grad():
@@ -157,7 +157,7 @@ def _column_figures(program: Any, dataset: Dataset) -> dict[str, Figure]:
 
 
 def mean_kl(program: Any, data: Any) -> Tensor | None:
-    """Return the mean KL of each dimension; None if the dimensions of guide or prior are not independent."""
+    """Return the mean KL of each dimension, or None if the guide or the prior has dependent dimensions."""
     with suppress(ValueError):
         return evaluate.kl_per_dim(program, data).mean(0)
     return None

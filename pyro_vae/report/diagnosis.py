@@ -1,4 +1,4 @@
-"""The diagnosis of an evaluation: its numbers in words, and advice."""
+"""The diagnosis of an evaluation: the numbers in words, with advice."""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ Numbers = Mapping[str, float]
 
 
 def diagnosis(numbers: Numbers, images: str = "images") -> list[str]:
-    """Return one or two sentences on each subject of an evaluation: yes, no, or that its numbers cannot tell.
+    """Return one or two sentences on each subject of an evaluation. The verdict is yes, no or cannot tell.
 
-    If a number has a standard error, ``pyro_vae.words.above`` decides.
+    For a number with a standard error, ``pyro_vae.words.above`` returns the verdict.
 
     Args:
-        numbers: :attr:`Evaluation.numbers`, by name; a subject without its numbers is left out.
+        numbers: Numbers by name, as in :attr:`Evaluation.numbers`; subjects without numbers are omitted.
         images: Noun for the data.
 
     Example:

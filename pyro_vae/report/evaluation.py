@@ -27,13 +27,13 @@ from pyro_vae.words import pair
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The evaluation of a program. As text, it is a table, sections and a diagnosis.
+    """The evaluation of a program. ``str`` returns the table, the sections and the diagnosis as text.
 
     Attributes:
         table: ELBO, its two terms and -log p(x) of each split.
-        sections: Lines under headings, on the test images.
+        sections: Lines of text on the test images, by heading.
         numbers: Numbers of the diagnosis by name: nats, shares and counts.
-        images: Columns by name, with one number per test image; shorter for answers on the first images only.
+        images: Columns by name, with one number per test image; some columns cover only the first images.
         figures: Figures by name.
         called: Noun for the data: images or rows.
     """
@@ -60,7 +60,7 @@ class Evaluation:
     def save(self, folder: str | Path, more: Mapping[str, bytes] | None = None) -> None:
         """Write ``evaluation.txt``, ``evaluation.json`` (numbers) and ``evaluation.csv`` (images) to a folder.
 
-        ``more`` are further files by name. If some files cannot be written, write the rest and raise OSError.
+        ``more`` holds further files by name. If some files cannot be written, write the rest and raise OSError.
         """
         numbers = {name: value if math.isfinite(value) else str(value) for name, value in self.numbers.items()}
         rows = ([i, *row] for i, row in enumerate(zip_longest(*self.images.values(), fillvalue="")))
@@ -87,18 +87,18 @@ def evaluation(
 
     Args:
         program: A VAE, or any program.
-        dataset: Its data.
+        dataset: Data of the program.
         num_particles: Draws per datum for -log p(x); k-hat needs at least 25.
-        images: Number of images of each split, the first ones.
-        chosen: Number of images for expensive methods, or 0: guides refined for each image, annealed importance
-            sampling, and bidirectional Monte Carlo on as many simulated images. By default guides are refined for 50
-            images, and the other two methods run if k-hat says that importance sampling is not reliable.
-        temperatures: Temperatures of annealed importance sampling, with 16 chains.
+        images: Number of images from the start of each split.
+        chosen: Number of images, or 0, for expensive methods: guides refined per image, annealed importance sampling,
+            and bidirectional Monte Carlo on equally many simulated images. By default the first method uses 50 images,
+            and the other two methods run if k-hat shows that importance sampling is not reliable.
+        temperatures: Number of temperatures of annealed importance sampling, which runs 16 chains.
         seed: Seed of the draws; torch's random state does not change.
         progress: Whether to show progress bars.
-        proposal: Distribution of the draws for -log p(x): the ``guide``; ``adapted`` to each image; or ``both`` for
-            test images if ten million draws suffice, of which the better bound counts. The guide is always judged by
-            its draws.
+        proposal: Distribution of the draws for -log p(x): the ``guide``; ``adapted`` to each image; or ``both``. For
+            ``both``, test images get two bounds if ten million draws suffice, and the better bound counts. Draws of
+            the guide always judge the guide.
 
     Raises:
         ValueError: If there are no particles, images or temperatures, ``chosen`` is negative, or ``proposal`` is

@@ -1,4 +1,4 @@
-"""Proposals for -log p(x): their descriptions, and log-weights of adapted ones within a limit of draws."""
+"""Proposals for -log p(x): descriptions, and log-weights of adapted proposals within a limit of draws."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ OF_EVALUATION = 10_000_000  # the same for an evaluation
 
 
 def origin(target: Posterior, proposal: evaluate.Proposal) -> str:
-    """Return a proposal in words, with the number of draws to fit an adapted one."""
+    """Describe a proposal in words; for an adapted proposal, add the number of draws that the fit takes."""
     least, most = evaluate.fitting_draws(target) if proposal == "adapted" else (0, 0)
     return f"{evaluate.ORIGINS[proposal]}{f', after {least:,} to {most:,} draws to fit it' if most else ''}"
 
@@ -20,7 +20,7 @@ def origin(target: Posterior, proposal: evaluate.Proposal) -> str:
 def adapted_log_weights(
     program: Any, target: Posterior, num_particles: int, most: int, progress: bool
 ) -> tuple[Tensor | None, list[str]]:
-    """Return log-weights ``(K, B)`` of adapted proposals, or None if they need more than ``most`` draws.
+    """Return log-weights ``(K, B)`` of adapted proposals, or None if the proposals need more than ``most`` draws.
 
     If no proposal can be adapted, return None and a line with the reason.
     """

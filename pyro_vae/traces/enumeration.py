@@ -1,12 +1,12 @@
-r"""Discrete sites summed out exactly, with their classes in dimensions left of all plates.
+r"""Sum exactly over the classes of discrete sites; each site has a dimension of classes left of all plates.
 
-With y in the guide and in the model, and one draw :math:`z_y \sim q(z \mid x, y)` for each class, the weight is
+If guide and model both have y, and each class has one draw :math:`z_y \sim q(z \mid x, y)`, the weight is
 
 .. math:: w = \sum_y \frac{p(x, y, z_y)}{q(z_y \mid x, y)}
 
-so it does not contain log q(y | x), and no class is drawn. A class in the model alone is summed out of the joint
-density. A mask on an enumerated site is not applied inside the sum, where its probabilities must add up to 1; applied
-there, it would count a labelled row once for each class.
+The weight does not contain log q(y | x), and the guide draws no class. For a class in the model alone, the sum is over
+the joint density. The sum ignores the mask of an enumerated site, because the probabilities must add up to 1: with the
+mask, the sum would count a labelled row once for each class.
 """
 
 from collections import OrderedDict
@@ -28,7 +28,7 @@ MAX_DIMS = 64  # of a torch tensor
 
 
 def sites_to_sum(model_trace: Trace, guide_trace: Trace, marks: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the latent sites to sum out: marked in a trace or in ``marks``, or discrete and in the model alone."""
+    """Return the latent sites to sum over: sites marked in a trace or ``marks``, or discrete and in the model alone."""
     names = []
     for trace in (guide_trace, model_trace):
         for name, site in latent(trace).items():
@@ -55,7 +55,7 @@ def mark_enumerated(program: Program, names: Iterable[str]) -> Program:
 
 
 def enumerate_pair(model: Program, guide: Program, names: Iterable[str], nesting: int) -> tuple[Program, Program]:
-    """Return model and guide with these sites enumerated, in dimensions left of ``nesting`` plates."""
+    """Return model and guide; each enumerates the named sites in dimensions left of ``nesting`` plates."""
     if not (names := [*names]):
         return model, guide
     model, guide = (mark_enumerated(program, names) for program in (model, guide))
@@ -74,13 +74,13 @@ def per_datum(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
 
 
 def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
-    """Sum probabilities over dimensions, counted from the right; each keeps size 1."""
+    """Return the log of the summed probabilities over ``dims``, counted from the right; each summed size becomes 1."""
     present = [dim for dim in dims if -dim <= log_p.dim()]
     return log_p.logsumexp(present, keepdim=True) if present else log_p
 
 
 def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
-    """Return whether no two enumerated sites share a dimension, and all are in the same plates, or in ``keep``."""
+    """Return whether each enumerated site has its own dimension, and all sites are in the same plates or ``keep``."""
     classes = [site for site in sites if enumerated({"": site})]
     plate_dims = {frozenset(frame.dim for frame in plates(site) if frame.vectorized) for site in classes}
     distinct = len({site["infer"]["_enumerate_dim"] for site in classes}) == len(classes)
@@ -88,7 +88,7 @@ def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
 
 
 def eliminate(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> Tensor:
-    """Return the log-weight of each datum by variable elimination; ``shared`` plates stay; the guide may be empty.
+    """Return the log-weight of each datum by variable elimination; keep ``shared`` plates; the guide may be empty.
 
     References:
         Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019), https://arxiv.org/abs/1902.03210.
@@ -123,10 +123,10 @@ def eliminate(model_trace: Trace, guide_trace: Trace, shared: Iterable[Any]) -> 
 
 
 class Expectation:
-    r"""The mean :math:`\sum_y q(y \mid x) \, f(y)` of an ELBO's terms over the guide's enumerated sites.
+    r"""The mean :math:`\sum_y q(y \mid x) \, f(y)` of each term of an ELBO over the guide's enumerated sites.
 
-    Without enumerated sites a term is its own mean. ``nesting`` counts the plate of the particles too. ``alone`` are
-    the dimensions of classes in the model alone, and ``members`` the model's sites that depend on those classes.
+    Without enumerated sites, the mean is the term. ``nesting`` counts the plate of the particles too. ``alone`` has the
+    dimensions of classes in the model alone; ``members`` has the model's sites that depend on these classes.
     """
 
     def __init__(self, model_trace: Trace, guide_trace: Trace, nesting: int) -> None:
@@ -172,7 +172,7 @@ class Expectation:
         return (self.log_q.exp() * term).flatten(0, -1 - self.nesting).sum(0)
 
     def summed(self, names: Iterable[str]) -> Tensor:
-        """Return the log-density of these members with their classes summed out, for each element of the plates."""
+        """Return the log-density of the named members, summed over classes, for each element of the plates."""
         sites = [self.members[name] for name in names]
         if not sites:
             return torch.zeros(())

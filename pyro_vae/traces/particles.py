@@ -1,7 +1,7 @@
-"""Particles in a plate: the plate's dimension, and whether a program runs in it.
+"""The plate of the particles: find a dimension for the plate, and check that a program runs in the plate.
 
-A program that indexes a draw from the left, as z[0], would silently take particle 0 for element 0 in the plate. So each
-new program runs alone and in the plate, and its log-densities are compared.
+A program that indexes a draw from the left, such as z[0], would silently select particle 0 in place of element 0. The
+check runs each new program without and with the plate, and compares the log-densities.
 """
 
 import sys
@@ -26,7 +26,7 @@ ADVICE = "Index from the right, as z[..., 0], or pass vectorize_particles=False 
 
 
 class SharedSubsample(Messenger):
-    """Gives every run of a program the same subsample, so that all particles have the same data."""
+    """A handler that gives every run of a program the same subsample: all particles have the same data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,11 +42,11 @@ class SharedSubsample(Messenger):
 
 
 class CheckRows(Messenger):
-    """Refuses a run in which a plate has other rows of the data than the program gave it.
+    """A handler that refuses a run if model and guide use different rows of the data in a plate.
 
-    A replayed plate would have the rows that the guide drew, while the model observes ``x[rows]`` of its own rows. The
-    handler also reads into ``marks`` which sites the model marks for enumeration, since a replayed site has the guide's
-    marks.
+    A replayed plate has the guide's rows, but the model observes ``x[rows]`` for the model's rows. The handler also
+    stores in ``marks`` the sites that the model marks for enumeration: in a replay the guide's marks replace the
+    model's marks.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class CheckRows(Messenger):
 
 
 class FillMasked(Messenger):
-    """Replaces a masked observation that is no class, as the label -1, by the first class: models index by labels."""
+    """A handler that replaces a masked label outside the support, such as -1, by the first class, a valid index."""
 
     def _pyro_sample(self, msg: Site) -> None:
         distribution = msg["fn"]
@@ -93,7 +93,7 @@ class FillMasked(Messenger):
 
 
 def importance_traces(model: Program, guide: Program, args: tuple, kwargs: dict, nesting: int) -> tuple[Trace, Trace]:
-    """Run the guide, and the model at its draws, as ``get_importance_trace``; their latent sites may differ."""
+    """Run the guide, and the model at the guide's draws, as ``get_importance_trace`` does; latent sites may differ."""
     if isinstance(poutine.unwrap(guide), Messenger):
         return get_importance_trace("flat", nesting, model, guide, args, kwargs)
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -116,14 +116,14 @@ def importance_traces(model: Program, guide: Program, args: tuple, kwargs: dict,
 
 
 def plate_depth(pair: tuple[Trace, Trace]) -> int:
-    """Return how deep the vectorized plates of a model and a guide nest."""
+    """Return the depth of nested vectorized plates in a model and a guide."""
     sites = [site for trace in pair for site in samples(trace).values()]
     return max((-frame.dim for site in sites for frame in plates(site) if frame.vectorized), default=0)
 
 
 @torch.no_grad()
 def probe(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[int, tuple[Trace, Trace]]:
-    """Return the depth of a program's plates and traces of model and guide; check that it runs for many particles."""
+    """Return the depth of plates, and traces of model and guide; check that the program runs for many particles."""
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     model = FillMasked()(model)
     with torch.random.fork_rng(devices=devices), poutine.block(), SharedSubsample():
@@ -144,7 +144,7 @@ def probe(model: Program, guide: Program, args: tuple, kwargs: dict) -> tuple[in
 
 
 def _check_particles(model: Program, guide: Program, depth: int, alone: Trace, args: tuple, kwargs: dict) -> None:
-    """Run two particles in a plate and the second alone; refuse a program that fails or has other log-densities."""
+    """Run two particles in a plate, and the second alone; refuse a program that fails, or unequal log-densities."""
 
     def log_probs(trace: Trace) -> dict[str, Tensor]:
         trace = prune_subsample_sites(trace)
@@ -186,7 +186,7 @@ def _check_particles(model: Program, guide: Program, depth: int, alone: Trace, a
 
 
 def _joined(model_trace: Trace, guide_trace: Trace) -> Trace:
-    """Add the model's further latent sites to a guide's trace, so that a run at its values draws no noise."""
+    """Add the latent sites of the model alone to a guide's trace: a run at the trace's values draws no noise."""
     for name, site in latent(model_trace).items():
         if name not in guide_trace:
             guide_trace.add_node(name, **site)

@@ -38,22 +38,22 @@ def observed(trace: Trace) -> dict[str, Site]:
 
 
 def loss_terms(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the guide's sites that are no factor of q(z | x): its observed sites, and draws that the model lacks.
+    """Return the guide's sites that are no factor of q(z | x): observed sites, and draws that the model lacks.
 
-    Draws marked ``infer={"is_auxiliary": True}`` are factors of q(z | x). Unmarked draws would make it a mixture.
+    Draws marked ``infer={"is_auxiliary": True}`` are factors of q(z | x). Unmarked draws would make q(z | x) a mixture.
     """
     factors = density_sites(model_trace, guide_trace)
     return {name: site for name, site in samples(guide_trace).items() if name not in factors}
 
 
 def density_sites(model_trace: Trace, guide_trace: Trace) -> dict[str, Site]:
-    """Return the guide's sites whose densities multiply to q(z | x); the rest are :func:`loss_terms`."""
+    """Return the guide's sites that are factors of q(z | x); :func:`loss_terms` returns all other sites."""
     sites, of_model = latent(guide_trace), latent(model_trace)
     return {name: site for name, site in sites.items() if name in of_model or (site["infer"] or {}).get("is_auxiliary")}
 
 
 def check_guide(model_trace: Trace, guide_trace: Trace, summed: Container[str]) -> None:
-    """Refuse latent sites that are neither in the guide nor summed; warn once of loss terms not marked ``is_loss``."""
+    """Refuse a latent site that is neither in the guide nor in ``summed``; warn once of unmarked loss terms."""
     for name in latent(model_trace):
         if name not in guide_trace and name not in summed:
             raise ValueError(
@@ -75,7 +75,7 @@ def _warn_of_unmarked(*names: str) -> None:
 
 
 def enumerated(sites: dict[str, Site]) -> dict[str, int]:
-    """Return the enumerated sites and the dimension of the classes of each, counted from the right: -1 is the last."""
+    """Return a dictionary from each enumerated site to its dimension of classes, where -1 is the last dimension."""
     dims = {name: (site["infer"] or {}).get("_enumerate_dim") for name, site in sites.items()}
     return {name: dim for name, dim in dims.items() if dim is not None}
 
@@ -108,7 +108,7 @@ def mean_scale(site: Site) -> float:
 
 
 def same(a: float | Tensor | None, b: float | Tensor | None) -> bool | Tensor:
-    """Return whether two scales or masks are equal, by element if one is a tensor; a mask of None counts as True."""
+    """Return whether two scales or masks are equal, for each element of a tensor; a mask of None counts as True."""
     if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         return a is b or a == b
     one, other = (True if value is None else value for value in (a, b))
@@ -116,17 +116,17 @@ def same(a: float | Tensor | None, b: float | Tensor | None) -> bool | Tensor:
 
 
 def differ(agree: bool | Tensor) -> bool:
-    """Return whether :func:`same` is False; reads a tensor under Pyro's validation only, which is off in a graph."""
+    """Return whether :func:`same` gave False; read a tensor only under Pyro's validation, never in a graph."""
     return agree is False or (isinstance(agree, Tensor) and is_validation_enabled() and not agree.all())
 
 
 def is_fixed(support: Constraint) -> bool:
-    """Return whether a support depends on no draw: it holds no tensor."""
+    """Return whether a support is independent of all draws: the support holds no tensor."""
     return not any(isinstance(value, Tensor) for value in vars(of_element(support)).values())
 
 
 def check_support(model_trace: Trace) -> None:
-    """Refuse unmasked observations outside a support that depends on no draw; Pyro's validation may be off."""
+    """Refuse unmasked observations outside a fixed support, even if Pyro's validation is off."""
     for name, site in observed(model_trace).items():
         support, value = site["fn"].support, site["value"]
         mask = torch.as_tensor(True if site["mask"] is None else site["mask"])

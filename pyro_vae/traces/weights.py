@@ -1,4 +1,4 @@
-r"""Importance weights of a Pyro program: one for each particle and datum, whatever its plates and scales."""
+r"""Importance weights of a Pyro program for each particle and datum, for all plates and scales."""
 
 import math
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from pyro_vae.traces.sites import PARTICLES, Site, density_sites, differ, enumer
 
 
 class Weights(NamedTuple):
-    """Log-densities of K particles, each ``(K, *data)``, in nats, masked and unscaled, and the scale of the data.
+    """Log-densities of K particles, in nats, masked and unscaled, of shape ``(K, *data)``, and the data's scale.
 
-    Where the guide enumerates classes, ``log_p`` and ``log_q`` have ``classes`` more dimensions on the left, one for
-    each site, and ``log_r`` is the log-density of the classes, which is not part of a weight.
+    If the guide enumerates sites, ``log_p`` and ``log_q`` have ``classes`` further dimensions on the left, one for each
+    enumerated site. ``log_r`` is the log-density of the classes; weights do not contain ``log_r``.
     """
 
     log_p: Tensor
@@ -31,15 +31,15 @@ class Weights(NamedTuple):
         return log_w.flatten(0, self.classes - 1).logsumexp(0) if self.classes else log_w
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum values over the data, with their scale."""
+        """Sum values over the data, and multiply the sum by the scale."""
         return (self.scale * values).sum()
 
 
 def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weights:
-    """Return the importance weight of each particle and datum, from a pair of traces, or one for each particle.
+    """Return the importance weight of each particle and datum, from one pair of traces or a pair for each particle.
 
-    A datum is one element of the plates that all sites share; further plates, inside a datum, are summed over. Refuse
-    sites that share no plate and, if ``scaled``, sites with different scales.
+    A datum is one element of the plates that all sites share; the weights sum over plates inside a datum. Refuse sites
+    that share no plate and, if ``scaled``, sites with different scales.
     """
     pairs = [(samples(model), density_sites(model, guide)) for model, guide in traces]
     sites = [site for pair in pairs for part in pair for site in part.values()]
@@ -68,7 +68,7 @@ def log_weights(traces: list[tuple[Trace, Trace]], scaled: bool = True) -> Weigh
 
 
 def _with_classes(model: dict[str, Site], guide: dict[str, Site], keep: set[int], sizes: list[int]) -> list[Tensor]:
-    """Return log p, the classes in the model alone summed out; log q of draws; and log q of the guide's classes."""
+    """Return log p, summed over classes in the model alone; log q of draws; and log q of the guide's classes."""
     of_guide, nesting = enumerated(guide), len(sizes)
     alone = [dim for name, dim in enumerated(model).items() if name not in of_guide]
     log_p = sum_out(per_datum(model.values(), keep, nesting), alone)
@@ -95,8 +95,8 @@ def power_mean(log_w: Tensor, alpha: float) -> Tensor:
 def systematic_resample(log_w: Tensor, number: int) -> Tensor:
     r"""Draw m particles of each datum in proportion to their weights by systematic resampling.
 
-    Log-weights ``(K, *data)`` give indices ``(m, *data)``. One uniform number for each datum decides all its draws:
-    particle k is drawn :math:`m \hat{w}_k` times, rounded up or down (Kitagawa, 1996).
+    Log-weights ``(K, *data)`` give indices ``(m, *data)``. One uniform number for each datum decides all draws of the
+    datum: particle k occurs :math:`m \hat{w}_k` times, rounded up or down (Kitagawa, 1996).
     """
     shares = log_w.softmax(0).cumsum(0)
     first = torch.arange(number, dtype=log_w.dtype, device=log_w.device).reshape(-1, *(1,) * (log_w.dim() - 1))
@@ -106,7 +106,7 @@ def systematic_resample(log_w: Tensor, number: int) -> Tensor:
 
 
 def shared_plates(sites: list[Site]) -> frozenset:
-    """Return the vectorized plates around all sites, except the particles' plate; refuse plates of only some sites."""
+    """Return the vectorized plates around all sites, except the particles' plate; refuse plates around only some."""
     shared = frozenset.intersection(*(frozenset(f for f in plates(site) if f.vectorized) for site in sites))
     names = [frame.name for site in sites for frame in plates(site)]
     if names and not shared:

@@ -1,4 +1,4 @@
-"""Training: Pyro's SVI over minibatches, in one process or several, with runs that can stop and resume."""
+"""Training: Pyro's SVI over minibatches, in one or several processes. A run can stop and resume."""
 
 from pyro_vae.train.fitting import fit
 from pyro_vae.train.nonfinite import NotFinite

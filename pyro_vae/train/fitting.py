@@ -47,64 +47,64 @@ def fit(
     sleep: int = 0,
     on_epoch: Callable[[dict[str, list[float]]], Any] | None = None,
 ) -> dict[str, list[float]]:
-    """Train a program by stochastic variational inference: Pyro's ``SVI``, with steps that run as a graph.
+    """Train a program by stochastic variational inference, with Pyro's ``SVI`` and steps that run as a graph.
 
-    The likelihood leaves out elements of the data that are NaN (:class:`pyro_vae.missing.Missing`). An untrained
+    The likelihood leaves out NaN elements of the data (:class:`pyro_vae.missing.Missing`). An untrained
     :class:`pyro_vae.VAE` starts with the data's mean as the decoder's mean, with training images in a VampPrior, and
     with the data's mean in place of missing inputs of the encoder. The call leaves the global random state and Pyro's
-    param store unchanged. Under ``torchrun`` the processes share each batch, with the results of one process.
+    param store unchanged. Under ``torchrun`` the processes share each batch; the results match one process.
 
-    With a ``run_dir``, ``fit`` saves all state that the next step depends on, in at most a hundredth of the time, and
-    ``resume`` continues from it: on the same machine the result is bit-identical to an uninterrupted run. Ctrl-C and
-    SIGTERM finish the step, save, and raise ``KeyboardInterrupt``; a second signal stops at once.
+    With a ``run_dir``, ``fit`` saves the full training state, in at most 1% of the time, and ``resume`` continues
+    from the saved state. On the same machine the result is bit-identical to an uninterrupted run. After Ctrl-C or
+    SIGTERM, ``fit`` finishes the step, saves, and raises ``KeyboardInterrupt``. A second signal stops at once.
 
     Arguments:
-        program: A VAE, or any ``nn.Module`` with methods ``model`` and ``guide``, Pyro programs of the same arguments.
-            It is trained in place, and ends in evaluation mode, on ``device``.
-        data: A dataset of :func:`pyro_vae.data.load`; or the program's arguments as a tensor, a tuple of tensors or a
-            dictionary of tensors, which :func:`pyro_vae.data.from_columns` splits; or images for a VAE as a tensor,
-            which :func:`pyro_vae.data.from_tensor` splits.
-        objective: One of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; None for
+        program: A VAE, or any ``nn.Module`` whose methods ``model`` and ``guide`` are Pyro programs with the same
+            arguments. ``fit`` trains the program in place, and leaves the program in evaluation mode on ``device``.
+        data: A dataset from :func:`pyro_vae.data.load`; the program's arguments as a tensor, a tuple of tensors or a
+            dictionary of tensors (split by :func:`pyro_vae.data.from_columns`); or a tensor of images for a VAE
+            (split by :func:`pyro_vae.data.from_tensor`).
+        objective: An objective of :mod:`pyro_vae.objectives`, or any ``pyro.infer.ELBO``; None for
             :class:`pyro_vae.objectives.ELBO`. A schedule of beta starts at its first step.
         epochs: Passes over the training images.
-        batch_size: Images in a minibatch, of all processes together.
-        lr: The learning rate; with ``one-cycle`` the largest.
-        seed: Seed of the order, the noise and the draws: equal on the same machine, bit by bit.
+        batch_size: Images in a minibatch, summed over all processes.
+        lr: The learning rate; for ``one-cycle``, the largest learning rate.
+        seed: Seed of the images' order, the noise and the draws. On one machine, equal seeds give bit-identical runs.
         device: ``cpu`` or ``cuda``.
-        run_dir: Directory for weights, configuration and metrics, which you may rename during the run; None to write
-            nothing. The ``pyro-vae`` command creates one in runs/.
+        run_dir: Directory for weights, configuration and metrics; None to write nothing. You may rename the directory
+            during the run. The ``pyro-vae`` command creates a directory in runs/.
         progress: Whether to show a progress bar.
         lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and
             down to nearly 0 (`Super-Convergence <https://arxiv.org/abs/1708.07120>`_, Smith and Topin, 2018).
         clip_norm: Largest norm of the gradient over all parameters, of the loss summed over the minibatch.
         compile: How a step runs: ``graph``, the tensor operations of Pyro's step, recorded once; ``inductor``, the
-            graph compiled by TorchInductor; ``auto``, a graph, compiled if that pays; ``off``, plain Pyro.
-        precision: Of matrix products: ``auto``, the fastest that is as accurate as torch's float32 default;
-            ``float32``, torch's default; ``bfloat16``, with parameters in float32.
+            graph compiled by TorchInductor; ``auto``, a graph, compiled if this saves time; ``off``, plain Pyro.
+        precision: Precision of matrix products: ``auto``, the fastest precision with the accuracy of torch's float32
+            default; ``float32``, torch's default; ``bfloat16``, with parameters in float32.
         patience: Epochs without a better validation ELBO before training stops and returns to the best weights (Early
             Stopping - But When?, Prechelt, 1998); None to train all epochs and keep the last weights.
-        on_nan: Action at a loss or gradient that is not finite: ``stop``, before the update; ``skip``, leave the batch
-            out, and count it in the history as ``skipped``.
-        logger: ``tensorboard``, to write the history there too.
-        overwrite: Whether to replace a run in ``run_dir``, which is an error otherwise.
-        resume: Run directory to continue in, in place of ``run_dir``, with the arguments of the run. Only ``on_nan``,
-            ``device``, ``logger`` and the place of the data may change, and ``epochs`` may grow if neither the learning
-            rate nor beta depends on it.
+        on_nan: Action after a non-finite loss or gradient: ``stop`` training before the update; or ``skip`` the batch
+            and count the batch in the history as ``skipped``.
+        logger: ``tensorboard`` to also write the history to TensorBoard.
+        overwrite: Whether to replace a run in ``run_dir``. If False, a run in ``run_dir`` is an error.
+        resume: Directory of the run to continue, in place of ``run_dir``. Pass the arguments of that run. Only
+            ``on_nan``, ``device``, ``logger`` and the place of the data may change. ``epochs`` may grow if neither the
+            learning rate nor beta depends on ``epochs``.
         optimizer: ``adam`` (`Adam <https://arxiv.org/abs/1412.6980>`_, Kingma and Ba, 2015); or ``muon`` for the
             weights of dense layers (`Muon <https://kellerjordan.github.io/posts/muon/>`_, Jordan et al., 2024) and Adam
             for other parameters. Muon takes fewer, slower steps to a better ELBO, and is best with a batch_size of 500
             or more and a decreasing learning rate.
-        sleep: Steps of training the guide alone, after the last epoch, on data that the model draws
-            (:func:`pyro_vae.posterior.sleep`), for a guide that overfits few data.
-        on_epoch: Called after each epoch with the history so far, with the program in evaluation mode. Its time is not
-            counted in ``seconds``, and it does not affect the training's random state.
+        sleep: Steps after the last epoch that train only the guide, on data drawn from the model
+            (:func:`pyro_vae.posterior.sleep`). Use these steps for a guide that overfits few data.
+        on_epoch: Function of the history so far. ``fit`` calls the function after each epoch, in evaluation mode.
+            ``seconds`` leaves out the time of the call, and the training's random state stays unchanged.
 
     Returns:
-        The history, lists with one number per epoch, in nats per datum, without the scale of plates and
-        ``poutine.scale``. ``train`` is the objective's loss, a mean over the epoch's steps. ``valid`` is minus the
-        ELBO at beta = 1 of the validation images, if any: ``valid_reconstruction``, E[-log p(x | z)], plus
-        ``valid_kl``. ``seconds`` is the time of the epoch. An objective of this package adds ``train_at_beta_1``,
-        minus the ELBO at beta = 1 of the draws of ``train``, and ``beta``, at the epoch's last step.
+        The history: a dictionary of lists with one number per epoch, in nats per datum, without the scale of plates
+        and ``poutine.scale``. ``train`` is the mean of the objective's loss over the epoch's steps. ``valid`` is minus
+        the ELBO at beta = 1 of the validation images, if any. ``valid`` is the sum of ``valid_reconstruction``,
+        E[-log p(x | z)], and ``valid_kl``. ``seconds`` is the epoch's time. This package's objectives add ``beta`` at
+        the epoch's last step, and ``train_at_beta_1``: minus the ELBO at beta = 1, for the draws of ``train``.
 
     Raises:
         ValueError: If an argument is out of range; all training images are equal; an argument of the program is
@@ -112,11 +112,11 @@ def fit(
             device; a schedule does not end within the run; ``run_dir`` holds a run or other files, or another process
             writes to it; or the run to resume has other arguments or data, or cannot be read.
         NotFinite: If training diverges: a ``ValueError`` whose ``record`` has the step, site and rows.
-        OSError: If the run cannot be written; files that were saved before stay.
+        OSError: If the run cannot be written; earlier files stay on disk.
         KeyboardInterrupt: After Ctrl-C or SIGTERM; its message has the command to resume.
 
     See Also:
-        :class:`pyro_vae.CompiledSVI`, which takes the steps, for a loop of your own.
+        :class:`pyro_vae.CompiledSVI`, for your own training loop. ``fit`` takes its steps with this class.
 
     Example:
         >>> from pyro_vae import VAE, data

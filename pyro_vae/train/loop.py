@@ -32,7 +32,7 @@ STATE = {"epochs": "epochs", "at": "steps_done", "skipped": "skipped", "beta": "
 
 
 class Training:
-    """A training run, whose state between any two steps can be saved and restored."""
+    """A training run. You can save and restore the state between any two steps."""
 
     def __init__(
         self, program: Any, dataset: Dataset, objective: pyro.infer.ELBO, settings: Settings, processes: Processes
@@ -80,7 +80,7 @@ class Training:
             check_one_row(self._loss_of, processes.world, len(self.train), self.batch_size)
 
     def epoch(self, on_step: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
-        """Train for the rest of the epoch and validate; return the numbers. Call ``on_step`` with a step's images."""
+        """Train for the rest of the epoch, validate, and return metrics; call ``on_step`` with the number of images."""
         self.program.train()
         if self.settings.compile != "off":
             for size in (self.batch_size, self.last_size if self.epochs >= GRAPH_AFTER else 0):
@@ -210,7 +210,7 @@ class Training:
         return 0.0, 0.0
 
     def check_finite(self, first: int = 0) -> None:
-        """Raise if a loss of this epoch, or a parameter, is not finite; on a CPU every step has this check."""
+        """Raise NotFinite if a loss of this epoch or a parameter is not finite; on a CPU, every step checks this."""
         if self.device.type == "cpu" or not self.steps_done:
             return
         finite = [math.isfinite(loss) for loss in self.losses[first : self.steps_done].tolist()]

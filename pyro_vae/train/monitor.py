@@ -1,4 +1,4 @@
-"""Warnings of training that goes wrong with finite numbers: untrained parameters, a KL of zero, a collapsing scale."""
+"""Warnings of training problems with finite numbers: untrained parameters, a KL of zero, a collapsing scale."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ class Monitor:
         self._first_scale = math.nan
 
     def check_parameters(self, trained: Sequence[Tensor]) -> None:
-        """Warn, after the first step, of parameters that it did not train or that no file will hold."""
+        """Warn, after the first step, of parameters that the step did not train or that no file will hold."""
         if self._checked_parameters:
             return
         self._checked_parameters = True
@@ -47,7 +47,7 @@ class Monitor:
             )
 
     def check_plate(self, factor: float, sites: Sequence[str], total: int) -> None:
-        """Warn of latent sites outside the data's plate, whose prior an epoch counts ``factor`` times."""
+        """Warn of latent sites outside the data's plate; an epoch counts the sites' prior ``factor`` times."""
         if sites and factor > 1.001:
             self.warn(
                 f"Expected every latent site in the data's plate, or a plate that is scaled to all data; {sites[0]!r} "
@@ -56,7 +56,7 @@ class Monitor:
             )
 
     def check_epoch(self, history: Mapping[str, Sequence[float]], scale: float) -> None:
-        """Warn after an epoch of a KL of zero, an infinite ELBO, or a small ``scale`` of p(x | z), nan for none."""
+        """Warn after an epoch of a KL of zero, an infinite ELBO, or a small ``scale`` of p(x | z) (nan: no scale)."""
         if "valid" not in history:
             return
         last = history["valid_kl"][-EPOCHS:]

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: find the site, the parameter and the images where they arise."""
+"""Find the site, the parameter and the images of a loss or gradient that is not finite."""
 
 import math
 import re
@@ -21,7 +21,7 @@ SHOWN = 10
 
 
 class NotFinite(ValueError):
-    """Training met a loss or a gradient that is not finite, and stopped; on a CPU, before the update.
+    """Training stopped at a loss or gradient that is not finite; on a CPU, before the update.
 
     Attributes:
         record: ``epoch`` and ``step``, from 1; ``rows``, the batch's rows of ``dataset.train``; ``at_fault``, the rows
@@ -35,7 +35,7 @@ class NotFinite(ValueError):
 
 
 def not_finite(loss: Any, parameters: Sequence[Tensor]) -> str:
-    """Describe a loss or gradient that is not finite; empty if both are finite."""
+    """Describe a loss or gradient that is not finite; return an empty string if both are finite."""
     gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
     if math.isfinite(sum(gradients, torch.as_tensor(loss)).item()):
         return ""
@@ -45,7 +45,7 @@ def not_finite(loss: Any, parameters: Sequence[Tensor]) -> str:
 
 
 def constraint_violation(error: ValueError) -> str:
-    """Describe the parameter that violates its constraint; empty if the error is another one."""
+    """Describe the parameter that violates its constraint; return an empty string for any other error."""
     match = CONSTRAINT.search(str(error))
     return f"expected {match[1]} of a {match[2]} to satisfy {match[3]}" if match else ""
 
@@ -53,7 +53,7 @@ def constraint_violation(error: ValueError) -> str:
 def locate_nonfinite(
     model: Callable[..., Any], guide: Callable[..., Any], objective: pyro.infer.ELBO, batch: tuple, rows: Tensor
 ) -> dict[str, Any]:
-    """Run model and guide again on a batch, and return the entries of a record about the sites that are not finite."""
+    """Run model and guide again on a batch; return the part of the record about sites that are not finite."""
     with pyro.validation_enabled(False), torch.enable_grad():
         if isinstance(objective, Objective):
             traces = objective.traces(model, guide, *batch)

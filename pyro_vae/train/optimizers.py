@@ -53,8 +53,8 @@ class Muon(_WithoutCompiler):
         \theta_t = \theta_{t-1} - 0.2 \, \gamma_t \sqrt{\max(m, n)} \; U V^\top
         \quad \text{where } (1 - \mu) G_t + \mu B_t = U S V^\top
 
-    for a matrix of shape (m, n), one of ``matrices``. The update has the same length in every direction of the matrix,
-    whatever the gradient's length there. The factor makes it as large as Adam's, so that both use one learning rate
+    Each matrix in ``matrices`` has shape (m, n). The update has the same length in every direction of the matrix, for
+    any gradient. The factor makes Muon's update as large as Adam's update, so Muon and Adam share the learning rate
     :math:`\gamma`.
 
     References:
@@ -78,7 +78,7 @@ class Muon(_WithoutCompiler):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Step the parameters along their ``grad``."""
+        """Update the parameters from their ``grad``."""
         if adam := self._current_adam():
             adam.step()
         for group in self.param_groups:
@@ -104,13 +104,13 @@ class Muon(_WithoutCompiler):
 def orthogonal(matrix: Tensor) -> Tensor:
     r"""Approximate :math:`U V^\top` of a matrix :math:`U S V^\top`, whose singular values become about 1.
 
-    It divides the matrix X by its Frobenius norm, and multiplies X three times by a polynomial of its Gram matrix,
+    The function divides X by the Frobenius norm, and multiplies X three times by a polynomial of the Gram matrix:
 
     .. math:: X_{i+1} = (a_i I + b_i G_i + c_i G_i^2) X_i, \qquad G_i = X_i X_i^\top
 
-    The polynomials map singular values between 0.01 and 1 to 0.73 to 1.27, the best possible in three steps; a smaller
-    singular value s becomes 78 s. All but the last product are of Gram matrices, of the shorter side, in the dtype of
-    X.
+    The polynomials map singular values in [0.01, 1] to [0.73, 1.27], the best possible range in three steps. A smaller
+    singular value s becomes 78 s. All products except the last multiply Gram matrices of the shorter side, in the
+    dtype of X.
 
     References:
         `The Polar Express <https://arxiv.org/abs/2505.16932>`_ (Amsel, Persson, Musco and Gower, 2025).

@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def is_first() -> bool:
-    """Whether this is the only process, or the first one of ``torchrun``, which alone prints and writes."""
+    """Whether this process is the only or first process of ``torchrun``; only the first process prints and writes."""
     return not _launched() or int(os.environ.get("RANK", 0)) == 0
 
 
@@ -44,7 +44,7 @@ def _launched() -> bool:
 
 @contextmanager
 def process_group(device: str) -> "Iterator[Processes]":
-    """Connect the processes of ``torchrun`` within the context, by gloo on CPUs and NCCL on GPUs."""
+    """Connect the processes of ``torchrun`` while the context lasts, by gloo on CPUs and NCCL on GPUs."""
     joined = dist.is_available() and dist.is_initialized()
     if joined or not _launched():
         yield Processes(dist.get_rank(), dist.get_world_size()) if joined else Processes()
@@ -65,15 +65,15 @@ def process_group(device: str) -> "Iterator[Processes]":
 class Processes:
     """The processes of one run: this process's rank and rows, and collective operations.
 
-    A run has the same results, up to rounding, for any number of processes: each process has its rows of every batch,
-    gradients are summed, and :meth:`noise` draws the same noise for the same datum.
+    A run has the same results, up to rounding, for any number of processes. Each process trains on its rows of every
+    batch, the processes sum their gradients, and :meth:`noise` draws the same noise for the same datum.
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
 
     def check_sizes(self, sizes: Sequence[int]) -> None:
-        """Raise a ValueError if a process has no row in a batch of one of these sizes."""
+        """Raise a ValueError if a batch size in ``sizes`` leaves a process without a row."""
         if min(sizes) < self.world:
             raise ValueError(
                 f"Expected a row for each of {self.world} processes in every batch; got a batch of {min(sizes)}. "
@@ -81,7 +81,7 @@ class Processes:
             )
 
     def check_batch_statistics(self, program: nn.Module, objective: Any) -> None:
-        """Raise a ValueError if a part uses statistics of the whole minibatch and several processes share it."""
+        """Raise a ValueError if several processes share a minibatch and a part uses statistics of the minibatch."""
         layers = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal)]
         names = ["scale = 'optimal'" if isinstance(layer, Optimal) else type(layer).__name__ for layer in layers]
         bits, penalty = getattr(objective, "free_bits", 0), getattr(objective, "penalty", None)
@@ -101,7 +101,7 @@ class Processes:
         return None if self.world == 1 else WholeBatch(self._slice(total), total, dim)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Replace a tensor by its sum over processes, and return it."""
+        """Replace a tensor by its sum over processes, and return the tensor."""
         return self._communicate(dist.all_reduce, tensor)
 
     def total(self, numbers: Tensor) -> float:
@@ -114,12 +114,12 @@ class Processes:
         return flag if self.world == 1 else self.all_reduce(torch.tensor(float(flag), device=device)).item() > 0
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Replace a tensor by the first process's, and return it."""
+        """Replace a tensor by the first process's tensor, and return the tensor."""
         return self._communicate(dist.broadcast, tensor, 0)
 
     @contextmanager
     def stop_on_signal(self, device: torch.device) -> Iterator[Callable[[], None]]:
-        """Catch SIGINT and SIGTERM; yield a check that raises Stopped in all processes; a second one interrupts."""
+        """Catch SIGINT and SIGTERM; yield a check that raises Stopped in all processes; a second signal interrupts."""
         received: list[int] = []
         checks, waits = itertools.count(1), device.type == "cuda" and self.world > 1
 
@@ -170,11 +170,11 @@ class Processes:
 
 
 class WholeBatch(TorchFunctionMode):
-    """Draws noise for a whole batch along a dimension, and returns this process's rows, as one process would draw them.
+    """Draws the noise of a whole batch along a dimension, as one process would, and returns this process's rows.
 
-    It covers normal, uniform, exponential, Cauchy, geometric, log-normal and Bernoulli draws. Other draws, such as a
-    Gamma's and the masks of dropout, are equal in all processes, whose generators have one seed. That biases no
-    gradient, but increases its variance.
+    The class covers normal, uniform, exponential, Cauchy, geometric, log-normal and Bernoulli draws. Other draws, such
+    as Gamma draws and dropout masks, are equal in all processes, because the processes share one seed. Equal draws
+    increase the gradient's variance, but do not bias the gradient.
     """
 
     def __init__(self, rows: slice, total: int, dim: int) -> None:

@@ -25,10 +25,10 @@ SHARE, SECONDS = 0.01, 1.0  # the most of the time that saving takes, and the le
 
 
 class Run:
-    """Trains epoch by epoch, and saves the last state, the best state and the history in a directory, if there is one.
+    """Trains epoch by epoch. If there is a directory, saves the last state, the best state and the history there.
 
-    It writes the best state before the last one, and removes the previous one after that. So the disk always holds a
-    state to resume from, and a best state that is at least as recent.
+    A save writes the new best state, then the last state, and then removes the old best state. So the disk always
+    holds a state to resume from, and a best state that is at least as recent.
     """
 
     def __init__(self, training: Training, locate: Callable[[], Path] | None, dataset: Dataset) -> None:
@@ -121,12 +121,12 @@ class Run:
         return self.training.epochs >= self.training.settings.epochs or patience_ended
 
     def save_if_due(self) -> None:
-        """Save if the last save was long enough ago."""
+        """Save the run if the last save was long enough ago."""
         if time.monotonic() >= self._next_save:
             self.save()
 
     def save(self) -> None:
-        """Write the best state if it is new, the last state and the history; a failure leaves the old files."""
+        """Write a new best state, the last state and the history; a failure leaves the old files."""
         if not self.folder:
             return
         self.training.check_finite()
@@ -145,7 +145,7 @@ class Run:
         self._next_save = now + max(SECONDS, (now - start) / SHARE)
 
     def restore(self, folder: Path) -> None:
-        """Restore the state that a run of the same data and program saved."""
+        """Restore the saved state of a run with the same data and program."""
         state, problem = checkpoint.load_state(folder)
         if problem:
             warnings.warn(problem, stacklevel=2)

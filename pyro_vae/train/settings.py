@@ -26,7 +26,7 @@ WRAPPERS = {"OptimizedModule", "DataParallel", "DistributedDataParallel"}  # by 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of :func:`pyro_vae.fit` that ``config.yaml`` holds; a ValueError refuses one out of its range."""
+    """The arguments of :func:`pyro_vae.fit` in ``config.yaml``; an argument out of range raises a ValueError."""
 
     epochs: int
     batch_size: int
@@ -67,7 +67,7 @@ class Settings:
 
 
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise a ValueError if settings differ from a run's, or more epochs would change a schedule."""
+    """Raise a ValueError if settings differ from the saved run's settings, or more epochs would change a schedule."""
     now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as a file returns it
     check_settings(before, {name: value for name, value in now.items() if name in before})
     beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
@@ -87,7 +87,7 @@ def hook(program: Any, name: str) -> Callable[..., Any] | None:
 
 
 def check_program(program: Any) -> None:
-    """Raise a ValueError unless a program is an ``nn.Module`` with model and guide, and without torch's wrappers."""
+    """Raise a ValueError unless a program is an ``nn.Module`` with model and guide, without a wrapper of torch."""
     for name, module in program.named_modules() if isinstance(program, nn.Module) else ():
         if (kind := type(module).__name__) in WRAPPERS:
             raise ValueError(
@@ -100,7 +100,7 @@ def check_program(program: Any) -> None:
 
 
 def splits_of(program: Any, data: Any) -> Dataset:
-    """Return the data of ``fit`` as a Dataset, whose splits have the program's arguments as columns."""
+    """Return the data of ``fit`` as a Dataset; the columns of each split are the program's arguments."""
     check_program(program)
     names, columns = argument_names(program), dict[str, Any]()
     if not isinstance(data, Dataset | Mapping | tuple | list):
@@ -158,7 +158,7 @@ def _check_differ(dataset: Dataset) -> None:
 
 
 def check_autoguide(program: Any, batch_size: int, total: int, held_out: int) -> None:
-    """Raise a ValueError if an autoguide with parameters of each row would see a part of the rows."""
+    """Raise a ValueError if an autoguide with parameters for each row would see only some of the rows."""
     if (rows := autoguide_rows(program)) and (batch_size < total or held_out):
         raise ValueError(
             "Expected one batch of all rows and none held out, for an autoguide with parameters of each row; got "
@@ -168,7 +168,7 @@ def check_autoguide(program: Any, batch_size: int, total: int, held_out: int) ->
 
 
 def check_one_row(loss: Callable[[int], Any], world: int, total: int, batch_size: int) -> None:
-    """Raise a ValueError if ``loss`` fails on one row and not on two, as batch normalisation does."""
+    """Raise a ValueError if ``loss`` fails on one row but not on two rows, as with batch normalisation."""
     errors = list[str]()
     for rows in (world, min(2 * world, total)):
         try:

@@ -57,16 +57,16 @@ def sleep(
     .. math:: \max_\phi \; \mathbb{E}_{x \sim p} \left[ \mathbb{E}_{q_\phi(z \mid x)}
         [\log p(x, z) - \log q_\phi(z \mid x)] \right]
 
-    An encoder that is trained on few data overfits them, and on other data the ELBO falls short of log p(x): the
-    amortisation gap (amortization gap). A sleep trains the encoder on new data in each step. With ``data``, the
-    training data, z of a quarter of each minibatch comes from the prior. The rest are training data plus the difference
-    of two draws from p(x | z), with z from the guide. If x cannot be any real number, half of the rest are training
-    data, and half are such draws. ``data`` also has the covariates; a program with a method ``blank``, such as a VAE,
-    needs no data. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode. ``update`` is called
-    after each step. Other arguments are as in :func:`pyro_vae.fit`.
+    An encoder trained on few data overfits the data. On new data the ELBO then falls short of log p(x): the
+    amortisation gap (amortization gap). A sleep trains the encoder on new data in each step. ``data`` is the training
+    data and the covariates. With ``data``, a quarter of each minibatch is drawn with z from the prior. The rest is
+    training data plus the difference of two draws from p(x | z), with z from the guide. If x cannot be any real number,
+    half of the rest is training data, and half is draws from p(x | z). A program with a method ``blank``, such as a
+    VAE, needs no ``data``. The learning rate is one cycle up to ``lr``, and layers are in evaluation mode. Each step
+    ends with a call of ``update``. All other arguments are the same as in :func:`pyro_vae.fit`.
 
     Returns:
-        The ELBO before and after, of the first rows of ``data``, or of draws of the model without ``data``.
+        The mean ELBO before and after the sleep, of the first rows of ``data``; without ``data``, of model draws.
 
     Raises:
         ValueError: If a number is not positive; the guide shares parameters with the model, has none, takes all rows

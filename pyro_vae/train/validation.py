@@ -41,7 +41,7 @@ class Validation:
         self._graph, self._recorded = GraphedFunction(self._two_terms, "graph"), set[int]()
 
     def __call__(self, pause: Callable[[], Any] = lambda: None, as_graph: bool = False) -> dict[str, float]:
-        """Return minus the ELBO and its two terms, in nats per datum, if any; call ``pause`` before each batch."""
+        """Return minus the ELBO and the two terms, in nats per datum, if any; call ``pause`` before each batch."""
         self.program.eval()
         for buffer in self.program.buffers():
             self.processes.broadcast(buffer)
@@ -116,7 +116,7 @@ def value_range(split: Split) -> float:
 
 
 class Scales:
-    """The scale of a batch's loss by ``pyro.plate`` and ``poutine.scale``, for each number of rows."""
+    """The factor by which ``pyro.plate`` and ``poutine.scale`` scale a batch's loss, for each number of rows."""
 
     def __init__(self, program: Any, model: Callable[..., Any]) -> None:
         self.program, self.model = program, model
@@ -142,7 +142,7 @@ class Scales:
         return self._scales[rows]
 
     def weight(self, rows: tuple[Tensor, ...], total: int) -> float:
-        """Return the weight of the gradient of some of ``total`` rows: 1, unless the scale depends on their number."""
+        """Return the weight of the gradient of ``rows`` out of ``total``: 1, unless the scale depends on the number."""
         if len(rows[0]) == total or self(rows) == self(tuple(torch.cat([column, column]) for column in rows)):
             return 1.0
         return len(rows[0]) / total
