@@ -24,7 +24,7 @@ extensions = [
     "sphinxcontrib.bibtex",
 ]
 root_doc = "index"
-exclude_patterns = ["_build", "**/_generated"]
+exclude_patterns = ["_build", "jupyter_execute", "**/_generated"]
 default_role = "any"
 suppress_warnings = ["mystnb.unknown_mime_type"]
 

@@ -116,7 +116,8 @@ class _Parser(ArgumentParser):
     """A parser that raises errors, as must the one that jsonargparse makes of its class for --prior.help."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"exit_on_error": False, "formatter_class": _HelpFormatter} | options)
+        usual: dict[str, Any] = {"exit_on_error": False, "formatter_class": _HelpFormatter}
+        super().__init__(**usual | options)
 
 
 class _HelpFormatter(DefaultHelpFormatter):
