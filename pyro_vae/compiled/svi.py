@@ -100,7 +100,7 @@ class CompiledSVI(SVI):
 
     @property
     def mode(self) -> str:
-        """How steps run now: ``off`` (plain Pyro), ``graph`` or ``inductor``."""
+        """The mode of a step, ``off`` (plain Pyro), ``graph`` or ``inductor``."""
         return "off" if self._terms is None else self._gradients.mode
 
     def step(self, *args: Any, **kwargs: Any) -> Any:

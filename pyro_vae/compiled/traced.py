@@ -121,7 +121,7 @@ class GraphedFunction:
 
     @property
     def mode(self) -> str:
-        """How calls on the last recorded arguments run: ``off`` (the function), ``graph`` or ``inductor``."""
+        """The mode of a call on the last recorded arguments, ``off`` (the function), ``graph`` or ``inductor``."""
         if self.reason or self._last is None or self._last.graph is None:
             return "off"
         return "inductor" if self._last.compiled else "graph"

@@ -31,7 +31,7 @@ class Calibration:
 
     @property
     def bins(self) -> int:
-        """The number of bins, from 2 to 20: at least 10 expected data and, if possible, equally many ranks per bin."""
+        """The number of bins, from 2 to 20, with at least 10 expected data and, if possible, equal ranks per bin."""
         size = self.draws + 1
         most = max((n for n in range(2, min(20, size) + 1) if len(self.ranks) * (size // n) >= 10 * size), default=2)
         return max((n for n in range(most // 2 + 1, most + 1) if size % n == 0), default=most)
