@@ -176,7 +176,7 @@ class Ladder:
 
 
 def draw_range(of_guide: Tensor, of_prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bounds on u, each ``(B, D)``: 50 scales beyond draws ``(K, B, D)`` of the guide and of the prior."""
+    """Return lower and upper bounds ``(B, D)`` on z: the range of guide and prior draws plus 50 scales on each side."""
     ends = [(u.amin(0), u.amax(0), FAR * _scale(u)) for u in (of_guide, of_prior)]
     low = torch.minimum(*(low - reach for low, _, reach in ends))
     return low, torch.maximum(*(high + reach for _, high, reach in ends))

@@ -91,7 +91,7 @@ def _weights(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
 def data_of(run: str | Path, loaded: dict[str, data.Dataset] | None = None) -> tuple[data.Dataset, dict[str, Any]]:
     """Load the data of a run; look for a relative path in the training's directory, then in the current directory.
 
-    Return the data set, with the paths of ``config.yaml``, and the arguments of ``data.load``, with absolute paths.
+    Return the data set that ``config.yaml`` names, and the arguments of ``data.load`` with absolute paths.
     ``loaded`` is a cache of data sets.
     """
     config, environment, loaded = config_of(Path(run)), load_environment(run), {} if loaded is None else loaded

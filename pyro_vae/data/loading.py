@@ -42,7 +42,7 @@ def load(
     Arguments:
         data: ``digits`` (8x8, part of scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn`` (through torchvision); a .npy or .npz file, with arrays ``x`` and optionally
-            ``labels`` and ``mask``, and other arrays with as many rows, the further arguments of a program by name; a
+            ``labels`` and ``mask``, and arrays named as further arguments of a program, with as many rows; a
             .csv, .tsv or .parquet table (through pandas), with x in the rows; or a folder of images, with subfolders as
             labels, if any. ``load`` rotates images by their EXIF data, puts a white background behind transparency, and
             reads the first of several frames. An element is missing if x is NaN or ``mask`` is False; ``mask`` has the

@@ -168,7 +168,7 @@ def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ..
 
 
 def measures(program: Any, data: Split, images: int = 1000) -> dict[str, tuple[float, float]]:
-    """Return the mean and standard error over a split of each value from a program's method ``measures``, by name."""
+    """Return the mean and standard error of each of a program's ``measures``, over the data of a split."""
     if not hasattr(program, "measures"):
         return {}
     with torch.no_grad(), eval_mode(program, reference_tensor(program).device):

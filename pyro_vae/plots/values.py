@@ -102,8 +102,8 @@ def bounds(
 ) -> Figure:
     """Plot estimates of -log p(x) in nats by number of particles, with means and standard errors over data.
 
-    ``others`` has further estimates on the same data, by name: the mean, and the standard error of the paired
-    difference from the last element of ``means``.
+    ``others`` maps names of further estimates to their mean and to the standard error of their paired difference
+    from the last element of ``means``.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()

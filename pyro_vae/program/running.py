@@ -147,7 +147,7 @@ class Runner:
         return value.movedim(1, 1 + self.structure.depth + self.structure.dim)
 
     def to_rows(self, value: Tensor) -> Tensor:
-        """Move the dimension of the data's plate in a site's value to second place: ``(K, B, *rest)``."""
+        """Return the value of a site with shape ``(K, B, *rest)``: the data's dimension becomes the second."""
         return value.movedim(1 + self.structure.depth + self.structure.dim, 1)
 
     def values_of(self, trace: Trace, names: Iterable[str]) -> Draws:

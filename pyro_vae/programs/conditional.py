@@ -118,7 +118,7 @@ class ConditionalVAE(OfLabels):
         return pictures | {"samples": (samples, "Samples: a column for each y")}
 
     def check_given(self, *given: Tensor) -> None:
-        """Refuse labels that are not classes; refuse covariates if they are missing or not ``given`` in number."""
+        """Refuse labels that are not classes; refuse missing covariates, and a number other than ``given``."""
         (y,) = given
         if are_labels(y):
             self.check_labels(y)

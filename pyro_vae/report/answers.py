@@ -90,7 +90,7 @@ def weights(target: Posterior, log_w: Tensor) -> Answer:
 
 
 def for_adapted(answer: Answer) -> Answer:
-    """Rename the numbers and lines of an answer on weights for the adapted proposal, and drop the columns."""
+    """Return an answer about weights with "adapted" before each number's name and each line, without columns."""
     numbers = {f"adapted, {name}": number for name, number in answer.numbers.items()}
     return Answer([f"Adapted proposals: {line}" for line in answer.lines], numbers)
 
