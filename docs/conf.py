@@ -6,9 +6,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE))  # for generated.py
+sys.path.insert(0, str(HERE))
 
 import generated  # noqa: E402
+import table_numbers  # noqa: E402
 
 project = "pyro_vae"
 author = "The developers of pyro_vae"
@@ -37,7 +38,7 @@ napoleon_numpy_docstring = False
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
-myst_substitutions = generated.numbers()
+myst_substitutions = table_numbers.numbers()
 nb_execution_mode = "off"
 nb_merge_streams = True
 

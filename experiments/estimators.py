@@ -20,16 +20,15 @@ torchvision's MNIST
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pyro
 import torch
-from common import command, draw, label_ends, mean_of, spread_of, ticks, write_table
-from matplotlib.figure import Figure
+from common import command, draw, write_table
+from figures import estimators as figure
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -39,7 +38,6 @@ from pyro_vae import VAE, evaluate, likelihoods, networks
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Dataset, load
 from pyro_vae.objectives import ELBO, IWAE, Objective, Renyi, ReweightedWakeSleep
-from pyro_vae.plots.style import BLUE, GREY, LINES, RED
 
 # Label, constructor, whether it has a row for one particle and for several.
 ESTIMATORS: list[tuple[str, Callable[[int], Objective], bool, bool]] = [
@@ -221,76 +219,6 @@ def gradients(vae: VAE, objective: Objective, x: Tensor, draws: int, seed: int) 
         found[f"variance, {name}"] = variance.item()
         found[f"SNR, {name}"] = (signal.clamp(min=0) / variance).sqrt().item()
     return found
-
-
-def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the signal-to-noise ratio, the time per step, and -log p(x) after training, from the table."""
-    drawn = Figure(figsize=(8, 7.6), layout="constrained")
-    halves: Any = drawn.subfigures(2, 1, height_ratios=[1, 1.3])
-    above, below = halves
-    *panels, cost = above.subplots(1, 3, width_ratios=[1, 1, 0.6])
-    particles = sorted({int(row["K"]) for row in rows})
-    for axes, part in zip(panels, ("guide", "model"), strict=True):
-        ends: list[tuple[float, float, str, str]] = []
-        for names, curve in coincident(rows, f"SNR, {part}").items():
-            colour = LINES[len(ends) % len(LINES)] if len(curve) > 1 else GREY
-            axes.plot(*zip(*curve, strict=True), "o-", markersize=4, color=colour, linewidth=1.3)
-            if len(curve) > 1:
-                ends.append((*curve[-1], names, colour))
-            else:
-                axes.annotate(names, curve[0], (-3, -12), textcoords="offset points", fontsize=8)
-        axes.margins(y=0.1)
-        axes.set(xscale="log", yscale="log", xlabel="particles K", title=f"Signal-to-noise ratio, {part}")
-        axes.set_ylim(axes.get_ylim())
-        ticks(axes.xaxis, particles)
-        ticks(axes.yaxis, [place for place in (0.5, 1, 2, 5, 10, 20, 50) if within(place, axes.get_ylim())])
-        label_ends(axes, ends, gap=0.075)
-    for k in particles:
-        times = [row["ms per step"] for row in rows if int(row["K"]) == k]
-        cost.plot([k] * len(times), times, "o", color=GREY, markersize=4, alpha=0.6)
-        cost.annotate(f"{median(times):.0f} ms", (k, max(times)), (-6, 4), textcoords="offset points", ha="right")
-    cost.set(xscale="log", yscale="log", xlabel="particles K", title="Time per step")
-    cost.margins(x=0.35, y=0.1)
-    ticks(cost.xaxis, particles)
-    ticks(cost.yaxis, [])
-    cost.spines["left"].set_visible(False)
-    last = below.subplots()
-    marks = {"same steps": (BLUE, "o"), "same seconds": (RED, "s")}
-    for key, (colour, mark) in marks.items():
-        cells = [row[f"-log p(x), {key}"] for row in rows]
-        means, errors = [*map(mean_of, cells)], [*map(spread_of, cells)]
-        last.errorbar(means, range(len(rows)), xerr=errors, fmt=mark, markersize=5, color=colour)
-        last.annotate(key, (means[0], 0), (0, 9), textcoords="offset points", ha="center", color=colour)
-    for place in range(1, len(rows)):
-        if rows[place]["K"] != rows[place - 1]["K"]:
-            last.axhline(place - 0.5, color="0.85", linewidth=0.8)
-    last.set_yticks(range(len(rows)), [f"{row['estimator']}, K = {int(row['K'])}" for row in rows])
-    last.set(xlabel="-log p(x) after training, nats per test image", ylim=(len(rows) - 0.5, -1.2))
-    last.grid(axis="x", color="0.9")
-    return drawn
-
-
-def coincident(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[tuple[int, float]]]:
-    """Return the points of each curve by the names of its estimators; estimators within 0.1% share a curve."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        curves.setdefault(row["estimator"], []).append((int(row["K"]), max(row[key], 1e-4)))
-    shared: dict[str, list[tuple[int, float]]] = {}
-    for name, curve in curves.items():
-        values = dict(curve)
-        for names, other in shared.items():
-            common = [k for k, _ in other if k in values]
-            if common and all(abs(dict(other)[k] / values[k] - 1) < 1e-3 for k in common):
-                shared[f"{names}\n{name}"] = max(shared.pop(names), curve, key=len)
-                break
-        else:
-            shared[name] = curve
-    return shared
-
-
-def within(place: float, limits: tuple[float, float]) -> bool:
-    """Return whether a place is between limits."""
-    return limits[0] <= place <= limits[1]
 
 
 if __name__ == "__main__":

@@ -13,19 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import command, draw, read_table, ticks, write_table
-from matplotlib.figure import Figure
+from common import command, draw, read_table, write_table
+from figures import speed as figure
 from rivals import one_thread_environment
 from tqdm.auto import tqdm
-
-from pyro_vae.plots.style import BLUE, GREEN, RED
 
 HERE = Path(__file__).parent
 ALL = os.cpu_count() or 1
@@ -207,40 +205,6 @@ def _keep(part: str, rows: list[Row], folder: Path) -> None:
     table = [row for name in PARTS for row in held.get(name, [])]
     write_table(table, folder / "speed", caption)
     draw(figure, folder / "speed.png", table)
-
-
-def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the time of a step and of an epoch over that of each rival, from the table."""
-    panels = {
-        "One step of the ELBO, 784-400-20": ("steps", "step, inductor"),
-        "One step of IWAE, K = 50, 784-200-200-50": ("iwae", "IWAE-50, inductor"),
-        "One epoch of fit, MNIST": ("epochs", "epoch of fit"),
-    }
-    parts = {title: [row for row in rows if (row["part"], row["what"]) == key] for title, key in panels.items()}
-    parts = {title: table for title, table in parts.items() if table}
-    rivals = [[*dict.fromkeys(row["rival"] for row in table)] for table in parts.values()]
-    heights = [0.9 + 0.28 * len(names) for names in rivals] or [1.0]
-    drawn = Figure(figsize=(8, 0.6 + sum(heights)), layout="constrained")
-    panes = drawn.subplots(max(len(parts), 1), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (title, table), names in zip(panes, parts.items(), rivals, strict=False):
-        for row in table:
-            threads = int(row["setting"].partition("threads ")[2].partition(",")[0])
-            place = names.index(row["rival"])
-            mark, colour = ("o", BLUE) if threads == 1 else ("s", GREEN)
-            axes.plot(row["ratio"], place + (0.12 if threads > 1 else -0.12), mark, color=colour, markersize=5)
-        for place, name in enumerate(names):
-            ratios = [row["ratio"] for row in table if row["rival"] == name]
-            text = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        axes.axvline(1, color=RED, linewidth=1)
-        axes.set_yticks(range(len(names)), names)
-        axes.set(ylim=(len(names) - 0.4, -0.6), xscale="log")
-        axes.set_title(title, loc="left")
-        axes.grid(axis="x", color="0.9")
-    panes[-1].set_xlim(0.2, 1.6)
-    ticks(panes[-1].xaxis, (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5))
-    panes[-1].set_xlabel("our time over theirs, less than 1: ours is faster. Circles: 1 thread, squares: 2 threads")
-    return drawn
 
 
 def _version(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The site: what docs/generated.py reads from tables, and what pages and the README take from it."""
+"""The site: numbers from tables, copies of notebooks, and the README's table of results."""
 
 import importlib
 import re
@@ -12,30 +12,36 @@ RESULTS = ROOT / "docs" / "results"
 
 
 @pytest.fixture
-def generated(monkeypatch):
+def tables(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    yield importlib.import_module("table_numbers")
+    sys.modules.pop("table_numbers", None)
+
+
+@pytest.fixture
+def generated(tables):
     yield importlib.import_module("generated")
     sys.modules.pop("generated", None)
 
 
-def test_every_number_that_a_page_names_is_there_and_every_one_is_text(generated):
-    numbers = generated.numbers()
+def test_every_number_that_a_page_names_is_there_and_every_one_is_text(tables):
+    numbers = tables.numbers()
     assert all(isinstance(value, str) and value for value in numbers.values())
     for page in (ROOT / "docs").rglob("*.md"):
         for name in re.findall(r"\{\{\s*(\w+)\s*\}\}", page.read_text()):
             assert name in numbers, f"{page}: {name}"
 
 
-def test_numbers_are_those_of_the_tables(generated):
-    numbers = generated.numbers()
-    (row,) = [row for row in generated.rows("priors") if row["prior"] == "VampPrior, 500"]
+def test_numbers_are_those_of_the_tables(tables):
+    numbers = tables.numbers()
+    (row,) = [row for row in tables.rows("priors") if row["prior"] == "VampPrior, 500"]
     assert float(numbers["prior_vamp"]) == pytest.approx(float(row["-log p(x)"]), abs=0.05)
     assert numbers["slope_iwae"].startswith("−0.4")
-    assert int(numbers["rows_in_all"]) == len({row["row"] for row in generated.rows("published")})
+    assert int(numbers["rows_in_all"]) == len({row["row"] for row in tables.rows("published")})
 
 
-def test_each_experiment_with_a_table_has_a_page_with_its_table_its_figure_and_its_script(generated):
-    names = {path.stem for path in generated.RESULTS.glob("*.md")}
+def test_each_experiment_with_a_table_has_a_page_with_its_table_its_figure_and_its_script(tables):
+    names = {path.stem for path in tables.RESULTS.glob("*.md")}
     assert names == {path.stem for path in RESULTS.glob("*.md")} - {"index"}
     for name in names:
         text = (RESULTS / f"{name}.md").read_text()
@@ -44,7 +50,7 @@ def test_each_experiment_with_a_table_has_a_page_with_its_table_its_figure_and_i
         assert re.search(r"^python experiments/\w+\.py", text, flags=re.MULTILINE)
         for alternative in re.findall(r"!\[(.*?)\]\(", text, flags=re.DOTALL):
             assert len(alternative) > 40
-        if (generated.RESULTS / f"{name}.png").exists():
+        if (tables.RESULTS / f"{name}.png").exists():
             assert f"](../../experiments/results/{name}.png)" in text
 
 
@@ -67,8 +73,8 @@ def test_the_table_of_the_readme_is_short_and_is_in_the_readme(generated):
     for script in re.findall(r"`(\w+\.py)", generated.readme_table()):
         assert (ROOT / "experiments" / script).is_file()
     block = generated.BLOCK.search((ROOT / "README.md").read_text())
-    if block:  # `python docs/generated.py` writes it
-        assert block[0] == f"{block[1]}{generated.readme_table()}\n{block[2]}"
+    assert block, "`python docs/generated.py` writes it"
+    assert block[0] == f"{block[1]}{generated.readme_table()}\n{block[2]}"
 
 
 def test_the_readme_is_written_between_its_markers_alone(generated, tmp_path):

@@ -27,11 +27,11 @@ def skeleton(monkeypatch):
     return importlib.import_module
 
 
-def built(**parts):
+def build(**parts):
     return VAE.build((1, 8, 8), 3, network=partial(networks.MLP, hidden=(16,)), **parts)
 
 
-def trained(program, dataset, run, name, **options):
+def train_and_load(program, dataset, run, name, **options):
     """Train for an epoch, see that every parameter moves, and load the run as a user does who trusts the file."""
     before = {key: value.clone() for key, value in program.named_parameters()}
     history = fit(program, dataset, epochs=1, lr=1e-2, run_dir=run, progress=False, **options)
@@ -61,7 +61,7 @@ class TestEach:
 
 def test_prior(skeleton, digits, tmp_path):
     prior = skeleton("prior").LaplacePrior
-    vae = trained(built(prior=prior), digits, tmp_path / "run", "prior")
+    vae = train_and_load(build(prior=prior), digits, tmp_path / "run", "prior")
     z = torch.linspace(-60, 60, 200_001)
     with torch.no_grad():
         density = vae.prior().base_dist.expand((200_001, 3)).log_prob(z.unsqueeze(-1)).exp()
@@ -73,17 +73,17 @@ def test_prior(skeleton, digits, tmp_path):
 def test_likelihood(skeleton, tmp_path):
     binomial = skeleton("likelihood").Binomial
     counts = data.from_tensor((16 * data.load("digits").train[:200]).round(), counts=True)
-    vae = trained(built(likelihood=binomial), counts, tmp_path / "run", "likelihood")
+    vae = train_and_load(build(likelihood=binomial), counts, tmp_path / "run", "likelihood")
     with torch.no_grad():
-        each = vae.decoder(torch.randn(3)).base_dist.log_prob(torch.arange(17.0).reshape(17, 1, 1, 1))
-    torch.testing.assert_close(each.logsumexp(0), torch.zeros(1, 8, 8), rtol=0, atol=1e-4)
+        log_mass = vae.decoder(torch.randn(3)).base_dist.log_prob(torch.arange(17.0).reshape(17, 1, 1, 1))
+    torch.testing.assert_close(log_mass.logsumexp(0), torch.zeros(1, 8, 8), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="support"):
-        fit(built(likelihood=partial(binomial, total=8)), counts, epochs=1, progress=False)
+        fit(build(likelihood=partial(binomial, total=8)), counts, epochs=1, progress=False)
 
 
 def test_guide(skeleton, digits, tmp_path):
     guide = skeleton("guide").StudentTGuide
-    vae = trained(built(guide=guide), digits, tmp_path / "run", "guide")
+    vae = train_and_load(build(guide=guide), digits, tmp_path / "run", "guide")
     assert vae.encoder(digits.test[:]).mean.shape == (20, 3)
     assert evaluate.log_weights(vae, digits.test[:], 30, seed=0).isfinite().all()
     with pytest.raises(ValueError, match="df"):
@@ -93,7 +93,7 @@ def test_guide(skeleton, digits, tmp_path):
 @pytest.mark.usefixtures("param_store")
 def test_objective(skeleton, digits, tmp_path):
     combined = skeleton("objective").CombinedBound
-    vae = trained(built(), digits, tmp_path / "run", "objective", objective=combined(0.3, num_particles=4))
+    vae = train_and_load(build(), digits, tmp_path / "run", "objective", objective=combined(0.3, num_particles=4))
 
     def loss(objective):
         with torch.random.fork_rng():
@@ -110,7 +110,7 @@ def test_objective(skeleton, digits, tmp_path):
 def test_program(skeleton, tmp_path):
     digits = data.load("digits")
     x, y = digits.train[:200].flatten(1), digits.train.labels[:200]
-    cluster = trained(skeleton("program").ClusterVAE(), {"x": x, "y": y}, tmp_path / "run", "program")
+    cluster = train_and_load(skeleton("program").ClusterVAE(), {"x": x, "y": y}, tmp_path / "run", "program")
     posterior = Posterior.of(cluster, x[:5], y[:5])
     with torch.no_grad():
         draws, _ = posterior.propose(7)
