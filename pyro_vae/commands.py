@@ -92,7 +92,7 @@ def _resume(
 
     Args:
         resume: Run directory.
-        epochs: Number of epochs in all, instead of the original one.
+        epochs: Total number of epochs; by default the number of the run.
         on_nan: Replaces on_nan of the run.
         device: Replaces the device of the run.
         logger: Replaces the logger of the run.
