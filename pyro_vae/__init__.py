@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from pyro_vae.program import Posterior
     from pyro_vae.programs import VAE
     from pyro_vae.train.fitting import fit
+    from pyro_vae.train.second_stage import fit_prior
 
-__all__ = ["CompiledSVI", "Posterior", "VAE", "fit", "load"]
+__all__ = ["CompiledSVI", "Posterior", "VAE", "fit", "fit_prior", "load"]
 __all__ += ["ais", "compare", "compiled", "conditional", "data", "evaluate", "guides", "likelihoods", "missing"]
 __all__ += ["networks", "objectives", "oracle", "plots", "posterior", "priors", "programs", "report"]
 
-_HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "programs", "fit": "train", "load": "checkpoint"}
+_HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "programs", "fit": "train"}
+_HOMES |= {"fit_prior": "train", "load": "checkpoint"}
 
 if not TYPE_CHECKING:  # with a __getattr__, mypy would accept misspelt names
 

@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentError
 from matplotlib.figure import Figure
 
-from pyro_vae import VAE, checkpoint, compare, data, evaluate, fit, load, plots, report
+from pyro_vae import VAE, checkpoint, compare, data, evaluate, fit, fit_prior, load, plots, report
 from pyro_vae.options import check_config, class_of, columns_of, error_message, make, parse
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode, fork_rng
@@ -28,7 +28,8 @@ def run(arguments: list[str]) -> int:
     """Run the subcommand that the first argument names. Return the exit code 0, 2 after bad input, 130 after Ctrl-C."""
     subcommand, *words = arguments
     name = f"pyro-vae {subcommand}"
-    resumes = subcommand == "train" and any(word.split("=")[0] == "--resume" for word in words)
+    names = {word.split("=")[0] for word in words} if subcommand == "train" else set()
+    resumes = "--resume" in names
     sys.path.append(str(Path.cwd()))  # for the user's classes
     show, warnings.showwarning = warnings.showwarning, lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
     try:
@@ -37,6 +38,8 @@ def run(arguments: list[str]) -> int:
             subcommand, words = "resume", [word.removeprefix("--resume=") for word in words if word != "--resume"]
             if not words:
                 raise ValueError("Expected a run directory after --resume, as --resume runs/first; got none.")
+        elif "--stage" in names:
+            subcommand = "stage"
         command: Callable[..., None] = globals()[f"_{subcommand}"]
         command(**parse(subcommand, command, words))
     except KeyboardInterrupt as interrupt:
@@ -63,14 +66,13 @@ def _train(**options: Any) -> None:
     def take(function: Callable[..., Any]) -> dict[str, Any]:
         return {name: options[name] for name in inspect.signature(function).parameters if name in options}
 
-    default = f"runs/{Path(options['data']).stem or 'data'}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
-    run = options["run_dir"] = Path(options["run_dir"] or default).absolute()  # a program may change the directory
+    run = options["run_dir"] = _new_run(options["run_dir"], options["data"])
     kind, arguments = class_of(options.pop("program"))
     options["columns"] = columns_of(kind, options)
     dataset = data.load(**take(data.load))
     del options["data"]  # ``fit`` takes the data set
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
     if is_first():
+        counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
         print(f"{dataset}: {counts} {dataset.words}")
         if (size := options["batch_size"]) > len(dataset.train):
             print(f"batch_size {size:,} exceeds the training data: each step takes all {len(dataset.train):,}")
@@ -78,6 +80,32 @@ def _train(**options: Any) -> None:
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
     _close(program, dataset, fit(program, dataset, **take(fit)), run)
+
+
+def _stage(
+    run: str, stage: Literal["prior"] = "prior", run_dir: str | None = None, trust: str = "", **options: Any
+) -> None:
+    """Train only the prior of a trained program, on draws of its guide, in a new run.
+
+    Args:
+        run: Run directory of the trained program.
+        stage: ``prior``, the second stage; its options are these. Without ``--stage``, train trains a whole program.
+        run_dir: Directory of the new run; by default a new directory in runs/.
+        trust: Modules whose classes the run may name.
+        options: Arguments of ``fit_prior``.
+    """
+    program, config = load(run, trust.split())
+    dataset, _ = checkpoint.data_of(run)
+    folder = _new_run(run_dir, f"{config['data']}-prior")
+    if is_first():
+        print(f"{dataset}: the prior of {run}, on draws of its guide")
+    _close(program, dataset, fit_prior(program, dataset, run_dir=folder, **options), folder)
+
+
+def _new_run(run_dir: str | None, data: str) -> Path:
+    """Return the directory of a new run as an absolute path, since a program may change the current directory."""
+    default = f"runs/{Path(data).stem or 'data'}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+    return Path(run_dir or default).absolute()
 
 
 def _resume(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, constraints
 from torch.nn.functional import pad, softplus
 
-__all__ = ["Autoregressive", "Broadcast", "Mixture", "SplineCoupling", "check", "gentle"]
+__all__ = ["Autoregressive", "Broadcast", "Cached", "Mixture", "SplineCoupling", "check", "gentle"]
 
 LIMIT = 5.0  # the largest absolute log scale
 LEAST = 1e-3  # the least width and height of a spline's bin, as a share, and the least slope between two bins
@@ -43,7 +43,7 @@ def gentle(net: Any) -> nn.Module:
     return net
 
 
-class _Cached(Transform):
+class Cached(Transform):
     """A transform of vectors that caches the log determinant of its last call."""
 
     domain = codomain = constraints.real_vector
@@ -60,7 +60,7 @@ class _Cached(Transform):
         return self._log_det
 
 
-class Autoregressive(_Cached):
+class Autoregressive(Cached):
     r"""An affine autoregressive transform: shifts and scales each dimension given all previous dimensions.
 
     .. math:: y_d = e^{s_d(x_{<d})} x_d + m_d(x_{<d}), \qquad \log |\det \partial y / \partial x| = \sum_d s_d
@@ -95,7 +95,7 @@ class Autoregressive(_Cached):
         return x
 
 
-class SplineCoupling(_Cached):
+class SplineCoupling(Cached):
     r"""A spline coupling: transforms the second half of the dimensions by monotone splines given the first half.
 
     A spline is rational quadratic with ``bins`` bins on [-bound, bound], has a slope of 1 at both ends, and is the
@@ -156,7 +156,7 @@ def _spline(a: Tensor, knots: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     return value, 2 * s.log() + rise.log() - 2 * (s + bow * t * (1 - t)).log()
 
 
-class Broadcast(_Cached):
+class Broadcast(Cached):
     """The identity, whose inverse expands z to the batch shape of x."""
 
     def __init__(self, batch_shape: torch.Size) -> None:

@@ -123,6 +123,11 @@ def nll(
     With covariates y, the function estimates :math:`-\log p(x \mid y)`. The estimate equals minus :func:`iwae`. The
     estimate is too large on average, but less so with more draws. Arguments and errors are as for :func:`log_weights`.
 
+    If a program has a method ``neighbours``, as a :class:`pyro_vae.programs.VQVAE`, its guide is a point mass, and the
+    result is a sum over distinct codes in place of draws. It is never too small, and exact over all codes:
+
+    .. math:: -\log \sum_{c \in S} p(c) \, p(x \mid c), \qquad |S| \le K
+
     Example:
         >>> from pyro_vae import VAE
         >>> nll(VAE.build((64,), latent=2), torch.rand(5, 64), num_particles=100).shape
@@ -133,10 +138,34 @@ def nll(
     """
     totals: dict[int, Tensor] = {}
     with at_data(program, data, seed, given) as posterior:
+        if sums_codes(posterior.program):
+            check_least(num_particles=num_particles)
+            return -_log_sums(posterior, num_particles, progress)
         for part, log_w in _chunks(posterior, num_particles, at_once, progress, proposal):
             total = log_w.logsumexp(0)
             totals[part] = torch.logaddexp(totals[part], total) if part in totals else total
     return math.log(num_particles) - torch.cat([*totals.values()])
+
+
+def sums_codes(program: Any) -> bool:
+    """Return whether -log p(x) of a program is a sum over distinct codes: its guide is a point mass."""
+    return callable(getattr(program, "neighbours", None))
+
+
+def _log_sums(posterior: Posterior, num: int, progress: bool) -> Tensor:
+    """Return the log of the summed joint probabilities, ``(B,)``, of the guide's codes and their neighbours."""
+    images, draws = chunk_sizes(posterior)
+    parts = batches(posterior, max(1, min(images, draws // num)))
+    sums = []
+    for rows in tqdm(parts, desc="-log p(x)", unit=" parts", leave=False, disable=not progress):
+        codes = rows.program.neighbours(*rows.data, num)
+        number, total = len(next(iter(codes.values()))), rows.data[0].new_full((len(rows),), -math.inf)
+        size = max(1, draws // len(rows))
+        for start in range(0, number, size):
+            part = {name: value[start : start + size] for name, value in codes.items()}
+            total = torch.logaddexp(total, rows.log_joint(part).logsumexp(0))
+        sums.append(total)
+    return torch.cat(sums)
 
 
 def _chunks(

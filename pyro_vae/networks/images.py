@@ -1,5 +1,6 @@
-"""Convolutional networks from an image to a vector, or from a vector to an image."""
+"""Convolutional networks from an image to a vector or a grid, or back."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil, prod
 
@@ -14,13 +15,15 @@ LARGE = 1024  # the most elements of an image for dense layers in Auto
 class Conv(Network):
     """A convolutional encoder or decoder, for an input or an output of shape ``(channels, height, width)``.
 
+    Between an image and a vector there is a dense layer. Between an image and a grid there are only convolutions.
+
     The encoder halves height and width with a convolution of stride 2 for each element of ``channels``. The decoder
     doubles height and width with nearest-neighbour upsampling and convolutions, to avoid a checkerboard pattern
     (Deconvolution and Checkerboard Artifacts, Odena et al., 2016). Height and width are arbitrary.
 
     Arguments:
-        in_shape: ``(channels, height, width)``, or ``(latent,)``.
-        out_shape: ``(params, latent)``, or ``(params, channels, height, width)``.
+        in_shape: ``(channels, height, width)``, of an image or a grid, or ``(latent,)``.
+        out_shape: ``(params, latent)``, or ``(params, channels, height, width)``, of an image or a grid.
         channels: Channels after each halving.
         hidden: Units of the dense layer between image and vector, or of each of several dense layers.
         activation: Name of a module of ``torch.nn``, for example ``ReLU``, ``Tanh``, ``Softplus`` or ``GELU``.
@@ -140,8 +143,10 @@ def _layers(
     hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     if any(width < 1 for width in channels):
         raise ValueError(f"Expected convolutions of at least 1 channel; got channels = {tuple(channels)}.")
-    is_encoder = len(in_shape) == 3
-    if not is_encoder and len(out_shape) != 4:
+    is_encoder, to_image = len(in_shape) == 3, len(out_shape) == 4
+    if is_encoder and to_image:
+        return _between_images(in_shape, out_shape, channels, blocks, activation)
+    if not is_encoder and not to_image:
         raise ValueError(
             "Expected images of shape (channels, height, width) for a convolutional network; "
             f"got in_shape {tuple(in_shape)} and out_shape {tuple(out_shape)}. Use MLP for other shapes."
@@ -149,19 +154,54 @@ def _layers(
     colours, height, width = in_shape if is_encoder else out_shape[1:]
     sizes = [(ceil(height / 2**i), ceil(width / 2**i)) for i in range(len(channels) + 1)]
 
-    def at_size(channels: int) -> list[nn.Module]:
-        return [*(_Block(channels, activation) for _ in range(blocks)), activation_named(activation)]
-
-    layers: list[nn.Module] = []
     if is_encoder:
-        widths = [colours, *channels]
-        for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *at_size(after)]
-        return nn.Sequential(*layers, *dense(widths[-1] * prod(sizes[-1]), hidden, prod(out_shape), activation))
+        width = [colours, *channels][-1] * prod(sizes[-1])
+        smaller = _smaller([colours, *channels], blocks, activation)
+        return nn.Sequential(*smaller, *dense(width, hidden, prod(out_shape), activation))
     widths = [*channels[::-1], out_shape[0] * colours]
-    layers += dense(prod(in_shape), hidden, widths[0] * prod(sizes[-1]), activation, bias=True)
-    layers.append(nn.Unflatten(1, (widths[0], *sizes[-1])))
+    layers = dense(prod(in_shape), hidden, widths[0] * prod(sizes[-1]), activation, bias=True)
+    return nn.Sequential(
+        *layers, nn.Unflatten(1, (widths[0], *sizes[-1])), *_larger(widths, sizes[::-1], blocks, activation)
+    )
+
+
+def _between_images(
+    in_shape: Sizes, out_shape: Sizes, channels: Sizes, blocks: int, activation: str
+) -> nn.Sequential:
+    """Return the layers from an image to a smaller grid, or back, without dense layers."""
+    shrinks = in_shape[1] > out_shape[2]
+    (height, width), small = (in_shape[1:], out_shape[2:]) if shrinks else (out_shape[2:], in_shape[1:])
+    sizes = [(ceil(height / 2**i), ceil(width / 2**i)) for i in range(len(channels) + 1)]
+    if sizes[-1] != tuple(small) or not channels:
+        raise ValueError(
+            f"Expected one number in channels for each halving from {height}x{width} to {small[0]}x{small[1]}; got "
+            f"channels = {[*channels]}, to {sizes[-1][0]}x{sizes[-1][1]}. Set network.channels, or another grid."
+        )
+    if shrinks:
+        to_grid = nn.Conv2d(channels[-1], prod(out_shape[:2]), 1, bias=False)
+        return nn.Sequential(*_smaller([in_shape[0], *channels], blocks, activation), to_grid)
+    widths = [*channels[::-1], prod(out_shape[:2])]
+    return nn.Sequential(
+        nn.Conv2d(in_shape[0], widths[0], 3, padding=1), *_larger(widths, sizes[::-1], blocks, activation)
+    )
+
+
+def _smaller(widths: Sizes, blocks: int, activation: str) -> list[nn.Module]:
+    """Return convolutions that halve an image, each followed by blocks and an activation."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_at_size(after, blocks, activation)]
+    return layers
+
+
+def _larger(widths: Sizes, sizes: Sequence[tuple[int, int]], blocks: int, activation: str) -> list[nn.Module]:
+    """Return convolutions that double an image up to each of the sizes, each after blocks and an activation."""
+    layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(widths), start=1):
-        conv = nn.Conv2d(before, after, 3, padding=1, bias=i < len(channels))
-        layers += [*at_size(before), nn.Upsample(size=sizes[-1 - i]), conv]
-    return nn.Sequential(*layers)
+        conv = nn.Conv2d(before, after, 3, padding=1, bias=i < len(widths) - 1)
+        layers += [*_at_size(before, blocks, activation), nn.Upsample(size=sizes[i]), conv]
+    return layers
+
+
+def _at_size(width: int, blocks: int, activation: str) -> list[nn.Module]:
+    return [*(_Block(width, activation) for _ in range(blocks)), activation_named(activation)]

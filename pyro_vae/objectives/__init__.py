@@ -9,7 +9,8 @@ from pyro_vae.objectives.divergence import Report, SiteKL, closed_form_kl
 from pyro_vae.objectives.elbo import ELBO
 from pyro_vae.objectives.importance import IWAE, Renyi, ReweightedWakeSleep
 from pyro_vae.objectives.penalties import MMD, Penalty, TotalCorrelation
+from pyro_vae.objectives.prior import PriorCrossEntropy
 from pyro_vae.objectives.schedules import Cosine, Cyclical, Linear, Schedule
 
-__all__ = ["ELBO", "IWAE", "MMD", "Cosine", "Cyclical", "Linear", "Objective", "Penalty", "Renyi", "Report"]
-__all__ += ["ReweightedWakeSleep", "Schedule", "SiteKL", "TotalCorrelation", "closed_form_kl"]
+__all__ = ["ELBO", "IWAE", "MMD", "Cosine", "Cyclical", "Linear", "Objective", "Penalty", "PriorCrossEntropy", "Renyi"]
+__all__ += ["Report", "ReweightedWakeSleep", "Schedule", "SiteKL", "TotalCorrelation", "closed_form_kl"]

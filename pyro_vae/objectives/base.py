@@ -80,6 +80,10 @@ class Objective(pyro.infer.ELBO, ABC):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the guide and the model; return the loss and minus the ELBO at beta = 1."""
 
+    def part_of(self, program: Any) -> Any:
+        """Return the part of a program that the objective trains: the whole program, unless a subclass says less."""
+        return program
+
     @property
     def beta(self) -> float | Schedule:
         """The weight of the divergence, or its schedule."""

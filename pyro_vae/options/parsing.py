@@ -89,7 +89,7 @@ def expand_names(words: Sequence[str]) -> list[str]:
 def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None = None) -> ArgumentParser:
     """Return the parser of a subcommand; ``parts`` are default classes of ``train``."""
     result = _Parser(
-        prog=f"pyro-vae {name}",
+        prog=f"pyro-vae {'train' if name == 'stage' else name}",
         description=(command.__doc__ or "").split("\n")[0],
         parser_mode="parts",
         allow_abbrev=False,  # check_config does not see --conf
@@ -99,7 +99,8 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
     if name == "compare":
         result.add_argument("runs", nargs="+", help="Run directories.")
     if name != "train":
-        result.add_function_arguments(command, as_positional=True, skip={"runs", "progress", "trust"})
+        skipped = {"runs", "progress", "trust", "resume", "on_epoch", "sleep"} if name == "stage" else {"runs", "progress", "trust"}
+        result.add_function_arguments(command, as_positional=True, skip=skipped)
         return result
     result.add_function_arguments(data.load)
     # The user's class may have arguments without types.
@@ -107,6 +108,7 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
     result.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
     result.add_function_arguments(fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False)
     result.add_argument("--resume", type=str | None, help="Run directory to resume; no other option is needed.")
+    result.add_argument("--stage", type=str | None, help="prior RUN: train only a new prior of RUN; see --stage prior --help.")
     usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
     result.set_defaults(usual | (parts or {}))
     return result

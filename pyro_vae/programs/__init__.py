@@ -4,5 +4,6 @@ from pyro_vae.programs.conditional import ConditionalVAE
 from pyro_vae.programs.hierarchical import HierarchicalVAE
 from pyro_vae.programs.semi_supervised import SemiSupervisedVAE
 from pyro_vae.programs.vae import VAE
+from pyro_vae.programs.vector_quantised import VQVAE
 
-__all__ = ["VAE", "ConditionalVAE", "HierarchicalVAE", "SemiSupervisedVAE"]
+__all__ = ["VAE", "VQVAE", "ConditionalVAE", "HierarchicalVAE", "SemiSupervisedVAE"]

@@ -13,6 +13,7 @@ from pyro_vae.conditional import Conditional, Family
 from pyro_vae.networks import Joint
 
 Sizes = Sequence[int]
+LOSS: Any = {"is_loss": True}  # marks a term of the loss that is not a density
 
 
 def shape_of(event_shape: Sizes, **sizes: int) -> tuple[int, ...]:
@@ -52,13 +53,18 @@ def of_image(network: Callable[..., Any], family: Family, p_x: Family, *beside: 
     return conditional(network, family, p_x.event, *beside, fill=fill, features=p_x.features)
 
 
-def attach(prior: nn.Module, latent: int, encoder: Conditional, in_shape: Sizes) -> None:
-    """Pass the encoder and its input shape to a prior that needs an encoder; refuse a prior of another event shape."""
+def build_prior(make: Callable[..., Any], encoder: Conditional) -> nn.Module:
+    """Build a prior from a class, and pass the encoder and its input's shape to a prior that needs an encoder.
+
+    Refuse a prior of another event shape than the encoder's.
+    """
+    (latent,) = encoder.family.event
+    prior: nn.Module = build_part("prior", make, latent)
     name = type(prior).__name__
     if take := getattr(prior, "attach", None):
         if isinstance(encoder.network, Joint):
             raise ValueError(f"Expected a prior that needs no encoder, for an encoder of several inputs; got {name}.")
-        take(encoder, in_shape)
+        take(encoder, encoder.network.in_shape if encoder.fill is None else encoder.fill.shape)
     try:
         distribution = prior()
     except TypeError as error:
@@ -71,6 +77,7 @@ def attach(prior: nn.Module, latent: int, encoder: Conditional, in_shape: Sizes)
             f"Expected a prior over event shape {(latent,)}; got {tuple(distribution.event_shape)}. "
             "Add .to_event(1) to the distribution it returns."
         )
+    return prior
 
 
 def build_part(name: str, part: Callable[..., Any], *shapes: Any) -> Any:

@@ -13,7 +13,7 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
+from pyro_vae.programs.building import build_prior, conditional, family_of, of_image, shape_of
 from pyro_vae.programs.built import Built
 from pyro_vae.programs.hooks import Draw, quietly
 
@@ -91,8 +91,7 @@ class HierarchicalVAE(Built):
             encoders[name] = of_image(network, q, p_x, *beside) if of_x else conditional(inner, q, shapes[name])
             before = [(sizes[name],)]
         self.encoders = nn.ModuleDict(encoders)
-        self.prior = build_part("prior", prior, sizes[self.top])
-        attach(self.prior, sizes[self.top], encoders[self.top], shapes[self.top])
+        self.prior = build_prior(prior, encoders[self.top])
 
     def model(self, x: Tensor) -> Tensor:
         """Sample zL from the prior and each layer given the layer above; observe x, of shape ``(B, *event)``."""
@@ -114,6 +113,11 @@ class HierarchicalVAE(Built):
     def inputs_of(self, x: Any, *before: Any) -> tuple[Any, ...]:
         """Return a layer's inputs in the guide: x and the layer before; ``bottom-up`` omits x after the first layer."""
         return (x, *before) if self.order == TOP_DOWN else before or (x,)
+
+    @property
+    def top_encoder(self) -> Conditional:
+        """The encoder of the top layer."""
+        return self.encoders[self.top]  # type: ignore[return-value]
 
     def at_prior(self, num: int) -> TorchDistribution:
         """Return p(x | z1) at ``num`` draws of all layers."""

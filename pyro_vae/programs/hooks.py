@@ -21,6 +21,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.data.supports import ADVICE, kind_of, of_element
 from pyro_vae.missing import observed
 from pyro_vae.program import arguments
+from pyro_vae.programs.building import build_prior
 from pyro_vae.seeds import preserve_state, reset_modes
 
 AT_ONCE = 4096  # rows
@@ -48,6 +49,8 @@ class Hooks(nn.Module, ABC):
 
     decoder: nn.Module
     model: Callable[..., Any]
+    prior: nn.Module
+    encoder: Any
     inputs = 1
 
     @abstractmethod
@@ -91,8 +94,27 @@ class Hooks(nn.Module, ABC):
             self.decoder.start_at(mean, train[rows] - mean if unbounded else None)
         for part in self._with_fill():
             part.fill_with(mean)
+        self.start_prior(dataset)
+
+    @torch.no_grad()
+    def start_prior(self, dataset: Dataset) -> None:
+        """Start an untrained prior at training data, if the prior has a method ``start_at``."""
         if start_at := getattr(getattr(self, "prior", None), "start_at", None):
             start_at(self.pseudo_inputs(dataset.train.to(self.reference.device)))
+
+    def replace_prior(self, prior: Callable[..., nn.Module]) -> None:
+        """Replace the prior by a new one from a class, as in :meth:`pyro_vae.VAE.build`; keep the other parts."""
+        if not isinstance(self.top_encoder, Conditional):
+            raise ValueError(f"Expected a program from build, to replace its prior; got {type(self).__name__}(...).")
+        self.prior = build_prior(prior, self.top_encoder).to(self.reference)
+        for arguments in (getattr(self, "parts", None), getattr(self, "made_with", None)):
+            if arguments:
+                arguments["prior"] = prior
+
+    @property
+    def top_encoder(self) -> Any:
+        """The encoder of the latent site with the prior."""
+        return self.encoder
 
     def pseudo_inputs(self, x: Any) -> Any:
         """Return the initial pseudo-inputs of a prior from training images ``(N, *event)``."""

@@ -16,7 +16,7 @@ from pyro_vae.likelihoods import Gaussian
 from pyro_vae.missing import impute
 from pyro_vae.networks import Auto, Network
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import attach, build_part, conditional, family_of, of_image, shape_of
+from pyro_vae.programs.building import build_prior, conditional, family_of, of_image, shape_of
 from pyro_vae.programs.hooks import Draw, Hooks, quietly
 from pyro_vae.seeds import reset_modes
 
@@ -82,13 +82,11 @@ class VAE(Hooks):
             (torch.Size([2]), torch.Size([1, 8, 8]))
         """
         event_shape = shape_of(event_shape, latent=latent)
-        p_z = build_part("prior", prior, latent)
         p_x = family_of("likelihood", likelihood, event_shape)
         q_z = family_of("guide", guide, latent)
         decoder = conditional(network, p_x, (latent,))
         encoder = of_image(network, q_z, p_x)
-        attach(p_z, latent, encoder, event_shape)
-        vae = cls(prior=p_z, decoder=decoder, encoder=encoder)
+        vae = cls(prior=build_prior(prior, encoder), decoder=decoder, encoder=encoder)
         vae.parts = dict(
             event_shape=event_shape, latent=latent, prior=prior, likelihood=likelihood, guide=guide, network=network
         )

@@ -22,6 +22,7 @@ from pyro_vae.report import proposals
 from pyro_vae.seeds import eval_mode
 from pyro_vae.words import aligned, images_or_rows, pair
 
+MOST_CODES = 100  # codes that a closing table sums over
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 
 
@@ -37,6 +38,7 @@ def table(
     See Also:
         :func:`evaluation`: The same table, with a judgement of the model, the guide and the codes.
     """
+    num_particles = min(num_particles, MOST_CODES) if evaluate.sums_codes(program) else num_particles
     device, rest = reference_tensor(program).device, (num_particles, images, seed, progress)
     values = {name: evaluate.per_image(program, part.to(device), *rest) for name, part in dataset.splits.items()}
     with eval_mode(program, device, seed):
@@ -78,8 +80,8 @@ def format_table(
     missing = f"; {dataset.missing:.1%} of the {elements} missing, left out" if dataset.missing else ""
     notes = (
         f"Nats per datum, mean ± standard error over the {images}; {dataset}; log p(x{condition}) is of a {kind}"
-        f"{missing}.\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) by importance sampling, "
-        f"{num_particles:,} draws {proposals.origin(target, proposal)}: on average an upper bound."
+        f"{missing}.\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) "
+        f"{proposals.method(target, num_particles, proposal)}."
     )
     notes += f"\nAdapted: -log p(x) by as many draws {proposals.origin(target, 'adapted')}." if also else ""
     return "\n".join([*aligned(rows), notes + note])

@@ -48,6 +48,14 @@ def _collapse(n: Numbers, images: str) -> str:
     return " ".join([lost] * bool(collapsed) + [doubt] * bool(unsure)) or active
 
 
+def _dead(n: Numbers, images: str) -> str:
+    alive, codes = int(n["codes alive"]), int(n["codes"])
+    if alive >= 0.9 * codes:
+        return f"{alive} of {codes} codes are in use."
+    advice = "Try a larger --program.guide.restart, more epochs, --program.guide FSQ, or fewer --program.codes."
+    return f"Only {alive} of {codes} codes are in use by the {images}. {advice}"
+
+
 def trusts(n: Numbers, name: str = "k > 0.7") -> bool | None:
     """Decide whether importance sampling is reliable: k-hat is above 0.7 for at most a tenth of the images."""
     large = _verdict(n, name, "images", 0.1) if name in n else None
@@ -152,4 +160,4 @@ def _calibration(n: Numbers, images: str) -> str:
 # By the number that each subject needs.
 SUBJECTS = {"active": _collapse, "k > 0.7": _trust, "AIS - IS": _distance, "BDMC gap": _sandwich}
 SUBJECTS |= {"approximation": _gaps, "test - train": _overfit, "aggregate KL": _prior}
-SUBJECTS["coverage at 0.9"] = _calibration
+SUBJECTS |= {"coverage at 0.9": _calibration, "codes alive": _dead}

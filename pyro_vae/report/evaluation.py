@@ -3,7 +3,7 @@
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -17,8 +17,8 @@ from pyro_vae import checkpoint, evaluate
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives.base import check_choice
-from pyro_vae.program import posterior_of, reference_tensor
-from pyro_vae.report import answers, proposals
+from pyro_vae.program import Posterior, posterior_of, reference_tensor
+from pyro_vae.report import answers, codes, proposals
 from pyro_vae.report.closing import COLUMNS, format_table
 from pyro_vae.report.diagnosis import diagnosis, trusts
 from pyro_vae.seeds import eval_mode
@@ -127,6 +127,11 @@ def evaluation(
     with eval_mode(program, device, seed):
         target = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
         reconstruction, kl = evaluate.elbo_terms(program, target, evaluate.DRAWS)
+        if evaluate.sums_codes(program):
+            minus_log_p, bounds = codes.bounds(target, num_particles, progress)
+            values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, minus_log_p)
+            questions = {"How good is the model?": [bounds], "How are the codes used?": [codes.usage(target)]}
+            return _collect(program, dataset, target, values, num_particles, questions)
         weigh = partial(evaluate.log_weights, program, target, num_particles, progress=progress)
         log_w: dict[evaluate.Proposal, Tensor] = {"guide": weigh()}
         reasons: list[str] = []
@@ -139,7 +144,7 @@ def evaluation(
         nll = {name: -evaluate.iwae(weights) for name, weights in log_w.items()}
         means = {name: values.mean().nan_to_num(math.inf).item() for name, values in nll.items()}
         best = min(log_w, key=means.__getitem__) if proposal == "both" else of_all
-        test = values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, nll[of_all])
+        values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, nll[of_all])
         verdicts = {name: answers.weights(target, weights) for name, weights in log_w.items()}
         trust = trusts(verdicts[best].numbers | {"images": len(target)})
         few = answers.CHOSEN if chosen is None else chosen
@@ -157,11 +162,30 @@ def evaluation(
         guide.append(answers.calibration(target, seed))
         questions = {"How good is the model?": model, "How good is the guide?": guide}
         questions["How are the codes used?"] = [answers.codes(target)]
-    called = answers.noun_of(target)
     also = nll.get("adapted") if proposal == "both" else None
+    result = _collect(program, dataset, target, values, num_particles, questions, of_all, also, nll[best])
+    result.numbers["chosen"] = min(few, len(target))
+    return result
+
+
+def _collect(
+    program: Any,
+    dataset: Dataset,
+    target: Posterior,
+    values: dict[str, evaluate.Values],
+    num_particles: int,
+    questions: Mapping[str, Sequence[answers.Answer]],
+    of_all: evaluate.Proposal = "guide",
+    also: Tensor | None = None,
+    best: Tensor | None = None,
+) -> Evaluation:
+    """Return the evaluation with a table of the values and the answers to the questions."""
+    test = values["test"]
+    best = test.nll if best is None else best
+    called = answers.noun_of(target)
     table = format_table(program, dataset, values, num_particles, of_all, also)
     result = Evaluation(table, {}, {}, {}, {}, called)
-    columns = dict(zip(COLUMNS, test._replace(nll=nll[best]), strict=True))
+    columns = dict(zip(COLUMNS, test._replace(nll=best), strict=True))
     for question, parts in questions.items():
         if lines := [line for part in parts for line in part.lines]:
             result.sections[f"{question} The first {len(target):,} test {called}"] = lines
@@ -171,9 +195,9 @@ def evaluation(
             columns |= part.images
     result.images.update({name: column.tolist() for name, column in columns.items()})
     (mean, error), (of_train, error_of_train) = (mean_and_error(values[name].nll) for name in ("test", "train"))
-    result.numbers.update({"test -log p(x)": nll[best].mean().item(), "train -log p(x)": of_train})
+    result.numbers.update({"test -log p(x)": best.mean().item(), "train -log p(x)": of_train})
     result.numbers.update({"test - train": mean - of_train, "test - train, error": math.hypot(error, error_of_train)})
-    result.numbers.update({"images": len(target), "chosen": min(few, len(target))})
-    measures = evaluate.measures(program, dataset.test.to(device), images)
+    result.numbers.update({"images": len(target)})
+    measures = evaluate.measures(program, dataset.test.to(reference_tensor(program).device), len(target))
     result.numbers.update({f"test {name}": mean for name, (mean, _) in measures.items()})
     return result

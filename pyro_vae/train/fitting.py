@@ -20,7 +20,7 @@ from pyro_vae.train.loop import Training
 from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import process_group
 from pyro_vae.train.running import Run
-from pyro_vae.train.settings import Logger, Settings, check_resumed, check_support, hook, splits_of
+from pyro_vae.train.settings import Logger, Settings, check_program, check_resumed, check_support, hook, only, splits_of
 
 
 def fit(
@@ -139,6 +139,11 @@ def fit(
         objective = ELBO() if objective is None else objective
         if not isinstance(objective, pyro.infer.ELBO):
             raise ValueError(f"Expected an objective, as objectives.ELBO(); got {objective!r}.")
+        check_program(program)
+        part = objective.part_of(program) if isinstance(objective, Objective) else program
+        if part is not program and sleep:
+            raise ValueError(f"Expected sleep = 0, since {type(objective).__name__} trains no guide; got {sleep}.")
+        stack.enter_context(only(part, program))
         dataset = splits_of(program, data)
         if patience and not len(dataset.valid):
             raise ValueError("Expected images held out for validation, for patience; got valid = 0.")
@@ -166,7 +171,9 @@ def fit(
             if run.folder:
                 checkpoint.append_resume(run.folder, config)
         else:
-            if start := hook(program, "start"):
+            if part is program and (start := hook(program, "start")):
+                start(dataset)
+            elif start := hook(program, "start_prior"):
                 start(dataset)
             for tensor in program.state_dict().values():
                 processes.broadcast(tensor)  # all processes start from the same weights

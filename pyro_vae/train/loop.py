@@ -40,6 +40,7 @@ class Training:
         self.program, self.objective, self.settings, self.processes = program, objective, settings, processes
         self.own_objective = objective if isinstance(objective, Objective) else None  # one of this package
         self.model, self.guide = program.model, program.guide
+        self.part = self.own_objective.part_of(program) if self.own_objective else program  # the module that trains
         self.step_context: Any = hook(program, "complete") or nullcontext
         if any(split.incomplete for split in dataset.splits.values()):
             self.model, self.step_context = Missing()(program.model), nullcontext
@@ -76,12 +77,12 @@ class Training:
         self._recorded: set[int] = set()
         self.monitor.check_plate(factor, self.scales.outside, len(self.train))
         if 1 in (self.batch_size // processes.world, self.last_size // processes.world):
-            self.program.train()
+            self._train_mode()
             check_one_row(self._loss_of, processes.world, len(self.train), self.batch_size)
 
     def epoch(self, on_step: Callable[[int], Any], pause: Callable[[], Any] = lambda: None) -> dict[str, float]:
         """Train for the rest of the epoch, validate, and return metrics; call ``on_step`` with the number of images."""
-        self.program.train()
+        self._train_mode()
         if self.settings.compile != "off":
             for size in (self.batch_size, self.last_size if self.epochs >= GRAPH_AFTER else 0):
                 if size and size not in self._recorded:
@@ -98,12 +99,17 @@ class Training:
         total = len(self.train) - sum(len(batches[step]) for step in self.skipped)
         validated = self.validation(pause, self.epochs >= GRAPH_AFTER and self.svi.mode != "off")
         numbers = {"train": math.fsum(self.losses.tolist()) / total} | validated
-        if self.own_objective:
-            numbers |= {"train_at_beta_1": math.fsum(self.neg_elbos.tolist()) / total, "beta": self.beta}
+        if self.own_objective and not math.isnan(neg_elbo := math.fsum(self.neg_elbos.tolist()) / total):
+            numbers |= {"train_at_beta_1": neg_elbo, "beta": self.beta}
         if self.skips:
             numbers["skipped"] = float(len(self.skipped))
         self.epochs, self.steps_done, self.skipped = self.epochs + 1, 0, []
         return numbers
+
+    def _train_mode(self) -> None:
+        """Set the part that trains to training mode, and the rest to evaluation mode."""
+        self.program.eval()
+        self.part.train()
 
     def sleep(self, progress: bool, pause: Callable[[], Any]) -> Sleep:
         """Train the guide on data that the model draws; return the ELBO of training data before and after."""
@@ -139,7 +145,7 @@ class Training:
             setattr(self, name, state[key])
         self.losses[: self.steps_done], self.neg_elbos[: self.steps_done] = state["losses"], state["plain"]
         if state["svi"]:
-            self.program.train()
+            self._train_mode()
             with self.step_context():
                 self.svi.load_state_dict(state["svi"], self._record_step(self.batch_size))
         if self.own_objective:

@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal, get_args
@@ -84,6 +85,20 @@ def hook(program: Any, name: str) -> Callable[..., Any] | None:
     """Return a program's method ``name``, or None if the program has no such method."""
     method = getattr(program, name, None)
     return method if inspect.ismethod(method) else None
+
+
+@contextmanager
+def only(part: nn.Module, program: nn.Module) -> Iterator[None]:
+    """Freeze a program's parameters outside a part within the context."""
+    own = {*part.parameters()}
+    frozen = [parameter for parameter in program.parameters() if parameter.requires_grad and parameter not in own]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def check_program(program: Any) -> None:
