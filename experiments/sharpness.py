@@ -1,4 +1,4 @@
-r"""Measures of sample quality, in pixels and in the features of a small classifier.
+r"""Images of models, and measures of their quality, in pixels and in the features of a small classifier.
 
 The features are the 64 units before the last layer of a convolutional classifier, trained here on the real training
 images. They are no features of ImageNet: numbers do not compare with the FID or the precision of a paper.
@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
-from pyro_vae import networks
+from pyro_vae import evaluate, networks
+from pyro_vae.conditional import mean
 from pyro_vae.data import Dataset
 
-__all__ = ["Classifier", "Quality", "density_coverage", "frechet", "inside", "nearest", "precision_recall", "sharpness"]
+__all__ = ["Classifier", "Quality", "density_coverage", "frechet", "images_of", "inside", "measure", "nearest"]
+__all__ += ["precision_recall", "sharpness"]
 
 FEATURES = 64
 STEPS = 1500  # of the training of the classifier
@@ -131,7 +133,8 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """Return features ``(N, FEATURES)`` of images."""
-        return torch.cat([self.network.layers[:-1](part) for part in x.split(AT_ONCE)])
+        layers: Any = self.network.layers
+        return torch.cat([layers[:-1](part) for part in x.split(AT_ONCE)])
 
     @torch.no_grad()
     def confidence(self, x: Tensor) -> Tensor:
@@ -181,3 +184,35 @@ class Quality:
             "unreadable": (self.classifier.confidence(x) < READABLE).double().mean().item(),
             "memorised": (nearest(x.flatten(1), self.train) < self.close).double().mean().item(),
         }
+
+
+@torch.no_grad()
+def images_of(model: Any, x: Tensor, seed: int, only_samples: bool = False) -> dict[str, Tensor]:
+    """Return each kind of images of a model: reconstructions of x, and as many samples as x has images.
+
+    Without a model, x itself is the only kind. A guide that is a point mass has reconstructions at no other draws.
+    """
+    if model is None:
+        return {"real": x}
+    parts, found = x.split(AT_ONCE), dict[str, Tensor]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if hasattr(model, "guide") and not only_samples:
+            found["reconstructions"] = torch.cat([model.reconstruct(part) for part in parts])
+            drawn = torch.cat([mean(model.at_guide(lambda q: q.sample(), part)) for part in parts])
+            if not torch.equal(drawn, found["reconstructions"]):
+                found["reconstructions at draws"] = drawn
+        found["samples"] = torch.cat([model.generate(len(part)) for part in parts])
+    return {kind: images.clamp(0, 1) for kind, images in found.items()}
+
+
+def measure(model: Any, dataset: Dataset, images: int, num_particles: int, seed: int) -> dict[str, float | str]:
+    """Return bits/dim of a mass, and the rate, on test images; '-' for a model without them."""
+    if not hasattr(model, "guide"):
+        return {"bits/dim": "-", "rate": "-"}
+    x = dataset.test[:images]
+    bits: float | str = "-"
+    if model.decoder.family.distribution(*torch.zeros(model.decoder.family.params, 1)).support.is_discrete:
+        nll = evaluate.nll(model, x, num_particles, seed=seed).mean().item()
+        bits = evaluate.bits_per_dim(nll, x[0].numel())
+    return {"bits/dim": bits, "rate": evaluate.elbo_terms(model, x, 10, seed)[1].mean().item()}

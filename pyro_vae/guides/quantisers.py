@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from pyro_vae.conditional import Family
 
-# Levels of each dimension for about so many codes: table 1 of Mentzer et al. (2024), and fewer codes.
+# Levels of each dimension, by the number of codes: table 1 of Mentzer et al. (2024), and fewer codes.
 LEVELS = {4: (2, 2), 9: (3, 3), 16: (5, 3), 64: (8, 8), 256: (8, 6, 5), 512: (8, 8, 8), 1024: (8, 5, 5, 5)}
 LEVELS |= {4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
 
@@ -23,9 +23,9 @@ LEVELS |= {4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
 class Quantiser(Family):
     r"""The base class of quantisers: a family of point masses at the nearest codes.
 
-    A quantiser has a ``codebook`` of K vectors of D dimensions, and maps a vector at each place of a grid to a code. The
-    event is ``(D, height, width)``. The value of a draw is the vectors of the codes. Its gradient goes straight through
-    to the encoder's output, as if the draw were that output.
+    A quantiser has K codes, each a vector of D dimensions, and maps the vector at each place of a grid to a code. The
+    event is ``(D, height, width)``. The value of a draw is the vectors of the codes. The gradient of a draw goes
+    straight through to the encoder's output, as if the draw were that output.
 
     Arguments:
         shape: Number of codes K, dimensions D, height and width.
@@ -145,19 +145,18 @@ class VQ(Quantiser):
 
     def distribution(self, z: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the point mass at the nearest codes of the encoder's outputs ``z``, ``(*, D, height, width)``."""
-        codes = self.nearest(z.detach())
-        nearest = self.embed(codes)
+        if self.training and torch.is_grad_enabled():
+            self._update(z.detach())
+        nearest = self.embed(self.nearest(z.detach()))
         loss = self.commitment * (z - nearest.detach()).square()
         if not self.decay:
             loss = loss + (z.detach() - nearest).square()
-        if self.training and torch.is_grad_enabled():
-            self._update(z.detach().movedim(-3, -1).reshape(-1, z.shape[-3]), codes.reshape(-1))
         return point_mass(nearest, z, loss)
 
     @torch.no_grad()
-    def _update(self, rows: Tensor, codes: Tensor) -> None:
-        """Update the moving averages, and restart dead codes; ``rows`` are the encoder's outputs, ``(N, D)``."""
-        decay = self.decay or 0.99
+    def _update(self, z: Tensor) -> None:
+        """Update the moving averages by the encoder's outputs, and restart dead codes."""
+        rows, codes, decay = z.movedim(-3, -1).reshape(-1, z.shape[-3]), self.nearest(z).reshape(-1), self.decay or 0.99
         counts = rows.new_zeros(self.codes).index_add_(0, codes, torch.ones_like(rows[:, 0]))
         uses = self.uses.lerp(counts, 1 - decay)
         dead = uses < self.restart * uses.mean()
@@ -177,8 +176,8 @@ class FSQ(Quantiser):
     .. math:: z_d = \mathrm{round}\big( h_d \tanh(z_{e,d} + s_d) - o_d \big) / \lfloor L_d / 2 \rfloor
 
     Dimension d has :math:`L_d` ``levels``; h, s and o place them evenly, as in the paper. The gradient of the rounding
-    is 1. The number of codes is the product of the levels. Without ``levels``, a table of the paper gives them for about
-    as many codes as ``shape`` has. The dimensions of ``shape`` are ignored: there is one for each element of ``levels``.
+    is 1. The number of codes is the product of the levels. Without ``levels``, a table gives levels for about as many
+    codes as ``shape`` has. The dimensions of ``shape`` are ignored: each element of ``levels`` is a dimension.
 
     References:
         Finite Scalar Quantization: VQ-VAE Made Simple (Mentzer, Minnen, Agustsson and Tschannen, 2024).
@@ -195,7 +194,7 @@ class FSQ(Quantiser):
     def __init__(self, shape: Sequence[int], levels: Sequence[int] | None = None) -> None:
         self.check_shape(shape)
         codes, _, *grid = shape
-        levels = LEVELS[min(LEVELS, key=lambda number: abs(math.log(number / max(codes, 1))))] if levels is None else levels
+        levels = LEVELS[min(LEVELS, key=lambda number: abs(number - codes))] if levels is None else levels
         if not levels or min(levels) < 2:
             raise ValueError(f"Expected levels of at least 2 in each dimension; got {[*levels]}.")
         super().__init__((math.prod(levels), len(levels), *grid))
@@ -285,7 +284,7 @@ class Embedded(TorchDistribution):
         """Return the distribution with another batch shape."""
         return Embedded(self.base_codes.expand(batch_shape), self.quantiser)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw codes, and return their vectors."""
         return self.quantiser.embed(self.base_codes.sample(sample_shape))
 

@@ -165,9 +165,7 @@ def _layers(
     )
 
 
-def _between_images(
-    in_shape: Sizes, out_shape: Sizes, channels: Sizes, blocks: int, activation: str
-) -> nn.Sequential:
+def _between_images(in_shape: Sizes, out_shape: Sizes, channels: Sizes, blocks: int, activation: str) -> nn.Sequential:
     """Return the layers from an image to a smaller grid, or back, without dense layers."""
     shrinks = in_shape[1] > out_shape[2]
     (height, width), small = (in_shape[1:], out_shape[2:]) if shrinks else (out_shape[2:], in_shape[1:])

@@ -92,10 +92,10 @@ class _Bounded(TorchDistribution):
     def support(self) -> Any:
         return self.base.support
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.base.sample(sample_shape)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.base.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
     if name == "compare":
         result.add_argument("runs", nargs="+", help="Run directories.")
     if name != "train":
-        skipped = {"runs", "progress", "trust", "resume", "on_epoch", "sleep"} if name == "stage" else {"runs", "progress", "trust"}
+        skipped: set[str | int] = {"runs", "progress", "trust"}
+        skipped |= {"resume", "on_epoch", "sleep"} if name == "stage" else set()
         result.add_function_arguments(command, as_positional=True, skip=skipped)
         return result
     result.add_function_arguments(data.load)
@@ -108,7 +109,9 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
     result.add_method_arguments(VAE, "build", skip={"event_shape"}, fail_untyped=False)
     result.add_function_arguments(fit, skip={"program", "data", "progress", "resume", "on_epoch"}, fail_untyped=False)
     result.add_argument("--resume", type=str | None, help="Run directory to resume; no other option is needed.")
-    result.add_argument("--stage", type=str | None, help="prior RUN: train only a new prior of RUN; see --stage prior --help.")
+    result.add_argument(
+        "--stage", type=str | None, help="prior RUN: train only a new prior of RUN; see --stage prior --help."
+    )
     usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
     result.set_defaults(usual | (parts or {}))
     return result

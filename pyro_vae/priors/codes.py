@@ -1,4 +1,4 @@
-r"""Priors p(c) over the codes of a grid, for a VQVAE: modules whose ``forward()`` has event shape ``(height, width)``."""
+r"""Priors p(c) over the codes of a grid, for a VQVAE: the event shape is ``(height, width)``."""
 
 from collections.abc import Sequence
 from math import prod
@@ -72,9 +72,7 @@ class Autoregressive(nn.Module):
         self.grid, self.codes, self.places = tuple(grid), codes, prod(grid)
         self.embedding = nn.Embedding(codes + 1, width)  # the last one stands before the first code
         self.position = nn.Parameter(0.02 * torch.randn(self.places, width))
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
-        )
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.logits = nn.Linear(width, codes)
         self.mask = nn.Buffer(torch.full((self.places, self.places), -torch.inf).triu(1), persistent=False)
@@ -110,9 +108,9 @@ class CodeSequence(dist.TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
 
-    def __init__(self, prior: Autoregressive, batch_shape: torch.Size = torch.Size()) -> None:
+    def __init__(self, prior: Autoregressive, batch_shape: Any = ()) -> None:
         self.prior = prior
-        super().__init__(batch_shape, torch.Size(prior.grid), validate_args=False)
+        super().__init__(torch.Size(batch_shape), torch.Size(prior.grid), validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -121,10 +119,10 @@ class CodeSequence(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "CodeSequence":
         """Return the distribution with another batch shape."""
-        return CodeSequence(self.prior, torch.Size(batch_shape))
+        return CodeSequence(self.prior, batch_shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw codes of the grid, place by place."""
         shape = self._extended_shape(sample_shape)
         codes = torch.zeros(prod(shape[:-2]), 0, dtype=torch.long, device=self.prior.position.device)

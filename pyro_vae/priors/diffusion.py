@@ -14,6 +14,7 @@ from pyro_vae.flows import Cached
 from pyro_vae.priors.vectors import StandardNormal
 
 FREQUENCIES = 8  # of the features of the noise level
+POWER = 1.5  # of the angles between steps
 WIDTH = 64  # units of the network of the noise level
 
 
@@ -32,6 +33,7 @@ class Diffusion(nn.Module):
     with ``steps`` steps: a density or a sample takes ``4 * steps`` calls of the network. An untrained prior is the
     standard normal.
 
+    An evaluation with many draws is slow: pass ``--num_particles 100 --chosen 0`` to ``pyro-vae evaluate``.
     :func:`pyro_vae.fit_prior` trains the velocity without the solver, by a bound on :math:`-\log p(z)`
     (:meth:`Diffused.bound`). Then this prior is fast to train. ``fit`` trains it too, but runs the solver at each step.
 
@@ -42,7 +44,8 @@ class Diffusion(nn.Module):
         Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022), for the velocity.
 
     Raises:
-        ValueError: If ``hidden`` is not two positive numbers, ``steps`` is below 1, or ``least_noise`` is not in (0, 1).
+        ValueError: If ``hidden`` is not two positive numbers, ``steps`` is below 1, or ``least_noise`` is not between 0
+            and 1.
 
     Example:
         >>> Diffusion(20)().event_shape
@@ -50,7 +53,7 @@ class Diffusion(nn.Module):
     """
 
     def __init__(
-        self, latent: int, hidden: Sequence[int] = (256, 256), steps: int = 16, least_noise: float = 0.01
+        self, latent: int, hidden: Sequence[int] = (128, 128), steps: int = 16, least_noise: float = 0.01
     ) -> None:
         super().__init__()
         if len(hidden) != 2 or min(hidden) < 1 or steps < 1:
@@ -60,7 +63,7 @@ class Diffusion(nn.Module):
         if not 0 < least_noise < 1:
             raise ValueError(f"Expected least_noise between 0 and 1; got {least_noise}.")
         self.noise = StandardNormal(latent)
-        self.velocity = Velocity(latent, *hidden, least_noise)
+        self.velocity = Velocity(latent, hidden[0], hidden[1], least_noise)
         self.steps = steps
 
     def forward(self) -> TorchDistribution:
@@ -121,27 +124,33 @@ class Velocity(nn.Module):
 
     def forward(self, z: Tensor, sine: Tensor) -> Tensor:
         """Return v, ``(*, latent)``, at z, ``(*, latent)``, and the sine of phi, ``(*, 1)``."""
-        return self._layers(z, sine)[0]
+        scale_1, shift_1, scale_2, shift_2, direct = self._at(sine)
+        h = silu(scale_1 * self.inward(z) + shift_1)
+        return self.outward(silu(scale_2 * self.inner(h) + shift_2)) + direct * z
 
     def with_trace(self, z: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Return v and the trace of its Jacobian, ``(*,)``.
+        r"""Return v and the trace of its Jacobian, ``(*,)``, at one noise level: ``sine`` has shape ``(1,)``.
 
         .. math:: \mathrm{tr} \, \frac{\partial v}{\partial z} = \sum_{ij} s'_{2i} \gamma_{2i} \, W_{2,ij} \, s'_{1j}
             \gamma_{1j} \, (W_1 W_3)_{ji} + \sum_d c_d
         """
-        v, (first, scale_1, second, scale_2, direct) = self._layers(z, sine)
-        loops = self.inner.weight * (self.inward.weight @ self.outward.weight).T
-        trace = (linear(_slope(first) * scale_1, loops) * _slope(second) * scale_2).sum(-1)
-        return v, trace + direct.sum(-1)
+        scale_1, shift_1, scale_2, shift_2, direct = self._at(sine)
+        w_1, w_2, w_3 = (
+            scale_1.unsqueeze(-1) * self.inward.weight,
+            scale_2.unsqueeze(-1) * self.inner.weight,
+            self.outward.weight,
+        )
+        first, slope_1 = _silu(linear(z, w_1, shift_1))
+        second, slope_2 = _silu(linear(first, w_2, shift_2))
+        trace = (linear(slope_1, w_2 * (w_1 @ w_3).T) * slope_2).sum(-1)
+        return torch.addcmul(linear(second, w_3), direct, z), trace + direct.sum()
 
-    def _layers(self, z: Tensor, sine: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _at(self, sine: Tensor) -> tuple[Tensor, ...]:
+        """Return scales and shifts of the layers, and the factor of z, at noise levels ``(*, 1)``."""
         level = sine.log() / self.log_start
         angles = level * self.frequencies
-        features = torch.cat([level, sine, (1 - sine.square()).clamp(min=0).sqrt(), angles.cos(), angles.sin()], -1)
-        scale_1, shift_1, scale_2, shift_2, direct = self.noise_level(features).split(self.sizes, -1)
-        first = scale_1 * self.inward(z) + shift_1
-        second = scale_2 * self.inner(silu(first)) + shift_2
-        return self.outward(silu(second)) + direct * z, (first, scale_1, second, scale_2, direct)
+        cosine = (1 - sine.square()).clamp(min=0).sqrt()
+        return self.noise_level(torch.cat([level, sine, cosine, angles.cos(), angles.sin()], -1)).split(self.sizes, -1)
 
 
 class ProbabilityFlow(Cached):
@@ -154,7 +163,7 @@ class ProbabilityFlow(Cached):
     def _angles(self) -> list[float]:
         """Return the angles between steps, which are closer where there is less noise."""
         start = math.asin(math.exp(self.velocity.log_start))
-        return [start + (math.pi / 2 - start) * (i / self.steps) ** 2 for i in range(self.steps + 1)]
+        return [start + (math.pi / 2 - start) * (i / self.steps) ** POWER for i in range(self.steps + 1)]
 
     def _solve(self, z: Tensor, angles: Sequence[float]) -> Tensor:
         volume = z.new_zeros(z.shape[:-1])
@@ -182,7 +191,8 @@ class ProbabilityFlow(Cached):
         return x
 
 
-def _slope(a: Tensor) -> Tensor:
-    """Return the derivative of the SiLU."""
+def _silu(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the SiLU and its derivative."""
     sigmoid = a.sigmoid()
-    return sigmoid * (1 + a * (1 - sigmoid))
+    value = a * sigmoid
+    return value, torch.addcmul(sigmoid, value, 1 - sigmoid)

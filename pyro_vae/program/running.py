@@ -83,8 +83,16 @@ class Runner:
         program = self._with_particles(program, num)
         if summed := [*summed]:
             _, program = enumerate_pair(program, program, summed, 1 + self.structure.depth)
-        with Substitute(self._values(num, draws)):
-            return poutine.trace(program).get_trace(*self.data)
+        try:
+            with Substitute(self._values(num, draws)):
+                return poutine.trace(program).get_trace(*self.data)
+        except NotImplementedError as error:
+            if not summed:
+                raise
+            raise ValueError(
+                f"Expected draws of {', '.join(summed)}, or a distribution whose values can be enumerated; got none. "
+                "For a VQVAE, use evaluate.nll, which sums over codes near the guide's."
+            ) from error
 
     def run_pair(self, model: Program, guide: Program, num: int) -> tuple[Trace, Trace]:
         """Run the guide, and the model at the guide's draws; enumerate all summed sites; return scored traces."""

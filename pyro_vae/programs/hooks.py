@@ -107,9 +107,9 @@ class Hooks(nn.Module, ABC):
         if not isinstance(self.top_encoder, Conditional):
             raise ValueError(f"Expected a program from build, to replace its prior; got {type(self).__name__}(...).")
         self.prior = build_prior(prior, self.top_encoder).to(self.reference)
-        for arguments in (getattr(self, "parts", None), getattr(self, "made_with", None)):
-            if arguments:
-                arguments["prior"] = prior
+        for record in (getattr(self, "parts", None), getattr(self, "made_with", None)):
+            if record:
+                record["prior"] = prior
 
     @property
     def top_encoder(self) -> Any:

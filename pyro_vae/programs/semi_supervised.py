@@ -1,7 +1,6 @@
 """The semi-supervised VAE: some data have a known class."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyro
 import pyro.distributions as dist

@@ -22,7 +22,6 @@ from pyro_vae.report import proposals
 from pyro_vae.seeds import eval_mode
 from pyro_vae.words import aligned, images_or_rows, pair
 
-MOST_CODES = 100  # codes that a closing table sums over
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 
 
@@ -32,20 +31,24 @@ def table(
     """Return a table of the ELBO, the two terms of the ELBO, and -log p(x) of each split, with notes on the numbers.
 
     Numbers are means and standard errors over the images, in nats per datum; see :func:`pyro_vae.evaluate.summary`.
-    For the arguments, see :func:`evaluation`. If a million draws suffice, a further column gives -log p(x) of test
+    For the arguments, see :func:`evaluation`. If ``num_particles`` draws would take more than about a minute, there are
+    fewer. If a million draws suffice, a further column gives -log p(x) of test
     images by an adapted proposal.
 
     See Also:
         :func:`evaluation`: The same table, with a judgement of the model, the guide and the codes.
     """
-    num_particles = min(num_particles, MOST_CODES) if evaluate.sums_codes(program) else num_particles
-    device, rest = reference_tensor(program).device, (num_particles, images, seed, progress)
-    values = {name: evaluate.per_image(program, part.to(device), *rest) for name, part in dataset.splits.items()}
+    device = reference_tensor(program).device
     with eval_mode(program, device, seed):
         target = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
-        log_w, _ = proposals.adapted_log_weights(program, target, num_particles, proposals.OF_TABLE, progress)
+        number = sum(min(images, len(part)) for part in dataset.splits.values())
+        draws = proposals.affordable_draws(target, number, num_particles)
+        most = proposals.OF_TABLE if draws == num_particles else 0
+        log_w, _ = proposals.adapted_log_weights(program, target, draws, most, progress)
+    rest = (draws, images, seed, progress)
+    values = {name: evaluate.per_image(program, part.to(device), *rest) for name, part in dataset.splits.items()}
     adapted = None if log_w is None else -evaluate.iwae(log_w)
-    return format_table(program, dataset, values, num_particles, adapted=adapted)
+    return format_table(program, dataset, values, draws, adapted=adapted)
 
 
 def format_table(

@@ -181,11 +181,11 @@ def _collect(
 ) -> Evaluation:
     """Return the evaluation with a table of the values and the answers to the questions."""
     test = values["test"]
-    best = test.nll if best is None else best
+    best_nll = test.nll if best is None else best
     called = answers.noun_of(target)
     table = format_table(program, dataset, values, num_particles, of_all, also)
     result = Evaluation(table, {}, {}, {}, {}, called)
-    columns = dict(zip(COLUMNS, test._replace(nll=best), strict=True))
+    columns = dict(zip(COLUMNS, test._replace(nll=best_nll), strict=True))
     for question, parts in questions.items():
         if lines := [line for part in parts for line in part.lines]:
             result.sections[f"{question} The first {len(target):,} test {called}"] = lines
@@ -195,7 +195,7 @@ def _collect(
             columns |= part.images
     result.images.update({name: column.tolist() for name, column in columns.items()})
     (mean, error), (of_train, error_of_train) = (mean_and_error(values[name].nll) for name in ("test", "train"))
-    result.numbers.update({"test -log p(x)": best.mean().item(), "train -log p(x)": of_train})
+    result.numbers.update({"test -log p(x)": best_nll.mean().item(), "train -log p(x)": of_train})
     result.numbers.update({"test - train": mean - of_train, "test - train, error": math.hypot(error, error_of_train)})
     result.numbers.update({"images": len(target)})
     measures = evaluate.measures(program, dataset.test.to(reference_tensor(program).device), len(target))

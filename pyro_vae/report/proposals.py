@@ -2,13 +2,31 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae import evaluate
 from pyro_vae.program import Posterior
+from pyro_vae.seeds import fork_rng
 
 OF_TABLE = 1_000_000  # limit of draws from adapted proposals for a closing table
 OF_EVALUATION = 10_000_000  # the same for an evaluation
+OPERATIONS_OF_TABLE = 2e12  # of the matrix products for a closing table: about a minute
+LEAST_DRAWS = 50
+
+
+@torch.no_grad()
+def affordable_draws(target: Posterior, images: int, most: int) -> int:
+    """Return the number of draws for each image of a closing table, by the operations of a draw; at most ``most``."""
+    few = target[:2] if not target.structure.all_rows else target
+    with fork_rng(few.data[0].device), FlopCounterMode(display=False) as counter:
+        few.log_weights(1)
+    draws = int(OPERATIONS_OF_TABLE * len(few) / max(1, images * counter.get_total_flops()))
+    if draws >= most:
+        return most
+    rounded = draws - draws % 10 ** (len(str(draws)) - 1)  # one digit, and zeros
+    return min(most, max(LEAST_DRAWS, rounded))
 
 
 def method(target: Posterior, num_particles: int, proposal: evaluate.Proposal) -> str:

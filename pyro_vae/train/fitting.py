@@ -171,9 +171,7 @@ def fit(
             if run.folder:
                 checkpoint.append_resume(run.folder, config)
         else:
-            if part is program and (start := hook(program, "start")):
-                start(dataset)
-            elif start := hook(program, "start_prior"):
+            if start := hook(program, "start" if part is program else "start_prior"):
                 start(dataset)
             for tensor in program.state_dict().values():
                 processes.broadcast(tensor)  # all processes start from the same weights

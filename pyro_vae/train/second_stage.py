@@ -60,8 +60,8 @@ def fit_prior(
     if prior is not None:
         if not (replace := hook(program, "replace_prior")):
             raise ValueError(
-                f"Expected a program with a method replace_prior, as the programs of pyro_vae; {type(program).__name__} "
-                "has none. Set its prior, and leave out prior."
+                "Expected a program with a method replace_prior, as the programs of pyro_vae; "
+                f"{type(program).__name__} has none. Set its prior, and leave out prior."
             )
         with fork_rng(torch.device("cpu"), options.get("seed", 0)):
             replace(prior)
