@@ -134,15 +134,13 @@ def train(
 
 
 def step(gan: GAN, players: Sequence[Any], x: Tensor, gamma: float, generator: torch.Generator) -> None:
-    """Take a step of the discriminator, then a step of the generator on other noise."""
+    """Take a step of the discriminator, then a step of the generator, with the same fakes."""
     ours, theirs = players
-    first, second = torch.randn(2, len(x), gan.latent, generator=generator)
+    fake = gan.images(torch.randn(len(x), gan.latent, generator=generator))
     theirs.zero_grad()
-    with torch.no_grad():
-        fake = gan.images(first)
-    loss = softplus(-gan.logits(x)).mean() + softplus(gan.logits(fake)).mean()
-    (loss + gamma / 2 * r1_penalty(gan.logits, x)).backward()
+    loss = softplus(-gan.logits(x)).mean() + softplus(gan.logits(fake.detach())).mean()
+    (loss + gamma / 2 * r1_penalty(gan.logits, x)).backward(inputs=[*gan.discriminator.parameters()])
     theirs.step()
     ours.zero_grad()
-    softplus(-gan.logits(gan.images(second))).mean().backward(inputs=[*gan.generator.parameters()])
+    softplus(-gan.logits(fake)).mean().backward(inputs=[*gan.generator.parameters()])
     ours.step()

@@ -59,8 +59,8 @@ def main(
     root: str = "data",
     runs: str = "runs/published",
     seed: int = 0,
-    num_particles: int = 5000,
-    images: int = 10_000,
+    num_particles: int | None = None,
+    images: int | None = None,
     held_out: bool = False,
     recipe: dict[str, Any] | None = None,
     objective: Objective | None = None,
@@ -77,8 +77,8 @@ def main(
         root: Folder where torchvision finds MNIST.
         runs: Folder of the run directories.
         seed: Seed of the weights, the order and the draws.
-        num_particles: Draws per image for -log p(x).
-        images: Number of test images, the first ones.
+        num_particles: Draws per image for -log p(x); by default the row's number.
+        images: Number of test images, the first ones; by default the row's number.
         held_out: Whether to try a recipe: train on 50,000 images, evaluate on the other 10,000 training images, and
             append a line to published_recipes.csv.
         recipe: Arguments of ``fit`` that replace the recipe's, as '{"optimizer": "adam", "lr": 2e-3}'.
@@ -95,12 +95,13 @@ def main(
     if (recipe or objective) and not held_out:
         raise ValueError(f"Expected --held_out true with another recipe or objective; got {recipe or objective}.")
     wanted = ROWS[row]
+    num_particles, images = num_particles or wanted.particles, images or wanted.images
     chosen = {} if precision == "auto" else {"precision": precision}
     options = RECIPE | dict(wanted.own) | chosen | (recipe or {})
     length = epochs or wanted.epochs
     dataset = load(data, root, binarize="dynamic", valid=None if held_out else 0)
     part = dataset.valid if held_out else dataset.test
-    vae = wanted.build(dataset.event_shape, seed)
+    vae = wanted.build(dataset.event_shape, seed, runs)
     objective = objective or wanted.objective()
     named = format_spec(to_spec(objective))
     tried = "-".join(["", "held-out", named, *map(str, (chosen | (recipe or {})).values())]) if held_out else ""

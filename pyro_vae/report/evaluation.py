@@ -128,9 +128,9 @@ def evaluation(
         target = posterior_of(program, evaluate.rows_of(program, dataset.test.to(device), slice(0, images)))
         reconstruction, kl = evaluate.elbo_terms(program, target, evaluate.DRAWS)
         if evaluate.sums_codes(program):
-            minus_log_p, bounds = codes.bounds(target, num_particles, progress)
-            values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, minus_log_p)
-            questions = {"How good is the model?": [bounds], "How are the codes used?": [codes.usage(target)]}
+            sums, answer = codes.bounds(target, num_particles, progress)
+            values["test"] = evaluate.Values(reconstruction - kl, reconstruction, kl, sums)
+            questions = {"How good is the model?": [answer], "How are the codes used?": [codes.usage(target)]}
             return _collect(program, dataset, target, values, num_particles, questions)
         weigh = partial(evaluate.log_weights, program, target, num_particles, progress=progress)
         log_w: dict[evaluate.Proposal, Tensor] = {"guide": weigh()}
