@@ -120,7 +120,7 @@ def main(
     if unknown := [name for name in rows if name not in ROWS]:
         raise ValueError(f"Expected rows among {', '.join(ROWS)}; got {unknown[0]}.")
     dataset = load(data, root)
-    num = min(num, len(dataset.test) // 2)
+    num, images = min(num, len(dataset.test) // 2), min(images, len(dataset.test))
     folder = Path(runs) / f"{Path(data).stem}-{epochs}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     latent, channels = (8, (32,)) if prod(dataset.event_shape) < 256 else (32, (32, 64))
@@ -226,7 +226,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def pages(rows: Sequence[Mapping[str, Any]], images: Tensor) -> Figure:
     """Draw ten images of each line of the table, ``(lines, 10, *event)``."""
-    drawn = Figure(figsize=(8, 0.5 * len(rows)), layout="constrained")
+    drawn = Figure(figsize=(8, 0.42 * len(rows)), layout="constrained")
     for axes, row, x in zip(drawn.subplots(len(rows), 1, squeeze=False)[:, 0], rows, images, strict=True):
         show(axes, x[None])
         axes.set_anchor("E")

@@ -13,7 +13,9 @@ import torch
 from pyro_vae import VAE
 from pyro_vae.__main__ import main
 from pyro_vae.likelihoods import Gaussian
+from pyro_vae.networks import MLP
 from pyro_vae.objectives import ELBO, MMD, TotalCorrelation
+from pyro_vae.programs import VQVAE
 from pyro_vae.traces.weights import systematic_resample
 from pyro_vae.train.processes import OF_Z, Processes
 
@@ -90,6 +92,7 @@ OF_A_BATCH = {
     "MMD": (lambda: VAE.build((4,), latent=2), ELBO(penalty=MMD())),
     "scale = 'optimal'": (lambda: VAE.build((4,), latent=2, likelihood=partial(Gaussian, scale="optimal")), ELBO()),
     "BatchNorm1d": (batch_normalised, ELBO()),
+    "VQ": (lambda: VQVAE.build((1, 2, 2), codes=4, dim=2, grid=(1, 1), network=MLP), ELBO()),
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae.guides import VQ
 from pyro_vae.likelihoods.real import Optimal
 
 FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.geometric_, Tensor.log_normal_}
@@ -82,7 +83,7 @@ class Processes:
 
     def check_batch_statistics(self, program: nn.Module, objective: Any) -> None:
         """Raise a ValueError if several processes share a minibatch and a part uses statistics of the minibatch."""
-        layers = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal)]
+        layers = [layer for layer in program.modules() if isinstance(layer, _BatchNorm | Optimal | VQ)]
         names = ["scale = 'optimal'" if isinstance(layer, Optimal) else type(layer).__name__ for layer in layers]
         bits, penalty = getattr(objective, "free_bits", 0), getattr(objective, "penalty", None)
         names += [f"free_bits = {bits}"] if bits else [type(penalty).__name__] if penalty else []
