@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError
 from matplotlib.figure import Figure
 
 from pyro_vae import VAE, checkpoint, compare, data, evaluate, fit, fit_prior, load, plots, report
+from pyro_vae.objectives import PriorCrossEntropy
 from pyro_vae.options import check_config, class_of, columns_of, error_message, make, parse
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode, fork_rng
@@ -79,6 +80,9 @@ def _train(**options: Any) -> None:
     with fork_rng(torch.device("cpu"), options["seed"]):
         program = make(kind, arguments, dataset.event_shape, take(VAE.build))
         check_support(program, dataset, strict=True)
+        if isinstance(options["objective"], PriorCrossEntropy):
+            kind = type(options["objective"]).__name__
+            raise ValueError(f"Expected --stage prior RUN for {kind}, which trains the prior of a trained program.")
     _close(program, dataset, fit(program, dataset, **take(fit)), run)
 
 

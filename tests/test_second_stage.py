@@ -320,6 +320,7 @@ class TestCommand:
         [
             ("--stage prior nothing --prior Flow", "there is nothing at 'nothing'"),
             ("--stage prior first", "prior with parameters; StandardNormal has none"),
+            ("--objective PriorCrossEntropy --prior Flow", "--stage prior RUN for PriorCrossEntropy"),
             ("--stage guide first", "--stage to be 'prior'; got guide"),
             ("--stage prior first --prior Autoregressive", r"\(height, width, codes\), as a VQVAE passes"),
             ("--stage prior first --latent 4 --prior Flow", "latent"),

@@ -240,7 +240,7 @@ class TestContract:
         text = str(report.evaluation(program, dataset, 16, progress=False))
         assert "codes are in use" in text
         assert "k-hat is above" not in text
-        for ask in (ais.ais, posterior.nuts):
+        for ask in (ais.ais, posterior.nuts, posterior.sbc, lambda program, x: posterior.sleep(program, 5, x)):
             with pytest.raises(ValueError, match="Expected"):
                 ask(program, x)
 

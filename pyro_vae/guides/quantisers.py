@@ -84,17 +84,16 @@ class VQ(Quantiser):
 
     .. math:: c = \arg\min_k \| z_e - e_k \|, \qquad z = z_e + \mathrm{sg}[e_c - z_e]
 
-    ``z_e`` is the encoder's output, and sg stops the gradient. The loss of training has two further terms, summed over
-    places and dimensions: the codebook's :math:`\| \mathrm{sg}[z_e] - e_c \|^2` and the encoder's
-    :math:`\beta \, \| z_e - \mathrm{sg}[e_c] \|^2`, where :math:`\beta` is ``commitment``. With ``decay`` above 0,
+    ``z_e`` is the encoder's output, and sg stops the gradient. The gradient of training has two further terms, summed
+    over places and dimensions, which no density and no metric contains: the codebook's
+    :math:`\| \mathrm{sg}[z_e] - e_c \|^2` and the encoder's :math:`\beta \, \| z_e - \mathrm{sg}[e_c] \|^2`, where :math:`\beta` is ``commitment``. With ``decay`` above 0,
     moving averages of the encoder's outputs replace the first term. A code whose share of use falls below
     ``restart`` times the mean is dead; training restarts the code at an encoder's output of the minibatch, and
     ``restarts`` counts this.
 
     References:
         Neural Discrete Representation Learning (van den Oord, Vinyals and Kavukcuoglu, 2017).
-        Generating Diverse High-Fidelity Images with VQ-VAE-2 (Razavi, van den Oord and Vinyals, 2019), for moving
-            averages.
+        Generating Diverse High-Fidelity Images with VQ-VAE-2 (Razavi et al., 2019), for moving averages.
         Jukebox (Dhariwal et al., 2020), for restarts.
 
     Raises:

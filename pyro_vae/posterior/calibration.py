@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import plots
-from pyro_vae.evaluate.weighing import at_data, batches_that_fit
+from pyro_vae.evaluate.weighing import at_data, batches_that_fit, sums_codes
 from pyro_vae.posterior.nuts import columns
 from pyro_vae.program import Posterior, coordinates
 
@@ -112,6 +112,9 @@ def sbc(
         at_data(program, data, seed, num=num) as posterior,
         tqdm(total=num, desc="SBC", leave=False, disable=not progress) as bar,
     ):
+        if sums_codes(posterior.program):
+            name = type(posterior.program).__name__
+            raise ValueError(f"Expected a guide that is a distribution, for ranks; that of {name} is a point mass.")
         for rows in batches_that_fit(posterior, lambda rows: _ranks(rows, draws)):
             ranks, names = _ranks(rows, draws)
             parts.append(ranks)

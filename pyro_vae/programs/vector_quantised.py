@@ -28,9 +28,9 @@ class VQVAE(Built):
 
     The latent site ``z`` has the codes' vectors e, of shape ``(dim, height, width)``. The ELBO is
     :math:`\log p(c^*) + \log p(x \mid c^*)`, a bound on :math:`\log p(x)` for a mass p(c). The gap is
-    :math:`-\log p(c^* \mid x)`. The loss of training adds the quantiser's terms, which are part of no density, and its
-    gradient goes straight through the codes. :func:`pyro_vae.evaluate.nll` sums over further codes near
-    :math:`c^*`, for a tighter bound; over all codes if there are few, and then the result is exact.
+    :math:`-\log p(c^* \mid x)`. The gradient of training adds the quantiser's terms, which are part of no density, and
+    goes straight through the codes. :func:`pyro_vae.evaluate.nll` sums over further codes near :math:`c^*`, for a
+    tighter bound; over all codes if there are few, and then the result is exact.
 
     Training has two stages: ``fit``, with independent codes, and :func:`pyro_vae.fit_prior` with
     :class:`pyro_vae.priors.Autoregressive`.

@@ -13,7 +13,7 @@ from pyro_vae.train.settings import check_program, hook
 
 
 def fit_prior(
-    program: nn.Module, data: Any, prior: Callable[[int], nn.Module] | None = None, **options: Any
+    program: nn.Module, data: Any, prior: Callable[[int], nn.Module] | None = None, seed: int = 0, **options: Any
 ) -> dict[str, list[float]]:
     r"""Train only the prior of a trained program, on draws of its guide; the other parts stay the same.
 
@@ -32,7 +32,8 @@ def fit_prior(
         program: A trained program with a module ``prior``. The function changes it in place.
         data: As in :func:`pyro_vae.fit`.
         prior: Class of the new prior, as in :meth:`pyro_vae.VAE.build`; None to train the program's prior.
-        options: Arguments of :func:`pyro_vae.fit`, but for ``objective`` and ``sleep``.
+        seed: Seed of the new prior's weights, and the seed of :func:`pyro_vae.fit`.
+        options: Further arguments of :func:`pyro_vae.fit`, but for ``objective`` and ``sleep``.
 
     Returns:
         The history of :func:`pyro_vae.fit`.
@@ -63,6 +64,6 @@ def fit_prior(
                 "Expected a program with a method replace_prior, as the programs of pyro_vae; "
                 f"{type(program).__name__} has none. Set its prior, and leave out prior."
             )
-        with fork_rng(torch.device("cpu"), options.get("seed", 0)):
+        with fork_rng(torch.device("cpu"), seed):
             replace(prior)
-    return fit(program, data, PriorCrossEntropy(), **options)
+    return fit(program, data, PriorCrossEntropy(), seed=seed, **options)

@@ -203,7 +203,9 @@ def parameters_of(rows: Posterior) -> tuple[list[Tensor], list[Tensor]]:
         )
     stored += [parameter for _, parameter in modules]
     if not of_guide or not all(any(parameter is other for other in stored) for parameter in of_guide):
-        raise ValueError("Expected a guide with trainable parameters in a module or Pyro's param store; it has none.")
+        raise ValueError(
+            "Expected a guide whose density depends on parameters of a module or of Pyro's store; it depends on none."
+        )
     return of_guide, [parameter for parameter in parameters if not any(parameter is own for own in of_guide)]
 
 
