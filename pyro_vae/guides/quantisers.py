@@ -86,7 +86,8 @@ class VQ(Quantiser):
 
     ``z_e`` is the encoder's output, and sg stops the gradient. The gradient of training has two further terms, summed
     over places and dimensions, which no density and no metric contains: the codebook's
-    :math:`\| \mathrm{sg}[z_e] - e_c \|^2` and the encoder's :math:`\beta \, \| z_e - \mathrm{sg}[e_c] \|^2`, where :math:`\beta` is ``commitment``. With ``decay`` above 0,
+    :math:`\| \mathrm{sg}[z_e] - e_c \|^2` and the encoder's :math:`\beta \, \| z_e - \mathrm{sg}[e_c] \|^2`, where
+    :math:`\beta` is ``commitment``. With ``decay`` above 0,
     moving averages of the encoder's outputs replace the first term. A code whose share of use falls below
     ``restart`` times the mean is dead; training restarts the code at an encoder's output of the minibatch, and
     ``restarts`` counts this.
