@@ -1,5 +1,6 @@
 """CompiledSVI gives the numbers of Pyro's SVI, on any program; and says so where it cannot be a graph."""
 
+import copy
 import math
 import warnings
 from functools import partial
@@ -604,3 +605,36 @@ def test_no_warning_on_the_way(device):
         losses = [svi.step(IMAGES.float().to(device)) for _ in range(50)]
     assert svi.mode == "graph"
     assert sum(losses[-10:]) < sum(losses[:10])
+
+
+class ChannelsLast(torch.nn.Module):
+    """A program whose convolution sees an input with its channels last in memory, so its gradient has them last too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def model(self, x):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x)):
+            mean = self.conv(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=torch.ones(len(x), 4))
+
+    def guide(self, x):
+        pass
+
+
+@pytest.mark.parametrize("mode", ["off", "graph"])
+def test_a_step_is_adams_whatever_the_layout_of_a_gradient(mode, param_store):
+    """torch's fused Adam pairs elements by their place in memory."""
+    program, x = ChannelsLast(), torch.randn(5, 3, 6, 6)
+    other = copy.deepcopy(program)
+    svi = CompiledSVI(program.model, program.guide, Adam({"lr": 1e-2}), ELBO(), compile=mode)
+    optimizer = torch.optim.Adam(other.parameters(), lr=1e-2, fused=False)
+    for _ in range(5):
+        svi.step(x)
+        optimizer.zero_grad()
+        (0.5 * (other.conv(x).mean((2, 3)) - 1).square()).sum().backward()
+        optimizer.step()
+    for ours, theirs in zip(program.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

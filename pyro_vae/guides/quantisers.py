@@ -72,7 +72,7 @@ class Quantiser(Family):
 
     def embed(self, codes: Tensor) -> Tensor:
         """Return the vectors ``(*, D, height, width)`` of codes ``(*, height, width)``."""
-        return self.vectors[codes].movedim(-1, -3)
+        return self.vectors[codes].movedim(-1, -3).contiguous()
 
     def over(self, prior: TorchDistribution) -> TorchDistribution:
         """Return the distribution of the vectors, for a distribution of the codes."""
