@@ -165,8 +165,8 @@ HOSTILE = {
         "Expected to import 'pyro_vae.networks.dense.nn.Linear'",
     ),
     "another package's class in ours": (
-        lambda run: config(run, network=part("pyro_vae.priors.DenseNN")),
-        "Expected a subclass of Module from pyro_vae.priors",
+        lambda run: config(run, network=part("pyro_vae.priors.vectors.DenseNN")),
+        "Expected a subclass of Module from pyro_vae.priors.vectors",
     ),
     "an argument that is none": (
         lambda run: config(run, prior=part("pyro_vae.priors.StandardNormal", command="touch canary")),

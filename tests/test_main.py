@@ -25,6 +25,8 @@ FAST = ["--num_particles", "25", "--images", "50", "--chosen", "0", "--proposal"
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
+ABSTRACT = ("Network", "Joint", "Quantiser")  # or of several inputs
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -300,8 +302,8 @@ class TestHelp:
             main(["train", "--help"])
         shown = " ".join(capsys.readouterr().out.split())
         for room in (priors, likelihoods, guides, networks):
-            assert f"known: {', '.join(name for name in room.__all__ if name not in ('Network', 'Joint'))})" in shown
-        assert "known: ELBO, IWAE, Renyi," in shown
+            assert f"known: {', '.join(name for name in room.__all__ if name not in ABSTRACT)})" in shown
+        assert "known: ELBO, IWAE, PriorCrossEntropy, Renyi," in shown
         assert shown.count("known: ") == len([option for option in options.ROOMS if "." not in option])
 
     def test_explains_the_arguments_of_a_class(self, capsys):
@@ -339,7 +341,7 @@ def text(name, content):
 BAD = {
     "unknown objective": (
         lambda: ["train", "--objective", "Foo"],
-        "--objective to be one of ELBO, IWAE, Renyi, ReweightedWakeSleep, or the import path .*; got Foo",
+        "--objective to be one of ELBO, IWAE, PriorCrossEntropy, Renyi, .* or the import path .*; got Foo",
     ),
     "unknown schedule": (
         lambda: ["train", "--objective.beta", "Foo"],
@@ -397,7 +399,7 @@ BAD = {
     ),
     "unknown module": (
         lambda: ["train", "--prior", "no.Prior"],
-        "--prior to be one of Flow, .* StandardNormal, .* got no.Prior, and there is no no.py here",
+        "--prior to be one of Autoregressive, .* StandardNormal, .* got no.Prior, and there is no no.py here",
     ),
     "another room's": (
         lambda: ["train", "--likelihood", "pyro_vae.priors.StandardNormal"],

@@ -83,7 +83,8 @@ class TestPriors:
             vae.prior().log_prob(torch.randn(32, 4)).sum().backward()
         for name, parameter in vae.prior.named_parameters():
             assert parameter.grad.isfinite().all(), name
-            assert parameter.grad.any(), name
+            starts_at_zero = name.startswith(("velocity.inward", "velocity.inner", "velocity.noise_level"))
+            assert parameter.grad.any() or starts_at_zero, name  # before a weight that is zero, as in LoRA
 
     def test_the_density_integrates_to_one(self, prior):
         """By importance sampling from a wide Student's t, 1e5 draws: fails once in 1e6 runs, at 5 standard errors."""

@@ -156,7 +156,7 @@ class Shared(nn.Module):
     ("program", "settings", "message"),
     [
         (lambda: Shared(False), {}, "shares no parameter with the model, .* both have 'shared'"),
-        (lambda: Shared(True), {}, "a guide with trainable parameters .* has none"),
+        (lambda: Shared(True), {}, "a guide whose density depends on parameters .* on none"),
         (
             lambda: VAE.build((3,), 2, prior=priors.VampPrior, network=NETWORK),
             {},

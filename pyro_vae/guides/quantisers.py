@@ -11,9 +11,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyro_vae.conditional import Family
+from pyro_vae.guides.embedded import Embedded
 
 # Levels of each dimension, by the number of codes: table 1 of Mentzer et al. (2024), and fewer codes.
 LEVELS = {4: (2, 2), 9: (3, 3), 16: (5, 3), 64: (8, 8), 256: (8, 6, 5), 512: (8, 8, 8), 1024: (8, 5, 5, 5)}
@@ -246,48 +246,3 @@ def point_mass(nearest: Tensor, encoded: Tensor, loss: Tensor | None = None) -> 
     result.encoded = encoded
     result.loss = value.new_zeros(value.shape[:-3]) if loss is None else loss.sum((-3, -2, -1))
     return result
-
-
-class _Vectors(constraints.Constraint):
-    """The support of a distribution of codes' vectors."""
-
-    is_discrete, event_dim = True, 3
-
-    def __init__(self, quantiser: Quantiser) -> None:
-        self.quantiser = quantiser
-
-    def check(self, value: Tensor) -> Tensor:
-        own = self.quantiser.embed(self.quantiser.nearest(value))
-        return torch.isclose(value, own, rtol=1e-3, atol=1e-4).all(-1).all(-1).all(-1)
-
-
-class Embedded(TorchDistribution):
-    """The distribution of the vectors of random codes.
-
-    Arguments:
-        codes: A distribution of codes, with event shape ``(height, width)``.
-        quantiser: The quantiser.
-    """
-
-    arg_constraints: dict[str, Any] = {}
-
-    def __init__(self, codes: TorchDistribution, quantiser: Quantiser) -> None:
-        self.base_codes, self.quantiser = codes, quantiser
-        super().__init__(codes.batch_shape, torch.Size(quantiser.event), validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The vectors of the codes."""
-        return _Vectors(self.quantiser)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Embedded":
-        """Return the distribution with another batch shape."""
-        return Embedded(self.base_codes.expand(batch_shape), self.quantiser)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw codes, and return their vectors."""
-        return self.quantiser.embed(self.base_codes.sample(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of the codes of vectors, in nats."""
-        return self.base_codes.log_prob(self.quantiser.nearest(value))

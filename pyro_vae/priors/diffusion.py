@@ -29,13 +29,12 @@ class Diffusion(nn.Module):
     .. math:: \log p(z) = \log \mathcal{N}(z_{\pi/2}; 0, I) + \int_{\phi_0}^{\pi/2} \mathrm{tr} \,
         \frac{\partial v}{\partial z} \, d\phi
 
-    The trace has a closed form for this network, at the cost of one more layer. The solver is Runge-Kutta of order 4
-    with ``steps`` steps: a density or a sample takes ``4 * steps`` calls of the network. An untrained prior is the
-    standard normal.
+    The trace has a closed form for this network. The solver is Runge-Kutta of order 4 with ``steps`` steps: a density
+    or a sample takes ``4 * steps`` calls of the network. An untrained prior is the standard normal.
 
-    An evaluation with many draws is slow: pass ``--num_particles 100 --chosen 0`` to ``pyro-vae evaluate``.
     :func:`pyro_vae.fit_prior` trains the velocity without the solver, by a bound on :math:`-\log p(z)`
-    (:meth:`Diffused.bound`). Then this prior is fast to train. ``fit`` trains it too, but runs the solver at each step.
+    (:meth:`Diffused.bound`); ``fit`` runs the solver at each step. Evaluate with few draws, as
+    ``pyro-vae evaluate RUN --num_particles 100 --chosen 0``.
 
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021), for the equation

@@ -1,0 +1,26 @@
+"""Files that the subcommands write."""
+
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pyro_vae import checkpoint
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, and create its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write(path, content)
+
+
+def pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
+    """Return figures as PNG files by path."""
+    return {f"figures/{name}.png": picture(figure) for name, figure in figures.items()}
+
+
+def picture(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150)
+    return content.getvalue()

@@ -1,0 +1,128 @@
+"""The subcommands of trained programs: ``evaluate``, ``generate`` and ``compare``."""
+
+import inspect
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pyro_vae import checkpoint, compare, evaluate, load, plots, report
+from pyro_vae.commands.files import picture, pictures, write
+from pyro_vae.program import posterior_of
+from pyro_vae.seeds import eval_mode
+from pyro_vae.train import check_device
+
+
+def _evaluate(
+    run: str,
+    seed: int = 0,
+    device: str = "cpu",
+    weights: Literal["final", "best", "last"] = "final",
+    trust: str = "",
+    **options: Any,
+) -> None:
+    """Evaluate a trained program and its guide, print a diagnosis, and draw figures.
+
+    Args:
+        run: Run directory.
+        seed: Seed of the draws.
+        device: ``cpu`` or ``cuda``.
+        weights: Weights at the end of training, of the best validation ELBO, or of the last checkpoint.
+        trust: Modules whose classes the run may name.
+        options: Arguments of ``report.evaluation``.
+    """
+    check_device(device)
+    folder = Path(run).absolute()
+    checkpoint.safe_path(folder, "figures")  # before an evaluation of minutes
+    vae, _ = load(run, trust.split(), weights)
+    dataset, _ = checkpoint.data_of(run)
+    started = time.perf_counter()
+    evaluation = report.evaluation(vae.to(device), dataset, seed=seed, **options)
+    minutes = (time.perf_counter() - started) / 60
+    print(evaluation, flush=True)  # before the writes, which may fail
+    evaluation.save(folder, pictures(evaluation.figures | report.figures(vae, dataset, seed)))
+    print(f"\nfigures: {checkpoint.display_path(folder / 'figures')}")
+    print(f"also:    evaluation.txt, .json and .csv (a line for each {evaluation.called[:-1]}) in {run}")
+    print(f"took:    {minutes:.1f} minutes{_peak_memory()}")
+
+
+def _generate(
+    run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "", given: int | None = None
+) -> None:
+    """Draw data from a trained program; from a VAE, mean images at draws of the prior.
+
+    From a program without a method ``generate``, draw all observed sites, given the covariates of test data.
+
+    Args:
+        run: Run directory.
+        num: Number of draws.
+        seed: Seed of the draws.
+        output: A ``.png`` file for a picture, a ``.npy`` file for numbers, or a ``.npz`` file for several observed
+            sites; by default figures/generated.png, .npy or .npz in the run directory.
+        trust: Modules whose classes the run may name.
+        given: Label of all draws, for a program that takes one; by default each label in turn, or the covariates of
+            test data.
+    """
+    program, config = load(run, trust.split())
+    if num < 1:
+        raise ValueError(f"Expected to generate at least 1 image; got num = {num}.")
+    with eval_mode(program, torch.device("cpu"), seed), torch.no_grad():
+        takes = "given" in inspect.signature(getattr(program, "generate", lambda: None)).parameters
+        if given is not None and not takes:
+            raise ValueError(f"Expected no --given, since {type(program).__name__} takes no label; got {given}.")
+        rows: Any = ()
+        if takes or not hasattr(program, "generate"):
+            test = checkpoint.data_of(run)[0].test
+            rows = evaluate.rows_of(program, test, torch.arange(num) % len(test))
+        if hasattr(program, "generate"):
+            covariates = [y for y in rows[1:] if y.is_floating_point()] if given is None else [given]
+            draws = {"x": program.generate(num, *covariates)}
+        else:
+            rows = posterior_of(program, rows)
+            simulated = rows.simulate(1)
+            draws = {name: simulated[name][0] for name in rows.structure.observed}
+    (x, *further) = draws.values()
+    kinds = [".npz"] if further else [".png", ".npy"] if x.dim() in (3, 4) else [".npy"]
+    path = Path(output) if output else checkpoint.safe_path(run, f"figures/generated{kinds[0]}")
+    if path.suffix not in kinds:
+        raise ValueError(f"Expected output to end in {' or '.join(kinds)}; got {str(path)!r}.")
+    content = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(content, **{name: value.numpy() for name, value in draws.items()})
+    elif path.suffix == ".npy":
+        np.save(content, x.numpy())
+    else:
+        content.write(picture(plots.samples(x / x.max() if config.get("counts") else x)))
+    write(path, content.getvalue())
+    print(path)
+
+
+def _compare(output: str = "comparison.png", trust: str = "", **options: Any) -> None:
+    """Rank trained programs by -log p(x), in a table and a figure.
+
+    Args:
+        output: A ``.png`` file for the figure.
+        trust: Modules whose classes the runs may name.
+        options: Arguments of ``compare.compare``.
+    """
+    path = Path(output)
+    if path.suffix != ".png":
+        raise ValueError(f"Expected output to end in .png; got {output!r}.")
+    rows = compare.compare(**options, trust=trust.split())
+    print(compare.table(rows), flush=True)
+    write(path, picture(compare.figure(rows)))
+    print(f"\nfigure: {path}")
+
+
+def _peak_memory() -> str:
+    """Return the peak of resident memory in words; empty on Windows."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f", at most {peak / 2 ** (30 if sys.platform == 'darwin' else 20):.2f} GiB of memory"
