@@ -19,7 +19,7 @@ def rows(name: str) -> list[dict[str, str]]:
 def numbers() -> dict[str, str]:
     """Return the numbers of all tables by name."""
     parts = (_discontinuity, _tug_of_war, _estimators, _signal_to_noise, _priors, _likelihoods, _inference)
-    parts += (_sleep, _imputation, _classifier, _reliability, _published, _speed)
+    parts += (_blur, _sleep, _imputation, _classifier, _reliability, _published, _speed)
     return {name: value for part in parts for name, value in part().items()}
 
 
@@ -36,6 +36,24 @@ def _discontinuity() -> dict[str, str]:
             values |= {f"gap_distance_{end}": _pair(row, "distance (RMS)", 3)}
         if row["points"] == "Gaussian fitted to codes" and row["model"] != "VAE":
             values[f"gap_distance_fitted_{row['latent']}"] = _pair(row, "distance (RMS)", 3)
+    return values
+
+
+def _blur() -> dict[str, str]:
+    """Return ``blur_QUANTITY_MODEL`` of samples, and ``blur_sharpness_MODEL_rec`` of reconstructions."""
+    names = {"Gaussian, optimal scale": "gaussian", "DiscretizedLogistic": "logistic", "GAN": "gan"}
+    names |= {f"DiscretizedLogistic, {prior} prior": prior.lower() for prior in ("Flow", "Diffusion")}
+    names |= {"VQ-VAE, independent codes": "vq", "VQ-VAE, Autoregressive prior": "vqar"}
+    values = {}
+    for row in rows("blur"):
+        name = names.get(row["model"])
+        if name and row["images"] == "samples":
+            values |= {f"blur_{key}_{name}": _number(row[key], 2) for key in ("sharpness", "coverage", "precision")}
+            values[f"blur_unreadable_{name}"] = _share(row["unreadable"])
+            values |= {} if row["bits/dim"] == "-" else {f"blur_bits_{name}": _number(row["bits/dim"], 3)}
+        elif name:
+            kind = "rec" if row["images"] == "reconstructions" else "draws"
+            values[f"blur_sharpness_{name}_{kind}"] = _number(row["sharpness"], 2)
     return values
 
 

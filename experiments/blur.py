@@ -20,8 +20,9 @@ References:
 
     Neural Discrete Representation Learning (van den Oord, Vinyals and Kavukcuoglu, 2017).
 
-The committed table and figures: ``python experiments/blur.py --root DATA``. Repeat the command to resume. With
-``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`` before it, glibc reuses the memory of large arrays.
+The committed table and figures: ``python experiments/blur.py --root DATA --epochs 3 --prior_epochs 4``. Repeat the
+command to resume. With ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`` before it, glibc reuses the memory of
+large arrays.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -9,6 +9,7 @@ from pathlib import Path
 from common import command, draw, read_table
 
 NAMES = (
+    "blur",
     "estimators",
     "imputation",
     "inference",

@@ -95,7 +95,17 @@ SMALL = {
 }
 
 
-REDRAWN = ("estimators", "imputation", "inference", "likelihoods", "priors", "reliability", "signal_to_noise", "speed")
+REDRAWN = (
+    "blur",
+    "estimators",
+    "imputation",
+    "inference",
+    "likelihoods",
+    "priors",
+    "reliability",
+    "signal_to_noise",
+    "speed",
+)
 REDRAWN += ("tug_of_war", "published", "adapted/inference")
 WITH_IMAGES = ("imputation", "inference", "likelihoods", "priors", "tug_of_war")
 
