@@ -128,22 +128,22 @@ def main(
     training = Training(dataset, folder, epochs, prior_epochs, seed, latent, channels)
     quality = Quality(dataset, num, channels, seed, folder / "classifier.pt")
     x = dataset.test[num : 2 * num]
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, row in ROWS.items():
         path = folder / f"{training.run(name).name}-{num}-{images}-{num_particles}.pt"
         if name in rows and not path.is_file():
             model, seconds = training(name)
             numbers = measure(model, dataset, images, num_particles, seed) | {"seconds": seconds if model else "-"}
             kinds, lines = images_of(model, x, seed, only_samples=bool(row.first)), list[dict[str, Any]]()
-            for i, (kind, drawn) in enumerate(kinds.items(), start=1):
-                shown = numbers if i == len(kinds) else dict.fromkeys(numbers, "-")
-                line = {"model": row.title, "images": kind, "bits/dim": shown["bits/dim"], "rate": shown["rate"]}
-                lines.append(line | quality(drawn) | {"seconds": shown["seconds"]})
-            torch.save({"lines": lines, "images": torch.stack([drawn[:10] for drawn in kinds.values()])}, path)
+            for i, (kind, batch) in enumerate(kinds.items(), start=1):
+                values = numbers if i == len(kinds) else dict.fromkeys(numbers, "-")
+                line = {"model": row.title, "images": kind, "bits/dim": values["bits/dim"], "rate": values["rate"]}
+                lines.append(line | quality(batch) | {"seconds": values["seconds"]})
+            torch.save({"lines": lines, "images": torch.stack([batch[:10] for batch in kinds.values()])}, path)
         if path.is_file():
-            found[name] = torch.load(path, weights_only=True)
+            results[name] = torch.load(path, weights_only=True)
             print(f"{row.title}: {path}")
-    table = [line for each in found.values() for line in each["lines"]]
+    table = [line for result in results.values() for line in result["lines"]]
     stem = Path(out) / "blur"
     caption = (
         f"{num:,} images of each kind against the first {num:,} test images of {dataset}, the reference; seed {seed}. "
@@ -154,7 +154,7 @@ def main(
     note = NOTE.format(accuracy=quality.classifier.accuracy, threads=torch.get_num_threads())
     write_table(table, stem, caption + note)
     draw(figure, stem.with_suffix(".png"), table)
-    draw(pages, stem.with_name("blur_images.png"), table, torch.cat([each["images"] for each in found.values()]))
+    draw(pages, stem.with_name("blur_images.png"), table, torch.cat([result["images"] for result in results.values()]))
 
 
 @dataclass(frozen=True)
@@ -210,30 +210,30 @@ class Training:
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw sharpness, coverage and unreadable images, a line for each model and a mark for each kind of images."""
     models = [*dict.fromkeys(row["model"] for row in rows)]
-    drawn = Figure(figsize=(8, 1.6 + 0.36 * len(models)), layout="constrained")
+    page = Figure(figsize=(8, 1.6 + 0.36 * len(models)), layout="constrained")
     titles = {"sharpness": "Sharpness (reference: 1)", "coverage": "Coverage", "unreadable": "Unreadable"}
-    for axes, (key, title) in zip(drawn.subplots(1, 3, sharey=True), titles.items(), strict=True):
+    for axes, (key, title) in zip(page.subplots(1, 3, sharey=True), titles.items(), strict=True):
         for kind, (colour, mark, shift) in KINDS.items():
-            found = [(row[key], models.index(row["model"]) + shift) for row in rows if row["images"] == kind]
-            axes.plot(*zip(*found, strict=True), mark, color=colour, markersize=5, label=kind) if found else None
+            points = [(row[key], models.index(row["model"]) + shift) for row in rows if row["images"] == kind]
+            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=kind) if points else None
         axes.set(title=title, ylim=(len(models) - 0.5, -0.5))
         axes.margins(x=0.1)
         axes.grid(axis="x", color="0.9")
-    drawn.axes[0].axvline(1, color="0.5", linewidth=1, linestyle="--")
-    drawn.axes[0].set_yticks(range(len(models)), models)
-    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS))
-    return drawn
+    page.axes[0].axvline(1, color="0.5", linewidth=1, linestyle="--")
+    page.axes[0].set_yticks(range(len(models)), models)
+    page.legend(*page.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS))
+    return page
 
 
 def pages(rows: Sequence[Mapping[str, Any]], images: Tensor) -> Figure:
     """Draw ten images of each line of the table, ``(lines, 10, *event)``."""
-    drawn = Figure(figsize=(8, 0.42 * len(rows)), layout="constrained")
-    for axes, row, x in zip(drawn.subplots(len(rows), 1, squeeze=False)[:, 0], rows, images, strict=True):
+    page = Figure(figsize=(8, 0.42 * len(rows)), layout="constrained")
+    for axes, row, x in zip(page.subplots(len(rows), 1, squeeze=False)[:, 0], rows, images, strict=True):
         show(axes, x[None])
         axes.set_anchor("E")
         kind = "" if row["images"] == "real" else f": {row['images']}"
         axes.text(-0.01, 0.5, row["model"] + kind, transform=axes.transAxes, ha="right", va="center", fontsize=8)
-    return drawn
+    return page
 
 
 if __name__ == "__main__":

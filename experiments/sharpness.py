@@ -194,16 +194,16 @@ def images_of(model: Any, x: Tensor, seed: int, only_samples: bool = False) -> d
     """
     if model is None:
         return {"real": x}
-    parts, found = x.split(AT_ONCE), dict[str, Tensor]()
+    parts, kinds = x.split(AT_ONCE), dict[str, Tensor]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if hasattr(model, "guide") and not only_samples:
-            found["reconstructions"] = torch.cat([model.reconstruct(part) for part in parts])
-            drawn = torch.cat([mean(model.at_guide(lambda q: q.sample(), part)) for part in parts])
-            if not torch.equal(drawn, found["reconstructions"]):
-                found["reconstructions at draws"] = drawn
-        found["samples"] = torch.cat([model.generate(len(part)) for part in parts])
-    return {kind: images.clamp(0, 1) for kind, images in found.items()}
+            kinds["reconstructions"] = torch.cat([model.reconstruct(part) for part in parts])
+            at_draws = torch.cat([mean(model.at_guide(lambda q: q.sample(), part)) for part in parts])
+            if not torch.equal(at_draws, kinds["reconstructions"]):
+                kinds["reconstructions at draws"] = at_draws
+        kinds["samples"] = torch.cat([model.generate(len(part)) for part in parts])
+    return {kind: images.clamp(0, 1) for kind, images in kinds.items()}
 
 
 def measure(model: Any, dataset: Dataset, images: int, num_particles: int, seed: int) -> dict[str, float | str]:

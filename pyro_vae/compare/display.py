@@ -32,11 +32,11 @@ def table(rows: Sequence[Row]) -> str:
     blocks = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
     for group in _groups(rows):
         blocks += ["", *_heading(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
+    methods = "; or ".join(dict.fromkeys(row.method for row in rows))
     notes = (
         "Nats per datum, mean ± standard error over the data, which is paired for the difference from the best. Level: "
         "2 standard errors above the difference are at most 0.1 nats; cannot tell: 2 standard errors reach 0. "
-        f"ELBO at beta = 1 with {evaluate.DRAWS} draws. -log p(x) by importance sampling, "
-        f"{rows[0].num_particles:,} draws {evaluate.ORIGINS[rows[0].proposal]}: on average an upper bound. Active: "
+        f"ELBO at beta = 1 with {evaluate.DRAWS} draws. -log p(x) {methods}. Active: "
         "latent dimensions whose mean under the guide has a variance above 0.01 over the data. Seconds of training."
     )
     return "\n".join([*blocks, "", _wrap(notes)])

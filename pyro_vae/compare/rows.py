@@ -41,6 +41,7 @@ class Row:
             over the images.
         num_particles: Draws per image for -log p(x).
         proposal: Distribution of the draws.
+        method: How -log p(x) was computed, in words.
         active: Number of active latent dimensions, see :func:`pyro_vae.evaluate.active_units`; None if all may be
             collapsed and the data are too few to tell.
         latent: Number of latent dimensions.
@@ -58,6 +59,7 @@ class Row:
     difference: tuple[float, float]
     num_particles: int
     proposal: evaluate.Proposal
+    method: str
     active: int | None
     latent: int
     parameters: int
@@ -153,6 +155,7 @@ def compare(
             difference=(0.0, 0.0),
             num_particles=num_particles,
             proposal=proposal,
+            method=evaluate.method(vae, num_particles, evaluate.ORIGINS[proposal]),
             active=active if active or not unsure else None,
             latent=len(evaluate.dimensions(target)),
             parameters=sum(parameter.numel() for parameter in vae.parameters()),

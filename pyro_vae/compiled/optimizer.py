@@ -32,6 +32,9 @@ class Optimizer:
         new = [parameter for parameter in parameters if parameter not in self._parameters]
         if new:
             self._add(new)
+        for parameter in parameters:  # as ``backward`` does: torch's fused optimizers read no strides
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
         for parameter, clip in self._clips:
             if parameter.grad is not None:
                 clip(parameter)

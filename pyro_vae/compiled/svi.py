@@ -151,7 +151,7 @@ class CompiledSVI(SVI):
             self._objective.plain = neg_elbo
         parameters = _trained(params) if gradients else []
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = _in_layout(parameter, gradient)
+            parameter.grad = gradient
         return loss, parameters
 
     def apply(self, parameters: Sequence[Tensor], finite: bool = True) -> None:
@@ -222,13 +222,6 @@ def _params_of(capture: Any) -> dict[str, Tensor]:
 def _trained(params: dict[str, Tensor]) -> list[Tensor]:
     """Return each parameter that requires a gradient, once."""
     return [parameter for parameter in dict.fromkeys(params.values()) if parameter.requires_grad]
-
-
-def _in_layout(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
-    """Return a gradient with the strides of its parameter, as ``backward`` does: a fused optimizer reads no strides."""
-    if gradient is None or gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _in_store(params: dict[str, Tensor]) -> tuple[bool, ...]:

@@ -152,6 +152,13 @@ def sums_codes(program: Any) -> bool:
     return callable(getattr(program, "neighbours", None))
 
 
+def method(program: Any, num_particles: int, origin: str) -> str:
+    """Describe in words how :func:`nll` computes -log p(x); ``origin`` says where its draws come from."""
+    if sums_codes(program):
+        return f"by a sum over the guide's codes and their neighbours, at most {num_particles:,}: an upper bound"
+    return f"by importance sampling, {num_particles:,} draws {origin}: on average an upper bound"
+
+
 def _log_sums(posterior: Posterior, num: int, progress: bool) -> Tensor:
     """Return the log of the summed joint probabilities, ``(B,)``, of the guide's codes and their neighbours."""
     images, draws = chunk_sizes(posterior)

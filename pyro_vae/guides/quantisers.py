@@ -13,11 +13,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Family
-from pyro_vae.guides.embedded import Embedded
+from pyro_vae.guides.code_vectors import CodeVectors
 
 # Levels of each dimension, by the number of codes: table 1 of Mentzer et al. (2024), and fewer codes.
 LEVELS = {4: (2, 2), 9: (3, 3), 16: (5, 3), 64: (8, 8), 256: (8, 6, 5), 512: (8, 8, 8), 1024: (8, 5, 5, 5)}
 LEVELS |= {4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
+
+USE_DECAY = 0.99  # of the counts of uses, for a codebook trained by gradients
 
 
 class Quantiser(Family):
@@ -76,7 +78,7 @@ class Quantiser(Family):
 
     def over(self, prior: TorchDistribution) -> TorchDistribution:
         """Return the distribution of the vectors, for a distribution of the codes."""
-        return Embedded(prior, self)
+        return CodeVectors(prior, self)
 
 
 class VQ(Quantiser):
@@ -140,8 +142,7 @@ class VQ(Quantiser):
 
     def distances(self, z: Tensor) -> Tensor:
         """Return squared distances to all codes, less the squared length of each vector."""
-        rows = z.movedim(-3, -1)
-        return self.codebook.square().sum(-1) - 2 * rows @ self.codebook.T
+        return self.codebook.square().sum(-1) - 2 * z.movedim(-3, -1) @ self.codebook.T
 
     def distribution(self, z: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the point mass at the nearest codes of the encoder's outputs ``z``, ``(*, D, height, width)``."""
@@ -156,16 +157,17 @@ class VQ(Quantiser):
     @torch.no_grad()
     def _update(self, z: Tensor) -> None:
         """Update the moving averages by the encoder's outputs, and restart dead codes."""
-        rows, codes, decay = z.movedim(-3, -1).reshape(-1, z.shape[-3]), self.nearest(z).reshape(-1), self.decay or 0.99
+        rows, codes = z.movedim(-3, -1).reshape(-1, z.shape[-3]), self.nearest(z).reshape(-1)
+        decay = self.decay or USE_DECAY
         counts = rows.new_zeros(self.codes).index_add_(0, codes, torch.ones_like(rows[:, 0]))
         uses = self.uses.lerp(counts, 1 - decay)
         dead = uses < self.restart * uses.mean()
-        chosen = rows[torch.randint(len(rows), (self.codes,), device=rows.device)]
+        candidates = rows[torch.randint(len(rows), (self.codes,), device=rows.device)]
         if self.decay:
             sums = self.sums.lerp(torch.zeros_like(self.sums).index_add_(0, codes, rows), 1 - decay)
-            self.sums.copy_(torch.where(dead.unsqueeze(-1), chosen * uses.mean(), sums))
+            self.sums.copy_(torch.where(dead.unsqueeze(-1), candidates * uses.mean(), sums))
         codebook = self.codebook if not self.decay else sums / uses.clamp(min=1e-5).unsqueeze(-1)
-        self.codebook.copy_(torch.where(dead.unsqueeze(-1), chosen, codebook))
+        self.codebook.copy_(torch.where(dead.unsqueeze(-1), candidates, codebook))
         self.uses.copy_(torch.where(dead, uses.mean(), uses))
         self.restarts.add_(dead.sum())
 
@@ -195,7 +197,7 @@ class FSQ(Quantiser):
         self.check_shape(shape)
         codes, _, *grid = shape
         levels = LEVELS[min(LEVELS, key=lambda number: abs(number - codes))] if levels is None else levels
-        if not levels or min(levels) < 2:
+        if min(levels, default=0) < 2:
             raise ValueError(f"Expected levels of at least 2 in each dimension; got {[*levels]}.")
         super().__init__((math.prod(levels), len(levels), *grid))
         self.levels = tuple(levels)
@@ -226,23 +228,23 @@ class FSQ(Quantiser):
         """Return squared distances from vectors between -1 and 1 to all codes."""
         return (z.movedim(-3, -1).unsqueeze(-2) - self.table).square().sum(-1)
 
-    def bounded(self, z: Tensor) -> Tensor:
+    def squash(self, z: Tensor) -> Tensor:
         """Return encoder's outputs within the levels, before rounding, divided by the width of the levels."""
         return ((z + self.shift).tanh() * self.reach - self.offset) / self.width
 
     def distribution(self, z: Tensor) -> TorchDistribution:  # type: ignore[override]
         """Return the point mass at the nearest levels of the encoder's outputs ``z``, ``(*, D, height, width)``."""
-        inside = self.bounded(z)
-        return point_mass((inside * self.width).round() / self.width, inside)
+        levels = self.squash(z)
+        return point_mass((levels * self.width).round() / self.width, levels)
 
 
-def point_mass(nearest: Tensor, encoded: Tensor, loss: Tensor | None = None) -> TorchDistribution:
+def point_mass(nearest: Tensor, outputs: Tensor, loss: Tensor | None = None) -> TorchDistribution:
     """Return a point mass at the nearest codes, whose gradient goes straight through to the encoder's output.
 
-    It has two more attributes: ``encoded``, and ``loss``, the further terms of the loss, of the batch shape.
+    Two more attributes are ``outputs`` of the encoder, and ``loss``, the further terms of the loss, of the batch shape.
     """
-    value = nearest.detach() + (encoded - encoded.detach())  # exactly the codes
+    value = nearest.detach() + (outputs - outputs.detach())  # exactly the codes
     result: Any = dist.Delta(value, event_dim=3)
-    result.encoded = encoded
+    result.outputs = outputs
     result.loss = value.new_zeros(value.shape[:-3]) if loss is None else loss.sum((-3, -2, -1))
     return result

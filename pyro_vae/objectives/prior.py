@@ -76,17 +76,17 @@ class Bounds(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and hasattr(msg["fn"], "bound"):
-            msg["fn"] = _Bounded(msg["fn"])
+            msg["fn"] = _ByBound(msg["fn"])
 
 
-class _Bounded(TorchDistribution):
+class _ByBound(TorchDistribution):
     """A distribution whose log-density is minus the bound of another distribution."""
 
     arg_constraints: dict[str, Any] = {}
 
     def __init__(self, base: Any) -> None:
         self.base, self.has_rsample = base, base.has_rsample
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        super().__init__(base.batch_shape, base.event_shape)
 
     @property
     def support(self) -> Any:

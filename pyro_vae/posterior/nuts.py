@@ -112,10 +112,10 @@ def nuts(
         tqdm(total=total, desc="NUTS", leave=False, disable=not progress) as bar,
     ):
         if not posterior.structure.continuous:
-            raise ValueError(
-                "Expected a continuous site for NUTS; all are discrete. Compute the posterior of a site by "
-                f"evaluate.posterior(program, data, site={next(iter(posterior.structure.supports))!r})."
-            )
+            advice = "Use evaluate.nll for log p(x)"
+            if summed := posterior.structure.summed:
+                advice = f"Compute the posterior of a site by evaluate.posterior(program, data, site={summed[0]!r})"
+            raise ValueError(f"Expected a continuous site for NUTS; all are discrete. {advice}.")
         potential = _potential(posterior)
         for _ in range(chains):
             chain = MCMC(

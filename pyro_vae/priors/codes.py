@@ -25,7 +25,7 @@ class Independent(nn.Module):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(_checked(shape, self)))
+        self.logits = nn.Parameter(torch.zeros(_grid_and_codes(shape, self)))
 
     def forward(self) -> TorchDistribution:
         """Return the prior, with event shape ``(height, width)``."""
@@ -63,7 +63,7 @@ class Autoregressive(nn.Module):
         self, shape: Sequence[int], width: int = 128, layers: int = 3, heads: int = 4, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        *grid, codes = _checked(shape, self)
+        *grid, codes = _grid_and_codes(shape, self)
         if min(width, layers, heads) < 1 or width % heads:
             raise ValueError(
                 "Expected width, layers and heads of at least 1, and a width that is a multiple of heads; got "
@@ -93,7 +93,7 @@ class Autoregressive(nn.Module):
         return self.logits(h)
 
 
-def _checked(shape: Any, prior: nn.Module) -> Sequence[int]:
+def _grid_and_codes(shape: Any, prior: nn.Module) -> Sequence[int]:
     """Return the shape; refuse a number of dimensions, as a VAE passes."""
     if not isinstance(shape, Sequence) or len(shape) != 3:
         raise ValueError(
@@ -110,7 +110,7 @@ class CodeSequence(dist.TorchDistribution):
 
     def __init__(self, prior: Autoregressive, batch_shape: Any = ()) -> None:
         self.prior = prior
-        super().__init__(torch.Size(batch_shape), torch.Size(prior.grid), validate_args=False)
+        super().__init__(torch.Size(batch_shape), torch.Size(prior.grid))
 
     @property
     def support(self) -> constraints.Constraint:
@@ -127,8 +127,8 @@ class CodeSequence(dist.TorchDistribution):
         shape = self._extended_shape(sample_shape)
         codes = torch.zeros(prod(shape[:-2]), 0, dtype=torch.long, device=self.prior.position.device)
         for _ in range(self.prior.places):
-            drawn = dist.Categorical(logits=self.prior.next_logits(codes)[:, -1]).sample()
-            codes = torch.cat([codes, drawn.unsqueeze(-1)], 1)
+            code = dist.Categorical(logits=self.prior.next_logits(codes)[:, -1]).sample()
+            codes = torch.cat([codes, code.unsqueeze(-1)], 1)
         return codes.reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Diffusion(nn.Module):
     or a sample takes ``4 * steps`` calls of the network. An untrained prior is the standard normal.
 
     :func:`pyro_vae.fit_prior` trains the velocity without the solver, by a bound on :math:`-\log p(z)`
-    (:meth:`Diffused.bound`); ``fit`` runs the solver at each step. Evaluate with few draws, as
+    (:meth:`DiffusionDistribution.bound`); ``fit`` runs the solver at each step. Evaluate with few draws, as
     ``pyro-vae evaluate RUN --num_particles 100 --chosen 0``.
 
     References:
@@ -67,10 +67,10 @@ class Diffusion(nn.Module):
 
     def forward(self) -> TorchDistribution:
         """Return the prior, with event shape ``(latent,)``."""
-        return Diffused(self.noise(), [ProbabilityFlow(self.velocity, self.steps)])
+        return DiffusionDistribution(self.noise(), [ProbabilityFlow(self.velocity, self.steps)])
 
 
-class Diffused(dist.TransformedDistribution):
+class DiffusionDistribution(dist.TransformedDistribution):
     """The distribution of a :class:`Diffusion` prior: noise under a :class:`ProbabilityFlow`."""
 
     def bound(self, z: Tensor) -> Tensor:

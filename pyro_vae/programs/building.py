@@ -54,17 +54,21 @@ def of_image(network: Callable[..., Any], family: Family, p_x: Family, *beside: 
 
 
 def build_prior(make: Callable[..., Any], encoder: Conditional) -> nn.Module:
-    """Build a prior from a class, and pass the encoder and its input's shape to a prior that needs an encoder.
-
-    Refuse a prior of another event shape than the encoder's.
-    """
+    """Build a prior of vectors, and pass the encoder and its input's shape to a prior that needs an encoder."""
     (latent,) = encoder.family.event
     prior: nn.Module = build_part("prior", make, latent)
-    name = type(prior).__name__
     if take := getattr(prior, "attach", None):
         if isinstance(encoder.network, Joint):
+            name = type(prior).__name__
             raise ValueError(f"Expected a prior that needs no encoder, for an encoder of several inputs; got {name}.")
         take(encoder, encoder.network.in_shape if encoder.fill is None else encoder.fill.shape)
+    check_prior(prior, (latent,))
+    return prior
+
+
+def check_prior(prior: nn.Module, event_shape: Sizes) -> None:
+    """Refuse a prior that returns no distribution, or a distribution of another event shape."""
+    name = type(prior).__name__
     try:
         distribution = prior()
     except TypeError as error:
@@ -72,12 +76,11 @@ def build_prior(make: Callable[..., Any], encoder: Conditional) -> nn.Module:
     if not isinstance(distribution, Distribution):
         got = type(distribution)
         raise ValueError(f"Expected a prior whose forward() returns a distribution; {name} returned {got}.")
-    if distribution.event_shape != (latent,):
+    if distribution.event_shape != tuple(event_shape):
         raise ValueError(
-            f"Expected a prior over event shape {(latent,)}; got {tuple(distribution.event_shape)}. "
-            "Add .to_event(1) to the distribution it returns."
+            f"Expected a prior over event shape {tuple(event_shape)}; got {tuple(distribution.event_shape)}. "
+            f"Add .to_event({len(event_shape)}) to the distribution it returns."
         )
-    return prior
 
 
 def build_part(name: str, part: Callable[..., Any], *shapes: Any) -> Any:

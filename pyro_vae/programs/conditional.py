@@ -12,7 +12,7 @@ from pyro_vae.conditional import Family, module
 from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
-from pyro_vae.programs.building import build_prior, conditional, family_of, of_image, shape_of
+from pyro_vae.programs.building import conditional, family_of, of_image, shape_of
 from pyro_vae.programs.built import OfLabels, are_labels
 from pyro_vae.programs.hooks import Draw
 
@@ -73,7 +73,7 @@ class ConditionalVAE(OfLabels):
         if prior == "learned":
             self.prior = conditional(network, DiagonalNormal(latent), (given,))
         elif callable(prior):
-            self.prior = _Unconditional(build_prior(prior, self.encoder))
+            self.prior = self.new_prior(prior)
         else:
             raise ValueError(f"Expected prior to be 'learned' or a class for p(z); got {prior!r}.")
 
@@ -96,10 +96,9 @@ class ConditionalVAE(OfLabels):
             return self.one_hot(y)
         return y.to(self.reference).reshape(len(y), -1)
 
-    def replace_prior(self, prior: Callable[..., nn.Module]) -> None:
-        """Replace the prior by a new one p(z), which ignores y."""
-        super().replace_prior(prior)
-        self.prior = _Unconditional(self.prior)
+    def new_prior(self, prior: Callable[..., nn.Module]) -> nn.Module:
+        """Build a prior p(z) from a class; the prior ignores y."""
+        return _Unconditional(super().new_prior(prior))
 
     def at_prior(self, num: int, given: Tensor | None = None) -> TorchDistribution:
         """Return p(x | z, y) at one draw of z for each y; without y, at ``num`` draws with zeros for y."""

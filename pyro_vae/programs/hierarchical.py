@@ -13,7 +13,7 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import build_prior, conditional, family_of, of_image, shape_of
+from pyro_vae.programs.building import conditional, family_of, of_image, shape_of
 from pyro_vae.programs.built import Built
 from pyro_vae.programs.hooks import Draw, quietly
 
@@ -91,7 +91,7 @@ class HierarchicalVAE(Built):
             encoders[name] = of_image(network, q, p_x, *beside) if of_x else conditional(inner, q, shapes[name])
             before = [(sizes[name],)]
         self.encoders = nn.ModuleDict(encoders)
-        self.prior = build_prior(prior, encoders[self.top])
+        self.prior = self.new_prior(prior)
 
     def model(self, x: Tensor) -> Tensor:
         """Sample zL from the prior and each layer given the layer above; observe x, of shape ``(B, *event)``."""

@@ -104,12 +104,16 @@ class Hooks(nn.Module, ABC):
 
     def replace_prior(self, prior: Callable[..., nn.Module]) -> None:
         """Replace the prior by a new one from a class, as in :meth:`pyro_vae.VAE.build`; keep the other parts."""
-        if not isinstance(self.top_encoder, Conditional):
-            raise ValueError(f"Expected a program from build, to replace its prior; got {type(self).__name__}(...).")
-        self.prior = build_prior(prior, self.top_encoder).to(self.reference)
+        self.prior = self.new_prior(prior).to(self.reference)
         for record in (getattr(self, "parts", None), getattr(self, "made_with", None)):
             if record:
                 record["prior"] = prior
+
+    def new_prior(self, prior: Callable[..., nn.Module]) -> nn.Module:
+        """Build a prior from a class for this program's latent site."""
+        if not isinstance(self.top_encoder, Conditional):
+            raise ValueError(f"Expected a program from build, to build its prior; got {type(self).__name__}(...).")
+        return build_prior(prior, self.top_encoder)
 
     @property
     def top_encoder(self) -> Any:

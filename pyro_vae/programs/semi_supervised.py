@@ -15,7 +15,7 @@ from pyro_vae.guides import DiagonalNormal
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import Auto
 from pyro_vae.priors import StandardNormal
-from pyro_vae.programs.building import LOSS, build_prior, conditional, family_of, labels_of, of_image, shape_of
+from pyro_vae.programs.building import LOSS, conditional, family_of, labels_of, of_image, shape_of
 from pyro_vae.programs.built import OfLabels, are_labels
 from pyro_vae.programs.hooks import Draw, quietly
 
@@ -77,7 +77,7 @@ class SemiSupervisedVAE(OfLabels):
         self.decoder = conditional(network, p_x, (latent,), (classes,))
         self.encoder = of_image(network, family_of("guide", guide, latent), p_x, (classes,))
         self.classifier = of_image(network, _Label(classes), p_x)
-        self.prior = build_prior(prior, self.encoder)
+        self.prior = self.new_prior(prior)
         self.logits = nn.Buffer(torch.zeros(classes), persistent=False)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:

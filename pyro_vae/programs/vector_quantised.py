@@ -16,7 +16,7 @@ from pyro_vae.guides import VQ, Quantiser
 from pyro_vae.likelihoods import Gaussian
 from pyro_vae.networks import ResNet
 from pyro_vae.priors import Independent
-from pyro_vae.programs.building import LOSS, build_part, family_of, shape_of
+from pyro_vae.programs.building import LOSS, build_part, check_prior, family_of, shape_of
 from pyro_vae.programs.built import Built
 from pyro_vae.programs.hooks import Draw, quietly
 
@@ -83,7 +83,7 @@ class VQVAE(Built):
         self.decoder = Conditional(build_part("network", network, shape, (p_x.params, *event_shape)), p_x)
         to_grid = build_part("network", network, event_shape, (1, *shape))
         self.encoder = Conditional(to_grid, self.quantiser, torch.zeros(event_shape), p_x.features)
-        self.replace_prior(prior)
+        self.prior = self.new_prior(prior)
 
     def model(self, x: Tensor) -> Tensor:
         """Sample the codes' vectors from the prior, and observe x, of shape ``(B, *event)``, under the likelihood."""
@@ -100,15 +100,11 @@ class VQVAE(Built):
             pyro.sample("z", q)
             pyro.sample("codebook", dist.Unit(q.loss), obs=q.loss.new_empty(*q.loss.shape, 0), infer=LOSS)
 
-    def replace_prior(self, prior: Callable[..., nn.Module]) -> None:
-        """Replace the prior by a new one over the grid of codes; keep the other parts."""
-        quantiser = self.quantiser
-        self.prior = build_part("prior", prior, (*quantiser.grid, quantiser.codes)).to(self.reference)
-        if self.prior().event_shape != quantiser.grid:
-            got = tuple(self.prior().event_shape)
-            raise ValueError(f"Expected a prior over a grid of codes, with event shape {quantiser.grid}; got {got}.")
-        if hasattr(self, "made_with"):
-            self.made_with["prior"] = prior
+    def new_prior(self, prior: Callable[..., nn.Module]) -> nn.Module:
+        """Build a prior over the grid of codes from a class."""
+        over_codes: nn.Module = build_part("prior", prior, (*self.quantiser.grid, self.quantiser.codes))
+        check_prior(over_codes, self.quantiser.grid)
+        return over_codes
 
     def at_prior(self, num: int) -> TorchDistribution:
         """Return p(x | c) at ``num`` draws of the codes from the prior."""
@@ -142,19 +138,18 @@ class VQVAE(Built):
         """
         quantiser = self.quantiser
         number, places = quantiser.codes, prod(quantiser.grid)
-        if places * torch.tensor(number).log() <= torch.tensor(num).log() + 1e-6:
+        if number**places <= num:
             every = torch.tensor([*product(range(number), repeat=places)], device=x.device)
-            grids = every.reshape(-1, 1, *quantiser.grid).expand(-1, len(x), *quantiser.grid)
-            return {"z": quantiser.embed(grids)}
+            return {"z": quantiser.embed(every.reshape(-1, 1, *quantiser.grid).expand(-1, len(x), -1, -1))}
         q: Any = self.encoder(x)
         best = quantiser.nearest(q.mean).flatten(1)
-        distances = quantiser.distances(q.encoded).flatten(1, 2)
+        distances = quantiser.distances(q.outputs).flatten(1, 2)
         extra = distances - distances.gather(-1, best.unsqueeze(-1))
         extra = extra.scatter(-1, best.unsqueeze(-1), torch.inf).flatten(1)
         few = min(num, 1 + places * (number - 1))
-        changed = extra.topk(few - 1, largest=False, sorted=True).indices.T  # (few - 1, B): place and code
+        moves = extra.topk(few - 1, largest=False, sorted=True).indices.T.unsqueeze(-1)  # place * number + code
         grids = best.expand(few, *best.shape).clone()
-        grids[1:].scatter_(-1, (changed // number).unsqueeze(-1), (changed % number).unsqueeze(-1))
+        grids[1:].scatter_(-1, moves // number, moves % number)
         return {"z": quantiser.embed(grids.reshape(few, len(x), *quantiser.grid))}
 
 

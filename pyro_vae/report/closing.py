@@ -31,9 +31,8 @@ def table(
     """Return a table of the ELBO, the two terms of the ELBO, and -log p(x) of each split, with notes on the numbers.
 
     Numbers are means and standard errors over the images, in nats per datum; see :func:`pyro_vae.evaluate.summary`.
-    For the arguments, see :func:`evaluation`. If ``num_particles`` draws would take more than about a minute, there are
-    fewer. If a million draws suffice, a further column gives -log p(x) of test
-    images by an adapted proposal.
+    For the arguments, see :func:`evaluation`. If ``num_particles`` draws would take more than about a minute, the table
+    has fewer draws. If a million draws suffice, a further column gives -log p(x) of test images by an adapted proposal.
 
     See Also:
         :func:`evaluation`: The same table, with a judgement of the model, the guide and the codes.
@@ -84,7 +83,7 @@ def format_table(
     notes = (
         f"Nats per datum, mean ± standard error over the {images}; {dataset}; log p(x{condition}) is of a {kind}"
         f"{missing}.\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) "
-        f"{proposals.method(target, num_particles, proposal)}."
+        f"{evaluate.method(program, num_particles, proposals.origin(target, proposal))}."
     )
     notes += f"\nAdapted: -log p(x) by as many draws {proposals.origin(target, 'adapted')}." if also else ""
     return "\n".join([*aligned(rows), notes + note])

@@ -29,14 +29,6 @@ def affordable_draws(target: Posterior, images: int, most: int) -> int:
     return min(most, max(LEAST_DRAWS, rounded))
 
 
-def method(target: Posterior, num_particles: int, proposal: evaluate.Proposal) -> str:
-    """Describe in words how -log p(x) was computed."""
-    if evaluate.sums_codes(target.program):
-        return f"by a sum over the guide's codes and their neighbours, at most {num_particles:,}: an upper bound"
-    by = f"by importance sampling, {num_particles:,} draws {origin(target, proposal)}"
-    return f"{by}: on average an upper bound"
-
-
 def origin(target: Posterior, proposal: evaluate.Proposal) -> str:
     """Describe a proposal in words; for an adapted proposal, add the number of draws that the fit takes."""
     least, most = evaluate.fitting_draws(target) if proposal == "adapted" else (0, 0)

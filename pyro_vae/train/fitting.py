@@ -20,7 +20,17 @@ from pyro_vae.train.loop import Training
 from pyro_vae.train.optimizers import Choice
 from pyro_vae.train.processes import process_group
 from pyro_vae.train.running import Run
-from pyro_vae.train.settings import Logger, Settings, check_program, check_resumed, check_support, hook, only, splits_of
+from pyro_vae.train.settings import (
+    Logger,
+    Settings,
+    check_program,
+    check_resumed,
+    check_support,
+    hook,
+    outside,
+    splits_of,
+    without_gradients,
+)
 
 
 def fit(
@@ -104,7 +114,8 @@ def fit(
         and ``poutine.scale``. ``train`` is the mean of the objective's loss over the epoch's steps. ``valid`` is minus
         the ELBO at beta = 1 of the validation images, if any. ``valid`` is the sum of ``valid_reconstruction``,
         E[-log p(x | z)], and ``valid_kl``. ``seconds`` is the epoch's time. This package's objectives add ``beta`` at
-        the epoch's last step, and ``train_at_beta_1``: minus the ELBO at beta = 1, for the draws of ``train``.
+        the epoch's last step, and ``train_at_beta_1``: minus the ELBO at beta = 1, for the draws of ``train``, but
+        for ``PriorCrossEntropy``, which does not compute it.
 
     Raises:
         ValueError: If an argument is out of range; all training images are equal; an argument of the program is
@@ -143,7 +154,7 @@ def fit(
         part = objective.part_of(program) if isinstance(objective, Objective) else program
         if part is not program and sleep:
             raise ValueError(f"Expected sleep = 0, since {type(objective).__name__} trains no guide; got {sleep}.")
-        stack.enter_context(only(part, program))
+        stack.enter_context(without_gradients(outside(part, program)))
         dataset = splits_of(program, data)
         if patience and not len(dataset.valid):
             raise ValueError("Expected images held out for validation, for patience; got valid = 0.")

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.checkpoint import check_settings
 from pyro_vae.compiled.device import Precision
@@ -88,17 +88,21 @@ def hook(program: Any, name: str) -> Callable[..., Any] | None:
 
 
 @contextmanager
-def only(part: nn.Module, program: nn.Module) -> Iterator[None]:
-    """Freeze a program's parameters outside a part within the context."""
-    own = {*part.parameters()}
-    frozen = [parameter for parameter in program.parameters() if parameter.requires_grad and parameter not in own]
+def without_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Set ``requires_grad`` to False within the context."""
     try:
-        for parameter in frozen:
+        for parameter in parameters:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in frozen:
+        for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def outside(part: nn.Module, program: nn.Module) -> list[Tensor]:
+    """Return a program's trainable parameters outside a part."""
+    own = {*part.parameters()}
+    return [parameter for parameter in program.parameters() if parameter.requires_grad and parameter not in own]
 
 
 def check_program(program: Any) -> None:

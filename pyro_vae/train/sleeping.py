@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import pyro
@@ -23,6 +22,7 @@ from pyro_vae.program import Posterior, drawn_posterior, posterior_of, reference
 from pyro_vae.program.checks import sources
 from pyro_vae.seeds import eval_mode, fork_rng, modules_of
 from pyro_vae.train.optimizers import Choice, recipe
+from pyro_vae.train.settings import without_gradients
 from pyro_vae.train.validation import with_params
 
 POOL = 50  # minibatches that the model draws in one run, at most
@@ -118,7 +118,7 @@ def sleep(
             return _batch(rows, places, real is not None, num)
 
         most = 4 * max_batch_size(lambda n: draw(4 * n), batch_size * POOL // 4, device)
-        with _without_gradients(others):
+        with without_gradients(others):
             for step in range(steps):
                 if not pool:
                     columns = draw(batch_size * max(1, min(most // batch_size, steps - step)))
@@ -215,15 +215,3 @@ def _parameters_in(value: Tensor, parameters: list[Tensor]) -> list[Tensor]:
         return []
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
-
-
-@contextmanager
-def _without_gradients(parameters: list[Tensor]) -> Iterator[None]:
-    """Set ``requires_grad`` to False within the context."""
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

@@ -21,7 +21,7 @@ class _Vectors(constraints.Constraint):
         return torch.isclose(value, own, rtol=1e-3, atol=1e-4).all(-1).all(-1).all(-1)
 
 
-class Embedded(TorchDistribution):
+class CodeVectors(TorchDistribution):
     """The distribution of the vectors of random codes.
 
     Arguments:
@@ -33,16 +33,16 @@ class Embedded(TorchDistribution):
 
     def __init__(self, codes: TorchDistribution, quantiser: Any) -> None:
         self.base_codes, self.quantiser = codes, quantiser
-        super().__init__(codes.batch_shape, torch.Size(quantiser.event), validate_args=False)
+        super().__init__(codes.batch_shape, torch.Size(quantiser.event))
 
     @property
     def support(self) -> constraints.Constraint:
         """The vectors of the codes."""
         return _Vectors(self.quantiser)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Embedded":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "CodeVectors":
         """Return the distribution with another batch shape."""
-        return Embedded(self.base_codes.expand(batch_shape), self.quantiser)
+        return CodeVectors(self.base_codes.expand(batch_shape), self.quantiser)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw codes, and return their vectors."""
