@@ -99,8 +99,8 @@ class Training:
         total = len(self.train) - sum(len(batches[step]) for step in self.skipped)
         validated = self.validation(pause, self.epochs >= GRAPH_AFTER and self.svi.mode != "off")
         numbers = {"train": math.fsum(self.losses.tolist()) / total} | validated
-        if self.own_objective and not math.isnan(neg_elbo := math.fsum(self.neg_elbos.tolist()) / total):
-            numbers |= {"train_at_beta_1": neg_elbo, "beta": self.beta}
+        if self.own_objective and self.part is self.program:  # a part's objective computes no ELBO
+            numbers |= {"train_at_beta_1": math.fsum(self.neg_elbos.tolist()) / total, "beta": self.beta}
         if self.skips:
             numbers["skipped"] = float(len(self.skipped))
         self.epochs, self.steps_done, self.skipped = self.epochs + 1, 0, []
