@@ -18,7 +18,7 @@ from conftest import close_briefly
 from pyro_vae import VAE, checkpoint, data, fit, guides, likelihoods, load, objectives, priors
 from pyro_vae.__main__ import main
 from pyro_vae.networks import MLP
-from pyro_vae.train import loop, running
+from pyro_vae.train import loop, optimizers, running
 
 pytestmark = pytest.mark.slow
 
@@ -306,7 +306,7 @@ def test_without_a_run_directory_it_says_that_nothing_is_saved(monkeypatch):
 
 
 OPTIONS = "train --binarize dynamic --likelihood Bernoulli --latent 3 --network.hidden [16] --compile off --epochs 2"
-OPTIONS += " --run_dir"
+OPTIONS += " --lr_schedule constant --run_dir"
 
 
 @pytest.fixture(scope="module")
@@ -414,17 +414,17 @@ def test_an_edited_configuration_is_not_gone_on_with(half, tmp_path):
     """Though the settings are those of the file."""
     run = Path(shutil.copytree(half / "half", tmp_path / "run"))
     known = (run / "config.yaml").read_text()
-    assert "\nlr: 0.001\n" in known
-    (run / "config.yaml").write_text(known.replace("\nlr: 0.001\n", "\nlr: 0.5\n"))
-    with pytest.raises(ValueError, match=r"run began with; lr was 0\.001 and is now 0\.5"):
-        train(run, epochs=2, lr=0.5)
+    assert "\nbatch_size: 300\n" in known
+    (run / "config.yaml").write_text(known.replace("\nbatch_size: 300\n", "\nbatch_size: 200\n"))
+    with pytest.raises(ValueError, match=r"run began with; batch_size was 300 and is now 200"):
+        train(run, epochs=2, batch_size=200)
     (run / "config.yaml").write_text(known.replace("\nepochs: 2\n", "\nepochs: 1\n"))
     train(run, epochs=2)
     assert (run / "config.yaml").read_text() == known
 
 
 CHANGED = {
-    "lr": ({"lr": 0.5}, "Expected the settings that the run began with; lr was 0.001 and is now 0.5"),
+    "lr": ({"lr": 0.5}, "Expected the settings that the run began with; lr was .* and is now 0.5"),
     "prior": ({"parts": {"prior": priors.GaussianMixture}}, "settings that the run began with; prior was"),
     "data": ({"dataset": data.load("digits", binarize="threshold")}, "run began with; binarize was 'dynamic'"),
     "fewer epochs": ({"epochs": 1}, "epochs = 2 or more, as in the run; got 1"),
@@ -462,11 +462,64 @@ def test_what_follows_the_length_of_a_run_keeps_it(options, what, tmp_path):
 
 
 def test_a_warm_up_of_so_many_steps_does_not(tmp_path):
-    options = {"objective": partial(objectives.ELBO, beta=objectives.Linear(7))}
+    options = {"lr_schedule": "constant", "objective": partial(objectives.ELBO, beta=objectives.Linear(7))}
     train(tmp_path / "run", **options)
     train(tmp_path / "run", **(options | {"epochs": 5}))
     train(tmp_path / "whole", **(options | {"epochs": 5}))
     same(tmp_path / "run", tmp_path / "whole")
+
+
+class TestLonger:
+    """A run whose learning rate fell goes on, for more epochs, from the state before the fall."""
+
+    @pytest.fixture(autouse=True)
+    def short_rise(self, monkeypatch):
+        monkeypatch.setattr(optimizers, "RISE", 3)
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        train(tmp_path / "run")  # 20 steps, of which the last 6 fall
+        return tmp_path / "run"
+
+    @pytest.mark.parametrize("after", [0, 1, 7, 12])
+    def test_it_ends_as_a_longer_run_does(self, run, tmp_path, monkeypatch, often, after):
+        """Killed after some steps of the longer run, and once more."""
+        train(tmp_path / "whole", epochs=6)
+        for calls in (after, 3):
+            with monkeypatch.context() as patch:
+                killed_at(patch, loop.Training, "_step", calls)
+                with pytest.raises(Killed):
+                    train(run, epochs=6)
+        train(run, epochs=6)
+        same(run, tmp_path / "whole")
+
+    def test_a_run_stopped_before_the_fall_goes_on_from_there(self, tmp_path, monkeypatch, often):
+        train(tmp_path / "whole", epochs=6)
+        with monkeypatch.context() as patch:
+            killed_at(patch, loop.Training, "_step", 11)
+            with pytest.raises(Killed):
+                train(tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoint" / "before_fall.safetensors").exists()
+        train(tmp_path / "run", epochs=6)
+        same(tmp_path / "run", tmp_path / "whole")
+
+    def test_the_rate_of_the_run_is_the_default(self, run, tmp_path):
+        old = {"epochs": 2, "lr": 1e-3, "lr_schedule": "constant"}  # the defaults of earlier versions
+        train(tmp_path / "old", **old)
+        _, history = train(tmp_path / "old", epochs=3)
+        train(tmp_path / "whole", **(old | {"epochs": 3}))
+        same(tmp_path / "old", tmp_path / "whole")
+        with pytest.raises(ValueError, match=r"run began with; lr_schedule was 'trapezoid' and is now 'constant'"):
+            train(run, lr_schedule="constant")
+
+    def test_the_state_before_the_fall_is_absent(self, run):
+        (run / "checkpoint" / "before_fall.safetensors").unlink()
+        train(run)
+        before = (run / "model.safetensors").read_bytes()
+        with pytest.raises(ValueError, match=r"before the learning rate fell.*before_fall.safetensors.*no such file"):
+            train(run, epochs=6)
+        assert (run / "model.safetensors").read_bytes() == before
+        assert load(run)[1]["epochs"] == 4
 
 
 def test_another_machine_is_said(half, tmp_path):
@@ -493,7 +546,7 @@ class TestPatience:
         assert not all(torch.equal(mine, theirs) for mine, _, theirs in pairs)
         assert load(tmp_path / "run")[0].decoder.network.bias.equal(vae.decoder.network.bias)
         with torch.random.fork_rng():
-            again = train(tmp_path / "again", epochs=best + 1, lr=0.3)[0]
+            again = train(tmp_path / "again", epochs=best + 1, lr=0.3, lr_schedule="constant")[0]
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(vae.parameters(), again.parameters(), strict=True))
 
     def test_each_state_has_the_optimizer_of_its_own(self, tmp_path):

@@ -25,6 +25,7 @@ from pyro_vae.checkpoint.files import deserialize, display_path, lock, one_line,
 from pyro_vae.checkpoint.spec import event_shape
 
 __all__ = ["append_resume", "check_data", "check_settings", "load_environment", "load_metrics", "load_state"]
+__all__ += ["load_state_before_fall"]
 __all__ += ["lock_new", "save_metrics", "save_weights", "to_csv", "write_header"]
 
 Digests = dict[str, dict[str, str]]  # by split and column
@@ -177,6 +178,18 @@ def load_state(run: Path) -> tuple[dict[str, Any], str]:
         f"Expected a checkpoint to resume from; {' and '.join(errors) or f'there is no checkpoint in {str(run)!r}'}. "
         "Start a new run: pyro-vae train --config RUN/config.yaml --run_dir ANOTHER."
     )
+
+
+def load_state_before_fall(run: Path) -> dict[str, Any]:
+    """Return the state before the learning rate fell, from which a run with more epochs goes on."""
+    path = safe_path(run, "checkpoint/before_fall.safetensors")
+    try:
+        return deserialize(path)
+    except ValueError as error:
+        raise ValueError(
+            "Expected the state before the learning rate fell, to train for more epochs; "
+            f"{display_path(path)!r} cannot be read ({error}). Put the file back, or start a new run."
+        ) from error
 
 
 def append_resume(run: Path, config: dict[str, Any]) -> None:

@@ -90,7 +90,10 @@ class Optimizer:
         param_groups = [{"params": group, **arguments} for group, arguments in groups]
         if self._torch is not None:
             for group in param_groups:
-                self._torch.add_param_group(group)
+                if (same := self._group_like(group)) is None:
+                    self._torch.add_param_group(group)
+                else:
+                    same["params"] += group["params"]
             return
         constructor: Any = self.optim.pt_optim_constructor
         options = {name for group in param_groups for name in group}
@@ -103,6 +106,15 @@ class Optimizer:
         self.optim.optim_objs = {new[0]: self._schedule or self._torch}
         if waiting := self.optim._state_waiting_to_be_consumed:  # from ``optim.set_state``
             _load_state_dict(self._schedule or self._torch, waiting.popitem()[1])
+
+    def _group_like(self, new: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a scheduled group with the arguments of a new group: a schedule takes no further groups."""
+        assert self._torch is not None
+        arguments = {name: value for name, value in (self._torch.defaults | new).items() if name != "params"}
+        for group in self._torch.param_groups if self._schedule is not None else ():
+            if all(group["initial_lr" if name == "lr" else name] == value for name, value in arguments.items()):
+                return group
+        return None
 
 
 def _state_of(schedule: Any) -> dict[str, Any]:

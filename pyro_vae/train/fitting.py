@@ -17,7 +17,7 @@ from pyro_vae.data import Dataset
 from pyro_vae.objectives import ELBO, Objective
 from pyro_vae.seeds import exclusive, seeded
 from pyro_vae.train.loop import Training
-from pyro_vae.train.optimizers import Choice
+from pyro_vae.train.optimizers import Choice, Schedule
 from pyro_vae.train.processes import process_group
 from pyro_vae.train.running import Run
 from pyro_vae.train.settings import (
@@ -27,6 +27,7 @@ from pyro_vae.train.settings import (
     check_resumed,
     check_support,
     hook,
+    learning_rate,
     outside,
     splits_of,
     without_gradients,
@@ -39,12 +40,12 @@ def fit(
     objective: Objective | pyro.infer.ELBO | None = None,
     epochs: int = 20,
     batch_size: int = 128,
-    lr: float = 1e-3,
+    lr: float | None = None,
     seed: int = 0,
     device: str = "cpu",
     run_dir: str | Path | None = None,
     progress: bool = True,
-    lr_schedule: Literal["constant", "cosine", "one-cycle"] = "constant",
+    lr_schedule: Schedule | None = None,
     clip_norm: float | None = None,
     compile: Literal["auto", "off", "graph", "inductor"] = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -78,14 +79,18 @@ def fit(
             :class:`pyro_vae.objectives.ELBO`. A schedule of beta starts at its first step.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, summed over all processes.
-        lr: The learning rate; for ``one-cycle``, the largest learning rate.
+        lr: The learning rate, for a schedule the largest one; None for 2e-3, or 1e-3 with ``patience``. On resume, None
+            is the learning rate of the run.
         seed: Seed of the images' order, the noise and the draws. On one machine, equal seeds give bit-identical runs.
         device: ``cpu`` or ``cuda``.
         run_dir: Directory for weights, configuration and metrics; None to write nothing. You may rename the directory
             during the run. The ``pyro-vae`` command creates a directory in runs/.
         progress: Whether to show a progress bar.
-        lr_schedule: ``constant``; ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and
-            down to nearly 0 (`Super-Convergence <https://arxiv.org/abs/1708.07120>`_, Smith and Topin, 2018).
+        lr_schedule: ``trapezoid``, up over the first 500 steps, constant, and down to 0 over the last 0.3 of the run
+            (`Scaling Vision Transformers <https://arxiv.org/abs/2106.04560>`_, Zhai et al., 2022); ``constant``;
+            ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and down to nearly 0
+            (`Super-Convergence <https://arxiv.org/abs/1708.07120>`_, Smith and Topin, 2018). None for ``trapezoid``, or
+            ``constant`` with ``patience``, where the length of the run is unknown. On resume, None is the run's.
         clip_norm: Largest norm of the gradient over all parameters, of the loss summed over the minibatch.
         compile: How a step runs: ``graph``, the tensor operations of Pyro's step, recorded once; ``inductor``, the
             graph compiled by TorchInductor; ``auto``, a graph, compiled if this saves time; ``off``, plain Pyro.
@@ -98,8 +103,9 @@ def fit(
         logger: ``tensorboard`` to also write the history to TensorBoard.
         overwrite: Whether to replace a run in ``run_dir``. If False, a run in ``run_dir`` is an error.
         resume: Directory of the run to continue, in place of ``run_dir``. Pass the arguments of that run. Only
-            ``on_nan``, ``device``, ``logger`` and the place of the data may change. ``epochs`` may grow if neither the
-            learning rate nor beta depends on ``epochs``.
+            ``on_nan``, ``device``, ``logger`` and the place of the data may change. ``epochs`` may grow, unless beta or
+            a ``cosine`` or ``one-cycle`` depends on ``epochs``. A ``trapezoid`` then goes on from the last step before
+            its fall.
         optimizer: ``adam`` (`Adam <https://arxiv.org/abs/1412.6980>`_, Kingma and Ba, 2015); or ``muon`` for the
             weights of dense layers (`Muon <https://kellerjordan.github.io/posts/muon/>`_, Jordan et al., 2024) and Adam
             for other parameters. Muon takes fewer, slower steps to a better ELBO, and is best with a batch_size of 500
@@ -137,6 +143,8 @@ def fit(
     """
     arguments = locals() | {"device": str(device)}
     arguments = {name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()}
+    before = checkpoint.config_of(Path(resume)) if resume else {}
+    arguments |= learning_rate(arguments["lr"], lr_schedule, patience, before)
     settings = Settings(**{name: arguments[name] for name in Settings.__dataclass_fields__})
     if logger and not (resume or run_dir):
         raise ValueError(f"Expected a run_dir for {logger} to write to; got none.")
@@ -144,7 +152,6 @@ def fit(
         raise ValueError(
             f"Expected resume, which writes to the resumed run, or run_dir; got {resume!r} and {run_dir!r}."
         )
-    before = checkpoint.config_of(Path(resume)) if resume else {}
     with exclusive(program, torch.device(settings.device)), ExitStack() as stack:
         warn_if_slower(precision, torch.device(settings.device))
         objective = ELBO() if objective is None else objective

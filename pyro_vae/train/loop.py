@@ -18,7 +18,7 @@ from pyro_vae.objectives import Objective
 from pyro_vae.program import posterior_of, reference_tensor
 from pyro_vae.train.monitor import Monitor
 from pyro_vae.train.nonfinite import NotFinite, constraint_violation, locate_nonfinite, not_finite
-from pyro_vae.train.optimizers import recipe
+from pyro_vae.train.optimizers import recipe, steps_before_fall
 from pyro_vae.train.processes import OF_Z, Processes
 from pyro_vae.train.settings import Settings, check_autoguide, check_one_row, hook
 from pyro_vae.train.sleeping import FEW, Sleep, parameters_of, sleep
@@ -52,6 +52,7 @@ class Training:
         processes.check_batch_statistics(program, objective)
         self.num_batches = math.ceil(len(self.train) / self.batch_size)
         self.steps = settings.epochs * self.num_batches
+        self.steps_before_fall = steps_before_fall(settings.lr_schedule, self.steps)  # of the learning rate
         self.skips = settings.on_nan == "skip"
         self.checks_steps = self.skips or self.device.type == "cpu"
         self.scales = Scales(program, self.model)
@@ -136,7 +137,18 @@ class Training:
             "losses": self.losses[: self.steps_done],
             "plain": self.neg_elbos[: self.steps_done],
             "generators": seeds.rng_state(self.device),
+            "before_fall": self.steps_before_fall,
         } | {key: getattr(self, name) for key, name in STATE.items()}
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps of all epochs so far."""
+        return self.epochs * self.num_batches + self.steps_done
+
+    def fell(self, state: Mapping[str, Any]) -> bool:
+        """Return whether a state's learning rate fell for a run of fewer epochs, before this run's does."""
+        steps = state["epochs"] * self.num_batches + state["at"]
+        return state.get("before_fall", steps) < min(steps, self.steps_before_fall)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state of the same program with the same settings."""
@@ -149,7 +161,7 @@ class Training:
             with self.step_context():
                 self.svi.load_state_dict(state["svi"], self._record_step(self.batch_size))
         if self.own_objective:
-            self.own_objective.start(self.steps, self.epochs * self.num_batches + self.steps_done)
+            self.own_objective.start(self.steps, self.total_steps)
         seeds.set_rng_state(state["generators"], self.device)
 
     def _record_step(self, size: int) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Optimizers: Adam or Muon as a ``PyroOptim``, with a constant or scheduled learning rate."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from inspect import unwrap
@@ -8,23 +9,44 @@ from typing import Any, Literal
 import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 Choice = Literal["adam", "muon"]
+Schedule = Literal["trapezoid", "constant", "cosine", "one-cycle"]
+RISE, FALL = 500, 0.3  # of a trapezoid: the most steps of the rise, and the share of the run that the fall takes
 # Coefficients of the polynomials in ``orthogonal``.
 COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
 
 def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Module) -> PyroOptim:
-    """Return Adam or Muon, with a ``constant``, ``cosine`` or ``one-cycle`` schedule over ``steps`` steps."""
+    """Return Adam or Muon, with a schedule of the learning rate over ``steps`` steps."""
     constructor: Callable[..., Any] = Adam if name == "adam" else partial(Muon, matrices=matrices_of(program))
     arguments = {"optimizer": constructor, "optim_args": {"lr": lr}}
+    if schedule == "trapezoid":
+        return PyroLRScheduler(LambdaLR, arguments | {"lr_lambda": partial(trapezoid, steps)})
     if schedule == "cosine":
         return PyroLRScheduler(CosineAnnealingLR, arguments | {"T_max": steps})
     if schedule == "one-cycle":
         cycle = {"max_lr": lr, "total_steps": steps + 1, "cycle_momentum": name == "adam"}
         return PyroLRScheduler(OneCycleLR, arguments | cycle)
     return PyroOptim(constructor, {"lr": lr})
+
+
+def trapezoid(steps: int, step: int) -> float:
+    r"""Return the factor of the learning rate at a step from 0: up, constant, and down to 0.
+
+    .. math:: \min\Big( \frac{t + 1}{r + 1}, \; 1, \; \frac{T - t}{0.3 \, T} \Big), \qquad r = \min(500, 0.3 \, T)
+
+    References:
+        Scaling Vision Transformers (Zhai et al., 2022), for the rise and the fall.
+        Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024).
+    """
+    return min((step + 1) / (min(RISE, FALL * steps) + 1), 1.0, (steps - step) / (FALL * steps))
+
+
+def steps_before_fall(schedule: str, steps: int) -> int:
+    """Return the number of steps before the learning rate depends on the length of the run."""
+    return math.ceil((1 - FALL) * steps) if schedule == "trapezoid" else 0 if schedule != "constant" else steps
 
 
 class _WithoutCompiler(torch.optim.Optimizer):

@@ -70,6 +70,8 @@ class Run:
             def on_step(images: int) -> None:
                 bar.update(images)
                 stop()
+                if training.total_steps == training.steps_before_fall < training.steps:
+                    self._write("before_fall")
                 self.save_if_due()
 
             try:
@@ -131,25 +133,32 @@ class Run:
             return
         self.training.check_finite()
         start = time.monotonic()
-        record = {"history": self.history, "seconds": time.perf_counter() - self._epoch_start}
-        content = checkpoint.serialize(self.training.state() | record)
-        folder = self.folder  # under its current name
-        names = (f"checkpoint/{name}.safetensors" for name in ("last", "previous", "best"))
-        last, previous, best = (checkpoint.safe_path(folder, name) for name in names)
+        best = checkpoint.safe_path(self.folder, "checkpoint/best.safetensors")
         if self._best_is_new:
             checkpoint.write(best, checkpoint.serialize(self._best))
             self._best_is_new = False
-        checkpoint.write(last, content, keep=previous)
-        checkpoint.save_metrics(folder, self.history)
+        self._write("last", keep="previous")
+        checkpoint.save_metrics(self.folder, self.history)
         now = time.monotonic()
         self._next_save = now + max(SECONDS, (now - start) / SHARE)
 
+    def _write(self, name: str, keep: str | None = None) -> None:
+        """Write the state to a file; move the old file to ``keep``."""
+        if not self.folder:
+            return
+        record = {"history": self.history, "seconds": time.perf_counter() - self._epoch_start}
+        content = checkpoint.serialize(self.training.state() | record)
+        paths = [checkpoint.safe_path(self.folder, f"checkpoint/{file}.safetensors") for file in (name, keep) if file]
+        checkpoint.write(paths[0], content, *paths[1:])
+
     def restore(self, folder: Path) -> None:
-        """Restore the saved state of a run with the same data and program."""
+        """Restore the saved state of a run with the same data and program; for more epochs, the state before a fall."""
         state, problem = checkpoint.load_state(folder)
         if problem:
             warnings.warn(problem, stacklevel=2)
         try:
+            if self.training.fell(state):
+                state = checkpoint.load_state_before_fall(folder)
             self.training.restore(state)
             self.history, self._epoch_start = state["history"], time.perf_counter() - state["seconds"]
         except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:

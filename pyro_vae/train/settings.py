@@ -19,7 +19,7 @@ from pyro_vae.data import Dataset, Split, from_columns, from_tensor
 from pyro_vae.data.arrays import tensor_of
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.program import argument_names, autoguide_rows, check_methods, reference_tensor
-from pyro_vae.train.optimizers import Choice
+from pyro_vae.train.optimizers import Choice, Schedule, steps_before_fall
 
 Logger = Literal["tensorboard"]
 WRAPPERS = {"OptimizedModule", "DataParallel", "DistributedDataParallel"}  # by torch.compile and torch.nn.parallel
@@ -35,7 +35,7 @@ class Settings:
     optimizer: Choice
     seed: int
     device: str
-    lr_schedule: str
+    lr_schedule: Schedule
     clip_norm: float | None
     compile: Compile
     precision: Precision
@@ -55,7 +55,7 @@ class Settings:
             raise ValueError(f"Expected sleep to be a number of steps, 0 for none; got {self.sleep!r}.")
         check_choice("optimizer", self.optimizer, get_args(Choice))
         check_choice("on_nan", self.on_nan, ("stop", "skip"))
-        check_choice("lr_schedule", self.lr_schedule, ("constant", "cosine", "one-cycle"))
+        check_choice("lr_schedule", self.lr_schedule, get_args(Schedule))
         check_device(self.device)
         if self.logger not in (None, "tensorboard"):
             raise ValueError(f"Expected logger to be tensorboard, or None; got {self.logger!r}.")
@@ -67,13 +67,25 @@ class Settings:
                 raise ValueError(message) from error
 
 
+def learning_rate(
+    lr: float | None, schedule: Schedule | None, patience: int | None, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the learning rate and its schedule; None is the value of the resumed run ``before``, or the default.
+
+    A run with ``patience`` has no known length, and so a constant rate.
+    """
+    usual = (1e-3, "constant") if before or patience else (2e-3, "trapezoid")
+    rate, kind = before.get("lr", usual[0]), before.get("lr_schedule", usual[1])
+    return {"lr": rate if lr is None else lr, "lr_schedule": kind if schedule is None else schedule}
+
+
 def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise a ValueError if settings differ from the saved run's settings, or more epochs would change a schedule."""
     now = yaml.safe_load(yaml.safe_dump(dict(now)))  # as a file returns it
     check_settings(before, {name: value for name, value in now.items() if name in before})
     beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
     warmup = (beta.get("init_args") or {}).get("warmup") if isinstance(beta, dict) else None
-    rate = "" if now["lr_schedule"] == "constant" else f"the {now['lr_schedule']} learning rate"
+    rate = "" if steps_before_fall(now["lr_schedule"], 1) else f"the {now['lr_schedule']} learning rate"
     schedule = "beta" if isinstance(warmup, float) else rate
     epochs = before.get("epochs", now["epochs"])
     if epochs > now["epochs"] or (schedule and epochs != now["epochs"]):
