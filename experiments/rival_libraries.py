@@ -17,21 +17,29 @@ from torchvision import datasets, transforms
 __all__ = ["numpyro_programs", "numpyro_update", "pyro_example_epoch", "pythae_epoch"]
 
 
-def numpyro_programs(batch: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return a NumPyro model and guide of x of shape ``(batch, 784)``, as NumPyro's VAE example writes them."""
+def numpyro_programs(
+    batch: int, pixels: int = PIXELS, likelihood: Callable[[Any], Any] | None = None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return a NumPyro model and guide of x of shape ``(batch, pixels)``, as NumPyro's VAE example writes them.
+
+    ``likelihood`` maps the decoder's output to a distribution; by default it is the rivals' Gaussian.
+    """
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
     from jax.example_libraries.stax import Dense, Relu, serial
 
+    def gaussian(mean: Any) -> Any:
+        return dist.Normal(mean, SCALE)
+
     def model(x: Any) -> None:
-        decode = numpyro.module("decoder", serial(Dense(400), Relu, Dense(PIXELS)), (batch, 20))
+        decode = numpyro.module("decoder", serial(Dense(400), Relu, Dense(pixels)), (batch, 20))
         with numpyro.plate("data", batch):
             z = numpyro.sample("z", dist.Normal(jnp.zeros((batch, 20)), 1.0).to_event(1))
-            numpyro.sample("x", dist.Normal(decode(z), SCALE).to_event(1), obs=x)
+            numpyro.sample("x", (likelihood or gaussian)(decode(z)).to_event(1), obs=x)
 
     def guide(x: Any) -> None:
-        encode = numpyro.module("encoder", serial(Dense(400), Relu, Dense(2 * 20)), (batch, PIXELS))
+        encode = numpyro.module("encoder", serial(Dense(400), Relu, Dense(2 * 20)), (batch, pixels))
         mu, log_sigma = jnp.split(encode(x), 2, axis=-1)
         with numpyro.plate("data", batch):
             numpyro.sample("z", dist.Normal(mu, jnp.exp(log_sigma)).to_event(1))
@@ -62,7 +70,7 @@ def numpyro_update(batch: int) -> Step:
     return step
 
 
-def pythae_epoch(x: Tensor, batch: int) -> Step:
+def pythae_epoch(x: Tensor, batch: int, networks: Networks | None = None, loss: str = "mse", rate: float = LR) -> Step:
     """Return an epoch of pythae's ``BaseTrainer``, without callbacks, copies of the best model and files.
 
     The squared error is a Gaussian likelihood of scale 1 without its constant, and the encoder returns log variances.
@@ -71,6 +79,9 @@ def pythae_epoch(x: Tensor, batch: int) -> Step:
     Args:
         x: Images, of shape ``(N, ...)``.
         batch: Images in a minibatch.
+        networks: Networks to train, by default new ones.
+        loss: ``mse``, or ``bce`` for a Bernoulli likelihood of the decoder's output as logits.
+        rate: Learning rate.
     """
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
@@ -94,16 +105,17 @@ def pythae_epoch(x: Tensor, batch: int) -> Step:
             self.layers = layers
 
         def forward(self, z: Tensor) -> ModelOutput:
-            return ModelOutput(reconstruction=self.layers(z))
+            output = self.layers(z)
+            return ModelOutput(reconstruction=output.sigmoid() if loss == "bce" else output)
 
-    networks = Networks()
-    config = VAEConfig(input_dim=(PIXELS,), latent_dim=networks.latent, reconstruction_loss="mse")
+    networks = networks or Networks()
+    config = VAEConfig(input_dim=(x[0].numel(),), latent_dim=networks.latent, reconstruction_loss=loss)
     model = VAE(config, Encoder(networks.encoder), Decoder(networks.decoder))
     logging.getLogger(BaseTrainer.__module__).setLevel(logging.WARNING)
     trainer = BaseTrainer(
         model,
         BaseDataset(x.flatten(1), torch.zeros(len(x))),
-        training_config=BaseTrainerConfig(per_device_train_batch_size=batch, learning_rate=LR, no_cuda=True),
+        training_config=BaseTrainerConfig(per_device_train_batch_size=batch, learning_rate=rate, no_cuda=True),
     )
     trainer.set_optimizer()
     trainer.callback_handler = CallbackHandler([], model)

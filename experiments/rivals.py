@@ -63,15 +63,20 @@ class Networks(nn.Module):
         hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
         latent: Number of latent dimensions.
         activation: Activation between layers.
+        pixels: Number of pixels of x.
     """
 
     def __init__(
-        self, hidden: tuple[int, ...] = (400,), latent: int = 20, activation: type[nn.Module] = nn.ReLU
+        self,
+        hidden: tuple[int, ...] = (400,),
+        latent: int = 20,
+        activation: type[nn.Module] = nn.ReLU,
+        pixels: int = PIXELS,
     ) -> None:
         super().__init__()
         self.latent = latent
-        self.encoder = _dense((PIXELS, *hidden, 2 * latent), activation)
-        self.decoder = _dense((latent, *reversed(hidden), PIXELS), activation)
+        self.encoder = _dense((pixels, *hidden, 2 * latent), activation)
+        self.decoder = _dense((latent, *reversed(hidden), pixels), activation)
 
     @classmethod
     def of_iwae(cls) -> "Networks":
@@ -173,7 +178,7 @@ def _by_hand(
     return step
 
 
-class StockVAE:
+class StockVAE(nn.Module):
     """Model and guide as in Pyro's VAE example, with any networks and likelihood.
 
     Each instance has unique names in the param store, since Pyro does not train a second module of one name.
@@ -186,12 +191,13 @@ class StockVAE:
     _instances = count()
 
     def __init__(self, networks: Networks, likelihood: Callable[[Tensor], dist.TorchDistribution]) -> None:
+        super().__init__()
         self.networks = networks
         self.likelihood = likelihood
         self.name = f"rival {next(self._instances)}"
 
     def model(self, x: Tensor) -> None:
-        """Draw z from N(0, I), and observe x, of shape ``(B, 784)``."""
+        """Draw z from N(0, I), and observe x, of shape ``(B, pixels)``."""
         pyro.module(f"{self.name} decoder", self.networks.decoder)
         with pyro.plate("data", x.shape[0]):
             loc = x.new_zeros((x.shape[0], self.networks.latent))
@@ -215,9 +221,9 @@ class StockVAE:
         """Return a VAE with a Bernoulli likelihood."""
         return cls(networks, lambda logits: dist.Bernoulli(logits=logits))
 
-    def svi(self, loss: pyro.infer.ELBO) -> SVI:
-        """Return Pyro's SVI for this model and guide, with ``pyro.optim.Adam`` written out."""
-        return SVI(self.model, self.guide, PyroOptim(torch.optim.Adam, {"lr": LR}), loss)
+    def svi(self, loss: pyro.infer.ELBO, optim: PyroOptim | None = None) -> SVI:
+        """Return Pyro's SVI for this model and guide, by default with ``pyro.optim.Adam`` written out."""
+        return SVI(self.model, self.guide, optim or PyroOptim(torch.optim.Adam, {"lr": LR}), loss)
 
 
 def stock_pyro(batch: int) -> Step:

@@ -23,6 +23,7 @@ import numpy as np
 from common import command, draw, read_table, write_table
 from figures import speed as figure
 from rivals import one_thread_environment
+from timing import cpu_name
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).parent
@@ -198,8 +199,8 @@ def _keep(part: str, rows: list[Row], folder: Path) -> None:
     held[part] = rows
     packages = ", ".join(map(_version, ("torch", "pyro-ppl", "numpyro", "jax", "pythae")))
     caption = (
-        f"Medians, rivals in turn. {platform.machine()}, {_cpu()}, {ALL} cores, Python {platform.python_version()}, "
-        f"{packages}. Ratio: ours to theirs, with its limit in the last column. Core: CPU time of all threads over "
+        f"Medians, rivals in turn. {platform.machine()}, {cpu_name()}, {ALL} cores, Python "
+        f"{platform.python_version()}, {packages}. Ratio: ours to theirs, with its limit in the last column. Core: CPU time of all threads over "
         "wall time; below 1 another program was running."
     )
     table = [row for name in PARTS for row in held.get(name, [])]
@@ -212,16 +213,6 @@ def _version(name: str) -> str:
         return f"{name} {version(name)}"
     except PackageNotFoundError:
         return f"no {name}"
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

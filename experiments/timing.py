@@ -1,8 +1,10 @@
 """Timing of the benchmark's rivals in turn, and the peak memory of a step."""
 
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyro
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["in_turn", "peak", "switch", "within"]
+__all__ = ["cpu_name", "in_turn", "peak", "switch", "within"]
 
 Step = Callable[[], Any]
 
@@ -68,3 +70,11 @@ def within(store: Any, step: Step) -> Any:
     """Take a step in a separate param store, since another VAE has the same names."""
     with pyro.get_param_store().scope(store):
         return step()
+
+
+def cpu_name() -> str:
+    """Return the name of the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor()

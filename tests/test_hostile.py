@@ -115,10 +115,11 @@ def others(run):
 
 
 def optimizers(run):
-    path = run / "checkpoint" / "last.safetensors"
-    nest = checkpoint.deserialize(path)
-    nest["svi"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
-    path.write_bytes(checkpoint.serialize(nest))
+    for path in (run / "checkpoint").glob("*.safetensors"):
+        nest = checkpoint.deserialize(path)
+        if nest["svi"]:
+            nest["svi"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+        path.write_bytes(checkpoint.serialize(nest))
 
 
 def elsewhere(run):

@@ -225,7 +225,7 @@ class TestSaidOnce:
     def test_that_the_kl_stays_at_zero(self):
         objective = objectives.ELBO(beta=1e4)
         with pytest.warns(UserWarning, match=r"The KL has been zero for 5 epochs \(.* nats\)") as found:
-            history = fit(build(), images(), objective, epochs=40, lr=1e-2, progress=False)
+            history = fit(build(), images(), objective, epochs=40, lr=1e-2, lr_schedule="constant", progress=False)
         assert history["valid_kl"][-1] < 0.01
         assert len(found) == 1
 
@@ -235,7 +235,7 @@ class TestSaidOnce:
         x[:, 0] = torch.linspace(0, 9, 100)
         vae = build(partial(likelihoods.Gaussian, scale="per-pixel"), shape=(4,))
         with pytest.warns(UserWarning, match=r"scale tends to zero \(0.0\d+, where x spans \d.*\)") as found:
-            fit(vae, x, epochs=100, lr=3e-2, progress=False)
+            fit(vae, x, epochs=100, lr=3e-2, lr_schedule="constant", progress=False)
         assert len(found) == 1
 
     def test_and_not_where_it_is_as_it_should_be(self):

@@ -181,7 +181,7 @@ def load_state(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def load_state_before_fall(run: Path) -> dict[str, Any]:
-    """Return the state before the learning rate fell, from which a run with more epochs goes on."""
+    """Return the state before the learning rate fell: a run with more epochs starts there."""
     path = safe_path(run, "checkpoint/before_fall.safetensors")
     try:
         return deserialize(path)

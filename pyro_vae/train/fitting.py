@@ -79,15 +79,15 @@ def fit(
             :class:`pyro_vae.objectives.ELBO`. A schedule of beta starts at its first step.
         epochs: Passes over the training images.
         batch_size: Images in a minibatch, summed over all processes.
-        lr: The learning rate, for a schedule the largest one; None for 2e-3, or 1e-3 with ``patience``. On resume, None
+        lr: The learning rate, for a schedule the largest one; None for 3e-3, or 1e-3 with ``patience``. On resume, None
             is the learning rate of the run.
         seed: Seed of the images' order, the noise and the draws. On one machine, equal seeds give bit-identical runs.
         device: ``cpu`` or ``cuda``.
         run_dir: Directory for weights, configuration and metrics; None to write nothing. You may rename the directory
             during the run. The ``pyro-vae`` command creates a directory in runs/.
         progress: Whether to show a progress bar.
-        lr_schedule: ``trapezoid``, up over the first 500 steps, constant, and down to 0 over the last 0.3 of the run
-            (`Scaling Vision Transformers <https://arxiv.org/abs/2106.04560>`_, Zhai et al., 2022); ``constant``;
+        lr_schedule: ``trapezoid``, from half up over 1,000 steps, constant, and down to 0 over the last 0.3 of the
+            run (`Scaling Vision Transformers <https://arxiv.org/abs/2106.04560>`_, Zhai et al., 2022); ``constant``;
             ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and down to nearly 0
             (`Super-Convergence <https://arxiv.org/abs/1708.07120>`_, Smith and Topin, 2018). None for ``trapezoid``, or
             ``constant`` with ``patience``, where the length of the run is unknown. On resume, None is the run's.
@@ -103,9 +103,9 @@ def fit(
         logger: ``tensorboard`` to also write the history to TensorBoard.
         overwrite: Whether to replace a run in ``run_dir``. If False, a run in ``run_dir`` is an error.
         resume: Directory of the run to continue, in place of ``run_dir``. Pass the arguments of that run. Only
-            ``on_nan``, ``device``, ``logger`` and the place of the data may change. ``epochs`` may grow, unless beta or
-            a ``cosine`` or ``one-cycle`` depends on ``epochs``. A ``trapezoid`` then goes on from the last step before
-            its fall.
+            ``on_nan``, ``device``, ``logger`` and the place of the data may change. ``epochs`` may grow, unless beta, a
+            ``cosine`` or a ``one-cycle`` depends on ``epochs``: the result is bit-identical to a run of that length. A
+            ``trapezoid`` goes on from the last step before its fall.
         optimizer: ``adam`` (`Adam <https://arxiv.org/abs/1412.6980>`_, Kingma and Ba, 2015); or ``muon`` for the
             weights of dense layers (`Muon <https://kellerjordan.github.io/posts/muon/>`_, Jordan et al., 2024) and Adam
             for other parameters. Muon takes fewer, slower steps to a better ELBO, and is best with a batch_size of 500

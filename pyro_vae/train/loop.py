@@ -138,17 +138,13 @@ class Training:
             "plain": self.neg_elbos[: self.steps_done],
             "generators": seeds.rng_state(self.device),
             "before_fall": self.steps_before_fall,
+            "steps": self.total_steps,
         } | {key: getattr(self, name) for key, name in STATE.items()}
 
     @property
     def total_steps(self) -> int:
         """The number of steps of all epochs so far."""
         return self.epochs * self.num_batches + self.steps_done
-
-    def fell(self, state: Mapping[str, Any]) -> bool:
-        """Return whether a state's learning rate fell for a run of fewer epochs, before this run's does."""
-        steps = state["epochs"] * self.num_batches + state["at"]
-        return state.get("before_fall", steps) < min(steps, self.steps_before_fall)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state of the same program with the same settings."""

@@ -70,11 +70,15 @@ class Run:
             def on_step(images: int) -> None:
                 bar.update(images)
                 stop()
-                if training.total_steps == training.steps_before_fall < training.steps:
-                    self._write("before_fall")
+                save_before_fall()
                 self.save_if_due()
 
+            def save_before_fall() -> None:
+                if training.total_steps == training.steps_before_fall < training.steps:
+                    self._write("before_fall")
+
             try:
+                save_before_fall()
                 while not self.finished:
                     bar.set_description(f"epoch {training.epochs + 1}/{settings.epochs}")
                     with training.step_context():
@@ -157,7 +161,8 @@ class Run:
         if problem:
             warnings.warn(problem, stacklevel=2)
         try:
-            if self.training.fell(state):
+            fall, steps = (state.get(name, 0) for name in ("before_fall", "steps"))
+            if fall < min(steps, self.training.steps_before_fall):  # its learning rate fell, for a shorter run
                 state = checkpoint.load_state_before_fall(folder)
             self.training.restore(state)
             self.history, self._epoch_start = state["history"], time.perf_counter() - state["seconds"]

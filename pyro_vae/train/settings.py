@@ -19,7 +19,7 @@ from pyro_vae.data import Dataset, Split, from_columns, from_tensor
 from pyro_vae.data.arrays import tensor_of
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.program import argument_names, autoguide_rows, check_methods, reference_tensor
-from pyro_vae.train.optimizers import Choice, Schedule, steps_before_fall
+from pyro_vae.train.optimizers import OF_LENGTH, Choice, Schedule
 
 Logger = Literal["tensorboard"]
 WRAPPERS = {"OptimizedModule", "DataParallel", "DistributedDataParallel"}  # by torch.compile and torch.nn.parallel
@@ -74,7 +74,7 @@ def learning_rate(
 
     A run with ``patience`` has no known length, and so a constant rate.
     """
-    usual = (1e-3, "constant") if before or patience else (2e-3, "trapezoid")
+    usual = (1e-3, "constant") if before or patience else (3e-3, "trapezoid")
     rate, kind = before.get("lr", usual[0]), before.get("lr_schedule", usual[1])
     return {"lr": rate if lr is None else lr, "lr_schedule": kind if schedule is None else schedule}
 
@@ -85,7 +85,7 @@ def check_resumed(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     check_settings(before, {name: value for name, value in now.items() if name in before})
     beta = ((now.get("objective") or {}).get("init_args") or {}).get("beta")
     warmup = (beta.get("init_args") or {}).get("warmup") if isinstance(beta, dict) else None
-    rate = "" if steps_before_fall(now["lr_schedule"], 1) else f"the {now['lr_schedule']} learning rate"
+    rate = f"the {now['lr_schedule']} learning rate" if now["lr_schedule"] in OF_LENGTH else ""
     schedule = "beta" if isinstance(warmup, float) else rate
     epochs = before.get("epochs", now["epochs"])
     if epochs > now["epochs"] or (schedule and epochs != now["epochs"]):
