@@ -96,11 +96,9 @@ def numpyro_example(x: Tensor, batch: int, rate: Rate) -> Iterator[StockVAE]:
         state = jax.block_until_ready(epoch(state, now, images))
         parameters = svi.get_params(state)
         for name, module in (("encoder", networks.encoder), ("decoder", networks.decoder)):
-            layers = [layer for layer in parameters[f"{name}$params"] if layer]
-            with torch.no_grad():
-                for linear, (weight, bias) in zip((module[0], module[2]), layers, strict=True):
-                    linear.weight.copy_(torch.tensor(jax.device_get(weight)).T)
-                    linear.bias.copy_(torch.tensor(jax.device_get(bias)))
+            arrays = [array for layer in parameters[f"{name}$params"] for array in jax.device_get(layer)]
+            for parameter, array in zip(module.parameters(), arrays, strict=True):
+                parameter.data = torch.tensor(array.T)  # a weight of JAX has the other order
         yield StockVAE.bernoulli(networks)
 
 

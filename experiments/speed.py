@@ -197,11 +197,11 @@ def _keep(part: str, rows: list[Row], folder: Path) -> None:
     for row in read_table(path) if path.exists() else []:
         held.setdefault(row["part"], []).append(row)
     held[part] = rows
-    packages = ", ".join(map(_version, ("torch", "pyro-ppl", "numpyro", "jax", "pythae")))
+    versions = ", ".join(map(_version, ("torch", "pyro-ppl", "numpyro", "jax", "pythae")))
+    machine = f"{platform.machine()}, {cpu_name()}, {ALL} cores, Python {platform.python_version()}, {versions}"
     caption = (
-        f"Medians, rivals in turn. {platform.machine()}, {cpu_name()}, {ALL} cores, Python "
-        f"{platform.python_version()}, {packages}. Ratio: ours to theirs, with its limit in the last column. Core: CPU time of all threads over "
-        "wall time; below 1 another program was running."
+        f"Medians, rivals in turn. {machine}. Ratio: ours to theirs, with its limit in the last column. Core: CPU time "
+        "of all threads over wall time; below 1 another program was running."
     )
     table = [row for name in PARTS for row in held.get(name, [])]
     write_table(table, folder / "speed", caption)

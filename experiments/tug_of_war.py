@@ -89,7 +89,7 @@ def main(
             network=partial(networks.MLP, hidden=hidden),
         )
         objective = objectives.ELBO(beta=beta)
-        fit(vae, dataset, objective, epochs, batch_size, lr, seed, progress=False)
+        fit(vae, dataset, objective, epochs, batch_size, lr, seed, lr_schedule="constant", progress=False)
         torch.manual_seed(seed)
         runs[beta].append(measure(vae, dataset, judge, samples, num_particles))
         models.setdefault(beta, vae)

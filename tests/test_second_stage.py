@@ -59,6 +59,24 @@ class TestDiffusion:
         expected = 1.5 * math.log(2 * math.pi * math.e * scale**2)
         assert abs(bound.mean() - expected) < 5 * bound.std() / len(z) ** 0.5 + 1e-3
 
+    def test_the_guide_takes_noise_from_the_bound_and_leaves_its_mean(self):
+        """5 standard errors of the difference, in value and in the gradient of a weight."""
+        prior = priors.Diffusion(3, hidden=(16, 16))
+        torch.nn.init.normal_(prior.velocity.outward.weight, std=0.3)
+        q = dist.Normal(torch.tensor([1.0, -0.5, 0.0]), torch.tensor([0.1, 0.4, 1.0])).to_event(1)
+        numbers = {}
+        for name, guide in (("guide", q), ("draw", None)):
+            batches = []
+            for _ in range(60):
+                prior.zero_grad()
+                bound = prior().bound(q.sample((2000,)), guide).mean()
+                bound.backward()
+                batches.append(torch.stack([bound.detach(), prior.velocity.outward.weight.grad[0, 0]]))
+            numbers[name] = torch.stack(batches)
+        means, errors = ([f(batches, 0) for batches in numbers.values()] for f in (torch.mean, torch.std))
+        assert (abs(means[0] - means[1]) < 5 * (errors[0] ** 2 + errors[1] ** 2).sqrt() / 60**0.5).all()
+        assert errors[0][0] < 0.6 * errors[1][0]  # 0.4 measured
+
     def test_a_mixture_is_learned_and_its_density_is_right(self):
         """The issue's oracle: mass 1 within 1e-3, and draws of the truth within 0.05 nats of their own density."""
         prior = priors.Diffusion(2, hidden=(64, 64))

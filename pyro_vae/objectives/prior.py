@@ -58,8 +58,8 @@ class PriorCrossEntropy(Objective):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Return the cross-entropy of all latent sites, and NaN for minus the ELBO."""
-        loss = torch.zeros(())
-        for model_trace, guide_trace in self._traces(Bounds()(model), torch.no_grad()(guide), args, kwargs):
+        loss, bounds = torch.zeros(()), Bounds()
+        for model_trace, guide_trace in self._traces(bounds(model), torch.no_grad()(bounds(guide)), args, kwargs):
             expect, prior = self.expectation(model_trace, guide_trace), samples(model_trace)
             if expect.members:
                 raise ValueError(
@@ -72,11 +72,20 @@ class PriorCrossEntropy(Objective):
 
 
 class Bounds(Messenger):
-    """A handler that replaces the log-density of latent sites by minus a bound, where a distribution has one."""
+    """A handler of guide and model that replaces log-densities by minus a bound, where a distribution has one.
+
+    The bound takes the draw and the distribution in the guide, which runs before the model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guide: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and hasattr(msg["fn"], "bound"):
-            msg["fn"] = _ByBound(msg["fn"])
+            msg["fn"] = _ByBound(msg["fn"], self.guide.get(msg["name"]))
+        else:
+            self.guide[msg["name"]] = msg["fn"]
 
 
 class _ByBound(TorchDistribution):
@@ -84,8 +93,8 @@ class _ByBound(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
 
-    def __init__(self, base: Any) -> None:
-        self.base, self.has_rsample = base, base.has_rsample
+    def __init__(self, base: Any, guide: Any) -> None:
+        self.base, self.guide, self.has_rsample = base, guide, base.has_rsample
         super().__init__(base.batch_shape, base.event_shape)
 
     @property
@@ -99,4 +108,4 @@ class _ByBound(TorchDistribution):
         return self.base.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return -self.base.bound(value)
+        return -self.base.bound(value, self.guide)

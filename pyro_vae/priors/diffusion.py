@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import linear, silu
 
 from pyro_vae.flows import Cached
@@ -73,27 +74,44 @@ class Diffusion(nn.Module):
 class DiffusionDistribution(dist.TransformedDistribution):
     """The distribution of a :class:`Diffusion` prior: noise under a :class:`ProbabilityFlow`."""
 
-    def bound(self, z: Tensor) -> Tensor:
+    def bound(self, z: Tensor, q: Distribution | None = None) -> Tensor:
         r"""Return an unbiased estimate of a bound on :math:`-\log p(z)`, in nats, of the batch shape.
 
         .. math:: \frac{D}{2} \log(2 \pi e \tan^2 \phi_0) + \log \frac{1}{\sin \phi_0} \,
-            \mathbb{E}_{\phi, \epsilon} \| \cos(\phi) \, \epsilon - \sin(\phi) \, z - v(z_\phi, \phi) \|^2
+            \mathbb{E}_{\phi, \epsilon} \| u - v(z_\phi, \phi) \|^2, \qquad
+            u = \cos(\phi) \, \epsilon - \sin(\phi) \, z = \frac{\cos(\phi) \, z_\phi - z}{\sin \phi}
 
-        :math:`\log \sin \phi` is uniform from :math:`\log \sin \phi_0` to 0. With this density of :math:`\phi` the
-        squared error is the variational bound of a diffusion with an infinite number of steps. The bound is for the
-        stochastic process with this velocity. Its density and the density of :meth:`log_prob` are equal for the best
-        velocity. One call of the network takes the place of the solver.
+        :math:`\log \sin \phi` is uniform from :math:`\log \sin \phi_0` to 0, and spread evenly over a batch. With this
+        density of :math:`\phi` the squared error is the variational bound of a diffusion with an infinite number of
+        steps. The bound is for the stochastic process with this velocity. Its density and the density of
+        :meth:`log_prob` are equal for the best velocity. One call of the network takes the place of the solver.
+
+        For z from a diagonal Gaussian ``q``, the mean and the variance of u given :math:`z_\phi` replace u. The mean
+        over z is the same, with far less noise where the noise of the diffusion is below the scale of q.
 
         References:
             Variational Diffusion Models (Kingma, Salimans, Poole and Ho, 2021).
         """
         velocity = self.transforms[0].velocity
-        size, start = z.shape[-1], velocity.log_start
-        sine = (start * torch.rand(*z.shape[:-1], 1, dtype=z.dtype, device=z.device)).exp()
-        cosine, noise = (1 - sine.square()).clamp(min=0).sqrt(), torch.randn_like(z)
-        error = cosine * noise - sine * z - velocity(cosine * z + sine * noise, sine)
+        size, start, rows = z.shape[-1], velocity.log_start, z.shape[:-1].numel()
+        level = (torch.arange(rows, dtype=z.dtype, device=z.device) / rows + torch.rand(1, device=z.device)) % 1
+        sine = (start * level).exp().reshape(*z.shape[:-1], 1)
+        cosine = (1 - sine.square()).clamp(min=0).sqrt()
+        noisy, mean, variance = cosine * z + sine * torch.randn_like(z), z, torch.zeros_like(z)
+        if (normal := unwrapped(q)) is not None:
+            share = normal.variance / (cosine.square() * normal.variance + sine.square())
+            mean, variance = normal.mean + share * cosine * (noisy - cosine * normal.mean), share
+        error = (cosine * noisy - mean) / sine - velocity(noisy, sine)
         tangent = math.exp(start) / math.sqrt(1 - math.exp(2 * start))
-        return size / 2 * math.log(2 * math.pi * math.e * tangent**2) - start * error.square().sum(-1)
+        squares = (error.square() + variance).sum(-1)
+        return size / 2 * math.log(2 * math.pi * math.e * tangent**2) - start * squares
+
+
+def unwrapped(q: Distribution | None) -> Normal | None:
+    """Return the normal distribution of the elements of a diagonal Gaussian, or None for another distribution."""
+    while isinstance(q, Independent):
+        q = q.base_dist
+    return q if isinstance(q, Normal) else None
 
 
 class Velocity(nn.Module):

@@ -138,7 +138,6 @@ class Training:
             "plain": self.neg_elbos[: self.steps_done],
             "generators": seeds.rng_state(self.device),
             "before_fall": self.steps_before_fall,
-            "steps": self.total_steps,
         } | {key: getattr(self, name) for key, name in STATE.items()}
 
     @property

@@ -161,8 +161,8 @@ class Run:
         if problem:
             warnings.warn(problem, stacklevel=2)
         try:
-            fall, steps = (state.get(name, 0) for name in ("before_fall", "steps"))
-            if fall < min(steps, self.training.steps_before_fall):  # its learning rate fell, for a shorter run
+            steps = state["epochs"] * self.training.num_batches + state["at"]
+            if state.get("before_fall", steps) < min(steps, self.training.steps_before_fall):  # of a shorter run
                 state = checkpoint.load_state_before_fall(folder)
             self.training.restore(state)
             self.history, self._epoch_start = state["history"], time.perf_counter() - state["seconds"]
