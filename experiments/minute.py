@@ -28,7 +28,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import command, draw, label_ends, mean_of, over_seeds, write_table
+from common import command, draw, label_ends, over_seeds, write_table
 from matplotlib.figure import Figure
 from minute_rivals import by_hand, numpyro_example, pyro_example, pythae
 from rivals import one_thread_environment
@@ -176,7 +176,13 @@ def main(
         f"{seeds} seeds, {images:,} test images of {data}, {num_particles:,} draws. CPU: {cpu_name()}, one thread."
     )
     write_table(rows, Path(out) / "minute", caption)
-    draw(figure, Path(out) / "minute.png", rows, curves)
+    points: list[dict[str, Any]] = [
+        {"rival": rival, "CPU seconds": seconds, "-log p(x)": nll}
+        for rival, curve in curves.items()
+        for seconds, nll in curve
+    ]
+    write_table(points, Path(out) / "minute_curves", f"The first seed. {caption}")
+    draw(figure, Path(out) / "minute.png", points)
     print((Path(out) / "minute.md").read_text())
 
 
@@ -196,15 +202,15 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
             return pool.submit(function, *arguments).result()
 
 
-def figure(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Draw -log p(x) of the first seed against CPU seconds."""
+def figure(points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw -log p(x) against CPU seconds."""
     drawn = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = drawn.subplots()
-    ends = []
-    for i, (rival, points) in enumerate(curves.items()):
-        axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.3, color=LINES[i % len(LINES)])
-        ends.append((*points[-1], rival, LINES[i % len(LINES)]))
-    lowest = min(mean_of(row["-log p(x)"]) for row in rows)
+    axes, ends = drawn.subplots(), []
+    for rival, colour in zip(dict.fromkeys(point["rival"] for point in points), LINES, strict=False):
+        curve = [(point["CPU seconds"], point["-log p(x)"]) for point in points if point["rival"] == rival]
+        axes.plot(*zip(*curve, strict=True), "o-", markersize=3, linewidth=1.3, color=colour)
+        ends.append((*curve[-1], rival, colour))
+    lowest = min(end[1] for end in ends)
     axes.set(xlabel="CPU seconds", ylabel="-log p(x), nats per test image", ylim=(lowest - 1, lowest + 25))
     label_ends(axes, ends)
     return drawn

@@ -16,6 +16,7 @@ NAMES = (
     "likelihoods",
     "priors",
     "reliability",
+    "schedules",
     "signal_to_noise",
     "speed",
     "tug_of_war",

@@ -66,7 +66,7 @@ def main(
     vae = VAE.build(dataset.event_shape, latent, network=partial(networks.MLP, hidden=hidden))
     x = dataset.test[:images]
     start = process_time()
-    fit(vae, dataset, epochs=epochs, batch_size=batch_size, lr=1e-3, lr_schedule="constant", seed=seed)
+    fit(vae, dataset, epochs=epochs, batch_size=batch_size, lr=3e-3, lr_schedule="one-cycle", seed=seed)
     rows = [{"guide": "after training"} | measure(vae, x, refined, num_particles, process_time() - start)]
     start = process_time()
     posterior.sleep(vae, steps, dataset.train[:], seed=seed, progress=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked
+import pyro
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -91,6 +92,7 @@ SMALL = {
         "num_particles": 3,
         "workers": 1,
     },
+    "schedules": {"chosen": ("MLP", "Bernoulli"), "epochs": 1, "batch_size": 200, "seeds": 2, "workers": 1},
     "tug_of_war": {"betas": (1.0, 10.0), "hidden": (32,), "epochs": 1, "batch_size": 200, "seeds": 2, "samples": 50},
 }
 
@@ -103,6 +105,7 @@ REDRAWN = (
     "likelihoods",
     "priors",
     "reliability",
+    "schedules",
     "signal_to_noise",
     "speed",
 )
@@ -364,6 +367,28 @@ class TestSpeed:
         ratios = [float(row["ratio"]) for row in table if (row["what"], row["rival"]) == (what, rival)]
         assert ratios
         assert max(ratios) < most
+
+
+class TestMinute:
+    @pytest.mark.slow
+    def test_writes_a_table_and_a_figure(self, few_digits, tmp_path, monkeypatch, capsys):
+        """Of two rivals in this process, in so short a time that each trains for an epoch or two."""
+        minute = importlib.import_module("minute")
+        monkeypatch.setattr(minute, "fit", partial(fit, compile="off"))
+        chosen = ("pyro_vae, default", "stock Pyro, default")
+        options = {"data": "digits", "seconds": 0.01, "seeds": 2, "chosen": chosen, "apart": False}
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            minute.main(**options, images=20, num_particles=10, out=str(tmp_path))
+        names = ["minute.csv", "minute.md", "minute.png", "minute_curves.csv", "minute_curves.md"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
+        found, committed = rows(tmp_path / "minute.csv"), rows(EXPERIMENTS / "results" / "minute.csv")
+        assert [*found[0]] == [*committed[0]]
+        assert [row["rival"] for row in found] == [*chosen]
+        assert [row["rival"] for row in committed] == [*minute.RIVALS]
+
+    def test_an_unknown_rival_gets_a_sentence(self):
+        with pytest.raises(ValueError, match="Expected rivals among pyro_vae, default; .*; got 'JAX'"):
+            importlib.import_module("minute").main(chosen=("JAX",))
 
 
 class TestSharpness:

@@ -107,8 +107,9 @@ def _gaps(n: Numbers, images: str) -> str:
         doubt = f"Cannot tell whether the guide is near the posterior: {below}. Use more --chosen."
         return doubt if large is None else f"The guide is near the posterior: {below}."
     advice = {
-        True: "Train the guide on data drawn from the model (--sleep 10000), or try a larger encoder "
-        "(--network.hidden), more epochs, or more training data; a richer family would gain less.",
+        True: "If the learning rate was constant, let it fall (--lr_schedule trapezoid). Train the guide on data drawn "
+        "from the model (--sleep 10000), or try a larger encoder (--network.hidden), more epochs, or more training "
+        "data; a richer family would gain less.",
         False: "Try a richer family: --guide FullNormal or --guide Flow.",
         None: "Cannot tell which is larger. Use more --chosen.",
     }[_verdict(n, "amortisation - approximation", "chosen", 0.0)]
