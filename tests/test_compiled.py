@@ -638,3 +638,39 @@ def test_a_step_is_adams_whatever_the_layout_of_a_gradient(mode, param_store):
         optimizer.step()
     for ours, theirs in zip(program.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_empty_code_of_a_killed_compile_is_removed_and_compiled_again(tmp_path, monkeypatch):
+    """From TorchInductor's cache alone: an empty file of another name stays."""
+    from torch import _inductor
+
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    name = "c" + "a2" * 25 + "z"
+    code = [folder / f"{name}{end}" for end in (".py", ".so", ".main.so", ".cpp")]
+    others = [folder / end for end in ("__init__.py", f"{name}.so.load_ok", "mine.cpp")]
+    for path in (*code, *others):
+        path.touch()
+    (folder / f"{name[:-1]}y.py").write_text("whole")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    calls = []
+
+    def compiler(module, inputs, options):
+        calls.append(options)
+        if any(path.exists() for path in code):
+            raise ImportError("file too short")
+        return module
+
+    monkeypatch.setattr(_inductor, "compile", compiler)
+    recorded = graph.Graph(lambda x: [x + 1], [torch.zeros(3)], False)
+    recorded.compile([torch.zeros(3)])
+    assert len(calls) == 2
+    assert recorded([torch.ones(3)])[0].tolist() == [2, 2, 2]
+    assert sorted(folder.iterdir()) == sorted([*others, folder / f"{name[:-1]}y.py"])
+
+    def broken(module, inputs, options):
+        raise ImportError("another reason")
+
+    monkeypatch.setattr(_inductor, "compile", broken)
+    with pytest.raises(ImportError, match="another reason"):
+        recorded.compile([torch.zeros(3)])

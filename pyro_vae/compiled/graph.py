@@ -3,9 +3,11 @@
 import importlib.util
 import operator
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import pyro
@@ -17,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from pyro_vae.compiled.tape import Tape, TensorSpec
 from pyro_vae.operations import Operations
 
+CODE = re.compile(r"c[a-z2-7]{51}(\.main)?\.(so|py|cpp)")  # names of files in TorchInductor's cache
 CALL = 4000  # the cost of a call of an operation, in elements written
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_convolution")
 # Operations that return their argument, where no gradient is computed.
@@ -69,8 +72,24 @@ class Graph:
         """Compile with TorchInductor, which fuses kernels. Draws stay the same; results are equal up to rounding."""
         from torch import _inductor
 
+        inputs, options = [*tensors, *self.state], {"fallback_random": True}
         with torch.no_grad(), pyro.validation_enabled():  # restores the setting, which torch's compiler turns off
-            self._run = _inductor.compile(self._module, [*tensors, *self.state], options={"fallback_random": True})
+            try:
+                self._run = _inductor.compile(self._module, inputs, options=options)
+            except Exception:
+                if not remove_empty_code(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")):  # which Inductor sets
+                    raise
+                torch.compiler.reset()
+                self._run = _inductor.compile(self._module, inputs, options=options)
+
+
+def remove_empty_code(folder: str) -> list[Path]:
+    """Remove empty code from TorchInductor's cache, which a killed compile leaves there; return the paths."""
+    files = [path for path in Path(folder).glob("??/*") if CODE.fullmatch(path.name)] if folder else []
+    empty = [path for path in files if not path.stat().st_size]
+    for path in empty:
+        path.unlink(missing_ok=True)
+    return empty
 
 
 class Undo(Operations):
