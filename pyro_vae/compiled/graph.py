@@ -72,7 +72,8 @@ class Graph:
         """Compile with TorchInductor, which fuses kernels. Draws stay the same; results are equal up to rounding."""
         from torch import _inductor
 
-        inputs, options = [*tensors, *self.state], {"fallback_random": True}
+        inputs: list[Any] = [*tensors, *self.state]
+        options = {"fallback_random": True}
         with torch.no_grad(), pyro.validation_enabled():  # restores the setting, which torch's compiler turns off
             try:
                 self._run = _inductor.compile(self._module, inputs, options=options)

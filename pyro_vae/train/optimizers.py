@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 Choice = Literal["adam", "muon"]
 Schedule = Literal["trapezoid", "constant", "cosine", "one-cycle"]
 OF_LENGTH = ("cosine", "one-cycle")  # schedules that depend on the length of the run from the first step
-RISE, FALL = 1000, 0.3  # of a trapezoid: the steps of the rise, and the share of the run that the fall takes
+RISE, FALL = 100, 0.3  # of a trapezoid: the steps of the rise, and the share of the run that the fall takes
 # Coefficients of the polynomials in ``orthogonal``.
 COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
@@ -34,9 +34,9 @@ def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Modul
 
 
 def trapezoid(steps: int, step: int) -> float:
-    r"""Return the factor of the learning rate at a step from 0: up from one half, constant, and down to 0.
+    r"""Return the factor of the learning rate at a step from 0: up, constant, and down to 0.
 
-    .. math:: \min\Big( \frac{1}{2} + \frac{t}{2000}, \; 1, \; \frac{T - t}{\lceil 0.3 \, T \rceil} \Big)
+    .. math:: \min\Big( \frac{t + 1}{100}, \; 1, \; \frac{T - t}{\lceil 0.3 \, T \rceil} \Big)
 
     Before the fall, the factor does not depend on the number of steps T.
 
@@ -44,7 +44,7 @@ def trapezoid(steps: int, step: int) -> float:
         Scaling Vision Transformers (Zhai et al., 2022), for the rise and the fall.
         Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024).
     """
-    return min(0.5 + step / (2 * RISE), 1.0, (steps - step) / math.ceil(FALL * steps))
+    return min((step + 1) / RISE, 1.0, (steps - step) / math.ceil(FALL * steps))
 
 
 def steps_before_fall(schedule: str, steps: int) -> int:
