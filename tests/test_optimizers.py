@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pyro_vae import VAE, data, fit, likelihoods, priors
+from pyro_vae.compiled.optimizer import Optimizer
 from pyro_vae.networks import MLP
-from pyro_vae.train.optimizers import COEFFICIENTS, Muon, matrices_of, orthogonal
+from pyro_vae.train.optimizers import COEFFICIENTS, Muon, matrices_of, orthogonal, recipe
 
 DYNAMIC = data.load("digits", binarize="dynamic")
 
@@ -135,7 +136,27 @@ def test_parameters_that_come_later_go_by_adam():
     torch.testing.assert_close(before - bias.detach(), 0.01 * bias.grad.sign(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
+@pytest.mark.parametrize("schedule", ["trapezoid", "cosine", "one-cycle"])
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_parameters_that_come_later_follow_the_schedule(name, schedule):
+    with torch.random.fork_rng():
+        (first, later), layer = two(), torch.nn.Linear(4, 6)
+    layer.weight = first
+    optim = recipe(name, 0.1, schedule, 10, torch.nn.Sequential(layer))
+    optimizer, rates = Optimizer(optim), []
+    for step in range(10):
+        parameters = [first, layer.bias, *([later] if step > 3 else [])]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step(parameters)
+        optim.step()
+        rates.append({group["lr"] for group in optimizer._torch.param_groups})
+    assert all(len(rate) == 1 for rate in rates)
+    assert sorted(p.numel() for group in optimizer._torch.param_groups for p in group["params"]) == [6, 6, 24]
+    assert max(rates[-1]) < 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["trapezoid", "constant", "cosine", "one-cycle"])
 def test_it_trains_at_every_schedule(schedule):
     options = {"epochs": 4, "batch_size": 100, "lr": 3e-3, "lr_schedule": schedule, "progress": False}
     history = fit(build(), DYNAMIC, optimizer="muon", **options)

@@ -24,6 +24,7 @@ class Optimizer:
         self.optim, self.clip_norm = optim, clip_norm
         self._torch: torch.optim.Optimizer | None = None
         self._schedule: Any = None
+        self._initial: list[dict[str, Any]] = []  # the arguments of each group before a schedule changes them
         self._clips: list[tuple[Tensor, Callable[[Tensor], None]]] = []
         self._parameters: set[Tensor] = set()
 
@@ -102,6 +103,7 @@ class Optimizer:
         fused = floats and not chosen and "fused" in inspect.signature(constructor).parameters
         self._torch = constructor(param_groups, **groups[0][1] | ({"fused": True} if fused else {}))
         if isinstance(self.optim, PyroLRScheduler):
+            self._initial = [dict(group) for group in self._torch.param_groups]
             self._schedule = self.optim.pt_scheduler_constructor(self._torch, **self.optim.kwargs)
         self.optim.optim_objs = {new[0]: self._schedule or self._torch}
         if waiting := self.optim._state_waiting_to_be_consumed:  # from ``optim.set_state``
@@ -111,8 +113,8 @@ class Optimizer:
         """Return a scheduled group with the arguments of a new group: a schedule takes no further groups."""
         assert self._torch is not None
         arguments = {name: value for name, value in (self._torch.defaults | new).items() if name != "params"}
-        for group in self._torch.param_groups if self._schedule is not None else ():
-            if all(group["initial_lr" if name == "lr" else name] == value for name, value in arguments.items()):
+        for group, initial in zip(self._torch.param_groups, self._initial, strict=False):
+            if all(initial[name] == value for name, value in arguments.items()):
                 return group
         return None
 
