@@ -20,7 +20,7 @@ def numbers() -> dict[str, str]:
     """Return the numbers of all tables by name."""
     parts = (_discontinuity, _tug_of_war, _estimators, _signal_to_noise, _priors, _likelihoods, _inference)
     parts += (_blur, _sleep, _imputation, _classifier, _reliability, _published, _speed)
-    parts += (_schedules, _minute)
+    parts += (_schedules,)
     return {name: value for part in parts for name, value in part().items()}
 
 
@@ -213,14 +213,6 @@ def _schedules() -> dict[str, str]:
     values = {f"schedule_{end}": _number(str(gains[name]), 1) for name, end in names.items()}
     better = sum(gain > 0 for gain in gains.values())
     return values | {"schedules_better": str(better), "schedules_in_all": str(len(gains))}
-
-
-def _minute() -> dict[str, str]:
-    """Return -log p(x) of each rival after the same CPU time."""
-    names = {"pyro_vae, default": "ours", "NumPyro, default": "numpyro", "handwritten, compiled, default": "hand"}
-    names |= {"NumPyro, trapezoid": "numpyro_trapezoid", "handwritten, compiled, trapezoid": "hand_trapezoid"}
-    names |= {"stock Pyro, default": "stock", "pythae, default": "pythae"}
-    return {f"minute_{names[row['rival']]}": _pair(row, "-log p(x)", 2) for row in rows("minute")}
 
 
 def _number(text: str, places: int) -> str:
