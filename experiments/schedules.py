@@ -1,9 +1,9 @@
-r"""Learning rates: the default trapezoid, and others, on several models, after the same epochs.
+r"""The default learning rate, a trapezoid, and two others on several models, after the same epochs.
 
 Each model trains with the same epochs, batches and seeds, and with each learning rate:
 
 - constant: 1e-3, torch's default for Adam;
-- trapezoid: the default of ``fit``, up to 3e-3 over 100 steps, constant, and down to 0 over the last 0.3;
+- trapezoid: the default of ``fit``, up from 1e-3 to 3e-3 over 100 steps, constant, and down to 0 over the last 0.3;
 - one-cycle: up to 3e-3 over the first 0.3 of the run, and down to nearly 0.
 
 The columns are the mean ELBO of test images, nats per image, and its standard deviation over seeds; ``best`` names the

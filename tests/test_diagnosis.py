@@ -203,14 +203,14 @@ SUGGESTED = sorted(
         re.sub(r"[.,;)]+$", "", found)
         for numbers, _ in SAID.values()
         for sentence in diagnosis(numbers)
-        for found in re.findall(r"--[\w.]+(?: (?:[A-Z]\w+|[\d.]+|adapted))?", sentence)
+        for found in re.findall(r"--[\w.]+(?: (?:[A-Z]\w+|[\d.]+|adapted|trapezoid))?", sentence)
     }
 )
 
 
 def test_there_are_suggestions():
     assert {option.split()[0] for option in SUGGESTED} == {
-        "--chosen", "--guide", "--images", "--latent", "--network.hidden", "--num_particles", "--objective.beta",
+        "--chosen", "--guide", "--images", "--latent", "--lr_schedule", "--network.hidden", "--num_particles", "--objective.beta",
         "--objective.beta.warmup", "--objective.free_bits", "--prior", "--proposal", "--sleep", "--temperatures",
     }  # fmt: skip
 

@@ -268,7 +268,7 @@ class TestHowAStepIsRun:
         assert moved["cosine"] == pytest.approx([1e-2 * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(1, 7)])
         assert max(moved["one-cycle"]) == pytest.approx(1e-2, rel=0.1)
         assert moved["one-cycle"][-1] < 1e-6
-        assert moved["trapezoid"] == pytest.approx([1e-4 * t for t in range(2, 7)] + [0], abs=1e-9)
+        assert moved["trapezoid"] == pytest.approx([1e-2 * (1 / 3 + t / 150) for t in range(2, 7)] + [0], abs=1e-9)
 
     def test_fit_takes_a_schedule_and_clips(self):
         plain = quick(build(), DIGITS)["valid"]

@@ -86,8 +86,8 @@ def fit(
         run_dir: Directory for weights, configuration and metrics; None to write nothing. You may rename the directory
             during the run. The ``pyro-vae`` command creates a directory in runs/.
         progress: Whether to show a progress bar.
-        lr_schedule: ``trapezoid``, up over 100 steps, constant, and down to 0 over the last 0.3 of the run
-            (`Scaling Vision Transformers <https://arxiv.org/abs/2106.04560>`_, Zhai et al., 2022); ``constant``;
+        lr_schedule: ``trapezoid``, from a third up over 100 steps, constant, and down to 0 over the last 0.3 of the
+            run (`Scaling Vision Transformers <https://arxiv.org/abs/2106.04560>`_, Zhai et al., 2022); ``constant``;
             ``cosine``, to 0 over the run; ``one-cycle``, up over the first 0.3 of the run and down to nearly 0
             (`Super-Convergence <https://arxiv.org/abs/1708.07120>`_, Smith and Topin, 2018). None for ``trapezoid``, or
             ``constant`` with ``patience``, where the length of the run is unknown. On resume, None is the run's.

@@ -34,9 +34,9 @@ def recipe(name: Choice, lr: float, schedule: str, steps: int, program: nn.Modul
 
 
 def trapezoid(steps: int, step: int) -> float:
-    r"""Return the factor of the learning rate at a step from 0: up, constant, and down to 0.
+    r"""Return the factor of the learning rate at a step from 0: up from a third, constant, and down to 0.
 
-    .. math:: \min\Big( \frac{t + 1}{100}, \; 1, \; \frac{T - t}{\lceil 0.3 \, T \rceil} \Big)
+    .. math:: \min\Big( \frac{1}{3} + \frac{t + 1}{150}, \; 1, \; \frac{T - t}{\lceil 0.3 \, T \rceil} \Big)
 
     Before the fall, the factor does not depend on the number of steps T.
 
@@ -44,7 +44,7 @@ def trapezoid(steps: int, step: int) -> float:
         Scaling Vision Transformers (Zhai et al., 2022), for the rise and the fall.
         Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (Hägele et al., 2024).
     """
-    return min((step + 1) / RISE, 1.0, (steps - step) / math.ceil(FALL * steps))
+    return min(1 / 3 + (step + 1) / (1.5 * RISE), 1.0, (steps - step) / math.ceil(FALL * steps))
 
 
 def steps_before_fall(schedule: str, steps: int) -> int:
