@@ -1,4 +1,4 @@
-r"""The default learning rate, a trapezoid, and two others on several models, after the same epochs.
+r"""ELBOs of several models with three learning rates: constant, a trapezoid and one cycle.
 
 Each model trains with the same epochs, batches and seeds, and with each learning rate:
 

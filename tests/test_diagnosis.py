@@ -210,8 +210,9 @@ SUGGESTED = sorted(
 
 def test_there_are_suggestions():
     assert {option.split()[0] for option in SUGGESTED} == {
-        "--chosen", "--guide", "--images", "--latent", "--lr_schedule", "--network.hidden", "--num_particles", "--objective.beta",
-        "--objective.beta.warmup", "--objective.free_bits", "--prior", "--proposal", "--sleep", "--temperatures",
+        "--chosen", "--guide", "--images", "--latent", "--lr_schedule", "--network.hidden", "--num_particles",
+        "--objective.beta", "--objective.beta.warmup", "--objective.free_bits", "--prior", "--proposal",
+        "--sleep", "--temperatures",
     }  # fmt: skip
 
 
