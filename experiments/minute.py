@@ -104,11 +104,11 @@ def train(rival: str, dataset: Dataset, grey: Tensor, planned: int, curve: Curve
             fit(vae, dataset, epochs=planned, seed=seed, progress=False, on_epoch=lambda history: curve(vae))
         program, rate = THEIRS[rival]
         steps = planned * (len(grey) // BATCH)
-        for result in program(grey, BATCH, partial(in_arrays, steps) if rate is None else lambda step: rate):
+        for result in program(grey, BATCH, partial(falling_rate, steps) if rate is None else lambda step: rate):
             curve(result)
 
 
-def in_arrays(steps: int, step: Any) -> Any:
+def falling_rate(steps: int, step: Any) -> Any:
     """Return the learning rate of a trapezoid at a step, which may be an array of JAX."""
     if isinstance(step, int):
         return RATE * trapezoid(steps, step)
@@ -160,7 +160,8 @@ def main(
     for rival in tqdm(chosen, unit=" rivals"):
         runs = []
         for seed in range(seeds):
-            run = partial(in_new_process if apart else call, minute, rival, seed, seconds, data, root, images)
+            start = partial(in_new_process, minute) if apart else minute
+            run = partial(start, rival, seed, seconds, data, root, images)
             (times, nll), planned = run(num_particles, None), TRIAL
             for _ in range(ATTEMPTS):
                 epoch = (times[-1] - times[0]) / max(1, planned - 1)
@@ -184,11 +185,6 @@ def main(
     write_table(points, Path(out) / "minute_curves", f"The first seed. {caption}")
     draw(figure, Path(out) / "minute.png", points)
     print((Path(out) / "minute.md").read_text())
-
-
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function."""
-    return function(*arguments)
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -16,6 +16,7 @@ from rival_libraries import pythae_epoch
 from rivals import Networks, StockVAE
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["by_hand", "numpyro_example", "pythae", "pyro_example"]
 
@@ -40,8 +41,8 @@ def loss_of(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
 def by_hand(x: Tensor, batch: int, rate: Rate) -> Iterator[StockVAE]:
     """Train by a handwritten loop: ``torch.compile``, fused Adam."""
     networks = Networks(pixels=x.shape[1])
-    optimizer = torch.optim.Adam(networks.parameters(), lr=rate(0), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step) / rate(0))
+    optimizer = torch.optim.Adam(networks.parameters(), lr=1.0, fused=True)  # times the schedule's rate
+    schedule = LambdaLR(optimizer, rate)
     forward = torch.compile(loss_of, dynamic=False, fullgraph=True)
     while True:
         for images in batches(x, batch):
@@ -55,8 +56,8 @@ def by_hand(x: Tensor, batch: int, rate: Rate) -> Iterator[StockVAE]:
 def pyro_example(x: Tensor, batch: int, rate: Rate) -> Iterator[StockVAE]:
     """Train by Pyro's SVI with ``Trace_ELBO``, as Pyro's VAE example does."""
     program = StockVAE.bernoulli(Networks(pixels=x.shape[1]))
-    options = {"optimizer": torch.optim.Adam, "optim_args": {"lr": rate(0)}}
-    optim = PyroLRScheduler(torch.optim.lr_scheduler.LambdaLR, options | {"lr_lambda": lambda t: rate(t) / rate(0)})
+    options = {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1.0}, "lr_lambda": rate}
+    optim = PyroLRScheduler(LambdaLR, options)
     svi = program.svi(Trace_ELBO(), optim)
     while True:
         for images in batches(x, batch):

@@ -30,6 +30,7 @@ from pyro_vae import VAE, evaluate, fit, likelihoods, networks, objectives, prio
 from pyro_vae.data import load
 from pyro_vae.plots.style import BLUE, GREEN, GREY
 
+WARM_UP = partial(objectives.ELBO, beta=objectives.Linear(0.5))
 DENSE = partial(networks.MLP, hidden=(256, 256))
 RATES: dict[str, dict[str, Any]] = {
     "constant": {"lr": 1e-3, "lr_schedule": "constant"},
@@ -46,6 +47,7 @@ MODELS: dict[str, tuple[bool, dict[str, Any], Callable[[], objectives.Objective]
     "Bernoulli": (True, {"network": DENSE}, objectives.ELBO, 1.0),
     "Bernoulli, IWAE of 5": (True, {"network": DENSE}, partial(objectives.IWAE, 5), 1.0),
     "Bernoulli, VampPrior": (True, {"network": DENSE, "prior": priors.VampPrior}, objectives.ELBO, 1.0),
+    "the same, beta warm-up": (True, {"network": DENSE, "prior": priors.VampPrior}, WARM_UP, 1.0),
 }
 
 

@@ -469,7 +469,7 @@ def test_a_warm_up_of_so_many_steps_does_not(tmp_path):
 
 
 class TestLonger:
-    """A run whose learning rate fell goes on, for more epochs, from the state before the fall."""
+    """More epochs for a run whose learning rate fell: training starts again before the fall."""
 
     @pytest.fixture
     def run(self, tmp_path):

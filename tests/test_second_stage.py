@@ -16,6 +16,7 @@ from test_priors import PRIORS
 from pyro_vae import VAE, Posterior, data, fit, fit_prior, guides, load, networks, objectives, priors, programs
 from pyro_vae.commands import run
 from pyro_vae.oracle import LinearGaussian
+from pyro_vae.priors import diffusion
 
 SMALL = partial(networks.MLP, hidden=(16,))
 CENTRES = torch.tensor([[1.2, 1.2], [-1.2, 1.2], [1.2, -1.2], [-1.2, -1.2]])
@@ -63,7 +64,7 @@ class TestDiffusion:
         """5 standard errors of the difference, in value and in the gradient of a weight."""
         prior = priors.Diffusion(3, hidden=(16, 16))
         torch.nn.init.normal_(prior.velocity.outward.weight, std=0.3)
-        q = dist.Normal(torch.tensor([1.0, -0.5, 0.0]), torch.tensor([0.1, 0.4, 1.0])).to_event(1)
+        q = dist.Normal(torch.tensor([1.0, -0.5, 0.0]), torch.tensor([0.1, 0.4, 1.0]))
         numbers = {}
         for name, guide in (("guide", q), ("draw", None)):
             batches = []
@@ -153,6 +154,21 @@ def test_graph_and_plain_pyro_agree():
         program, digits = program_and_digits(latent=4)
         runs.append(fit_prior(program, digits, WITH_PARAMETERS["Diffusion"], epochs=2, progress=False, compile=compile))
     assert runs[0]["train"] == pytest.approx(runs[1]["train"], rel=1e-4)
+
+
+@pytest.mark.parametrize("guide", [guides.DiagonalNormal, guides.FullNormal])
+def test_the_bound_takes_the_guides_distribution(guide, param_store, monkeypatch):
+    """Of the elements of z."""
+    calls = []
+    monkeypatch.setattr(
+        diffusion.DiffusionDistribution, "bound", lambda self, z, q: calls.append((z, q)) or z.square().sum(-1)
+    )
+    program, x = VAE.build((64,), latent=3, guide=guide, prior=priors.Diffusion, network=SMALL), torch.rand(5, 64)
+    objectives.PriorCrossEntropy().loss(program.model, program.guide, x)
+    ((z, q),) = calls
+    assert z.shape[-2:] == (5, 3)
+    assert isinstance(q, dist.Normal) == (guide is guides.DiagonalNormal)
+    torch.testing.assert_close(q.mean.reshape(5, 3), program.encoder(x).mean.reshape(5, 3))
 
 
 def test_the_cross_entropy_is_that_of_the_prior(param_store):

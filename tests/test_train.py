@@ -249,7 +249,7 @@ class TestHowAStepIsRun:
         assert other == pytest.approx(one, rel=0.03)
 
     def test_learning_rate_schedules_end_low(self):
-        """In the last step of a schedule next to nothing moves; at a constant rate all goes on."""
+        """Each schedule has its formula, and ends near zero; a constant rate does not."""
         moved = {}
         for schedule in ("constant", "cosine", "one-cycle", "trapezoid"):
             vae = build()

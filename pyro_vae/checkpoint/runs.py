@@ -25,8 +25,7 @@ from pyro_vae.checkpoint.files import deserialize, display_path, lock, one_line,
 from pyro_vae.checkpoint.spec import event_shape
 
 __all__ = ["append_resume", "check_data", "check_settings", "load_environment", "load_metrics", "load_state"]
-__all__ += ["load_state_before_fall"]
-__all__ += ["lock_new", "save_metrics", "save_weights", "to_csv", "write_header"]
+__all__ += ["load_state_before_fall", "lock_new", "save_metrics", "save_weights", "to_csv", "write_header"]
 
 Digests = dict[str, dict[str, str]]  # by split and column
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")

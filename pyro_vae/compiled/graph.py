@@ -77,7 +77,7 @@ class Graph:
         with torch.no_grad(), pyro.validation_enabled():  # restores the setting, which torch's compiler turns off
             try:
                 self._run = _inductor.compile(self._module, inputs, options=options)
-            except Exception:
+            except Exception:  # Inductor raises whatever the import of a broken file raises
                 if not remove_empty_code(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")):  # which Inductor sets
                     raise
                 torch.compiler.reset()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.objectives.base import Objective, Program, Terms
 from pyro_vae.objectives.divergence import total
-from pyro_vae.traces.sites import density_sites, samples
+from pyro_vae.traces.sites import density_sites, inner, samples
 
 
 class PriorCrossEntropy(Objective):
@@ -74,7 +74,7 @@ class PriorCrossEntropy(Objective):
 class Bounds(Messenger):
     """A handler of guide and model that replaces log-densities by minus a bound, where a distribution has one.
 
-    The bound takes the draw and the distribution in the guide, which runs before the model.
+    The bound takes the draw and the distribution of its elements in the guide, which runs before the model.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Bounds(Messenger):
         if not msg["is_observed"] and hasattr(msg["fn"], "bound"):
             msg["fn"] = _ByBound(msg["fn"], self.guide.get(msg["name"]))
         else:
-            self.guide[msg["name"]] = msg["fn"]
+            self.guide[msg["name"]] = inner(msg["fn"])
 
 
 class _ByBound(TorchDistribution):

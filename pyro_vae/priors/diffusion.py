@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Normal
 from torch.nn.functional import linear, silu
 
 from pyro_vae.flows import Cached
@@ -86,8 +86,8 @@ class DiffusionDistribution(dist.TransformedDistribution):
         steps. The bound is for the stochastic process with this velocity. Its density and the density of
         :meth:`log_prob` are equal for the best velocity. One call of the network takes the place of the solver.
 
-        For z from a diagonal Gaussian ``q``, the mean and the variance of u given :math:`z_\phi` replace u. The mean
-        over z is the same, with far less noise where the noise of the diffusion is below the scale of q.
+        ``q`` is the distribution of the elements of z. If ``q`` is a Normal, the mean and the variance of u given
+        :math:`z_\phi` replace u: the mean over z is the same, with far less noise at low levels of the diffusion.
 
         References:
             Variational Diffusion Models (Kingma, Salimans, Poole and Ho, 2021).
@@ -98,20 +98,13 @@ class DiffusionDistribution(dist.TransformedDistribution):
         sine = (start * level).exp().reshape(*z.shape[:-1], 1)
         cosine = (1 - sine.square()).clamp(min=0).sqrt()
         noisy, mean, variance = cosine * z + sine * torch.randn_like(z), z, torch.zeros_like(z)
-        if (normal := unwrapped(q)) is not None:
-            share = normal.variance / (cosine.square() * normal.variance + sine.square())
-            mean, variance = normal.mean + share * cosine * (noisy - cosine * normal.mean), share
+        if isinstance(q, Normal):
+            share = q.variance / (cosine.square() * q.variance + sine.square())
+            mean, variance = q.mean + share * cosine * (noisy - cosine * q.mean), share
         error = (cosine * noisy - mean) / sine - velocity(noisy, sine)
         tangent = math.exp(start) / math.sqrt(1 - math.exp(2 * start))
         squares = (error.square() + variance).sum(-1)
         return size / 2 * math.log(2 * math.pi * math.e * tangent**2) - start * squares
-
-
-def unwrapped(q: Distribution | None) -> Normal | None:
-    """Return the normal distribution of the elements of a diagonal Gaussian, or None for another distribution."""
-    while isinstance(q, Independent):
-        q = q.base_dist
-    return q if isinstance(q, Normal) else None
 
 
 class Velocity(nn.Module):

@@ -87,15 +87,15 @@ def plates(site: Site) -> list[Any]:
 
 def family(site: Site) -> str:
     """Return the name of a site's distribution."""
-    return type(_inner(site["fn"])).__name__
+    return type(inner(site["fn"])).__name__
 
 
 def is_delta(site: Site) -> bool:
     """Return whether a site's distribution is a point mass."""
-    return isinstance(_inner(site["fn"]), Delta)
+    return isinstance(inner(site["fn"]), Delta)
 
 
-def _inner(fn: Any) -> Any:
+def inner(fn: Any) -> Any:
     """Return a distribution without the ``to_event``, ``mask`` and ``expand`` around it."""
     while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist

@@ -156,13 +156,13 @@ class Run:
         checkpoint.write(paths[0], content, *paths[1:])
 
     def restore(self, folder: Path) -> None:
-        """Restore the saved state of a run with the same data and program; for more epochs, the state before a fall."""
+        """Restore a run's last state, or for more epochs the state before the learning rate fell."""
         state, problem = checkpoint.load_state(folder)
         if problem:
             warnings.warn(problem, stacklevel=2)
         try:
             steps = state["epochs"] * self.training.num_batches + state["at"]
-            if state.get("before_fall", steps) < min(steps, self.training.steps_before_fall):  # of a shorter run
+            if state.get("before_fall", steps) < min(steps, self.training.steps_before_fall):  # for fewer epochs
                 state = checkpoint.load_state_before_fall(folder)
             self.training.restore(state)
             self.history, self._epoch_start = state["history"], time.perf_counter() - state["seconds"]
