@@ -22,24 +22,38 @@ def table(rows: Sequence[Row]) -> str:
     Numbers are nats per datum. -log p(x) and the difference from the best run have standard errors; the error of the
     difference is paired over the images.
     """
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
-    differ = [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
+    differ = differing(rows)
     same = [f"{key} {value}" for key, value in rows[0].settings.items() if key not in differ and value != "none"]
-    heads = ["run", *differ, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
-    measures = [*dict.fromkeys(name for row in rows for name in row.measures)]
-    heads += [*measures, "active", "parameters", "seconds"]
-    head, *lines = aligned([heads, *([*_cells(row, differ, measures)] for row in rows)], 1 + len(differ))
+    head, *lines = aligned(cells(rows), 1 + len(differ))
     blocks = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
-    for group in _groups(rows):
-        blocks += ["", *_heading(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
+    for group in groups(rows):
+        blocks += ["", *headings(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
+    return "\n".join([*blocks, "", _wrap(notes(rows))])
+
+
+def differing(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the settings that differ between rows."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    return [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Return the cells of a table: a row of heads, and a row for each run."""
+    differ, measures = differing(rows), [*dict.fromkeys(name for row in rows for name in row.measures)]
+    heads = ["run", *differ, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
+    heads += [*measures, "active", "parameters", "seconds"]
+    return [heads, *([*_cells(row, differ, measures)] for row in rows)]
+
+
+def notes(rows: Sequence[Row]) -> str:
+    """Return an explanation of the columns of :func:`cells`."""
     methods = "; or ".join(dict.fromkeys(row.method for row in rows))
-    notes = (
+    return (
         "Nats per datum, mean ± standard error over the data, which is paired for the difference from the best. Level: "
         "2 standard errors above the difference are at most 0.1 nats; cannot tell: 2 standard errors reach 0. "
         f"ELBO at beta = 1 with {evaluate.DRAWS} draws. -log p(x) {methods}. Active: "
         "latent dimensions whose mean under the guide has a variance above 0.01 over the data. Seconds of training."
     )
-    return "\n".join([*blocks, "", _wrap(notes)])
 
 
 def figure(rows: Sequence[Row]) -> Figure:
@@ -47,9 +61,9 @@ def figure(rows: Sequence[Row]) -> Figure:
 
     The figure shows at most 6 groups, and the 20 best and 10 worst runs of each group; titles count omitted runs.
     """
-    groups = _groups(rows)
+    parts = groups(rows)
     panels: list[tuple[str, dict[str, dict[str, Any]]]] = []
-    for group in groups[:GROUPS]:
+    for group in parts[:GROUPS]:
         runs = {
             row.name: {
                 "nll": row.nll,
@@ -61,16 +75,17 @@ def figure(rows: Sequence[Row]) -> Figure:
             for i, row in enumerate(group)
             if i < BEST or i >= len(group) - WORST
         }
-        title = next(_heading(group[0], group[0]))
+        title = next(headings(group[0], group[0]))
         if len(group) > BEST + WORST:
             title += f"; the best {BEST} and the worst {WORST} of {len(group):,} runs"
-        if len(panels) == GROUPS - 1 and len(groups) > GROUPS:
-            title += f"; {len(groups) - GROUPS:,} more groups are not drawn"
+        if len(panels) == GROUPS - 1 and len(parts) > GROUPS:
+            title += f"; {len(parts) - GROUPS:,} more groups are not drawn"
         panels.append((title, runs))
     return plots.comparison(panels)
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of each group."""
     return [[*group] for _, group in groupby(rows, key=lambda row: row.group)]
 
 
@@ -88,7 +103,7 @@ def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator
     yield "-" if math.isnan(row.seconds) else f"{row.seconds:,.1f}"
 
 
-def _heading(row: Row, first: Row) -> Iterator[str]:
+def headings(row: Row, first: Row) -> Iterator[str]:
     """Yield the data of a group and, for a later group, the reason why it is not ranked with the first."""
     yield f"{row.about}; log p(x) is {row.basis['log p(x)']}"
     keys = [key for key, value in row.basis.items() if value != first.basis[key]]
