@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "Evaluate a trained program and its guide, print a diagnosis, and draw figures.",
     "generate": "Draw data from a trained program; from a VAE, mean images at draws of the prior.",
     "compare": "Rank trained programs by -log p(x), in a table and a figure.",
+    "report": "Write a page about trained programs: one HTML file to share, with curves, numbers, images and sliders.",
 }
 
 

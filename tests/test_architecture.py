@@ -25,6 +25,7 @@ ROOMS = [
     {"ais"},
     {"posterior"},
     {"report", "compare"},
+    {"page"},
     {"options"},
     {"commands"},
     {"__main__"},

@@ -1,4 +1,4 @@
-"""The subcommands of trained programs: ``evaluate``, ``generate`` and ``compare``."""
+"""The subcommands of trained programs: ``evaluate``, ``generate``, ``compare`` and ``report``."""
 
 import inspect
 import io
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pyro_vae import checkpoint, compare, evaluate, load, plots, report
+from pyro_vae import checkpoint, compare, evaluate, load, page, plots, report
 from pyro_vae.commands.files import picture, pictures, write
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode
@@ -116,6 +116,23 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
     print(compare.table(rows), flush=True)
     write(path, picture(compare.figure(rows)))
     print(f"\nfigure: {path}")
+
+
+def _report(output: str | None = None, trust: str = "", **options: Any) -> None:
+    """Write a page about trained programs: one HTML file to share, with curves, numbers, images and sliders.
+
+    Args:
+        output: A ``.html`` file; by default report.html in the run directory, or in this folder for several runs.
+        trust: Modules whose classes the runs may name.
+        options: Arguments of ``page.html``.
+    """
+    runs = options["runs"]
+    path = checkpoint.safe_path(runs[0] if len(runs) == 1 else ".", "report.html") if output is None else Path(output)
+    if path.suffix != ".html":
+        raise ValueError(f"Expected output to end in .html; got {output!r}.")
+    content = page.html(**options, trust=trust.split()).encode()
+    write(path, content)
+    print(f"report: {path} ({len(content) / 1e6:.1f} MB, one file)")
 
 
 def _peak_memory() -> str:

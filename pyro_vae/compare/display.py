@@ -22,27 +22,22 @@ def table(rows: Sequence[Row]) -> str:
     Numbers are nats per datum. -log p(x) and the difference from the best run have standard errors; the error of the
     difference is paired over the images.
     """
-    differ = differing(rows)
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    differ = [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
     same = [f"{key} {value}" for key, value in rows[0].settings.items() if key not in differ and value != "none"]
-    head, *lines = aligned(cells(rows), 1 + len(differ))
+    head, *lines = aligned(cells(rows, differ), 1 + len(differ))
     blocks = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
     for group in groups(rows):
         blocks += ["", *headings(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
     return "\n".join([*blocks, "", _wrap(notes(rows))])
 
 
-def differing(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the settings that differ between rows."""
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
-    return [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
-
-
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Return the cells of a table: a row of heads, and a row for each run."""
-    differ, measures = differing(rows), [*dict.fromkeys(name for row in rows for name in row.measures)]
-    heads = ["run", *differ, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
+def cells(rows: Sequence[Row], settings: Sequence[str] = ()) -> list[list[str]]:
+    """Return the cells of a table: a row of heads, and a row for each run, with columns for some settings."""
+    measures = [*dict.fromkeys(name for row in rows for name in row.measures)]
+    heads = ["run", *settings, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
     heads += [*measures, "active", "parameters", "seconds"]
-    return [heads, *([*_cells(row, differ, measures)] for row in rows)]
+    return [heads, *([*_cells(row, settings, measures)] for row in rows)]
 
 
 def notes(rows: Sequence[Row]) -> str:

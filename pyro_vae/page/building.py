@@ -1,23 +1,30 @@
 """The page as text: reads the runs, collects their content and fills the template."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 
-from pyro_vae import compare
+from pyro_vae import checkpoint, compare, evaluate
 from pyro_vae.compare import display
 from pyro_vae.data import Dataset
-from pyro_vae.page.charts import bars, curves
-from pyro_vae.page.content import content
+from pyro_vae.page.charts import Chart, bars, curves
+from pyro_vae.page.content import Content
 from pyro_vae.page.latents import SPAN
+from pyro_vae.page.panels import add_codes, add_columns, add_images, add_walk, add_worst
 from pyro_vae.page.runs import IMAGES, MAIN, PARTICLES, Run, evaluation_of, read
 from pyro_vae.plots.style import CLASSES, LINES
+from pyro_vae.program import posterior_of, reference_tensor
+from pyro_vae.report import Evaluation
+from pyro_vae.seeds import eval_mode
 from pyro_vae.train import check_device
 
 SIZE = 2_600_000  # bytes of all images before compression; base64 adds a third, and text at most a megabyte
+POINTS = 2000  # codes in the charts of several runs
 
 
 def html(
@@ -58,21 +65,20 @@ def html(
         got = f"{len(runs)} runs, num_particles = {num_particles} and images = {images}"
         raise ValueError(f"Expected at least 1 run, 1 particle and 2 images; got {got}.")
     check_device(device)
+    folders = {Path(run).resolve(): Path(run) for run in runs}
+    parts = [folder.name for folder in folders]
     datasets: dict[str, Dataset] = {}
-    folders = [Path(run).resolve().name for run in runs]
-    names = [name if folders.count(name) == 1 else str(run) for name, run in zip(folders, runs, strict=True)]
-    loaded = [read(run, name, trust, datasets) for run, name in zip(runs, names, strict=True)]
-    rows: list[compare.Row] = []
-    ranked = [str(run.folder) for run in loaded if run.final and run.dataset is not None]
-    if len(ranked) > 1:
-        draws = (num_particles or PARTICLES, images or IMAGES)
-        rows = compare.compare(ranked, *draws, seed=seed, device=device, trust=trust, progress=progress)
-    parts = []
+    loaded = [
+        read(run, folder.name if parts.count(folder.name) == 1 else str(run), trust, datasets)
+        for folder, run in folders.items()
+    ]
+    rows = _ranking(loaded, num_particles or PARTICLES, images or IMAGES, seed, device, trust, progress)
+    contents = []
     for run in loaded:
         if run.program is not None:
             run.program.to(device)
         evaluation = evaluation_of(run, num_particles, images, seed, progress)
-        parts.append(content(run, evaluation, seed, SIZE / len(loaded), len(loaded)))
+        contents.append(_content(run, evaluation, seed, len(loaded)))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_vae.page", "."),
         autoescape=True,
@@ -81,17 +87,73 @@ def html(
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("page.html").render(
-        parts=parts,
+        parts=contents,
         about=_about(loaded),
         settings=_settings(loaded),
-        sprites={name: sprite for part in parts for name, sprite in part.sprites.items()},
-        span=f"{SPAN:g}",
-        curves=curves({run.name: run.history for run in loaded}),
+        curves=_curves(loaded, rows),
         comparison=_comparison(rows),
-        version=version("pyro_vae"),
+        sprites={name: sprite for part in contents for name, sprite in part.sprites.items()},
+        span=f"{SPAN:g}",
         lines=LINES,
         classes=CLASSES,
+        version=version("pyro_vae"),
     )
+
+
+def _content(run: Run, evaluation: Evaluation | None, seed: int, runs: int) -> Content:
+    """Return the content of one of several runs."""
+    content = Content(run, SIZE / runs)
+    if runs > 1:
+        content.longest, content.points, content.sliders = 64 if runs < 5 else 32, max(50, POINTS // runs), 8
+    if evaluation is not None:
+        content.add_numbers(evaluation)
+    if run.dataset is None:
+        return content
+    device = reference_tensor(run.program).device
+    try:
+        with eval_mode(run.program, device, seed), torch.no_grad():
+            rows = evaluate.rows_of(run.program, run.dataset.test.to(device), slice(0, 1000))
+            target = posterior_of(run.program, rows)
+            add_codes(content, run.dataset, target)
+            if rows[0].dim() in (3, 4):
+                add_walk(content, run.dataset, target)
+                add_images(content, run.dataset, target)
+                if evaluation is not None:
+                    add_worst(content, run.dataset, target, evaluation)
+        if rows[0].dim() == 2:
+            add_columns(content, run.dataset, seed)
+    except ValueError as error:
+        run.notes.append(f"A part of the page is missing: {checkpoint.one_line(error)}")
+    return content
+
+
+def _ranking(runs: Sequence[Run], num_particles: int, images: int, *rest: Any) -> list[compare.Row]:
+    """Return the ranking of the runs with final weights and data, under the names of the page."""
+    ranked = [run for run in runs if run.final and run.dataset is not None]
+    if len(runs) < 2 or not ranked:
+        return []
+    folders = [run.folder.resolve().name for run in ranked]
+    names = {
+        folder if folders.count(folder) == 1 else str(run.folder): run.name
+        for folder, run in zip(folders, ranked, strict=True)
+    }
+    seed, device, trust, progress = rest
+    options = {"seed": seed, "device": device, "trust": trust, "progress": progress}
+    rows = compare.compare([run.folder for run in ranked], num_particles, images, **options)
+    return [replace(row, name=names[row.name]) for row in rows]
+
+
+def _curves(runs: Sequence[Run], rows: Sequence[compare.Row]) -> list[tuple[str, list[Chart]]]:
+    """Return a heading and charts for each group of comparable runs, and for each run without a group."""
+    groups: dict[str, dict[str, Any]] = {}
+    for group in display.groups(rows):
+        names = [row.name for row in group]
+        groups[f"{next(display.headings(group[0], group[0]))}: {', '.join(names)}"] = dict.fromkeys(names)
+    grouped = {name for names in groups.values() for name in names}
+    groups |= {run.name: {run.name: None} for run in runs if run.name not in grouped}
+    history = {run.name: run.history for run in runs}
+    charts = {head: curves({name: history[name] for name in names}) for head, names in groups.items()}
+    return [(head if len(charts) > 1 else "", part) for head, part in charts.items() if part]
 
 
 def _about(runs: Sequence[Run]) -> str:

@@ -74,7 +74,7 @@ def _lines(title: str, histories: Mapping[str, Any], lines: Sequence[tuple[str, 
         return None
     longest = max(map(len, values))
     x = Axis(1, max(2, longest), LEFT, WIDTH - RIGHT)
-    y = Axis(*map(float, ylim), HEIGHT - BOTTOM, TOP)
+    y = Axis(float(ylim[0]), float(ylim[1]), HEIGHT - BOTTOM, TOP)
     runs, labels = [*histories], [*dict.fromkeys(label for _, _, label in lines)]
     for (run, _, label), column in zip(lines, values, strict=True):
         steps = max(40, POINTS // len(histories))
@@ -122,7 +122,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, float]]) -> Chart | None:
         for i, ((name, mean, _), error) in enumerate(zip(rows, errors, strict=True))
     ]
     alt = "; ".join(f"{mark['name']} {mark['text']}" for mark in marks)
-    label = "nats per datum; bars: 2 standard errors to each side"
+    label = "nats per datum, ± 2 standard errors"
     return Chart(title, f"{title}: {alt}.", x, Axis(0, 1, height - BOTTOM, TOP), label, "", marks, height=height)
 
 

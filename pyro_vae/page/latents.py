@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,10 +73,8 @@ def walk(target: Posterior, chosen: Sequence[str], span: float = SPAN, steps: in
         for name in continuous
     }
     centre = target.complete(1, centre)
-    nodes = runner.run(target.model, 1, centre).nodes
-    draws: Draws = {
-        name: value.expand(len(chosen) * steps, *value.shape[1:]).clone() for name, value in centre.items()
-    }
+    nodes: Any = runner.run(target.model, 1, centre).nodes
+    draws: Draws = {name: value.expand(len(chosen) * steps, *value.shape[1:]).clone() for name, value in centre.items()}
     for name, shape in sites.items():
         prior = nodes[name]["fn"]
         loc, scale = (runner.to_rows(part(prior)).expand(centre[name].shape).flatten(2)[0] for part in (mean, stddev))

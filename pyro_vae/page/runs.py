@@ -85,8 +85,8 @@ def read(folder: str | Path, name: str, trust: Sequence[str], datasets: dict[str
     final = (path / "model.safetensors").is_file()
     saved = final or (path / "checkpoint" / "last.safetensors").is_file()
     if not final:
-        weights = "the weights of the last checkpoint" if saved else "no weights"
-        notes.append(f"{_end(path)} The run has {weights}.")
+        weights = "shows the weights of the last checkpoint" if saved else "has no images and no evaluation"
+        notes.append(f"{_end(path)} The page {weights}.")
     spec = config.get("program")
     if isinstance(spec, dict) and "init_args" not in spec and "latent" not in config:
         notes.append("No images and no evaluation: config.yaml does not specify the program.")

@@ -63,7 +63,7 @@ class Evaluation:
         return "\n\n".join(parts)
 
     def save(self, folder: str | Path, more: Mapping[str, bytes] | None = None) -> None:
-        """Write ``evaluation.txt``, ``evaluation.json`` (numbers and texts) and ``evaluation.csv`` (images) to a folder.
+        """Write ``evaluation.txt``, ``evaluation.json`` and ``evaluation.csv`` (images) to a folder.
 
         ``more`` holds further files by name. If some files cannot be written, write the rest and raise OSError.
         """
@@ -93,7 +93,7 @@ class Evaluation:
             return cls(str(table), sections, numbers, dict(zip(names, columns[1:], strict=True)), {}, called, weights)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
             reason = checkpoint.one_line(error)
-            raise ValueError(f"Expected a saved evaluation in {str(folder)!r}; could not read it ({reason}).") from error
+            raise ValueError(f"Expected a saved evaluation in {str(folder)!r}; cannot read it ({reason}).") from error
 
 
 def evaluation(
