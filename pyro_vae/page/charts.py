@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from pyro_vae.plots.values import limits, lines_of
 from pyro_vae.words import nats, pair
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 54, 12, 10, 40  # of a chart, and its margins
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 48, 12, 24, 40  # of a chart, and its margins
 ROW, NAME = 30, 130  # height of a bar's row, and width of the row's name
 COLOURS = 7  # classes c0 to c6 of the style sheet, in the order of plots.style.LINES
 POINTS = 2400  # of a line, shared by the runs
@@ -25,6 +25,7 @@ class Axis:
     high: float
     start: float
     end: float
+    whole: bool = False  # whether only whole numbers are ticks
 
     def __call__(self, value: float) -> float:
         """Return the place of a number."""
@@ -33,8 +34,8 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """The places and the texts of round numbers."""
-        values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
-        return [(self(value), f"{value:,.10g}") for value in values if self.low <= value <= self.high]
+        values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=self.whole).tick_values(self.low, self.high)
+        return [(self(value), f"{value:,.10g}" if abs(value) < 1e5 else f"{value:.4g}") for value in values if self.low <= value <= self.high]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _lines(title: str, histories: Mapping[str, Any], lines: Sequence[tuple[str, 
     if ylim is None:
         return None
     longest = max(map(len, values))
-    x = Axis(1, max(2, longest), LEFT, WIDTH - RIGHT)
+    x = Axis(1, max(2, longest), LEFT, WIDTH - RIGHT, whole=True)
     y = Axis(float(ylim[0]), float(ylim[1]), HEIGHT - BOTTOM, TOP)
     runs, labels = [*histories], [*dict.fromkeys(label for _, _, label in lines)]
     for (run, _, label), column in zip(lines, values, strict=True):

@@ -12,6 +12,7 @@ from pyro_vae import evaluate
 from pyro_vae.conditional import mean, stddev
 from pyro_vae.evaluate.codes import draws_for_means
 from pyro_vae.program import Draws, Posterior, coordinates
+from pyro_vae.program.checks import sources
 from pyro_vae.report.closing import mean_kl
 
 SPAN, STEPS = 3.0, 13  # standard deviations of the prior to each side, and images along a dimension
@@ -96,6 +97,8 @@ def predictive(target: Posterior, num: int = 100) -> Tensor | None:
     draws, _ = target.propose(num)
     try:
         drawn = target.simulate(num, target.complete(num, draws))
-        return torch.stack([target.at(drawn, k).data[0] for k in range(num)])
+        target.at(drawn)
     except ValueError:  # data that cannot be drawn
         return None
+    shown = sources(target)
+    return torch.stack([target.with_values(drawn, shown, k).data[0] for k in range(num)])
