@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pyro_vae import checkpoint, compare, evaluate, load, page, plots, report
-from pyro_vae.commands.files import picture, pictures, write
+from pyro_vae.commands.files import check_output, picture, pictures, write
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode
 from pyro_vae.train import check_device
@@ -110,8 +110,7 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
         options: Arguments of ``compare.compare``.
     """
     path = Path(output)
-    if path.suffix != ".png":
-        raise ValueError(f"Expected output to end in .png; got {output!r}.")
+    check_output(path, ".png")
     rows = compare.compare(**options, trust=trust.split())
     print(compare.table(rows), flush=True)
     write(path, picture(compare.figure(rows)))
@@ -128,8 +127,7 @@ def _report(output: str | None = None, trust: str = "", **options: Any) -> None:
     """
     runs = options["runs"]
     path = checkpoint.safe_path(runs[0] if len(runs) == 1 else ".", "report.html") if output is None else Path(output)
-    if path.suffix != ".html":
-        raise ValueError(f"Expected output to end in .html; got {output!r}.")
+    check_output(path, ".html")
     content = page.html(**options, trust=trust.split()).encode()
     write(path, content)
     print(f"report: {path} ({len(content) / 1e6:.1f} MB, one file)")

@@ -35,7 +35,11 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """The places and the texts of round numbers."""
         values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=self.whole).tick_values(self.low, self.high)
-        return [(self(value), f"{value:,.10g}" if abs(value) < 1e5 else f"{value:.4g}") for value in values if self.low <= value <= self.high]
+        return [
+            (self(value), f"{value:,.10g}" if abs(value) < 1e5 else f"{value:.4g}")
+            for value in values
+            if self.low <= value <= self.high
+        ]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from pyro_vae import evaluate
 from pyro_vae.conditional import mean, stddev
 from pyro_vae.evaluate.codes import draws_for_means
+from pyro_vae.evaluate.weighing import batches_that_fit
 from pyro_vae.program import Draws, Posterior, coordinates
 from pyro_vae.program.checks import sources
 from pyro_vae.report.closing import mean_kl
@@ -46,7 +48,8 @@ def codes(target: Posterior) -> Codes | None:
         return None
     activity, kl = evaluate.latent_activity(target.program, target), mean_kl(target.program, target)
     order = activity.nan_to_num(-1.0).argsort(descending=True).tolist()
-    means = evaluate.guide_means(target, draws_for_means(target)).double().cpu()
+    means_of = partial(evaluate.guide_means, num=draws_for_means(target))
+    means = torch.cat([means_of(rows) for rows in batches_that_fit(target, means_of)]).double().cpu()
     return Codes(
         names=[names[i] for i in order],
         activity=[activity[i].item() for i in order],
@@ -63,33 +66,35 @@ def walk(target: Posterior, chosen: Sequence[str], span: float = SPAN, steps: in
     result is None if x has no such mean, or the codes are discrete.
     """
     runner, shapes = target.runner, target.structure.shapes
-    sites = {name: shapes[name] for name in shapes if not {*coordinates(name, shapes[name])}.isdisjoint(chosen)}
     continuous = [name for name in shapes if not target.structure.supports[name].is_discrete]
-    if evaluate.sums_codes(target.program) or not {*sites} <= {*continuous}:
+    places = {part: (name, i) for name in continuous for i, part in enumerate(coordinates(name, shapes[name]))}
+    if evaluate.sums_codes(target.program) or not {*chosen} <= {*places}:
         return None
-    means = evaluate.guide_means(target, draws_for_means(target))
-    columns = dict(zip(evaluate.dimensions(target), means.T, strict=True))
-    centre = {
+    columns = dict(
+        zip(evaluate.dimensions(target), evaluate.guide_means(target, draws_for_means(target)).T, strict=True)
+    )
+    means = {
         name: torch.stack([columns[part] for part in coordinates(name, shapes[name])], -1).reshape(1, -1, *shapes[name])
         for name in continuous
     }
-    centre = target.complete(1, centre)
-    nodes: Any = runner.run(target.model, 1, centre).nodes
-    draws: Draws = {name: value.expand(len(chosen) * steps, *value.shape[1:]).clone() for name, value in centre.items()}
-    for name, shape in sites.items():
-        prior = nodes[name]["fn"]
-        loc, scale = (runner.to_rows(part(prior)).expand(centre[name].shape).flatten(2)[0] for part in (mean, stddev))
-        offsets = torch.linspace(-span, span, steps).to(loc).reshape(-1, 1)
-        rows = draws[name].reshape(len(chosen), steps, len(target), -1)
-        for column, part in enumerate(coordinates(name, shape)):
-            if part in chosen:
-                rows[chosen.index(part), :, :, column] = loc[:, column] + offsets * scale[:, column]
-    nodes = runner.run(target.model, len(chosen) * steps, draws).nodes
-    for name in target.structure.observed:
-        x = runner.to_rows(mean(nodes[name]["fn"]))
-        if x.shape[2:] == target.data[0].shape[1:]:
-            return x.expand(len(chosen) * steps, len(target), *x.shape[2:]).unflatten(0, (len(chosen), steps))
-    return None
+    means = target.complete(1, means)
+    priors: Any = runner.run(target.model, 1, means).nodes
+    frames = []
+    for part in chosen:
+        name, i = places[part]
+        loc, scale = (
+            runner.to_rows(moment(priors[name]["fn"])).expand(means[name].shape).flatten(2)[0, :, i]
+            for moment in (mean, stddev)
+        )
+        draws: Draws = {name: value.repeat(steps, *[1] * (value.dim() - 1)) for name, value in means.items()}
+        offsets = torch.linspace(-span, span, steps).to(loc).unsqueeze(-1)
+        draws[name].reshape(steps, len(target), -1)[:, :, i] = loc + offsets * scale
+        nodes: Any = runner.run(target.model, steps, draws).nodes
+        for x in (runner.to_rows(mean(nodes[site]["fn"])) for site in target.structure.observed):
+            if x.shape[2:] == target.data[0].shape[1:]:
+                frames.append(x.expand(steps, len(target), *x.shape[2:]))
+                break
+    return torch.stack(frames) if frames else None
 
 
 def predictive(target: Posterior, num: int = 100) -> Tensor | None:

@@ -63,7 +63,7 @@ def sprite(x: Tensor, most: float, gap: int = 0, longest: int = 64) -> Sprite:
     page = page.transpose(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
     page = (page[: len(page) - gap, : page.shape[1] - gap] * 255).round().byte()
     content = io.BytesIO()
-    Image.fromarray(page.squeeze(-1).numpy()).save(content, format="PNG", compress_level=9)
+    Image.fromarray(page.squeeze(-1).numpy()).save(content, format="PNG")
     source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
     return Sprite(source, rows, columns, width + gap, height + gap, gap, reduction)
 
