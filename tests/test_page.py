@@ -20,7 +20,7 @@ from PIL import Image
 
 from pyro_vae import VAE, checkpoint, data, likelihoods, networks, page, plots, programs, report
 from pyro_vae.__main__ import main
-from pyro_vae.page import building
+from pyro_vae.page import building, latents
 from pyro_vae.page.charts import bars, curves
 from pyro_vae.page.content import Content
 from pyro_vae.page.pictures import sprite
@@ -323,7 +323,8 @@ class TestText:
         names = [element["id"] for element in evil.elements if "id" in element]
         assert len(names) == len({*names})
 
-    def test_masses_and_densities_share_no_table_and_no_chart(self, digits, brief, monkeypatch):
+    def test_masses_and_densities_share_no_table_and_no_chart(self, digits, monkeypatch):
+        monkeypatch.setattr(building, "evaluation_of", lambda *_: True)
         monkeypatch.setattr(building, "_content", lambda run, *_: Content(run, 1e5))
         binary = data.load("digits", binarize="static")
         runs = [write("real-1", vae(digits), digits), write("mass-1", vae(binary, 2, likelihoods.Bernoulli), binary)]
@@ -367,6 +368,34 @@ class TestNumbers:
         Path("evaluation.json").write_text(content)
         with pytest.raises(ValueError, match="Expected a saved evaluation in '.'; cannot read it"):
             Evaluation.load(".")
+
+    def test_a_changed_evaluation_gives_a_note(self, digits):
+        program = vae(digits)
+        run = write("run", program, digits)
+        report.evaluation(program, digits, 25, 20, 0, progress=False, proposal="guide").save(run)
+        saved = json.loads(Path(run, "evaluation.json").read_text())
+        for change in ({"table": ""}, {"table": "a  b\nc  d"}, {"sections": {"a": 3}}, {"active": 1, "latent": "2"}):
+            Path(run, "evaluation.json").write_text(json.dumps({**saved, **change}))
+            text = Page(page.html([run], progress=False))
+            assert text.sections >= {"trained", "curves", "latents"}
+            Path(run, "evaluation.json").write_text(json.dumps({**saved, "table": ""}))
+        assert "pyro-vae evaluate" in Page(page.html([run], progress=False)).named("aside")[0]["text"]
+
+    def test_codes_that_are_not_finite_are_left_out(self, digits, brief, monkeypatch):
+        codes, run = latents.codes, write("run", vae(digits), digits)
+
+        def some(target, rows):
+            result = codes(target)
+            result.points[rows] = np.inf
+            return result
+
+        for rows, number in ([1, 5], 178), (slice(None), 0):
+            monkeypatch.setattr(latents, "codes", partial(some, rows=rows))
+            shown = [
+                int(e["data-row"]) for e in Page(page.html([run], progress=False)).named("circle") if "data-row" in e
+            ]
+            assert len(shown) == number
+            assert not {*shown} & {1, 5}
 
     def test_a_curve_has_the_history(self):
         chart, *rest = curves({"run": HISTORY})
@@ -421,7 +450,7 @@ class TestSizes:
             contents.append(replace(contents[0], run=run) if contents else content(run, *rest))
             return contents[-1]
 
-        monkeypatch.setattr(building, "_ranking", lambda *_: [])
+        monkeypatch.setattr(building, "_ranking", lambda *_, **__: [])
         monkeypatch.setattr(building, "_content", content_of_first)
         text = page.html(runs, progress=False)
         of_tiles = sum(len(tiles.source) for tiles in contents[0].sprites.values())  # once for equal runs

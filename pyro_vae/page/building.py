@@ -61,8 +61,10 @@ def html(
         :func:`pyro_vae.report.evaluation`: The numbers and the diagnosis of the page.
     """
     runs = [runs] if isinstance(runs, str | Path) else [*runs]
-    if not runs or min(num_particles or 1, images or 2) < 1 or images == 1 or 0 in (num_particles, images):
-        got = f"{len(runs)} runs, num_particles = {num_particles} and images = {images}"
+    particles = PARTICLES if num_particles is None else num_particles
+    number = IMAGES if images is None else images
+    if not runs or particles < 1 or number < 2:
+        got = f"{len(runs)} runs, num_particles = {particles} and images = {number}"
         raise ValueError(f"Expected at least 1 run, 1 particle and 2 images; got {got}.")
     check_device(device)
     folders = {Path(run).resolve(): Path(run) for run in runs}
@@ -72,13 +74,15 @@ def html(
         read(run, folder.name if parts.count(folder.name) == 1 else str(run), trust, datasets)
         for folder, run in folders.items()
     ]
-    rows = _ranking(loaded, num_particles or PARTICLES, images or IMAGES, seed, device, trust, progress)
-    contents = []
+    contents, evaluated = [], []
     for run in loaded:
         if run.program is not None:
             run.program.to(device)
         evaluation = evaluation_of(run, num_particles, images, seed, progress)
         contents.append(_content(run, evaluation, seed, len(loaded)))
+        evaluated += [] if evaluation is None else [run]
+    options = {"num_particles": particles, "images": number, "seed": seed, "device": device, "trust": trust}
+    rows = _ranking(evaluated, progress=progress, **options) if len(loaded) > 1 else []
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyro_vae.page", "."),
         autoescape=True,
@@ -106,7 +110,10 @@ def _content(run: Run, evaluation: Evaluation | None, seed: int, runs: int) -> C
     if runs > 1:
         content.longest, content.points, content.sliders = 64 if runs < 5 else 32, max(50, POINTS // runs), 8
     if evaluation is not None:
-        content.add_numbers(evaluation)
+        try:
+            content.add_numbers(evaluation)
+        except (ValueError, LookupError, TypeError):  # of a file that somebody has changed
+            run.notes.append("No evaluation: the saved one is damaged. Run pyro-vae evaluate again.")
     if run.dataset is None:
         return content
     device = reference_tensor(run.program).device
@@ -127,19 +134,17 @@ def _content(run: Run, evaluation: Evaluation | None, seed: int, runs: int) -> C
     return content
 
 
-def _ranking(runs: Sequence[Run], num_particles: int, images: int, *rest: Any) -> list[compare.Row]:
-    """Return the ranking of the runs with final weights and data, under the names of the page."""
-    ranked = [run for run in runs if run.final and run.dataset is not None]
-    if len(runs) < 2 or not ranked:
+def _ranking(runs: Sequence[Run], **options: Any) -> list[compare.Row]:
+    """Return the ranking of the runs with final weights, under the names of the page."""
+    ranked = [run for run in runs if run.final]
+    if not ranked:
         return []
     folders = [run.folder.resolve().name for run in ranked]
     names = {
         folder if folders.count(folder) == 1 else str(run.folder): run.name
         for folder, run in zip(folders, ranked, strict=True)
     }
-    seed, device, trust, progress = rest
-    options = {"seed": seed, "device": device, "trust": trust, "progress": progress}
-    rows = compare.compare([run.folder for run in ranked], num_particles, images, **options)
+    rows = compare.compare([run.folder for run in ranked], **options)
     return [replace(row, name=names[row.name]) for row in rows]
 
 

@@ -12,7 +12,7 @@ from pyro_vae.plots.values import limits, lines_of
 from pyro_vae.words import nats, pair
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 48, 12, 24, 40  # of a chart, and its margins
-ROW, NAME = 30, 130  # height of a bar's row, and width of the row's name
+BAR_WIDTH, ROW, NAME = 320, 28, 96  # of a chart of bars; height of a row, and width of its name
 COLOURS = 7  # classes c0 to c6 of the style sheet, in the order of plots.style.LINES
 POINTS = 2400  # of a line, shared by the runs
 
@@ -54,6 +54,7 @@ class Chart:
     y_label: str
     marks: list[dict[str, Any]]
     data: dict[str, Any] = field(default_factory=dict)
+    width: int = WIDTH
     height: int = HEIGHT
 
 
@@ -119,7 +120,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, float]]) -> Chart | None:
     low = min(mean - error for (_, mean, _), error in zip(rows, errors, strict=True))
     high = max(mean + error for (_, mean, _), error in zip(rows, errors, strict=True))
     margin = 0.08 * (high - low) or 1.0
-    x = Axis(low - margin, high + margin, NAME, WIDTH - RIGHT)
+    x = Axis(low - margin, high + margin, NAME, BAR_WIDTH - RIGHT)
     height = TOP + ROW * len(rows) + BOTTOM
     marks = [
         {"name": name, "y": TOP + ROW * i + ROW // 2, "x": x(mean), "from": x(mean - error), "to": x(mean + error)}
@@ -128,18 +129,21 @@ def bars(title: str, rows: Sequence[tuple[str, float, float]]) -> Chart | None:
     ]
     alt = "; ".join(f"{mark['name']} {mark['text']}" for mark in marks)
     label = "nats per datum, ± 2 standard errors"
-    return Chart(title, f"{title}: {alt}.", x, Axis(0, 1, height - BOTTOM, TOP), label, "", marks, height=height)
+    y = Axis(0, 1, height - BOTTOM, TOP)
+    return Chart(title, f"{title}: {alt}.", x, y, label, "", marks, width=BAR_WIDTH, height=height)
 
 
-def scatter(title: str, points: np.ndarray, names: Sequence[str], classes: Sequence[str] | None) -> Chart:
-    """Return a chart of points ``(N, 2)``, with the class of each, or None without classes."""
+def scatter(
+    title: str, points: np.ndarray, names: Sequence[str], classes: Sequence[str] | None, rows: Sequence[int]
+) -> Chart:
+    """Return a chart of points ``(N, 2)``; each has a class, unless ``classes`` is None, and the row of its datum."""
     low, high = points.min(0), points.max(0)
     margin = np.where(high > low, 0.05 * (high - low), 1.0)
     x = Axis(float(low[0] - margin[0]), float(high[0] + margin[0]), LEFT, WIDTH - RIGHT)
     y = Axis(float(low[1] - margin[1]), float(high[1] + margin[1]), WIDTH - BOTTOM, TOP)
     kinds = _in_order(set(classes)) if classes else []
     marks = [
-        {"x": x(float(a)), "y": y(float(b)), "kind": kinds.index(classes[i]) if classes else 0}
+        {"x": x(float(a)), "y": y(float(b)), "kind": kinds.index(classes[i]) if classes else 0, "row": rows[i]}
         for i, (a, b) in enumerate(points)
     ]
     of_classes = f" in the colours of {len(kinds)} labels" if kinds else ""

@@ -114,7 +114,7 @@ for (const chart of all(".points")) {
       picture = draw(null, "svg", { viewBox: `${corner.join(" ")} ${width} ${height}` });
       draw(picture, "use", { href: `#${sprite}` });
     }
-    show(`${label}test datum ${index}`, svg, x, y, picture);
+    show(`${label}test datum ${point.dataset.row}`, svg, x, y, picture);
   };
   const shown = (i) => !svg.classList.contains("faint") || points[i].classList.contains("chosen");
   explore(svg, (x, y) => {

@@ -6,6 +6,7 @@ import math
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -40,17 +41,20 @@ def add_codes(content: Content, dataset: Dataset, target: Posterior) -> None:
     content.codes = codes = latents.codes(target)
     if codes is None:
         return
-    x, number = target.data[0], min(len(target), content.points)
-    labels = dataset.test.labels
-    classes = None if labels is None or labels.dim() > 1 else [f"{label:g}" for label in labels[:number].tolist()]
+    x, labels = target.data[0], dataset.test.labels
+    rows = np.flatnonzero(np.isfinite(codes.points).all(1))[: content.points].tolist()
+    if not rows:
+        return
+    classes = None if labels is None or labels.dim() > 1 else [f"{label:g}" for label in labels[rows].tolist()]
     if classes and len({*classes}) > CLASSES:  # numbers rather than classes
         classes = None
+    number, names = len(rows), (codes.names + [""])[:2]
     title = f"Means of q(z | x), the first {number:,} test {images_or_rows(x.shape[1:])}"
-    content.scatter = scatter(title, codes.points[:number], (codes.names + [""])[:2], classes)
+    content.scatter = scatter(title, codes.points[rows], names, classes, rows)
     if x.dim() in (3, 4) and number * tile_bytes(x, content.longest) <= content.most * THUMBS:
         columns = math.ceil(math.sqrt(number))
         grid = x.new_zeros(columns * math.ceil(number / columns), *x.shape[1:])
-        grid[:number] = x[:number] / white(dataset, x)
+        grid[:number] = x[rows] / white(dataset, x)
         content.thumbs = content.add(grid.unflatten(0, (-1, columns)), THUMBS)
 
 
