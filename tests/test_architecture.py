@@ -26,6 +26,7 @@ ROOMS = [
     {"posterior"},
     {"report", "compare"},
     {"options"},
+    {"sweep"},
     {"commands"},
     {"__main__"},
 ]
