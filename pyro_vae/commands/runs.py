@@ -4,6 +4,7 @@ import inspect
 import io
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,10 +102,11 @@ def _generate(
     print(path)
 
 
-def _compare(output: str = "comparison.png", trust: str = "", **options: Any) -> None:
-    """Rank trained programs by -log p(x), in a table and a figure.
+def _compare(runs: Sequence[str], output: str = "comparison.png", trust: str = "", **options: Any) -> None:
+    """Rank trained programs, or the settings of a study over seeds, by -log p(x), in a table and a figure.
 
     Args:
+        runs: Run directories, or directories of studies.
         output: A ``.png`` file for the figure.
         trust: Modules whose classes the runs may name.
         options: Arguments of ``compare.compare``.
@@ -112,9 +114,15 @@ def _compare(output: str = "comparison.png", trust: str = "", **options: Any) ->
     path = Path(output)
     if path.suffix != ".png":
         raise ValueError(f"Expected output to end in .png; got {output!r}.")
-    rows = compare.compare(**options, trust=trust.split())
-    print(compare.table(rows), flush=True)
-    write(path, picture(compare.figure(rows)))
+    folders, absent = compare.runs_of(runs)
+    rows = compare.compare(folders, **options, trust=trust.split())
+    if any(compare.is_study(run) for run in runs):
+        settings = compare.over_seeds(rows)
+        print(compare.table_over_seeds(settings, absent), flush=True)
+        write(path, picture(compare.figure_over_seeds(settings)))
+    else:
+        print(compare.table(rows), flush=True)
+        write(path, picture(compare.figure(rows)))
     print(f"\nfigure: {path}")
 
 

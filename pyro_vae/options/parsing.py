@@ -98,7 +98,7 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
     if name != "sweep":
         result.add_argument("--trust", type=str, default="", help=TRUST)
     if name == "compare":
-        result.add_argument("runs", nargs="+", help="Run directories.")
+        result.add_argument("runs", nargs="+", help="Run directories, or directories of studies.")
     if name != "train":
         skipped: set[str | int] = {"runs", "progress", "trust"}
         skipped |= {"resume", "on_epoch", "sleep"} if name == "stage" else set()

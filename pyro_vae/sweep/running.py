@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint, data
 from pyro_vae.compare.rows import format_spec
+from pyro_vae.compare.seeds import TRIALS
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.options import dataset_of
 from pyro_vae.sweep.space import Space, parsed, read
@@ -187,9 +188,9 @@ def _check_data(space: Space, sampler: Sampler) -> None:
 
 
 def _save(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``trials.csv``, a line for each run."""
+    """Write a line for each run."""
     names = [*dict.fromkeys(name for row in rows for name in row["options"])]
     heads = ["run", "number", "seed", "state", "value", "seconds", "message"]
     cells = [[*(row[head] for head in heads), *(format_spec(row["options"][name]) for name in names)] for row in rows]
     lines = [["" if cell is None else cell for cell in line] for line in cells]
-    checkpoint.write(folder / "trials.csv", checkpoint.to_csv([[*heads, *names], *lines]))
+    checkpoint.write(folder / TRIALS, checkpoint.to_csv([[*heads, *names], *lines]))
