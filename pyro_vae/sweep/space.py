@@ -108,8 +108,9 @@ def read(file: str | Path) -> Space:
         for name, value in content.items():
             several = isinstance(value, list) and _refusal({name: value})
             options[name] = _tree(name, {"values": value} if several else value)
-            for setting, _ in itertools.islice(_grid(_ends({name: options[name]})), CHECKED):
-                parsed(setting)
+            if _ends(options[name]) != value:  # each value by itself
+                for setting, _ in itertools.islice(_grid(_ends({name: options[name]})), CHECKED):
+                    parsed(setting)
         for setting, _ in itertools.islice(_grid(_ends(options)), CHECKED):
             parsed(setting)
     except ValueError as error:

@@ -41,8 +41,7 @@ class Study:
         optuna = import_optuna()
         self.folder, self.sampler = folder, sampler
         self.url = url or f"sqlite:///{folder / 'study.db'}"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of the heartbeat
+        with _quiet():
             self.storage = optuna.storages.RDBStorage(
                 self.url,
                 engine_kwargs={"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else None,
@@ -120,7 +119,8 @@ class Study:
             waiting, _ = self.open_trials()
             if not waiting and (space is None or most is None or len(self.trials()) >= most):
                 return None
-            trial = self.study.ask()
+            with _quiet():
+                trial = self.study.ask()
             trial.set_user_attr("worker", worker)
             if "number" not in trial.user_attrs:
                 if space is None or most is None or len(self.trials()) >= most:  # another worker was faster
@@ -166,8 +166,7 @@ class Study:
                 with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # somebody was faster
                     self.study.tell(trial.number, state=_state("FAIL"))
                     self._add_again(trial)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _quiet():
             optuna.storages.fail_stale_trials(self.study)
 
     @contextmanager
@@ -223,6 +222,14 @@ def import_optuna() -> Any:
         raise ValueError(f"Expected Optuna, which stores the trials of a sweep; got none. {advice}") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Optuna's warnings that a heartbeat is experimental, and meant for its own loop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?i).*heartbeat|fail_stale_trials")
+        yield
 
 
 def _state(name: str) -> Any:

@@ -31,6 +31,7 @@ class Team:
         self.study, self.spec, self.progress, self.on_end = study, spec, progress, on_end
         self.events: Queue[tuple[int, dict[str, Any]]] = Queue()
         self.processes: dict[int, subprocess.Popen[str]] = {}
+        self.threads: dict[int, Thread] = {}
         self.bars: dict[int, Any] = {}
         self.idle: dict[int, int] = {}  # workers in a row that ended before they trained
 
@@ -62,6 +63,8 @@ class Team:
             except subprocess.TimeoutExpired:
                 process.terminate()
                 process.wait()
+        for thread in self.threads.values():
+            thread.join()
 
     def _start(self, i: int) -> None:
         """Start worker ``i``, and read its events."""
@@ -73,16 +76,18 @@ class Team:
             )  # fmt: skip
         seed = 1000 * len(self.study.trials()) + i  # the same seed after a restart would repeat the first proposals
         spec = json.dumps(self.spec | {"seed": seed})
-        Thread(target=self._talk, args=(i, process, spec), daemon=True).start()
+        self.threads[i] = Thread(target=self._talk, args=(i, process, spec), daemon=True)
+        self.threads[i].start()
         self.processes[i] = process
 
     def _talk(self, i: int, process: Any, spec: str) -> None:
         with suppress(BrokenPipeError):  # the worker has died
             process.stdin.write(f"{spec}\n")
             process.stdin.close()
-        for line in process.stdout:
-            with suppress(ValueError):  # a line that a killed worker has not finished
-                self.events.put((i, json.loads(line)))
+        with process.stdout:
+            for line in process.stdout:
+                with suppress(ValueError):  # a line that a killed worker has not finished
+                    self.events.put((i, json.loads(line)))
 
     def _log(self, i: int) -> Path:
         return self.study.folder / "logs" / f"worker-{i + 1}.txt"
