@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": "Evaluate a trained program and its guide, print a diagnosis, and draw figures.",
     "generate": "Draw data from a trained program; from a VAE, mean images at draws of the prior.",
     "sweep": "Train a run for each setting and seed in a YAML file of options, in several processes.",
-    "compare": "Rank trained programs by -log p(x), in a table and a figure.",
+    "compare": "Rank trained programs, or the settings of a study over seeds, by -log p(x), in a table and a figure.",
 }
 
 

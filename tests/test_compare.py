@@ -245,10 +245,10 @@ def test_of_many_runs_the_figure_holds_the_best_and_the_worst(two):
 
 def test_the_table_is_printed_before_the_figure_is_drawn(two, tmp_path, monkeypatch, capsys):
     rows = rows_of(*two)
-    monkeypatch.setattr(compare, "compare", lambda **_: rows)
+    monkeypatch.setattr(compare, "compare", lambda *_, **__: rows)
     (tmp_path / "there.png").mkdir()
     with pytest.raises((OSError, ValueError), match="there"):
-        commands._compare(str(tmp_path / "there.png"))
+        commands._compare(two, str(tmp_path / "there.png"))
     assert compare.table(rows) in capsys.readouterr().out
 
 

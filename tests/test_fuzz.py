@@ -31,6 +31,7 @@ SET = settings(derandomize=True, deadline=None, database=None, suppress_health_c
 OWN = """
 from torch import nn
 from pyro_vae.priors import StandardNormal
+from pyro_vae.sweep import sweep
 
 class Mine(StandardNormal):
     '''A prior of the user's own.'''
@@ -139,6 +140,7 @@ TAKEN = [name for name in TRAIN if name not in {"vae", "dataset", "event_shape",
 OTHERS = {
     "evaluate": [*inspect.signature(commands._evaluate).parameters, "config", "help"],
     "generate": [*inspect.signature(commands._generate).parameters, "config", "help"],
+    "sweep": [*inspect.signature(sweep).parameters, "config", "help"],
     "compare": [*inspect.signature(compare.compare).parameters, "output", "config", "help"],
 }
 PARTS = {option: class_names(option) for option in ROOMS}

@@ -290,12 +290,15 @@ class TestHelp:
         assert ended.value.code == 0
         assert capsys.readouterr().out == f"pyro-vae {version('pyro_vae')}\n"
 
-    @pytest.mark.parametrize("command", ["train", "evaluate", "generate", "compare"])
-    def test_explains_every_option(self, command, capsys):
+    @pytest.mark.parametrize(
+        ("command", "option"),
+        [(name, "--seed") for name in ("train", "evaluate", "generate", "compare")] + [("sweep", "--workers")],
+    )
+    def test_explains_every_option(self, command, option, capsys):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0
-        assert "--seed" in capsys.readouterr().out
+        assert option in capsys.readouterr().out
 
     def test_shows_the_known_classes_of_each_room_and_no_other(self, capsys):
         with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Locks that say which workers on this machine are alive: the system releases the lock of a killed process."""
+"""Locks of the workers on this machine. The system releases the lock of a killed process."""
 
 import os
 import socket

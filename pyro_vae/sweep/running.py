@@ -1,4 +1,4 @@
-"""``sweep``: start workers, show their progress, and go on where a killed sweep stopped."""
+"""``sweep``: read the file, open the study, start the workers and record the runs."""
 
 import inspect
 import re
@@ -94,7 +94,7 @@ def sweep(
         team.work(workers)
     except KeyboardInterrupt:
         done = [row for row in records(study, space) if row["state"] in DONE]
-        message = f"{len(done)} runs are done. To go on, repeat the command."
+        message = f"{len(done)} runs are finished. Repeat the command to resume."
         raise KeyboardInterrupt(message) from None
     finally:
         team.stop()
@@ -172,7 +172,7 @@ def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: di
 
 
 def _rules(space: Space, sampler: Sampler) -> dict[str, Any]:
-    """Return what may not change in a study: options with one value and, for a search, the values of the others."""
+    """Return the constants of a study: options with one value and, for a search, the seeds and all values."""
     fixed = {name: value for name, value in space.options.items() if name not in space.searched}
     more = {} if sampler == "grid" else {"searched": str({name: space.options[name] for name in space.searched})}
     return {"options": fixed} | more | ({} if sampler == "grid" else {"seeds": [*space.seeds]})

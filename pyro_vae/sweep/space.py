@@ -129,7 +129,7 @@ def parsed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(options: Mapping[str, Any]) -> str:
-    """Return the parser's sentence about options that it refuses, empty for others."""
+    """Return the parser's message about invalid options; empty for valid options."""
     try:
         parsed(options)
     except ValueError as error:

@@ -67,7 +67,7 @@ class Study:
             )
 
     def check_basis(self, basis: str) -> None:
-        """Refuse a run whose -log p(x) does not compare with those of the runs before it."""
+        """Refuse a run whose -log p(x) cannot be compared with the first run."""
         before = self.study.user_attrs.get("basis")
         if before is None:
             self.study.set_user_attr("basis", basis)
@@ -152,7 +152,7 @@ class Study:
         self.study.tell(job.trial, state=_state("FAIL"))
 
     def release(self, job: Job) -> None:
-        """Let another worker, or a later call, go on with a trial."""
+        """Add a trial again, for another worker or a later call."""
         trial = self.study.tell(job.trial, state=_state("FAIL"))
         self._add_again(trial, died=False)
 

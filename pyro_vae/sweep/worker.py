@@ -97,7 +97,7 @@ class Worker:
         return {"run": name, "seed": seed, "value": value, "seconds": sum(history["seconds"]), "basis": basis}
 
     def _dataset(self, options: dict[str, Any]) -> Dataset:
-        """Load the data of a run, or take those of the run before."""
+        """Load the data set of a run, unless it is the previous data set."""
         key = str([options[name] for name in (*inspect.signature(data.load).parameters, "program")])
         if self._data is None or self._data[0] != key:
             self._data = key, dataset_of(options)
