@@ -22,6 +22,7 @@ from pyro_vae import VAE, checkpoint, commands, compare, data, fit, report
 from pyro_vae.__main__ import COMMANDS, main
 from pyro_vae.options import ROOMS
 from pyro_vae.options.classes import class_names
+from pyro_vae.sweep import sweep
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,6 @@ SET = settings(derandomize=True, deadline=None, database=None, suppress_health_c
 OWN = """
 from torch import nn
 from pyro_vae.priors import StandardNormal
-from pyro_vae.sweep import sweep
 
 class Mine(StandardNormal):
     '''A prior of the user's own.'''

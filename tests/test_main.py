@@ -428,7 +428,7 @@ BAD = {
     "option": (lambda: ["train", "--epoch_number", "3"], "unrecognized arguments: --epoch_number"),
     "no config": (lambda: ["train", "--config", "no.yaml"], "--config: File does not exist: .*no.yaml"),
     "bad config": (lambda: ["train", "--config", text("a.yaml", "a: b: c")], "Problems parsing config"),
-    "no command": (lambda: [], "Expected a subcommand, train, evaluate, generate, compare; got none"),
+    "no command": (lambda: [], "Expected a subcommand, train, evaluate, generate, sweep, compare; got none"),
     "no such command": (lambda: ["trian"], "invalid choice: 'trian'"),
     "no such option": (lambda: ["--fast", "train"], "unrecognized arguments: --fast. See pyro-vae --help"),
 }

@@ -124,7 +124,9 @@ def importance(settings: Sequence[Setting]) -> dict[str, float]:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study()
-    kinds = {name: optuna.distributions.CategoricalDistribution([*dict.fromkeys(v)]) for name, v in options.items()}
+    kinds: dict[str, Any] = {
+        name: optuna.distributions.CategoricalDistribution([*dict.fromkeys(v)]) for name, v in options.items()
+    }
     for i in finite:
         params = {name: values[i] for name, values in options.items()}
         for value in settings[i].means.tolist():

@@ -26,7 +26,7 @@ TRUST = "Modules beside pyro_vae whose classes a run or its --config may name, a
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
 
-def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
+def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of a subcommand from the words after the subcommand's name."""
     words = expand_names(words)
     first = final = parser(name, command)
@@ -86,7 +86,7 @@ def expand_names(words: Sequence[str]) -> list[str]:
     return expanded
 
 
-def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None = None) -> ArgumentParser:
+def parser(name: str, command: Callable[..., Any], parts: dict[str, Any] | None = None) -> ArgumentParser:
     """Return the parser of a subcommand; ``parts`` are default classes of ``train``."""
     result = _Parser(
         prog=f"pyro-vae {'train' if name == 'stage' else name}",
