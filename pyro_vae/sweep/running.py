@@ -3,6 +3,7 @@
 import inspect
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pyro_vae.sweep.team import Team
 from pyro_vae.words import nats
 
 MARK = "sweep.yaml"  # the file that makes a directory a study
+TRIES, PAUSE = 3, 0.5  # to open a database, and seconds between
 DONE = ("complete", "pruned", "failed")  # states of runs that need no worker
 
 
@@ -148,17 +150,9 @@ def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: di
         )
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    optuna = import_optuna()
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         with checkpoint.lock(folder):
-            try:
-                study = Study(folder, folder.name, storage, rules["sampler"])
-            except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
-                url = re.sub(r"//[^@/]*@", "//...@", storage or "study.db")  # without a password
-                reason = checkpoint.one_line(error.__cause__ or error).split("(Background")[0]
-                raise ValueError(f"Expected a database that Optuna can use; could not open {url} ({reason}).") from None
+            study = _connect(folder, storage, rules["sampler"])
             study.check(rules | _rules(space, rules["sampler"]))
             if rules["sampler"] == "grid":
                 study.add_missing(space)
@@ -169,6 +163,25 @@ def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: di
             shutil.rmtree(folder)
         raise
     return study
+
+
+def _connect(folder: Path, storage: str | None, sampler: Sampler) -> Study:
+    """Open the study in its database; try again where another machine makes the tables at the same moment."""
+    optuna = import_optuna()
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+    error: Exception
+    for _ in range(TRIES):
+        try:
+            return Study(folder, folder.name, storage, sampler)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as problem:
+            error = problem
+            if not isinstance(problem, DBAPIError | optuna.exceptions.StorageInternalError):
+                break
+            time.sleep(PAUSE)
+    url = re.sub(r"//[^@/]*@", "//...@", storage or "study.db")  # without a password
+    reason = checkpoint.one_line(error.__cause__ or error).split("(Background")[0]
+    raise ValueError(f"Expected a database that Optuna can use; could not open {url} ({reason}).") from None
 
 
 def _rules(space: Space, sampler: Sampler) -> dict[str, Any]:
