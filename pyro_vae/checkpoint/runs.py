@@ -23,9 +23,11 @@ from torch import nn
 
 from pyro_vae.checkpoint.files import deserialize, display_path, lock, one_line, safe_path, write
 from pyro_vae.checkpoint.spec import event_shape
+from pyro_vae.data import Schema
 
-__all__ = ["append_resume", "check_data", "check_settings", "load_environment", "load_metrics", "load_state"]
-__all__ += ["load_state_before_fall", "lock_new", "save_metrics", "save_weights", "to_csv", "write_header"]
+__all__ = ["append_resume", "check_data", "check_settings", "load_environment", "load_metrics", "load_schema"]
+__all__ += ["load_state", "load_state_before_fall", "lock_new", "save_metrics", "save_weights", "to_csv"]
+__all__ += ["write_header"]
 
 Digests = dict[str, dict[str, str]]  # by split and column
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
@@ -34,18 +36,36 @@ BITS = ("python", "threads", "processor", "instructions", "gpus")
 # Files of training and evaluation, in the order in which --overwrite deletes them: without the first the directory is
 # no run, and the last shows that the files belong to one.
 RUN_FILES = ["config.yaml", "checkpoint/*.safetensors", "model.safetensors", "metrics.csv", "seconds.csv"]
-RUN_FILES += ["diverged.json", "evaluation.*", "figures/*.png", "tensorboard/events.out.tfevents.*", "environment.json"]
+RUN_FILES += ["schema.json", "diverged.json", "evaluation.*", "figures/*.png", "tensorboard/events.out.tfevents.*"]
+RUN_FILES += ["environment.json"]
 # Settings that a resumed run may change; the number of epochs only if no schedule depends on it.
 CHANGEABLE = {"root", "data", "device", "on_nan", "logger", "epochs"}
 KINDS = {"config": dict, "data": dict, "packages": dict, "resumed": list, "directory": str}  # in environment.json
 
 
-def write_header(run: Path, config: dict[str, Any], digests: Digests, save: Callable[[], None] = lambda: None) -> None:
-    """Write ``environment.json``, call ``save()`` to save a first state, then write ``config.yaml`` to mark the run."""
+def write_header(
+    run: Path,
+    config: dict[str, Any],
+    digests: Digests,
+    save: Callable[[], None] = lambda: None,
+    schema: Schema | None = None,
+) -> None:
+    """Write ``environment.json`` and a table's ``schema.json``, call ``save()``, then mark the run by ``config.yaml``.
+
+    ``save()`` saves a first state.
+    """
     content = environment(config.get("seed")) | {"config": config, "data": digests}
     write(safe_path(run, "environment.json"), json.dumps(content, indent=2) + "\n")
+    if schema:
+        write(safe_path(run, "schema.json"), schema.to_json())
     save()
     write(safe_path(run, "config.yaml"), yaml.safe_dump(config, sort_keys=False))
+
+
+def load_schema(run: str | Path) -> Schema | None:
+    """Read the columns of a run's table from ``schema.json``; return None for a run on other data."""
+    path = safe_path(run, "schema.json")
+    return Schema.read(path) if path.is_file() else None
 
 
 def load_environment(run: str | Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from pyro_vae.seeds import eval_mode
 from pyro_vae.train import check_device, fit
 from pyro_vae.words import images_or_rows
 
-TRAINING = ("root", "labelled", "labelled_seed")  # arguments of data.load that do not change a test image
+# Arguments of data.load that do not change a test image.
+TRAINING = ("root", "labelled", "labelled_seed", "labels", "schema")
 OPERATION = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")  # settings that change no number
 
 
@@ -141,6 +142,10 @@ def compare(
         path = Path(options["data"])
         basis = {key: value for key, value in options.items() if key not in TRAINING}
         basis["columns"] = (options.get("columns") or [None])[0]  # the column of x
+        schema = dataset.schema
+        basis["x"] = [*schema.names] if schema else None
+        basis["covariates"] = options["covariates"] if covariates else None
+        basis["standardize"] = f"true, by {schema.log_scale():.9g} nats" if schema and schema.standardised else False
         basis["data"] = str(path.resolve()) if path.exists() else options["data"]
         basis["log p(x)"] = f"of {kind}{covariates}"
         activity = evaluate.latent_activity(vae, target, seed) if len(target) > 1 else None

@@ -97,9 +97,9 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 def digest(column: Any) -> str:
-    """Return a hash of a tensor, or of images on disk."""
+    """Return a hash of a tensor, or of stored rows."""
     state = hashlib.blake2b(str((*column.shape, column.dtype)).encode(), digest_size=16)
-    rows = max(1, AT_ONCE // math.prod(column.shape[1:]))
+    rows = max(1, AT_ONCE // (math.prod(column.shape[1:]) * column.dtype.itemsize))
     for start in range(0, len(column), rows):
         part = column[start : start + rows].cpu().contiguous()
         state.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
