@@ -119,10 +119,10 @@ def data_of(run: str | Path, loaded: dict[str, data.Dataset] | None = None) -> t
         ) from error
     loaded[key] = dataset
     check_data(run, dataset.digests)
-    paths = {name: config[name] for name in ("data", "root", "schema") if name in config}
+    paths: dict[str, Any] = {name: config[name] for name in ("data", "root", "schema") if name in config}
     own = {name: value for name, value in dataset.config.items() if name != "schema"}
     usual = {name: parameter.default for name, parameter in inspect.signature(data.load).parameters.items()}
-    return replace(dataset, config={**own, **paths}), usual | dataset.config
+    return replace(dataset, config=own | paths), usual | dataset.config
 
 
 def _build(

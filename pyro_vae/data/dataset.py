@@ -69,7 +69,7 @@ class Split:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         pixels = rows_of(self.pixels, index)
-        x = pixels / self.max_value if self.levels else pixels
+        x = pixels if pixels.is_floating_point() or not self.levels else pixels / self.max_value
         if self.noise == "uniform":
             x = self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
         elif self.noise == "bernoulli":

@@ -85,7 +85,7 @@ class Sparse:
 
     def __init__(self, matrix: Any, name: str, units: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         self.matrix, self.path, self.units, self.shape = matrix, name, units, matrix.shape
-        self.step = max(1, AT_ONCE // (4 * self.shape[1]))
+        self.step = max(1, AT_ONCE // (16 * self.shape[1]))
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yield all numbers in chunks; numbers without units are the stored elements, and one zero for the rest."""
@@ -93,7 +93,7 @@ class Sparse:
             yield from (self.read([row], self.step) for row in range(0, self.shape[0], self.step))
         else:
             yield np.zeros(int(self.matrix.nnz < self.shape[0] * self.shape[1]), np.float32)
-            yield from np.array_split(self.matrix.data, 1 + self.matrix.nnz // AT_ONCE)
+            yield from np.array_split(self.matrix.data, 1 + 64 * self.matrix.nnz // AT_ONCE)
 
     def read(self, rows: list[int], count: int = 1) -> np.ndarray:
         """Return ``count`` dense rows starting at the first of ``rows``, or each of ``rows``."""
@@ -117,9 +117,10 @@ class Stored:
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         rows = self.rows[index if isinstance(index, slice) else index.cpu()]
         arrays = (self.store.read(chunk.tolist()) for chunk in rows.split(self.store.step))
-        images = (channels_first(to_tensor(array, repr(str(self.store.path)))) for array in arrays)
+        name = repr(str(self.store.path))
+        images = (channels_first(to_tensor(array, name, copy=not array.flags.writeable)) for array in arrays)
         pixels = [(x if self.cut is None else x > self.cut).to(self.dtype) for x in images]
-        return torch.cat(pixels).to(self.device)
+        return (torch.cat(pixels) if pixels[1:] else pixels[0]).to(self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:

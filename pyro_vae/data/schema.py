@@ -156,13 +156,13 @@ def _standardised(columns: Sequence[Column], parts: Iterable[Tensor]) -> tuple[C
         here, total = x.nansum(0) / number.clamp(min=1), (count + number).clamp(min=1)
         square += (x - here).square().nansum(0) + (here - mean).square() * count * number / total
         mean, count = mean + (here - mean) * number / total, count + number
-    result = []
-    for column, m, s, num in zip(columns, mean.tolist(), (square / count).sqrt().tolist(), count.tolist(), strict=True):
-        if not LEAST * abs(m) < s < math.inf:
-            got = "none" if not num else f"only {m:.6g}" if math.isfinite(s) else "infinite ones"
-            raise ValueError(
-                f"Expected finite numbers that differ in the training rows of column {column.name!r}, to standardise "
-                f"it; got {got}. Leave the column out."
-            )
-        result.append(replace(column, mean=m, scale=s))
-    return tuple(result)
+    scale = (square / count).sqrt()
+    if constant := (~((LEAST * mean.abs() < scale) & scale.isfinite())).nonzero().flatten().tolist():
+        first, more = constant[0], f", and {len(constant) - 1:,} more such columns" * (len(constant) > 1)
+        got = "none" if not count[first] else f"only {mean[first]:.6g}" if scale[first].isfinite() else "infinite ones"
+        raise ValueError(
+            f"Expected finite numbers that differ in the training rows of each column, to standardise it; got {got} in "
+            f"{columns[first].name!r}{more}. Leave out such columns."
+        )
+    units = zip(columns, mean.tolist(), scale.tolist(), strict=True)
+    return tuple(replace(column, mean=m, scale=s) for column, m, s in units)

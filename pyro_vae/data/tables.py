@@ -10,10 +10,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
-from pyro_vae.data.arrays import narrowed, survey
+from pyro_vae.data.arrays import AT_ONCE, narrowed, survey
 from pyro_vae.data.on_disk import TABLES, Sparse, Stored, check_file, sparse
 from pyro_vae.data.schema import Column, Schema
 from pyro_vae.data.sources import Source
@@ -40,10 +41,13 @@ def table(
     A category has the levels that ``schema`` has for it. Without ``x``, x is the columns of ``schema``, or else all
     columns but the labels and covariates.
     """
-    array, names, frame = _annotated(path, layer) if path.suffix.lower() == ".h5ad" else (None, [], _frame(path))
-    aside = [*([] if labels is None else [labels]), *covariates]
-    check_names(path, "labels and covariates", [*frame], aside)
-    names = [name for name in frame if name not in aside] if array is None else names
+    aside, annotated = [*([] if labels is None else [labels]), *covariates], path.suffix.lower() == ".h5ad"
+    if layer is not None and not annotated:
+        raise ValueError(f"Expected a .h5ad file for layer; got {str(path)!r}.")
+    array, names, frame = _annotated(path, layer, aside) if annotated else (None, [], _frame(path))
+    if not annotated:
+        check_names(path, "x, labels and covariates", [*frame], [*aside, *(x or ())])
+        names = [name for name in frame if name not in aside]
     chosen = [*x] if x is not None else [column.name for column in schema.x] if schema else names
     check_names(path, "x", names, chosen)
     if not chosen:
@@ -63,6 +67,8 @@ def table(
         None if labels is None else coded[labels][1],
         tuple(coded[name][1] for name in covariates),
     )
+    if labels is not None and coded[labels][0].is_floating_point():
+        coded[labels] = (narrowed(coded[labels][0].numpy(), f"column {labels!r} of {str(path)!r}"), coded[labels][1])
     pixels: Any = torch.from_numpy(array) if isinstance(array, np.ndarray) else sparse(array, str(path))
     extra = {name: coded[name][0] for name in covariates}
     return Source(pixels, repr(str(path)), None if labels is None else coded[labels][0], extra=extra, schema=made)
@@ -187,22 +193,24 @@ def _frame(path: Path) -> Any:
         import pandas as pd
 
         if path.suffix.lower() == ".parquet":
-            frame = pd.read_parquet(path)
-            names = frame.columns
+            from pyarrow.parquet import read_schema
+
+            names = pd.Index(read_schema(path).names)
+            frame = pd.DataFrame() if names.has_duplicates else pd.read_parquet(path)
         else:
             frame, names = _separated(pd, path)
     frame.columns = frame.columns.map(str)
-    return _checked(path, frame, names)
+    _check(path, len(frame), names)
+    return frame
 
 
-def _checked(path: Path, frame: Any, names: Any) -> Any:
-    """Return a frame; refuse a name of two columns, and fewer than 3 rows."""
+def _check(path: Path, rows: int, names: Any) -> None:
+    """Refuse a name of two columns, and fewer than 3 rows."""
     if names.has_duplicates:
         got = f"{str(names[names.duplicated()][0])!r} twice"
         raise ValueError(f"Expected a name for each column of {str(path)!r}; got {got}. Rename one of them.")
-    if len(frame) < 3:
-        raise ValueError(f"Expected at least 3 rows, one for each split, in {str(path)!r}; got {len(frame)}.")
-    return frame
+    if rows < 3:
+        raise ValueError(f"Expected at least 3 rows, one for each split, in {str(path)!r}; got {rows}.")
 
 
 def _separated(pd: Any, path: Path) -> tuple[Any, Any]:
@@ -219,28 +227,28 @@ def _separated(pd: Any, path: Path) -> tuple[Any, Any]:
     return frame, pd.Index(first[first.notna()]) if named else frame.columns  # pandas renames a second one
 
 
-def _annotated(path: Path, layer: str | None) -> tuple[Any, list[str], Any]:
-    """Return x of a .h5ad file, dense or sparse, the names of its columns, and the frame of the rows' columns."""
-    with _reading(path):
+def _annotated(path: Path, layer: str | None, aside: Sequence[str]) -> tuple[Any, list[str], Any]:
+    """Return x of a .h5ad file, dense or sparse, the names of its columns, and the columns ``aside`` of its rows."""
+    with _reading(path), h5py.File(path, rdcc_nbytes=AT_ONCE) as file:
+        import pandas as pd
         from anndata.io import read_elem
 
-        with h5py.File(path) as file:
-            frame, variables = (read_elem(file[part]) for part in ("obs", "var"))
-            layers = [*file.get("layers", ())]
-            node = file.get("X" if layer is None else f"layers/{layer}")
-            kind = "" if node is None else node.attrs.get("encoding-type", "")
-            if kind in MATRICES:  # read as float32, without a copy in another type
-                import scipy.sparse
-
-                parts = (node["data"].astype(np.float32)[:], node["indices"][:], node["indptr"][:])
-                array = getattr(scipy.sparse, kind)(parts, shape=tuple(node.attrs["shape"])).tocsr()
-            else:
-                array = None if kind in ("", "null") and not isinstance(node, h5py.Dataset) else read_elem(node)
+        node = file.get("X" if layer is None else f"layers/{layer}")
+        layers, of_rows = [*file.get("layers", ())], [*file["obs"].attrs["column-order"]]
+        index = pd.Index(read_elem(file["var"][file["var"].attrs["_index"]])).map(str)
+        kind = "null" if node is None else node.attrs.get("encoding-type", "")
+        if kind in MATRICES:  # read as float32, without a copy of another type
+            parts = (node["data"].astype(np.float32)[:], node["indices"][:], node["indptr"][:])
+            array = getattr(scipy.sparse, kind)(parts, shape=tuple(node.attrs["shape"])).tocsr()
+        else:
+            array = None if kind == "null" else read_elem(node)
+        frame = pd.DataFrame({name: read_elem(file["obs"][name]) for name in aside if name in of_rows})
     if array is None:
-        place = "X" if layer is None else f"layer {layer!r}"
-        got = f"the layers {', '.join(layers)}" if layers else "no layers"
-        raise ValueError(f"Expected {place} in {str(path)!r}; got {got}. Choose the numbers with layer.")
+        place = "X" if layer is None else f"a layer {layer!r}"
+        got = f"the layers {', '.join(layers)}. Choose one of them as layer" if layers else "no layers either"
+        raise ValueError(f"Expected {place} in {str(path)!r}; got {got}.")
+    check_names(path, "labels and covariates", of_rows, aside)
     if isinstance(array, np.ndarray):
         array = array.astype(float if array.dtype.itemsize > 4 else np.float32)
-    _checked(path, frame, variables.index)
-    return array, [*map(str, variables.index)], frame
+    _check(path, array.shape[0], index)
+    return array, [*index], frame
