@@ -98,7 +98,7 @@ def _generate(
 
 def _code(given: int | str | None, schema: data.Schema | None) -> int | None:
     """Return the code of a label, from its number or from the name of a level."""
-    levels = schema.given[0].levels if schema and len(schema.given) == 1 else ()
+    levels = schema.of_y[0].levels if schema and len(schema.of_y) == 1 else ()
     if given is None or not (levels or isinstance(given, str)):
         return given
     if str(given) not in levels:

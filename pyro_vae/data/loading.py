@@ -15,7 +15,7 @@ from pyro_vae.data.on_disk import TABLES, arrays_of
 from pyro_vae.data.schema import Schema
 from pyro_vae.data.sources import NAMES, Source, digits, file, folder, torchvision_images
 from pyro_vae.data.splits import Binarize, check_options, dataset_of, in_splits, split_rows
-from pyro_vae.data.tables import columns_of, is_table, prepared, table
+from pyro_vae.data.tables import columns_of, is_table, prepare, table
 
 
 def load(
@@ -120,7 +120,7 @@ def load(
     if is_table(path):
         known = Schema.read(schema) if schema else None
         source = table(path, x, labels, covariates or (), standardize, layer, known)
-        source = prepared(source, split_rows(len(source.x), valid)[0], standardize, known)
+        source = prepare(source, split_rows(len(source.x), valid)[0], standardize, known)
     elif data in NAMES:
         source = torchvision_images(data, root)
     elif data == "digits":

@@ -61,8 +61,8 @@ class Schema:
         return () if names == tuple(map(str, range(len(names)))) else names
 
     @property
-    def given(self) -> tuple[Column, ...]:
-        """The columns of y: the covariates, or else the labels."""
+    def of_y(self) -> tuple[Column, ...]:
+        """The columns of y, which are the covariates, or else the labels."""
         return self.covariates or ((self.labels,) if self.labels else ())
 
     @property
@@ -83,24 +83,24 @@ class Schema:
         logs = self.units[1].log()
         return (logs if mask is None else mask.cpu().double() @ logs).sum().item() / (1 if mask is None else len(mask))
 
-    def y_of(self, columns: Mapping[str, Tensor]) -> Tensor:
+    def y_from(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Return the codes of one category, ``(B,)``, or numbers and one-hot vectors side by side, ``(B, *)``."""
         if len(self.covariates) == 1 and self.covariates[0].levels:
             return columns[self.covariates[0].name]
         pairs = [(columns[column.name], len(column.levels)) for column in self.covariates]
         return torch.cat([one_hot(v, num).float() if num else v.unsqueeze(1) for v, num in pairs], 1)
 
-    def columns_of(self, y: Tensor) -> dict[str, list[Any]]:
-        """Return the columns of the table by name for y, the inverse of :meth:`y_of`."""
-        sizes = [len(column.levels) or 1 for column in self.given]
-        y = one_hot(y.long(), sizes[0]) if y.dim() == 1 and self.given[0].levels else y.reshape(len(y), -1)
+    def columns_from(self, y: Tensor) -> dict[str, list[Any]]:
+        """Return the columns of the table by name for y, the inverse of :meth:`y_from`."""
+        sizes = [len(column.levels) or 1 for column in self.of_y]
+        y = one_hot(y.long(), sizes[0]) if y.dim() == 1 and self.of_y[0].levels else y.reshape(len(y), -1)
         columns = dict[str, list[Any]]()
-        for column, part in zip(self.given, y.split(sizes, dim=1), strict=True):
+        for column, part in zip(self.of_y, y.split(sizes, dim=1), strict=True):
             codes, numbers = part.argmax(1).tolist(), part[:, 0].double() * column.scale + column.mean
             columns[column.name] = [column.levels[i] for i in codes] if column.levels else numbers.tolist()
         return columns
 
-    def standardised_by(self, x: Iterable[Tensor], covariates: Mapping[str, Tensor]) -> Self:
+    def standardise(self, x: Iterable[Tensor], covariates: Mapping[str, Tensor]) -> Self:
         """Return the schema with the means and scales of rows: of x in parts, and of covariates by name."""
         of_y = [c if c.levels else _standardised((c,), [covariates[c.name][:, None]])[0] for c in self.covariates]
         return replace(self, x=_standardised(self.x, x), covariates=tuple(of_y), standardised=True)
@@ -130,10 +130,10 @@ class Schema:
         """
 
         def column(fields: dict[str, Any]) -> Column:
-            made = Column(str(fields["name"]), tuple(map(str, fields["levels"])), fields["mean"], fields["scale"])
-            if not (math.isfinite(made.mean) and 0 < made.scale < math.inf):
-                raise ValueError(f"{made.name!r} has no finite mean and positive scale")
-            return made
+            result = Column(str(fields["name"]), tuple(map(str, fields["levels"])), fields["mean"], fields["scale"])
+            if not (math.isfinite(result.mean) and 0 < result.scale < math.inf):
+                raise ValueError(f"{result.name!r} has no finite mean and positive scale")
+            return result
 
         try:
             fields = json.loads(Path(path).read_text())
