@@ -144,7 +144,7 @@ def compare(
         basis["columns"] = (options.get("columns") or [None])[0]  # the column of x
         schema = dataset.schema
         basis["x"] = [*schema.names] if schema else None
-        basis["covariates"] = options["covariates"] if covariates else None
+        basis["covariates"] = [column.name for column in schema.of_y] if schema and covariates else None
         basis["standardize"] = f"true, by {schema.log_scale():.9g} nats" if schema and schema.standardised else False
         basis["data"] = str(path.resolve()) if path.exists() else options["data"]
         basis["log p(x)"] = f"of {kind}{covariates}"
