@@ -1,4 +1,4 @@
-"""Runs on tables: the schema is in the run, rows come in the units of the table, and what is refused is one sentence."""
+"""Runs on tables: the schema is in the run, rows come in the units of the table, and bad input is one sentence."""
 
 import json
 import shutil
@@ -120,8 +120,9 @@ def test_runs_of_other_units_are_not_ranked_against_each_other(here):
     assert rows["units"].basis["standardize"] != rows["raw"].basis["standardize"]
     text = compare.table([*rows.values()])
     assert "standardize is true, by " in text or "standardize is false here and true, by " in text
-    groups = {row.group for row in compare.compare(["vector", "class"], 5, 5, progress=False)}
-    assert len(groups) == 2
+    one, other = compare.compare(["vector", "class"], 5, 5, progress=False)
+    assert one.group != other.group
+    assert {str(row.basis["covariates"]) for row in (one, other)} == {"['city', 'mass']", "['city']"}
 
 
 def test_evaluate_reads_the_units_of_the_run(here, capsys):

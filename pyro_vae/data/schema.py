@@ -41,7 +41,6 @@ class Schema:
         x: The columns of x.
         labels: The column of the labels, if any.
         covariates: The columns of y, in order: a category has one column of y for each level, a number has one.
-        standardised: Whether x and the numbers among the covariates are standardised.
 
     Example:
         >>> schema = Schema((Column("age", mean=40.0, scale=10.0), Column("size", mean=2.0, scale=0.5)))
@@ -52,13 +51,17 @@ class Schema:
     x: tuple[Column, ...]
     labels: Column | None = None
     covariates: tuple[Column, ...] = ()
-    standardised: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the columns of x; empty if these are 0, 1, 2, and so on."""
         names = tuple(column.name for column in self.x)
         return () if names == tuple(map(str, range(len(names)))) else names
+
+    @property
+    def standardised(self) -> bool:
+        """Whether a column of x has a mean other than 0, or a scale other than 1."""
+        return any((column.mean, column.scale) != (0, 1) for column in self.x)
 
     @property
     def of_y(self) -> tuple[Column, ...]:
@@ -103,7 +106,7 @@ class Schema:
     def standardise(self, x: Iterable[Tensor], covariates: Mapping[str, Tensor]) -> Self:
         """Return the schema with the means and scales of rows: of x in parts, and of covariates by name."""
         of_y = [c if c.levels else _standardised((c,), [covariates[c.name][:, None]])[0] for c in self.covariates]
-        return replace(self, x=_standardised(self.x, x), covariates=tuple(of_y), standardised=True)
+        return replace(self, x=_standardised(self.x, x), covariates=tuple(of_y))
 
     def with_units_of(self, other: "Schema") -> Self:
         """Return the schema with the means and scales that another schema has for its columns."""
@@ -114,7 +117,7 @@ class Schema:
             got = f"none of {absent[0]!r}" if absent else "columns that are not standardised"
             raise ValueError(f"Expected a schema with a mean and a scale of each column, to standardise it; got {got}.")
         covariates = tuple(column if column.levels else of_y[column.name] for column in self.covariates)
-        return replace(self, x=tuple(of_x[column.name] for column in self.x), covariates=covariates, standardised=True)
+        return replace(self, x=tuple(of_x[column.name] for column in self.x), covariates=covariates)
 
     def to_json(self) -> str:
         """Return the schema as JSON, with exact numbers."""
@@ -139,7 +142,7 @@ class Schema:
             fields = json.loads(Path(path).read_text())
             x, covariates = (tuple(map(column, fields[name])) for name in ("x", "covariates"))
             labels = None if fields["labels"] is None else column(fields["labels"])
-            return cls(x, labels, covariates, bool(fields["standardised"]))
+            return cls(x, labels, covariates)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"Expected the schema.json of a run; there is nothing at {str(path)!r}.") from error
         except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
