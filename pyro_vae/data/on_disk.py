@@ -116,11 +116,12 @@ class Stored:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         rows = self.rows[index if isinstance(index, slice) else index.cpu()]
-        arrays = (self.store.read(chunk.tolist()) for chunk in rows.split(self.store.step))
-        name = repr(str(self.store.path))
-        images = (channels_first(to_tensor(array, name, copy=not array.flags.writeable)) for array in arrays)
-        pixels = [(x if self.cut is None else x > self.cut).to(self.dtype) for x in images]
-        return (torch.cat(pixels) if pixels[1:] else pixels[0]).to(self.device)
+        pixels, name = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype), repr(str(self.store.path))
+        for part, chunk in zip(pixels.split(self.store.step), rows.split(self.store.step), strict=True):
+            array = self.store.read(chunk.tolist())
+            x = channels_first(to_tensor(array, name, copy=not array.flags.writeable))
+            part.copy_(x if self.cut is None else x > self.cut)
+        return pixels.to(self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:

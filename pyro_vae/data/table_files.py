@@ -90,6 +90,15 @@ def _separated(pd: Any, path: Path) -> tuple[Any, Any]:
     return frame, pd.Index(first[first.notna()]) if named else frame.columns  # pandas renames a second one
 
 
+def _array(dataset: h5py.Dataset, dtype: Any) -> np.ndarray:
+    """Read an array of one dimension as a type, in parts: without a copy, and with little memory for the library."""
+    array = np.empty(dataset.shape, dtype)
+    for start in range(0, len(array), AT_ONCE // 4):
+        rows = np.s_[start : start + AT_ONCE // 4]
+        dataset.read_direct(array, rows, rows)
+    return array
+
+
 def annotated(path: Path, layer: str | None, aside: Sequence[str]) -> tuple[Any, list[str], Any]:
     """Return x of a .h5ad file, dense or sparse, the names of its columns, and the columns ``aside`` of its rows."""
     with _reading(path), h5py.File(path, rdcc_nbytes=AT_ONCE) as file:
@@ -100,8 +109,9 @@ def annotated(path: Path, layer: str | None, aside: Sequence[str]) -> tuple[Any,
         layers, of_rows = [*file.get("layers", ())], [*file["obs"].attrs["column-order"]]
         index = pd.Index(read_elem(file["var"][file["var"].attrs["_index"]])).map(str)
         kind = "null" if node is None else node.attrs.get("encoding-type", "")
-        if kind in MATRICES:  # read as float32, without a copy of another type
-            parts = (node["data"].astype(np.float32)[:], node["indices"][:], node["indptr"][:])
+        if kind in MATRICES:
+            data, indices = _array(node["data"], np.float32), _array(node["indices"], node["indices"].dtype)
+            parts = (data, indices, node["indptr"][:])
             array = getattr(scipy.sparse, kind)(parts, shape=tuple(node.attrs["shape"])).tocsr()
         else:
             array = None if kind == "null" else read_elem(node)
