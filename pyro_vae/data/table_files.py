@@ -45,7 +45,7 @@ def _reading(path: Path) -> Iterator[None]:
     with installed(path):
         try:
             yield
-        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split()).split(". ")[0]
             raise ValueError(f"Expected a table; could not read {str(path)!r} ({reason}). Write it again.") from error
 
