@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -237,12 +238,27 @@ BAD = {
         lambda: numbers() | {"schema": text("[]", "s.json")["data"]},
         "schema.json of a run; could",
     ),
+    "hidden labels and covariates": (
+        lambda: numbers() | {"covariates": "kind", "labelled": 3},
+        "labelled, .* got both",
+    ),
     "no schema": (lambda: numbers() | {"schema": "s.json"}, "schema.json of a run; there is nothing at 's.json'"),
     "a schema without units": (
         lambda: numbers() | {"standardize": True, "schema": text(Schema((Column("a"),)).to_json(), "s.json")["data"]},
         "schema with a mean and a scale of each column, .*; got columns that are not standardised",
     ),
 }
+
+
+def spoil():
+    """Sparse counts with the index of a column that does not exist."""
+    cells(X=scipy_sparse.csr_matrix(np.eye(9, dtype=np.float32)))
+    with h5py.File("c.h5ad", "r+") as file:
+        file["X/indices"][3] = 10**6
+    return {"data": "c.h5ad"}
+
+
+BAD["an index out of the matrix"] = (spoil, "a table; could not read 'c.h5ad' .*indices")
 BAD |= {
     f"not a {suffix}": (lambda suffix=suffix: text("\x00 word", f"t.{suffix}"), f"a table; could not read 't.{suffix}'")
     for suffix in ("parquet", "h5ad")

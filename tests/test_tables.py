@@ -272,6 +272,12 @@ class TestAnnotated:
             del histories[-1]["seconds"]
         assert histories[0] == histories[1]
 
+    @pytest.mark.parametrize(("x", "support"), [(np.zeros, constraints.boolean), (np.ones, constraints.boolean)])
+    def test_sparse_rows_of_one_number(self, x, support, tmp_path):
+        dataset = data.load(annotated(tmp_path / "c.h5ad", scipy_sparse.csr_matrix(x((COUNT, 6), np.float32))))
+        assert dataset.support is support
+        assert torch.equal(all_rows(dataset), torch.from_numpy(x((COUNT, 6), np.float32)))
+
     @pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix"])
     def test_a_sparse_matrix_of_scipy_is_read(self, kind, tmp_path):
         scipy_sparse.save_npz(tmp_path / "x.npz", getattr(scipy_sparse, kind)(counts()))

@@ -110,17 +110,19 @@ def load(
     of_table = dict(x=x, labels=labels, covariates=covariates, standardize=standardize, layer=layer, schema=schema)
     config |= {name: value for name, value in of_table.items() if value}
     check_options(config | {"columns": columns})
-    path = Path(data)
-    if not is_table(path) and (chosen := [name for name in of_table if name in config]):
-        raise ValueError(f"Expected a table ({', '.join(TABLES)}) for {chosen[0]}; got {data!r}.")
+    path, own = Path(data), [name for name in of_table if name in config]
+    if own and not is_table(path):
+        raise ValueError(f"Expected a table ({', '.join(TABLES)}) for {own[0]}; got {data!r}.")
+    if own and columns is not None:
+        raise ValueError(f"Expected columns, or {own[0]}, to choose the columns of a table; got both.")
+    if labelled is not None and covariates:
+        raise ValueError("Expected labelled, which hides labels that are y, or covariates, which are y; got both.")
     if columns is not None:
-        if chosen := [name for name in of_table if name in config]:
-            raise ValueError(f"Expected columns, or {chosen[0]}, to choose the columns of a table; got both.")
         return show_labels(_by_columns(path, columns, config), labelled, labelled_seed)
     if is_table(path):
-        known = Schema.read(schema) if schema else None
-        source = table(path, x, labels, covariates or (), standardize, layer, known)
-        source = prepare(source, split_rows(len(source.x), valid)[0], standardize, known)
+        before = Schema.read(schema) if schema else None
+        source = table(path, x, labels, covariates or (), standardize, layer, before)
+        source = prepare(source, split_rows(len(source.x), valid)[0], standardize, before)
     elif data in NAMES:
         source = torchvision_images(data, root)
     elif data == "digits":

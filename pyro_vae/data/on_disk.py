@@ -92,8 +92,8 @@ class Sparse:
         if self.units:
             yield from (self.read([row], self.step) for row in range(0, self.shape[0], self.step))
         else:
-            yield np.zeros(int(self.matrix.nnz < self.shape[0] * self.shape[1]), np.float32)
-            yield from np.array_split(self.matrix.data, 1 + 64 * self.matrix.nnz // AT_ONCE)
+            rest = np.zeros(int(self.matrix.nnz < self.shape[0] * self.shape[1]), np.float32)
+            yield from filter(len, (rest, *np.array_split(self.matrix.data, 1 + 64 * self.matrix.nnz // AT_ONCE)))
 
     def read(self, rows: list[int], count: int = 1) -> np.ndarray:
         """Return ``count`` dense rows starting at the first of ``rows``, or each of ``rows``."""
@@ -151,6 +151,7 @@ def sparse(matrix: Any, name: str) -> Stored:
     """Return the rows of a sparse matrix of scipy, as float32."""
     if matrix.dtype.kind not in "buif":
         raise ValueError(f"Expected numbers in {name!r}; got {matrix.dtype}.")
+    matrix.check_format()  # an index out of the matrix would be read from other memory
     return Stored(Sparse(matrix.tocsr().astype(np.float32, copy=False), name), torch.arange(matrix.shape[0]))
 
 

@@ -17,10 +17,10 @@ from pyro_vae.data.on_disk import check_file
 MATRICES = ("csr_matrix", "csc_matrix")  # encodings of a sparse X in a .h5ad file
 
 
-def check_names(path: Path, option: str, names: Collection[str], chosen: Sequence[str]) -> None:
-    """Refuse a column that does not exist, and a column that is chosen twice."""
-    for i, name in enumerate(chosen):
-        if name in chosen[:i]:
+def check_names(path: Path, option: str, names: Collection[str], heads: Sequence[str]) -> None:
+    """Refuse a column that does not exist, and a column that is named twice."""
+    for i, name in enumerate(heads):
+        if name in heads[:i]:
             raise ValueError(f"Expected different columns for {option}; got {name!r} twice.")
         if name not in names:
             near = difflib.get_close_matches(str(name), names, cutoff=0.5) or names
@@ -111,8 +111,9 @@ def annotated(path: Path, layer: str | None, aside: Sequence[str]) -> tuple[Any,
         kind = "null" if node is None else node.attrs.get("encoding-type", "")
         if kind in MATRICES:
             data, indices = _array(node["data"], np.float32), _array(node["indices"], node["indices"].dtype)
-            parts = (data, indices, node["indptr"][:])
-            array = getattr(scipy.sparse, kind)(parts, shape=tuple(node.attrs["shape"])).tocsr()
+            array = getattr(scipy.sparse, kind)((data, indices, node["indptr"][:]), shape=tuple(node.attrs["shape"]))
+            array.check_format()  # an index out of the matrix would be read from other memory
+            array = array.tocsr()
         else:
             array = None if kind == "null" else read_elem(node)
         frame = pd.DataFrame({name: read_elem(file["obs"][name]) for name in aside if name in of_rows})
