@@ -163,7 +163,8 @@ def _heading(row: Row, first: Row) -> Iterator[str]:
     """Yield the data of a group and, for a later group, the reason why it is not ranked with the first."""
     yield f"{row.about}; log p(x) is {row.basis['log p(x)']}"
     keys = [key for key, value in row.basis.items() if value != first.basis[key]]
-    differ = [f"{key} is {format_spec(row.basis[key])} here and {format_spec(first.basis[key])} there" for key in keys]
+    both = [[textwrap.shorten(format_spec(of.basis[key]), 100) for of in (row, first)] for key in keys]
+    differ = [f"{key} is {here} here and {there} there" for key, (here, there) in zip(keys, both, strict=True)]
     if differ:
         yield _wrap(f"Not ranked against the first group: {'; '.join(differ)}.")
 

@@ -22,7 +22,8 @@ from pyro_vae.seeds import eval_mode
 from pyro_vae.train import check_device, fit
 from pyro_vae.words import images_or_rows
 
-TRAINING = ("root", "labelled", "labelled_seed")  # arguments of data.load that do not change a test image
+# Arguments of data.load that do not change a test image.
+TRAINING = ("root", "labelled", "labelled_seed", "labels", "schema")
 OPERATION = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")  # settings that change no number
 
 
@@ -135,7 +136,7 @@ def compare(
             target = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
         held_out = dataset.config["valid"]
         about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
-        basis = basis_of(options, target)
+        basis = basis_of(dataset, options, target)
         activity = evaluate.latent_activity(vae, target, seed) if len(target) > 1 else None
         active, _, unsure = (0, 0, 1) if activity is None else evaluate.usage(activity, len(target))
         row = Row(
@@ -176,20 +177,25 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
     return vae, {key: value for key, value in config.items() if key not in OPERATION}, history
 
 
-def basis_of(options: Mapping[str, Any], target: Posterior) -> dict[str, Any]:
+def basis_of(dataset: Dataset, options: Mapping[str, Any], target: Posterior) -> dict[str, Any]:
     """Return what runs must share, so that their -log p(x) compare.
 
     Args:
+        dataset: The data set of a run.
         options: Arguments of ``data.load``.
         target: The program at some data.
     """
     supports = target.structure.observed_supports.values()
     kind = "a mass" if all(support.is_discrete for support in supports) else "a density"
-    path = Path(options["data"])
+    covariates = evaluate.covariates(target).replace(" | ", ", given ")
+    path, schema = Path(options["data"]), dataset.schema
     basis = {key: value for key, value in options.items() if key not in TRAINING}
     basis["columns"] = (options.get("columns") or [None])[0]  # the column of x
+    basis["x"] = [*schema.names] if schema else None
+    basis["covariates"] = [column.name for column in schema.of_y] if schema and covariates else None
+    basis["standardize"] = f"true, by {schema.log_scale():.9g} nats" if schema and schema.standardised else False
     basis["data"] = str(path.resolve()) if path.exists() else options["data"]
-    basis["log p(x)"] = f"of {kind}{evaluate.covariates(target).replace(' | ', ', given ')}"
+    basis["log p(x)"] = f"of {kind}{covariates}"
     return basis
 
 

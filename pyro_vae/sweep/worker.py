@@ -67,7 +67,7 @@ class Worker:
         program = program_of(options, dataset)
         with eval_mode(program, torch.device("cpu"), seed):
             rows = evaluate.rows_of(program, dataset.train, slice(0, 2))
-            basis = str(basis_of(dataset.config, posterior_of(program, rows)))
+            basis = str(basis_of(dataset, dataset.config, posterior_of(program, rows)))
         if self.one_basis:
             self.study.check_basis(basis)
         place = {"resume": run} if (run / "config.yaml").exists() else {"run_dir": run, "overwrite": True}
