@@ -11,7 +11,8 @@ COMMANDS = {
     "train": "Train a VAE or another program, print its ELBO and -log p(x) on each split, and draw figures.",
     "evaluate": "Evaluate a trained program and its guide, print a diagnosis, and draw figures.",
     "generate": "Draw data from a trained program; from a VAE, mean images at draws of the prior.",
-    "compare": "Rank trained programs by -log p(x), in a table and a figure.",
+    "sweep": "Train a run for each setting and seed in a YAML file of options, in several processes.",
+    "compare": "Rank trained programs, or the settings of a study over seeds, by -log p(x), in a table and a figure.",
     "report": "Write a page about trained programs: one HTML file to share, with curves, numbers, images and sliders.",
 }
 

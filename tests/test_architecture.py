@@ -27,6 +27,7 @@ ROOMS = [
     {"report", "compare"},
     {"page"},
     {"options"},
+    {"sweep"},
     {"commands"},
     {"__main__"},
 ]

@@ -22,6 +22,7 @@ from pyro_vae import VAE, checkpoint, commands, compare, data, fit, report
 from pyro_vae.__main__ import COMMANDS, main
 from pyro_vae.options import ROOMS
 from pyro_vae.options.classes import class_names
+from pyro_vae.sweep import sweep
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +140,7 @@ TAKEN = [name for name in TRAIN if name not in {"vae", "dataset", "event_shape",
 OTHERS = {
     "evaluate": [*inspect.signature(commands._evaluate).parameters, "config", "help"],
     "generate": [*inspect.signature(commands._generate).parameters, "config", "help"],
+    "sweep": [*inspect.signature(sweep).parameters, "config", "help"],
     "compare": [*inspect.signature(compare.compare).parameters, "output", "config", "help"],
 }
 PARTS = {option: class_names(option) for option in ROOMS}

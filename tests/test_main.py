@@ -290,12 +290,16 @@ class TestHelp:
         assert ended.value.code == 0
         assert capsys.readouterr().out == f"pyro-vae {version('pyro_vae')}\n"
 
-    @pytest.mark.parametrize("command", ["train", "evaluate", "generate", "compare", "report"])
-    def test_explains_every_option(self, command, capsys):
+    @pytest.mark.parametrize(
+        ("command", "option"),
+        [(name, "--seed") for name in ("train", "evaluate", "generate", "compare", "report")]
+        + [("sweep", "--workers")],
+    )
+    def test_explains_every_option(self, command, option, capsys):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0
-        assert "--seed" in capsys.readouterr().out
+        assert option in capsys.readouterr().out
 
     def test_shows_the_known_classes_of_each_room_and_no_other(self, capsys):
         with pytest.raises(SystemExit):
@@ -425,7 +429,7 @@ BAD = {
     "option": (lambda: ["train", "--epoch_number", "3"], "unrecognized arguments: --epoch_number"),
     "no config": (lambda: ["train", "--config", "no.yaml"], "--config: File does not exist: .*no.yaml"),
     "bad config": (lambda: ["train", "--config", text("a.yaml", "a: b: c")], "Problems parsing config"),
-    "no command": (lambda: [], "Expected a subcommand, train, evaluate, generate, compare, report; got none"),
+    "no command": (lambda: [], "Expected a subcommand, train, evaluate, generate, sweep, compare, report; got none"),
     "no such command": (lambda: ["trian"], "invalid choice: 'trian'"),
     "no such option": (lambda: ["--fast", "train"], "unrecognized arguments: --fast. See pyro-vae --help"),
 }

@@ -10,7 +10,7 @@ import torch
 
 from pyro_vae import VAE, data, fit
 from pyro_vae.__main__ import main
-from pyro_vae.data.on_disk import OnDisk
+from pyro_vae.data.on_disk import Stored
 
 COUNT = 300
 STATUS = Path("/proc/self/status")
@@ -30,7 +30,7 @@ def both(path, monkeypatch, **options):
         loaded = data.load(str(path), **options)
     found = data.load(str(path), **options)
     assert isinstance(loaded.train.pixels, torch.Tensor)
-    assert isinstance(found.train.pixels, OnDisk)
+    assert isinstance(found.train.pixels, Stored)
     return loaded, found
 
 
@@ -167,7 +167,7 @@ def test_memory_stays_flat(tmp_path, monkeypatch):
         return resident()
 
     monkeypatch.setattr("pyro_vae.data.on_disk.LARGE", 2**20)
-    monkeypatch.setattr("pyro_vae.data.loading.MOST", 100)
+    monkeypatch.setattr("pyro_vae.data.splits.MOST", 100)
     before = read_all(500)
     assert read_all(10_000) - before < 80_000  # kB
 
@@ -212,7 +212,7 @@ BAD = {
     "complex": (lambda p: write(p, np.ones((9, 4), complex)), "Expected numbers in"),
     "NaN": (
         lambda p: write(p, np.where(grey(30) == 7, np.nan, 0)),
-        r"finite numbers in .*; got \d+ of 9,000 .* save x as .npz",
+        r"finite numbers in .*; got \d+ of 9,000 .* save a dense x as .npz",
     ),
     "one number": (lambda p: write(p, np.array(3.0)), r"shape \(N, .*\)"),
     "one number a row": (lambda p: write(p, np.zeros(9)), r"shape \(N, .*\)"),

@@ -24,9 +24,9 @@ HIDDEN = {
     "traces",
     "words",
 }  # rooms of no user
-# The rooms of the front door, and three that have names of it.
+# The rooms of the front door, and four more that have names of it.
 ROOMS = sorted({name for name in pyro_vae.__all__ if isinstance(getattr(pyro_vae, name), ModuleType)})
-ROOMS += ["flows", "program", "train"]
+ROOMS += ["flows", "program", "sweep", "train"]
 
 
 def names_on(page):

@@ -1,5 +1,6 @@
 """Load programs and data from run directories, and check all files before use."""
 
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae import data
 from pyro_vae.checkpoint.files import deserialize, load_tensors, one_line, safe_path
-from pyro_vae.checkpoint.runs import check_data, check_settings, load_environment, load_state
+from pyro_vae.checkpoint.runs import check_data, check_settings, load_environment, load_schema, load_state
 from pyro_vae.checkpoint.spec import arguments, config_of, from_spec
 from pyro_vae.data.sources import NAMES
 from pyro_vae.objectives.base import check_choice
@@ -101,22 +102,27 @@ def data_of(run: str | Path, loaded: dict[str, data.Dataset] | None = None) -> t
             "evaluate.per_image or fit's resume, or save the tensor with numpy.save and train on the file."
         )
     options = {"root": "data"} | arguments(data.load, config)
+    if schema := load_schema(run):
+        options["schema"] = str(safe_path(run, "schema.json"))
     check_settings(environment.get("config", config), config)
     path = "root" if options["data"] in NAMES else "data"
     if options["data"] not in ("digits", ""):
         there, here = (Path(f, options[path]).absolute() for f in (environment.get("directory", ""), ""))
         options[path] = str(next(filter(Path.exists, (there, here)), here if path == "root" else there))
+    key = str(options | {"schema": schema})
     try:
-        dataset = loaded.get(str(options)) or data.load(**options)
+        dataset = loaded.get(key) or data.load(**options)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Expected the data that {str(run)!r} was trained on; there is no {config['data']!r} at {options[path]!r}. "
             "Put the data there, or run this in a folder that has it."
         ) from error
-    loaded[str(options)] = dataset
+    loaded[key] = dataset
     check_data(run, dataset.digests)
-    paths = {name: config[name] for name in ("data", "root") if name in config}
-    return replace(dataset, config=dataset.config | paths), {"columns": None} | dataset.config
+    paths: dict[str, Any] = {name: config[name] for name in ("data", "root", "schema") if name in config}
+    own = {name: value for name, value in dataset.config.items() if name != "schema"}
+    usual = {name: parameter.default for name, parameter in inspect.signature(data.load).parameters.items()}
+    return replace(dataset, config=own | paths), usual | dataset.config
 
 
 def _build(

@@ -1,18 +1,11 @@
-"""The run directory: its creation, its tables, its checkpoints, and the environment of the run."""
+"""The run directory: its creation, its tables, and its checkpoints."""
 
 import csv
 import io
 import json
-import os
-import platform
-import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +14,52 @@ import yaml
 from safetensors.torch import save
 from torch import nn
 
+from pyro_vae.checkpoint.environment import environment
 from pyro_vae.checkpoint.files import deserialize, display_path, lock, one_line, safe_path, write
 from pyro_vae.checkpoint.spec import event_shape
+from pyro_vae.data import Schema
 
-__all__ = ["append_resume", "check_data", "check_settings", "load_environment", "load_metrics", "load_state"]
-__all__ += ["load_state_before_fall", "lock_new", "save_metrics", "save_weights", "to_csv", "write_header"]
+__all__ = ["append_resume", "check_data", "check_settings", "load_environment", "load_metrics", "load_schema"]
+__all__ += ["load_state", "load_state_before_fall", "lock_new", "save_metrics", "save_weights", "to_csv"]
+__all__ += ["write_header"]
 
 Digests = dict[str, dict[str, str]]  # by split and column
-PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "torchvision", "numpy", "arviz", "scikit-learn")
 # Entries on which, beside the packages, the last bits of a number depend.
 BITS = ("python", "threads", "processor", "instructions", "gpus")
 # Files of training and evaluation, in the order in which --overwrite deletes them: without the first the directory is
 # no run, and the last shows that the files belong to one.
 RUN_FILES = ["config.yaml", "checkpoint/*.safetensors", "model.safetensors", "metrics.csv", "seconds.csv"]
-RUN_FILES += ["diverged.json", "evaluation.*", "report.html", "figures/*.png", "tensorboard/events.out.tfevents.*"]
+RUN_FILES += ["schema.json", "diverged.json", "evaluation.*", "report.html", "figures/*.png"]
+RUN_FILES += ["tensorboard/events.out.tfevents.*"]
 RUN_FILES += ["environment.json"]
 # Settings that a resumed run may change; the number of epochs only if no schedule depends on it.
 CHANGEABLE = {"root", "data", "device", "on_nan", "logger", "epochs"}
 KINDS = {"config": dict, "data": dict, "packages": dict, "resumed": list, "directory": str}  # in environment.json
 
 
-def write_header(run: Path, config: dict[str, Any], digests: Digests, save: Callable[[], None] = lambda: None) -> None:
-    """Write ``environment.json``, call ``save()`` to save a first state, then write ``config.yaml`` to mark the run."""
+def write_header(
+    run: Path,
+    config: dict[str, Any],
+    digests: Digests,
+    save: Callable[[], None] = lambda: None,
+    schema: Schema | None = None,
+) -> None:
+    """Write ``environment.json`` and a table's ``schema.json``, call ``save()``, then mark the run by ``config.yaml``.
+
+    ``save()`` saves a first state.
+    """
     content = environment(config.get("seed")) | {"config": config, "data": digests}
     write(safe_path(run, "environment.json"), json.dumps(content, indent=2) + "\n")
+    if schema:
+        write(safe_path(run, "schema.json"), schema.to_json())
     save()
     write(safe_path(run, "config.yaml"), yaml.safe_dump(config, sort_keys=False))
+
+
+def load_schema(run: str | Path) -> Schema | None:
+    """Read the columns of a run's table from ``schema.json``; return None for a run on other data."""
+    path = safe_path(run, "schema.json")
+    return Schema.read(path) if path.is_file() else None
 
 
 def load_environment(run: str | Path) -> dict[str, Any]:
@@ -205,38 +218,3 @@ def append_resume(run: Path, config: dict[str, Any]) -> None:
     write(safe_path(run, "environment.json"), json.dumps(content, indent=2) + "\n")
     if changed := "; ".join(f"{name} {old}, now {new}" for name, old, new in pairs if old != new):
         warnings.warn(f"The environment has changed, so results may differ in the last bits: {changed}.", stacklevel=2)
-
-
-def environment(seed: int | None) -> dict[str, Any]:
-    """Return versions, command, seed, git commit and hardware."""
-    file, memory = Path("/proc/cpuinfo"), None
-    processors = re.findall(r"^model name\s*: *(.*\S)", file.read_text() if file.is_file() else "", re.MULTILINE)
-    with suppress(AttributeError, ValueError, OSError):  # not on Windows
-        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return {
-        "command": sys.argv,
-        "directory": str(Path.cwd()),
-        "seed": seed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": _git(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": next(iter(processors), platform.processor()),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_GiB": memory,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """Return the commit of the current repository, and whether files differ from it; None outside a repository."""
-    status = "git -c core.fsmonitor=false status --porcelain --untracked-files=no"
-    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "check": True}
-    try:
-        commit, changed = (subprocess.run(c.split(), **settings).stdout for c in ("git rev-parse HEAD", status))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit.strip(), "changed": bool(changed)}

@@ -4,15 +4,17 @@ import inspect
 import io
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from pyro_vae import checkpoint, compare, evaluate, load, page, plots, report
+from pyro_vae import checkpoint, compare, data, evaluate, load, page, plots, report
 from pyro_vae.commands.files import check_output, picture, pictures, write
-from pyro_vae.program import posterior_of
+from pyro_vae.data.tables import file_of
+from pyro_vae.program import argument_names, posterior_of
 from pyro_vae.seeds import eval_mode
 from pyro_vae.train import check_device
 
@@ -51,7 +53,7 @@ def _evaluate(
 
 
 def _generate(
-    run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "", given: int | None = None
+    run: str, num: int = 64, seed: int = 0, output: str | None = None, trust: str = "", given: int | str | None = None
 ) -> None:
     """Draw data from a trained program; from a VAE, mean images at draws of the prior.
 
@@ -61,59 +63,92 @@ def _generate(
         run: Run directory.
         num: Number of draws.
         seed: Seed of the draws.
-        output: A ``.png`` file for a picture, a ``.npy`` file for numbers, or a ``.npz`` file for several observed
-            sites; by default figures/generated.png, .npy or .npz in the run directory.
+        output: A ``.png`` file for a picture; a ``.csv`` or ``.parquet`` file for rows of a table, with the names and
+            the units of its columns; a ``.npy`` file for numbers; or a ``.npz`` file for several observed sites. By
+            default figures/generated.png, .csv, .npy or .npz in the run directory.
         trust: Modules whose classes the run may name.
-        given: Label of all draws, for a program that takes one; by default each label in turn, or the covariates of
-            test data.
+        given: Label of all draws, for a program that takes one: a number from 0, or the name of a table's level. By
+            default each label in turn, or the covariates of test data.
     """
     program, config = load(run, trust.split())
+    schema = checkpoint.load_schema(run)
     if num < 1:
         raise ValueError(f"Expected to generate at least 1 image; got num = {num}.")
     with eval_mode(program, torch.device("cpu"), seed), torch.no_grad():
-        takes = "given" in inspect.signature(getattr(program, "generate", lambda: None)).parameters
-        if given is not None and not takes:
-            raise ValueError(f"Expected no --given, since {type(program).__name__} takes no label; got {given}.")
-        rows: Any = ()
-        if takes or not hasattr(program, "generate"):
-            test = checkpoint.data_of(run)[0].test
-            rows = evaluate.rows_of(program, test, torch.arange(num) % len(test))
-        if hasattr(program, "generate"):
-            covariates = [y for y in rows[1:] if y.is_floating_point()] if given is None else [given]
-            draws = {"x": program.generate(num, *covariates)}
-        else:
-            rows = posterior_of(program, rows)
-            simulated = rows.simulate(1)
-            draws = {name: simulated[name][0] for name in rows.structure.observed}
+        draws, y = _draws(run, program, num, _code(given, schema))
     (x, *further) = draws.values()
-    kinds = [".npz"] if further else [".png", ".npy"] if x.dim() in (3, 4) else [".npy"]
+    is_table = schema is not None and x.shape[1:] == (len(schema.x),)
+    kinds = [".csv", ".parquet", ".npy"] if is_table else [".png", ".npy"] if x.dim() in (3, 4) else [".npy"]
+    kinds = [".npz"] if further else kinds
     path = Path(output) if output else checkpoint.safe_path(run, f"figures/generated{kinds[0]}")
     if path.suffix not in kinds:
         raise ValueError(f"Expected output to end in {' or '.join(kinds)}; got {str(path)!r}.")
+    x = schema.in_units(x) if schema and is_table else x
     content = io.BytesIO()
     if path.suffix == ".npz":
         np.savez(content, **{name: value.numpy() for name, value in draws.items()})
     elif path.suffix == ".npy":
         np.save(content, x.numpy())
-    else:
+    elif path.suffix == ".png":
         content.write(picture(plots.samples(x / x.max() if config.get("counts") else x)))
+    elif schema:
+        content.write(file_of(schema, x, y, path))
     write(path, content.getvalue())
     print(path)
 
 
-def _compare(output: str = "comparison.png", trust: str = "", **options: Any) -> None:
-    """Rank trained programs by -log p(x), in a table and a figure.
+def _code(given: int | str | None, schema: data.Schema | None) -> int | None:
+    """Return the code of a label, from its number or from the name of a level."""
+    levels = schema.of_y[0].levels if schema and len(schema.of_y) == 1 else ()
+    if given is None or not (levels or isinstance(given, str)):
+        return given
+    if str(given) not in levels:
+        expected = f"one of {', '.join(levels)}" if levels else "a number, the label"
+        raise ValueError(f"Expected --given to be {expected}; got {given}.")
+    return levels.index(str(given))
+
+
+def _draws(run: str, program: Any, num: int, given: int | None) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """Return draws by site, and the label or the covariates y of each draw, if any."""
+    takes = "given" in inspect.signature(getattr(program, "generate", lambda: None)).parameters
+    if given is not None and not takes:
+        raise ValueError(f"Expected no --given, since {type(program).__name__} takes no label; got {given}.")
+    if hasattr(program, "generate") and not takes:
+        return {"x": program.generate(num)}, None
+    test = checkpoint.data_of(run)[0].test
+    rows = evaluate.rows_of(program, test, torch.arange(num) % len(test))
+    if takes:
+        y = next(iter(rows[1:]), None) if given is None else torch.full((num,), given)
+        if given is None and (y is None or not y.is_floating_point()):
+            labels = getattr(program, "labels", ())
+            return {"x": program.generate(num)}, torch.arange(num) % len(labels) if labels else None
+        return {"x": program.generate(num, y)}, y
+    target = posterior_of(program, rows)
+    simulated = target.simulate(1)
+    y = next((column for name, column in zip(argument_names(program), rows, strict=False) if name == "y"), None)
+    return {name: simulated[name][0] for name in target.structure.observed}, y
+
+
+def _compare(runs: Sequence[str], output: str = "comparison.png", trust: str = "", **options: Any) -> None:
+    """Rank trained programs, or the settings of a study over seeds, by -log p(x), in a table and a figure.
 
     Args:
+        runs: Run directories, or directories of studies.
         output: A ``.png`` file for the figure.
         trust: Modules whose classes the runs may name.
         options: Arguments of ``compare.compare``.
     """
     path = Path(output)
     check_output(path, ".png")
-    rows = compare.compare(**options, trust=trust.split())
-    print(compare.table(rows), flush=True)
-    write(path, picture(compare.figure(rows)))
+    folders, absent = compare.runs_of(runs)
+    rows = compare.compare(folders, **options, trust=trust.split())
+    if any(compare.is_study(run) for run in runs):
+        settings = compare.over_seeds(rows)
+        print(compare.table_over_seeds(settings, absent), flush=True)
+        write(path, picture(compare.figure_over_seeds(settings)))
+    else:
+        print(compare.table(rows), flush=True)
+        write(path, picture(compare.figure(rows)))
     print(f"\nfigure: {path}")
 
 

@@ -1,44 +1,26 @@
 """The subcommand ``train``: a new run, a second stage, or a resumed run."""
 
-import inspect
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from pyro_vae import VAE, checkpoint, data, fit, fit_prior, load, plots, report
+from pyro_vae import checkpoint, data, fit, fit_prior, load, plots, report
 from pyro_vae.commands.files import pictures
-from pyro_vae.objectives import PriorCrossEntropy
-from pyro_vae.options import class_of, columns_of, make
-from pyro_vae.seeds import fork_rng
-from pyro_vae.train import Settings, check_support, is_first
+from pyro_vae.options import dataset_of, fit_arguments, program_of
+from pyro_vae.train import Settings, is_first
 
 
 def _train(**options: Any) -> None:
     """Train a VAE or another program, print its ELBO and -log p(x) on each split, and draw figures."""
-
-    def take(function: Callable[..., Any]) -> dict[str, Any]:
-        return {name: options[name] for name in inspect.signature(function).parameters if name in options}
-
     run = options["run_dir"] = _new_run(options["run_dir"], options["data"])
-    kind, arguments = class_of(options.pop("program"))
-    options["columns"] = columns_of(kind, options)
-    dataset = data.load(**take(data.load))
-    del options["data"]  # ``fit`` takes the data set
+    dataset = dataset_of(options)
     if is_first():
         counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
         print(f"{dataset}: {counts} {dataset.words}")
         if (size := options["batch_size"]) > len(dataset.train):
             print(f"batch_size {size:,} exceeds the training data: each step takes all {len(dataset.train):,}")
-    with fork_rng(torch.device("cpu"), options["seed"]):
-        program = make(kind, arguments, dataset.event_shape, take(VAE.build))
-        check_support(program, dataset, strict=True)
-        if isinstance(options["objective"], PriorCrossEntropy):
-            kind = type(options["objective"]).__name__
-            raise ValueError(f"Expected --stage prior RUN for {kind}, which trains the prior of a trained program.")
-    _close(program, dataset, fit(program, dataset, **take(fit)), run)
+    program = program_of(options, dataset)
+    _close(program, dataset, fit(program, dataset, **fit_arguments(options)), run)
 
 
 def _stage(

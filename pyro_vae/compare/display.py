@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from pyro_vae import evaluate, plots
 from pyro_vae.compare.rows import Row, format_spec
+from pyro_vae.compare.seeds import LEVEL, Setting, differing, importance
 from pyro_vae.words import above, aligned, nats, pair
 
 BEST, WORST, GROUPS = 20, 10, 6  # limits of a figure: runs of a group, and groups
-LEVEL = 0.1  # a negligible difference, in nats
+NEGLIGIBLE = 0.1  # a negligible difference, in nats
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -79,6 +80,76 @@ def figure(rows: Sequence[Row]) -> Figure:
     return plots.comparison(panels)
 
 
+def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) -> str:
+    """Return the settings of :func:`over_seeds` as text: a table for each group, tests, and shares of the options.
+
+    ``absent`` are sentences on runs that are not in the table.
+    """
+    options = differing(settings)
+    first = settings[0].rows[0]
+    same = [f"{k} {v}" for k, v in settings[0].options.items() if k not in options and v != "none"]
+    heads = ["setting", *options, "seeds", "ELBO", "-log p(x)", "from the best", "± seeds", "± images", "differs"]
+    body = [[*_setting_cells(setting, options)] for setting in settings]
+    head, *lines = aligned([[*heads, "seconds"], *body], 1 + len(options))
+    blocks = [_wrap(f"The same for all: {', '.join(same)}.")]
+    for _, group in groupby(settings, key=lambda setting: setting.group):
+        members = [*group]
+        blocks += ["", *headings(members[0].rows[0], first), head, *(lines.pop(0) for _ in members)]
+        if shares := importance(members):
+            runs = sum(len(setting.rows) for setting in members)
+            texts = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+            blocks.append(
+                _wrap(f"Share of each option in the variance of -log p(x), by fANOVA of {runs} runs: {texts}.")
+            )
+        tests = sum(not math.isnan(setting.p) for setting in members)
+        if tests:
+            blocks.append(
+                _wrap(f"{tests} comparisons with the best setting of this group, corrected by Holm's method.")
+            )
+    methods = "; or ".join(dict.fromkeys(row.method for setting in settings for row in setting.rows))
+    notes = (
+        "Nats per datum: means over seeds and data. -log p(x) has a standard error over seeds; the difference from the "
+        "best has one over seeds and one over data, paired. Differs: yes, if a t test with both errors rejects "
+        f"equality at {LEVEL:g} after the correction; else, and if a setting has one seed, cannot tell. The best is "
+        f"chosen by the same numbers, which flatters it. -log p(x) {methods}. Seconds of training, the mean."
+    )
+    missing = ["", f"Not in the table, {len(absent)} runs:", *(f"- {_wrap(line)}" for line in absent)] if absent else []
+    return "\n".join([*blocks, "", _wrap(notes), *missing])
+
+
+def figure_over_seeds(settings: Sequence[Setting]) -> Figure:
+    """Plot -log p(x) of each run against each option, and against seconds, for the largest group of comparable runs."""
+    groups = [[*group] for _, group in groupby(settings, key=lambda setting: setting.group)]
+    members = max(groups, key=len)
+    rows = [(setting, row) for setting in members for row in setting.rows]
+    options = {name: [setting.options.get(name, "-") for setting, _ in rows] for name in differing(members)}
+    nll, seconds = [row.nll[0] for _, row in rows], [row.seconds for _, row in rows]
+    title = next(headings(members[0].rows[0], members[0].rows[0]))
+    if len(groups) > 1:
+        title += f"; {len(groups) - 1} more groups are not drawn"
+    return plots.slices(options, nll, seconds, [row.name for _, row in rows], title)
+
+
+def _setting_cells(setting: Setting, options: Sequence[str]) -> Iterator[str]:
+    yield setting.name
+    yield from (setting.options.get(key, "-") for key in options)
+    yield str(len(setting.rows))
+    yield nats(sum(row.values.elbo.mean().item() for row in setting.rows) / len(setting.rows))
+    yield _with_error(setting.nll)
+    if (setting.difference, setting.image_error) == (0, 0):
+        yield from ("best" if math.isfinite(setting.nll[0]) else "-", "", "", "")
+    else:
+        yield nats(setting.difference, "+")
+        yield from ("-" if math.isnan(error) else nats(error) for error in (setting.seed_error, setting.image_error))
+        yield f"yes, p = {setting.p:.1g}" if setting.p < LEVEL else "cannot tell"
+    seconds = sum(row.seconds for row in setting.rows) / len(setting.rows)
+    yield "-" if math.isnan(seconds) else f"{seconds:,.1f}"
+
+
+def _with_error(values: tuple[float, float]) -> str:
+    return nats(values[0]) if math.isnan(values[1]) else pair(values)
+
+
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows of each group."""
     return [[*group] for _, group in groupby(rows, key=lambda row: row.group)]
@@ -89,7 +160,7 @@ def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator
     yield from (row.settings.get(key, "-") for key in differ)
     yield from (nats(value.mean().item()) for value in row.values[:3])
     yield pair(row.nll)
-    worse = above(*row.difference, len(row.values.nll), slack=LEVEL)
+    worse = above(*row.difference, len(row.values.nll), slack=NEGLIGIBLE)
     difference = pair(row.difference, "+") + {True: "", False: ", level", None: ", cannot tell"}[worse]
     yield difference if row.difference != (0, 0) else "best" if math.isfinite(row.nll[0]) else "-"
     yield from (f"{row.measures[name][0]:.2%}" if name in row.measures else "-" for name in measures)
@@ -102,7 +173,8 @@ def headings(row: Row, first: Row) -> Iterator[str]:
     """Yield the data of a group and, for a later group, the reason why it is not ranked with the first."""
     yield f"{row.about}; log p(x) is {row.basis['log p(x)']}"
     keys = [key for key, value in row.basis.items() if value != first.basis[key]]
-    differ = [f"{key} is {format_spec(row.basis[key])} here and {format_spec(first.basis[key])} there" for key in keys]
+    both = [[textwrap.shorten(format_spec(of.basis[key]), 100) for of in (row, first)] for key in keys]
+    differ = [f"{key} is {here} here and {there} there" for key, (here, there) in zip(keys, both, strict=True)]
     if differ:
         yield _wrap(f"Not ranked against the first group: {'; '.join(differ)}.")
 

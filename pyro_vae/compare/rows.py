@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +16,14 @@ from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives import ELBO
 from pyro_vae.objectives.base import check_choice
-from pyro_vae.program import posterior_of, reference_tensor
+from pyro_vae.program import Posterior, posterior_of, reference_tensor
 from pyro_vae.programs import VAE
 from pyro_vae.seeds import eval_mode
 from pyro_vae.train import check_device, fit
 from pyro_vae.words import images_or_rows
 
-TRAINING = ("root", "labelled", "labelled_seed")  # arguments of data.load that do not change a test image
+# Arguments of data.load that do not change a test image.
+TRAINING = ("root", "labelled", "labelled_seed", "labels", "schema")
 OPERATION = ("run_dir", "progress", "overwrite", "resume", "logger", "on_nan")  # settings that change no number
 
 
@@ -133,16 +134,9 @@ def compare(
         values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress, proposal)
         with eval_mode(vae, reference_tensor(vae).device, seed):
             target = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
-            supports = target.structure.observed_supports.values()
-            kind = "a mass" if all(support.is_discrete for support in supports) else "a density"
-            covariates = evaluate.covariates(target).replace(" | ", ", given ")
         held_out = dataset.config["valid"]
         about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
-        path = Path(options["data"])
-        basis = {key: value for key, value in options.items() if key not in TRAINING}
-        basis["columns"] = (options.get("columns") or [None])[0]  # the column of x
-        basis["data"] = str(path.resolve()) if path.exists() else options["data"]
-        basis["log p(x)"] = f"of {kind}{covariates}"
+        basis = basis_of(dataset, options, target)
         activity = evaluate.latent_activity(vae, target, seed) if len(target) > 1 else None
         active, _, unsure = (0, 0, 1) if activity is None else evaluate.usage(activity, len(target))
         row = Row(
@@ -181,6 +175,28 @@ def _load(run: str | Path, trust: Sequence[str]) -> tuple[Any, dict[str, Any], d
     parts = defaults(VAE.build) if checkpoint.parts_of(vae) else {}
     config = defaults(data.load) | parts | defaults(fit) | {"objective": checkpoint.to_spec(ELBO())} | config
     return vae, {key: value for key, value in config.items() if key not in OPERATION}, history
+
+
+def basis_of(dataset: Dataset, options: Mapping[str, Any], target: Posterior) -> dict[str, Any]:
+    """Return what runs must share, so that their -log p(x) compare.
+
+    Args:
+        dataset: The data set of a run.
+        options: Arguments of ``data.load``.
+        target: The program at some data.
+    """
+    supports = target.structure.observed_supports.values()
+    kind = "a mass" if all(support.is_discrete for support in supports) else "a density"
+    covariates = evaluate.covariates(target).replace(" | ", ", given ")
+    path, schema = Path(options["data"]), dataset.schema
+    basis = {key: value for key, value in options.items() if key not in TRAINING}
+    basis["columns"] = (options.get("columns") or [None])[0]  # the column of x
+    basis["x"] = [*schema.names] if schema else None
+    basis["covariates"] = [column.name for column in schema.of_y] if schema and covariates else None
+    basis["standardize"] = f"true, by {schema.log_scale():.9g} nats" if schema and schema.standardised else False
+    basis["data"] = str(path.resolve()) if path.exists() else options["data"]
+    basis["log p(x)"] = f"of {kind}{covariates}"
+    return basis
 
 
 def format_spec(spec: Any) -> str:

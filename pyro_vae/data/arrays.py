@@ -54,13 +54,13 @@ def survey(parts: Iterable[Tensor | np.ndarray], name: str) -> Survey:
     return Survey(infinite, missing, low.min().float().item(), high.max().float().item(), whole)
 
 
-def to_tensor(array: np.ndarray, name: str, wide: bool = False) -> Tensor:
-    """Return an array as a tensor. Floats become float32; with ``wide``, float64 arrays stay float64."""
+def to_tensor(array: np.ndarray, name: str, wide: bool = False, copy: bool = True) -> Tensor:
+    """Return an array as a tensor, always a copy with ``copy``. Floats become float32; with ``wide``, float64 stays."""
     if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
         raise ValueError(f"Expected integers below 2^63 in {name}; got {array.max()}. Save them as floats.")
     floats = np.float64 if wide and array.dtype.itemsize > 4 else np.float32
     kinds = {"f": floats, "u": np.uint8 if array.dtype == np.uint8 else np.int64, "i": np.int64, "b": np.bool_}
-    return torch.from_numpy(array.astype(kinds[array.dtype.kind]))
+    return torch.from_numpy(array.astype(kinds[array.dtype.kind], copy=copy))
 
 
 def narrowed(array: np.ndarray, name: str) -> Tensor:
@@ -97,12 +97,12 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 def digest(column: Any) -> str:
-    """Return a hash of a tensor, or of images on disk."""
+    """Return a hash of a tensor, or of stored rows."""
     state = hashlib.blake2b(str((*column.shape, column.dtype)).encode(), digest_size=16)
-    rows = max(1, AT_ONCE // math.prod(column.shape[1:]))
+    rows = max(1, AT_ONCE // (16 * math.prod(column.shape[1:])))
     for start in range(0, len(column), rows):
         part = column[start : start + rows].cpu().contiguous()
-        state.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
+        state.update(part.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 

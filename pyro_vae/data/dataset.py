@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.data.arrays import digest, rows_of, tensor_of, total
-from pyro_vae.data.on_disk import OnDisk
+from pyro_vae.data.on_disk import Stored
+from pyro_vae.data.schema import Schema
 from pyro_vae.deprecated import attribute_renamed
 
 Noise = Literal["bernoulli", "uniform"]
@@ -35,7 +36,8 @@ class Split:
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016), for dequantisation.
 
     Arguments:
-        pixels: Shape ``(N, *event)``: bytes; or floats, used as x unchanged; or images on disk, read by batch.
+        pixels: Shape ``(N, *event)``: bytes; or floats, used as x unchanged; or rows on disk or of a sparse matrix,
+            read by batch.
         labels: Shape ``(N,)``, or None.
         levels: L, the number of grey levels of the bytes. If L is 0, x is the tensor unchanged.
         noise: The noise drawn at each read.
@@ -49,7 +51,7 @@ class Split:
         tensor([[0., 1.]])
     """
 
-    pixels: Tensor | OnDisk
+    pixels: Tensor | Stored
     labels: Tensor | None = None
     levels: int = 256
     noise: Noise | None = None
@@ -59,7 +61,7 @@ class Split:
     scale: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.pixels, OnDisk) or getattr(self.pixels, "layout", None) == torch.strided):
+        if not (isinstance(self.pixels, Stored) or getattr(self.pixels, "layout", None) == torch.strided):
             tensor_of(self.pixels, "pixels")  # raises
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class Split:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         pixels = rows_of(self.pixels, index)
-        x = pixels / self.max_value if self.levels else pixels
+        x = pixels if pixels.is_floating_point() or not self.levels else pixels / self.max_value
         if self.noise == "uniform":
             x = self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
         elif self.noise == "bernoulli":
@@ -100,8 +102,8 @@ class Split:
         return self._map(lambda column: column.to(device))
 
     def part(self, rows: Tensor) -> Self:
-        """Return a split with a subset of the rows; a split on disk stays on disk."""
-        return self._map(lambda column: column.part(rows) if isinstance(column, OnDisk) else column[rows])
+        """Return a split with a subset of the rows; a split on disk stays on disk, and a sparse one sparse."""
+        return self._map(lambda column: column.part(rows) if isinstance(column, Stored) else column[rows])
 
     def _map(self, change: Callable[[Any], Any]) -> Self:
         optional = {"labels": self.labels, "mask": self.mask, "scale": self.scale}
@@ -110,13 +112,19 @@ class Split:
         return replace(self, pixels=change(self.pixels), extra=extra, **fields)
 
     @property
+    def stored(self) -> bool:
+        """Whether each read makes x from a file or from a sparse matrix."""
+        return isinstance(self.pixels, Stored)
+
+    @property
     def on_disk(self) -> bool:
         """Whether images are read from a file by batch."""
-        return isinstance(self.pixels, OnDisk)
+        return isinstance(self.pixels, Stored) and not self.pixels.store.in_memory
 
     def with_fixed_noise(self, generator: torch.Generator) -> Self:
-        """Return the split in memory, with one fixed sample of the noise for all reads."""
-        pixels, levels = self.pixels[:], self.levels
+        """Return the split in memory, with one fixed sample of the noise for all reads; a sparse x stays sparse."""
+        pixels: Any = self.pixels if self.noise is None and not self.on_disk else self.pixels[:]
+        levels = self.levels
         if self.noise == "uniform":
             pixels = self._dequantised(pixels, torch.rand(pixels.shape, generator=generator))
         elif self.noise == "bernoulli":
@@ -134,7 +142,7 @@ class Split:
 
         An element that is missing in all images has the mean of the other elements.
         """
-        sums = self.pixels.total if isinstance(self.pixels, OnDisk) else total(self.pixels, self.mask)
+        sums = self.pixels.total if isinstance(self.pixels, Stored) else total(self.pixels, self.mask)
         count = torch.full_like(sums, len(self)) if self.mask is None else total(self.mask)
         mean = torch.where(count > 0, sums / count, sums.sum() / count.sum())
         mean = mean.to(torch.promote_types(self.pixels.dtype, torch.float32))
@@ -172,7 +180,7 @@ class Dataset:
         support: The constraint that every x satisfies: ``boolean``; ``levels(L)``; ``unit_interval``, for floats and
             for dequantised grey levels (strictly between 0 and 1); ``nonnegative_integer``, for counts; ``real``.
         config: The arguments of :func:`load` that reproduce the data set.
-        names: The names of a table's columns, if it has any.
+        schema: The columns of a table by role, with levels and units; None for other data.
         notes: Changes made when the data were read, in words.
     """
 
@@ -181,7 +189,7 @@ class Dataset:
     test: Split
     support: constraints.Constraint
     config: dict[str, Any]
-    names: tuple[str, ...] = ()
+    schema: Schema | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -201,6 +209,15 @@ class Dataset:
         return tuple(self.train.pixels.shape[1:])
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns of a table's x; empty without names."""
+        return self.schema.names if self.schema else ()
+
+    def in_units(self, x: Tensor) -> Tensor:
+        """Return x in the units of the table; x of other data, and without standardising, stays unchanged."""
+        return self.schema.in_units(x) if self.schema else x
+
+    @property
     def mean(self) -> Tensor:
         """The mean of x over the training images, of shape ``event``."""
         return self.train.mean
@@ -213,7 +230,7 @@ class Dataset:
 
     def __str__(self) -> str:
         how = "dequantised" if self.config["dequantize"] else WAYS[self.config["binarize"]]
-        how = "counts" if self.config.get("counts") else how
+        how = "standardised" if self.config.get("standardize") else "counts" if self.config.get("counts") else how
         missing = [f"{100 * self.missing:.3g}% missing"] if self.missing else []
         return ", ".join([self.config["data"], how, *self.notes, *missing])
 
@@ -224,4 +241,6 @@ class Dataset:
         if columns := self.config.get("columns"):
             return f"rows of {', '.join(columns)}; x is of {shape}"
         table = f"rows of {shape} column{'s' * (shape != '1')}" + f" ({names})" * bool(names)
+        for role, columns in (("labels", [self.schema.labels]), ("y", self.schema.covariates)) if self.schema else ():
+            table += f"; {role}: {', '.join(map(str, columns))}" if any(columns) else ""
         return table if len(self.event_shape) < 2 else f"images of {shape}"

@@ -4,20 +4,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_vae.data.arrays import Survey, narrowed, survey, tensor_of
 from pyro_vae.data.dataset import Dataset, Split
 from pyro_vae.data.labels import labelled as show_labels
-from pyro_vae.data.on_disk import OnDisk, arrays_of
-from pyro_vae.data.sources import NAMES, Source, digits, file, folder, images_of, support_of, torchvision_images
-
-Binarize = Literal["none", "static", "dynamic", "threshold"]
-SEED = 20140416
-MOST = 10_000  # the largest split held out of a source without a test split
+from pyro_vae.data.on_disk import TABLES, arrays_of
+from pyro_vae.data.schema import Schema
+from pyro_vae.data.sources import NAMES, Source, digits, file, folder, torchvision_images
+from pyro_vae.data.splits import Binarize, check_options, dataset_of, in_splits, split_rows
+from pyro_vae.data.tables import columns_of, is_table, prepare, table
 
 
 def load(
@@ -30,6 +28,12 @@ def load(
     columns: Sequence[str] | None = None,
     labelled: int | None = None,
     labelled_seed: int = 0,
+    x: Sequence[str] | str | None = None,
+    labels: str | None = None,
+    covariates: Sequence[str] | str | None = None,
+    standardize: bool = False,
+    layer: str | None = None,
+    schema: str | None = None,
 ) -> Dataset:
     """Load a data set by name, or from a file or folder.
 
@@ -37,16 +41,17 @@ def load(
     the other data for validation. Without a test split, validation and test get a tenth each, at most 10,000 images.
 
     A .npy file of more than 256 MiB stays on disk. ``load`` reads the file twice, for the checks and for the mean, and
-    training reads batches. Memory holds 16 bytes for each image, and all validation and test images.
+    training reads batches. Memory holds 16 bytes for each image, and all validation and test images. A sparse X of a
+    .h5ad file, or a sparse matrix that ``scipy.sparse.save_npz`` wrote, stays sparse; each batch is dense.
 
     Arguments:
         data: ``digits`` (8x8, part of scikit-learn); ``mnist``, ``fashion-mnist``, ``kmnist``, ``omniglot``,
             ``cifar10`` or ``svhn`` (through torchvision); a .npy or .npz file, with arrays ``x`` and optionally
             ``labels`` and ``mask``, and arrays named as further arguments of a program, with as many rows; a
-            .csv, .tsv or .parquet table (through pandas), with x in the rows; or a folder of images, with subfolders as
-            labels, if any. ``load`` rotates images by their EXIF data, puts a white background behind transparency, and
-            reads the first of several frames. An element is missing if x is NaN or ``mask`` is False; ``mask`` has the
-            shape of x, or one channel.
+            .csv, .tsv, .parquet or .h5ad table (``pip install "pyro_vae[tables]"``), with x in the rows; or a folder of
+            images, with subfolders as labels, if any. ``load`` rotates images by their EXIF data, puts a white
+            background behind transparency, and reads the first of several frames. An element is missing if x is NaN or
+            ``mask`` is False; ``mask`` has the shape of x, or one channel.
         root: The folder of torchvision's data sets. ``load`` downloads a missing data set to this folder.
         binarize: ``none``; ``static``, one sample with the grey level as probability; ``dynamic``, a new sample for
             each training batch, and one for the validation and test images; ``threshold``, 1 above one half.
@@ -60,6 +65,17 @@ def load(
         labelled: The number of training labels that a program sees as y, with equally many of each class, as in
             :func:`labelled`. None keeps all labels.
         labelled_seed: The seed that selects the labelled data.
+        x: The columns of x in a table, by name. By default x is all columns but the labels and the covariates; of a
+            .h5ad file, all variables.
+        labels: The column of a table's labels, which a program sees as y if there are no covariates. Text, booleans,
+            categories and whole numbers become codes from 0, in the order of the categories, or sorted.
+        covariates: The columns of a table that a program sees as further arguments: each by its name, and all together
+            as y. A category, as for ``labels``, becomes its code, and a one-hot vector in a y of several columns.
+            Numbers stay numbers.
+        standardize: Whether to subtract from each number of a table the mean of its column over the training rows, and
+            divide by the standard deviation (US spelling, as ``binarize``). A run undoes this in its rows and figures.
+        layer: The layer of a .h5ad file that is x, in place of its X.
+        schema: The ``schema.json`` of a run: another table gets the columns, levels, means and scales of that run.
 
     Returns:
         Images as float x in [0, 1] of shape ``(channels, height, width)``, NaN where missing. Arrays keep their shape;
@@ -90,15 +106,24 @@ def load(
         raise ValueError(f"Expected data to be a name or a path; got a {kind}. Pass arrays to data.from_tensor.")
     data = os.fspath(data)
     config = dict(data=data, root=str(root), binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
-    _check_options(config | {"columns": columns})
-    path = Path(data)
+    x, covariates = ([value] if isinstance(value, str) else value and [*value] for value in (x, covariates))
+    of_table = dict(x=x, labels=labels, covariates=covariates, standardize=standardize, layer=layer, schema=schema)
+    config |= {name: value for name, value in of_table.items() if value}
+    check_options(config | {"columns": columns})
+    path, own = Path(data), [name for name in of_table if name in config]
+    if own and not is_table(path):
+        raise ValueError(f"Expected a table ({', '.join(TABLES)}) for {own[0]}; got {data!r}.")
+    if own and columns is not None:
+        raise ValueError(f"Expected columns, or {own[0]}, to choose the columns of a table; got both.")
+    if labelled is not None and covariates:
+        raise ValueError("Expected labelled, which hides labels that are y, or covariates, which are y; got both.")
     if columns is not None:
-        arrays = {name: array for name, array in arrays_of(path).items() if array.dtype.kind in "buif"}
-        if absent := [name for name in columns if name not in arrays]:
-            raise ValueError(f"Expected numbers named {absent[0]} in {data!r}; got {', '.join(arrays) or 'none'}.")
-        dataset = from_columns({name: narrowed(arrays[name], f"{name} of {data!r}") for name in columns}, valid)
-        return show_labels(replace(dataset, config=config | {"columns": [*columns]}), labelled, labelled_seed)
-    if data in NAMES:
+        return show_labels(_by_columns(path, columns, config), labelled, labelled_seed)
+    if is_table(path):
+        before = Schema.read(schema) if schema else None
+        source = table(path, x, labels, covariates or (), standardize, layer, before)
+        source = prepare(source, split_rows(len(source.x), valid)[0], standardize, before)
+    elif data in NAMES:
         source = torchvision_images(data, root)
     elif data == "digits":
         source = digits()
@@ -109,7 +134,7 @@ def load(
     else:
         got = f"{data!r}, and {str(Path.cwd())!r} has no file of that name"
         raise ValueError(f"Expected one of digits, {', '.join(NAMES)}, or a path; got {got}.")
-    return show_labels(_dataset(source, config), labelled, labelled_seed)
+    return show_labels(dataset_of(source, config), labelled, labelled_seed)
 
 
 def from_tensor(
@@ -133,10 +158,10 @@ def from_tensor(
         tensor, not binarised, 20% missing
     """
     config = dict(data="tensor", root="", binarize=binarize, dequantize=dequantize, valid=valid, counts=counts)
-    _check_options(config)
+    check_options(config)
     optional = {"labels": labels, "mask": mask}
     labels, mask = (None if value is None else _on_cpu(value, name) for name, value in optional.items())
-    return _dataset(Source(_on_cpu(x, "x"), "a tensor", labels, mask, floats=None), config)
+    return dataset_of(Source(_on_cpu(x, "x"), "a tensor", labels, mask, floats=None), config)
 
 
 def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Dataset:
@@ -176,59 +201,18 @@ def from_columns(columns: Mapping[str, Any], valid: int | None = None) -> Datase
         raise ValueError(f"Expected numbers in {first!r}; got only NaN.")
     rows = Split(x if mask is None else x.masked_fill(~mask, 0), levels=0, mask=mask, extra=tensors)
     config = dict(data="tensor", root="", binarize="none", dequantize=False, valid=valid, counts=False)
-    return _in_splits(rows, summary, config)
+    return in_splits(rows, summary, config)
 
 
-def _check_options(config: Mapping[str, Any]) -> None:
-    """Refuse an unknown binarisation, and two options that exclude each other."""
-    if config["binarize"] not in (ways := get_args(Binarize)):
-        raise ValueError(f"Expected binarize to be one of {', '.join(ways)}; got {config['binarize']!r}.")
-    options = {name: config.get(name) for name in ("binarize", "dequantize", "counts", "columns")}
-    if len(both := [f"{name}={value!r}" for name, value in options.items() if value and value != "none"]) > 1:
-        raise ValueError(f"Expected at most one of {', '.join(options)}; got {' and '.join(both)}.")
+def _by_columns(path: Path, columns: Sequence[str], config: dict[str, Any]) -> Dataset:
+    """Return a data set of arrays of a .npz file, or of columns of a table, as arguments of a program."""
+    arrays = columns_of(path, columns) if is_table(path) else arrays_of(path)
+    arrays = {name: array for name, array in arrays.items() if array.dtype.kind in "buif"}
+    if absent := [name for name in columns if name not in arrays]:
+        raise ValueError(f"Expected numbers named {absent[0]} in {str(path)!r}; got {', '.join(arrays) or 'none'}.")
+    tensors = {name: narrowed(arrays[name], f"{name} of {str(path)!r}") for name in columns}
+    return replace(from_columns(tensors, config["valid"]), config=config | {"columns": [*columns]})
 
 
 def _on_cpu(value: Any, argument: str) -> Tensor:
     return tensor_of(value, argument).detach().cpu()
-
-
-def _dataset(source: Source, config: dict[str, Any]) -> Dataset:
-    binarize, dequantize = config["binarize"], config["dequantize"]
-    images, summary = images_of(source, config["counts"])
-    pixels = images.pixels
-    if dequantize and pixels.dtype.is_floating_point:
-        raise ValueError(f"Expected integer grey levels for dequantize; got {pixels.dtype} in {source.name}.")
-    if binarize == "static" and images.on_disk:
-        got = f"for {source.name}, which stays on disk; got 'static', whose draws need memory"
-        raise ValueError(f"Expected binarize to be none, dynamic or threshold {got}. Use dynamic.")
-    extremes = f"[{summary.low:g}, {summary.high:g}]"
-    if images.counts and not (summary.low >= 0 and summary.whole):
-        raise ValueError(f"Expected counts to be 0, 1, 2, and so on; got numbers in {extremes} in {source.name}.")
-    if binarize != "none" and not 0 <= summary.low <= summary.high <= images.max_value:
-        raise ValueError(f"Expected pixels in [0, 1] for binarize; got {extremes} in {source.name}.")
-    if binarize == "threshold":
-        cut = images.max_value / 2
-        above = replace(pixels, cut=cut, dtype=torch.uint8) if isinstance(pixels, OnDisk) else (pixels > cut).byte()
-        images = replace(images, pixels=above, levels=2)
-    elif binarize != "none" or dequantize:
-        images = replace(images, noise="uniform" if dequantize else "bernoulli")
-    return replace(_in_splits(images, summary, config, source.test), names=source.names, notes=source.notes)
-
-
-def _in_splits(images: Split, summary: Survey, config: dict[str, Any], test: int = 0) -> Dataset:
-    """Split images, the last ``test`` for test; the validation and test images get fixed noise."""
-    total, valid, generator = len(images), config["valid"], torch.Generator().manual_seed(SEED)
-    if test:
-        rest, last = torch.randperm(total - test, generator=generator), torch.arange(total)[-test:]
-        default = len(rest) // 6
-    else:
-        order, default = torch.randperm(total, generator=generator), min(max(1, round(total / 10)), MOST)
-        last, rest = order[:default], order[default:]
-    held_out = default if valid is None else valid
-    if not hasattr(held_out, "__index__") or not 0 <= held_out < len(rest):
-        got = f"fewer than the {len(rest)} images outside the test split; got {held_out!r}"
-        raise ValueError(f"Expected valid to be an integer of at least 0 and {got}.")
-    splits = [images.part(rows) for rows in (rest[held_out:], rest[:held_out], last)]
-    for i in range(0 if config["binarize"] == "static" else 1, 3):
-        splits[i] = splits[i].with_fixed_noise(torch.Generator().manual_seed(SEED + i))
-    return Dataset(splits[0], splits[1], splits[2], support_of(images, summary), config)

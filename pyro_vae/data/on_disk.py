@@ -1,4 +1,4 @@
-"""Read files of arrays and tables, and keep images in their .npy file to read them by batch."""
+"""Read files of arrays. A large .npy file stays on disk and a sparse matrix stays sparse: each batch is dense."""
 
 import os
 import zipfile
@@ -17,7 +17,8 @@ from pyro_vae.data.arrays import AT_ONCE, channels_first, to_tensor
 
 LARGE = 2**28  # a .npy file of more bytes stays on disk
 LONG = 2**30  # a pass over as many bytes shows a progress bar
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet", ".h5ad")
+SPARSE = {"data", "indices", "indptr", "shape", "format"}  # the arrays of scipy.sparse.save_npz
 
 
 class File:
@@ -25,6 +26,8 @@ class File:
 
     With a memory map, the pages would count as the process's memory, and a truncated file would kill the process.
     """
+
+    in_memory = False
 
     def __init__(self, array: np.memmap) -> None:
         self.path = Path(str(array.filename)).absolute()
@@ -69,13 +72,42 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-@dataclass(frozen=True, eq=False)
-class OnDisk:
-    """Images of a file in a given order. Indexing reads the images; memory holds 8 bytes for each image, the order."""
+class Sparse:
+    """The rows of a sparse matrix in memory. Each read makes dense rows, standardised if there are units.
 
-    file: File
+    Arguments:
+        matrix: A CSR matrix of float32, of scipy.
+        name: The file of the matrix.
+        units: The mean and the scale of each column; None: the numbers stay unchanged.
+    """
+
+    in_memory = True
+
+    def __init__(self, matrix: Any, name: str, units: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+        self.matrix, self.path, self.units, self.shape = matrix, name, units, matrix.shape
+        self.step = max(1, AT_ONCE // (16 * self.shape[1]))
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yield all numbers in chunks; numbers without units are the stored elements, and one zero for the rest."""
+        if self.units:
+            yield from (self.read([row], self.step) for row in range(0, self.shape[0], self.step))
+        else:
+            rest = np.zeros(int(self.matrix.nnz < self.shape[0] * self.shape[1]), np.float32)
+            yield from filter(len, (rest, *np.array_split(self.matrix.data, 1 + 64 * self.matrix.nnz // AT_ONCE)))
+
+    def read(self, rows: list[int], count: int = 1) -> np.ndarray:
+        """Return ``count`` dense rows starting at the first of ``rows``, or each of ``rows``."""
+        dense = self.matrix[np.array(rows, int) if count == 1 else slice(rows[0], rows[0] + count)].toarray()
+        return dense if self.units is None else ((dense - self.units[0]) / self.units[1]).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Rows of a file or of a sparse matrix, in an order of 8 bytes for each row. Indexing reads dense rows."""
+
+    store: File | Sparse
     rows: Tensor
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
     cut: float | None = None  # a threshold: pixels are 1 above it, else 0
     device: torch.device | str = "cpu"
 
@@ -84,39 +116,55 @@ class OnDisk:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         rows = self.rows[index if isinstance(index, slice) else index.cpu()]
-        arrays = (self.file.read(chunk.tolist()) for chunk in rows.split(self.file.step))
-        images = (channels_first(to_tensor(array, repr(str(self.file.path)))) for array in arrays)
-        pixels = [(x if self.cut is None else x > self.cut).to(self.dtype) for x in images]
-        return torch.cat(pixels).to(self.device)
+        pixels, name = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype), repr(str(self.store.path))
+        for part, chunk in zip(pixels.split(self.store.step), rows.split(self.store.step), strict=True):
+            array = self.store.read(chunk.tolist())
+            x = channels_first(to_tensor(array, name, copy=not array.flags.writeable))
+            part.copy_(x if self.cut is None else x > self.cut)
+        return pixels.to(self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of all images, channels first."""
-        return (len(self), *channels_first(torch.empty(1, *self.file.shape[1:], device="meta")).shape[1:])
+        return (len(self), *channels_first(torch.empty(1, *self.store.shape[1:], device="meta")).shape[1:])
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the images on disk with a new device, to which each read moves its batch."""
+        """Return the rows with a new device, to which each read moves its batch."""
         return replace(self, device=device)
 
     def part(self, rows: Tensor) -> Self:
-        """Return a subset of the images, on disk."""
+        """Return a subset of the rows, in the same store."""
         return replace(self, rows=self.rows[rows])
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield all rows on the CPU, in the order of the store."""
+        for rows in self.rows.sort().values.split(self.store.step):
+            yield replace(self, rows=rows, device="cpu")[:]
 
     @cached_property
     def total(self) -> Tensor:
-        """The sum over images in float64. The images are read in the order of the file."""
-        chunks = self.rows.sort().values.split(self.file.step)
-        images = (replace(self, rows=rows, device="cpu")[:] for rows in chunks)
-        return sum((x.sum(0, dtype=torch.float64) for x in images), torch.zeros(()))
+        """The sum over images in float64."""
+        return sum((x.sum(0, dtype=torch.float64) for x in self.chunks()), torch.zeros(()))
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Return arrays by name: of a .npz file, of a table's columns, or ``x`` of a .npy file, memory-mapped if large."""
+def sparse(matrix: Any, name: str) -> Stored:
+    """Return the rows of a sparse matrix of scipy, as float32."""
+    if matrix.dtype.kind not in "buif":
+        raise ValueError(f"Expected numbers in {name!r}; got {matrix.dtype}.")
+    matrix.check_format()  # an index out of the matrix would be read from other memory
+    return Stored(Sparse(matrix.tocsr().astype(np.float32, copy=False), name), torch.arange(matrix.shape[0]))
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path without a file."""
     if not path.is_file():
         where = f"{str(path)!r}, which is {str(path.absolute())!r} from the working directory {str(Path.cwd())!r}"
         raise FileNotFoundError(f"Expected a file or a folder of images; there is nothing at {where}.")
-    if path.suffix.lower() in TABLES:
-        return _table(path)
+
+
+def arrays_of(path: Path) -> dict[str, Any]:
+    """Return arrays by name: of a .npz file, which may be sparse, or ``x`` of a .npy file, memory-mapped if large."""
+    check_file(path)
     try:
         with path.open("rb") as opened:  # numpy does not close a truncated .npz
             zipped = opened.read(2) == b"PK"
@@ -127,6 +175,10 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
             arrays = {"x": loaded} if single else {name: loaded[name] for name in loaded.files}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("it holds objects that are not arrays")
+            if {*arrays} == SPARSE:
+                from scipy.sparse import load_npz
+
+                return {"x": sparse(load_npz(path), str(path))}
             return arrays
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         # numpy calls any other file a pickle
@@ -134,36 +186,3 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
         formats, reason = ("", f" ({' '.join(str(error).split())})") if numpys else (f", or {', '.join(TABLES)}", "")
         got = f"could not read {str(path)!r}{reason}. Write the file again with numpy.save or numpy.savez."
         raise ValueError(f"Expected a .npy or .npz file of numbers{formats}; {got}") from error
-
-
-def _table(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of a table by name, read by pandas, with NaN where a number is missing."""
-    try:
-        import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-
-        frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else _separated(pd, path)
-        if frame.empty:
-            raise ValueError("it has no rows")
-    except (ImportError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
-        advice = "Install pandas, and pyarrow for .parquet" if isinstance(error, ImportError) else "Write it again"
-        raise ValueError(f"Expected a table; could not read {str(path)!r} ({reason}). {advice}.") from error
-    columns = {}
-    for name, column in frame.items():
-        if not pd.api.types.is_any_real_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            text = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()]
-            got = f"{str([*text, *column][0])!r} in {str(name)!r}"
-            advice = "Leave the column out, or encode it as numbers, with empty cells where missing."
-            raise ValueError(f"Expected numbers in every column of {str(path)!r}; got {got}. {advice}")
-        columns[str(name)] = column.to_numpy(**({"dtype": float, "na_value": np.nan} if column.hasnans else {}))
-    return columns
-
-
-def _separated(pd: Any, path: Path) -> Any:
-    """Read a text table. A first line of numbers but 0, 1, 2, ... is data; a first column without name is an index."""
-    options = {"sep": "\t" if path.suffix.lower() == ".tsv" else ",", "skipinitialspace": True}
-    first = pd.read_csv(path, **options, header=None, nrows=1, dtype=str).iloc[0]
-    numbers = pd.to_numeric(first[first.notna()], errors="coerce")
-    named = bool(numbers.isna().any()) or [*numbers] == [*range(len(numbers))]
-    index = 0 if named and first.isna()[0] else None
-    return pd.read_csv(path, **options, header=0 if named else None, index_col=index)

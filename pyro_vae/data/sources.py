@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data.arrays import Survey, channels_first, narrowed, survey, to_tensor
 from pyro_vae.data.dataset import Split
-from pyro_vae.data.on_disk import TABLES, File, OnDisk, arrays_of
+from pyro_vae.data.on_disk import File, Stored, arrays_of
+from pyro_vae.data.schema import Schema
 from pyro_vae.data.supports import levels as grid
 
 # The class of each data set in torchvision.datasets, and the arguments that select its splits, if not ``train``.
@@ -34,14 +35,14 @@ CLEAR, FRAME = "transparency of {} on white", "the first frame of {}"  # notes, 
 class Source(NamedTuple):
     """An array of unchecked images, with labels, a mask and further columns."""
 
-    x: Tensor | OnDisk
+    x: Tensor | Stored
     name: str
     labels: Tensor | None = None
     mask: Tensor | None = None  # True where a pixel is observed
     levels: int | None = None  # the number of grey levels of integers that are not all 0 or 1, if known
     test: int = 0  # the last images are for test, this many
     extra: dict[str, Tensor] = {}
-    names: tuple[str, ...] = ()  # the names of a table's columns
+    schema: Schema | None = None  # of a table
     notes: tuple[str, ...] = ()  # changes made to the images, for the user
     floats: torch.dtype | None = torch.float32  # the dtype for floats; None: unchanged
 
@@ -92,28 +93,25 @@ def _arrays(dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def file(path: Path) -> Source:
-    """Return the rows of a table, or x of a .npy or .npz file, and any ``labels``, ``mask`` and further columns."""
-    arrays, name, names = arrays_of(path), repr(str(path)), tuple[str, ...]()
-    if path.suffix.lower() in TABLES:
-        names = tuple(arrays) if [*arrays] != [str(i) for i in range(len(arrays))] else ()
-        for key, column in arrays.items():
-            survey([column], f"column {key!r} of {name}")
-        arrays = {"x": np.stack([array.astype(np.float32) for array in arrays.values()], 1)}
+    """Return x of a .npy or .npz file, and any ``labels``, ``mask`` and further columns."""
+    arrays, name = arrays_of(path), repr(str(path))
     if "x" not in arrays and len(arrays) != 1:
         raise ValueError(f"Expected an array named x in {name}; got {', '.join(arrays) or 'none'}.")
     x = arrays.pop("x" if "x" in arrays else next(iter(arrays)))
     labels, mask = (arrays.pop(key, None) for key in ("labels", "mask"))
     for array in (x, labels, mask):
-        if array is not None and array.dtype.kind not in "buif":
+        if isinstance(array, np.ndarray) and array.dtype.kind not in "buif":
             raise ValueError(f"Expected numbers in {name}; got {array.dtype}.")
-    if isinstance(x, np.memmap) and x.ndim:
-        images: Any = OnDisk(File(x), torch.arange(len(x)), to_tensor(x[:0], name).dtype)
+    if isinstance(x, Stored):
+        images: Any = x
+    elif isinstance(x, np.memmap) and x.ndim:
+        images = Stored(File(x), torch.arange(len(x)), to_tensor(x[:0], name).dtype)
     else:
         images = to_tensor(x, name, True)
     rest = {key: a for key, a in arrays.items() if a.dtype.kind in "buif" and a.shape[:1] == x.shape[:1]}
     extra = {key: narrowed(array, f"{key} of {name}") for key, array in rest.items()}
     y, observed = (None if array is None else narrowed(array, name) for array in (labels, mask))
-    return Source(images, name, y, observed, extra=extra, names=names)
+    return Source(images, name, y, observed, extra=extra)
 
 
 def folder(path: Path) -> Source:
@@ -174,9 +172,9 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
         raise ValueError(f"Expected real numbers in {name}; got complex numbers.")
     if source.labels is not None and source.labels.shape != x.shape[:1]:
         raise ValueError(f"Expected {len(x)} labels, one for each {what}, in {name}; got {(*source.labels.shape,)}.")
-    if isinstance(x, OnDisk):
-        summary = survey(x.file.parts(), name)
-        advice = "Fill them in, or save x as .npz, which is read into memory with NaN as missing."
+    if isinstance(x, Stored):
+        summary = survey(x.store.parts(), name)
+        advice = "Fill them in, or save a dense x as .npz, which is read into memory with NaN as missing."
     else:
         x = channels_first(x)
         mask = _observed(x, mask, name, what)
@@ -187,8 +185,8 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
         summary = survey(parts, name)
         x = x.to(source.floats) if source.floats and x.is_floating_point() else x
         advice = f"Fill them in, leave out their {what}s, or set them to NaN, which is missing."
-    if count := summary.infinite + summary.missing * isinstance(x, OnDisk):
-        got = f"{count:,} of {math.prod(x.shape):,} that are {'NaN or ' * isinstance(x, OnDisk)}infinite"
+    if count := summary.infinite + summary.missing * isinstance(x, Stored):
+        got = f"{count:,} of {math.prod(x.shape):,} that are {'NaN or ' * isinstance(x, Stored)}infinite"
         raise ValueError(f"Expected finite numbers in {name}; got {got}. {advice}")
     dtype, levels = x.dtype, source.levels or 256
     if not dtype.is_floating_point:
@@ -199,8 +197,8 @@ def images_of(source: Source, counts: bool) -> tuple[Split, Survey]:
             largest = f"the largest in {name} is {high:g}, so x is at most {high / 255:.2g}"
             advice = f"Use the option counts for counts, or divide by {high:g} and pass floats."
             warnings.warn(f"Integers are grey levels from 0 to 255, but {largest}. {advice}", stacklevel=2)
-    x = x if mask is None or isinstance(x, OnDisk) else x.masked_fill(~mask, 0)
-    pixels = replace(x, dtype=dtype) if isinstance(x, OnDisk) else x.to(dtype)
+    x = x if mask is None or isinstance(x, Stored) else x.masked_fill(~mask, 0)
+    pixels = replace(x, dtype=dtype) if isinstance(x, Stored) else x.to(dtype)
     return Split(pixels, source.labels, levels, None, counts, mask, source.extra), summary
 
 

@@ -26,7 +26,7 @@ TRUST = "Modules beside pyro_vae whose classes a run or its --config may name, a
 WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")}
 
 
-def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
+def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of a subcommand from the words after the subcommand's name."""
     words = expand_names(words)
     first = final = parser(name, command)
@@ -86,7 +86,7 @@ def expand_names(words: Sequence[str]) -> list[str]:
     return expanded
 
 
-def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None = None) -> ArgumentParser:
+def parser(name: str, command: Callable[..., Any], parts: dict[str, Any] | None = None) -> ArgumentParser:
     """Return the parser of a subcommand; ``parts`` are default classes of ``train``."""
     result = _Parser(
         prog=f"pyro-vae {'train' if name == 'stage' else name}",
@@ -95,9 +95,11 @@ def parser(name: str, command: Callable[..., None], parts: dict[str, Any] | None
         allow_abbrev=False,  # check_config does not see --conf
     )
     result.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
-    result.add_argument("--trust", type=str, default="", help=TRUST)
+    if name != "sweep":
+        result.add_argument("--trust", type=str, default="", help=TRUST)
     if name in ("compare", "report"):
-        result.add_argument("runs", nargs="+", help="Run directories.")
+        studies = ", or directories of studies" if name == "compare" else ""
+        result.add_argument("runs", nargs="+", help=f"Run directories{studies}.")
     if name != "train":
         skipped: set[str | int] = {"runs", "progress", "trust"}
         skipped |= {"resume", "on_epoch", "sleep"} if name == "stage" else set()
@@ -160,7 +162,7 @@ def error_message(error: Exception, name: str) -> str:
     if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
         return "A number is too large for its type. Use a smaller one."
     if isinstance(error, ArgumentError):
-        return f"{_of_parser(str(error))} See {name} --help."
+        return f"{_of_parser(str(error), name)} See {name} --help."
     # For a union of types, jsonargparse lists one message per type; pick the one of this package.
     ours = re.search(r"^ *- (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
     if isinstance(error, OSError) and error.strerror:  # raised by the system
@@ -188,7 +190,7 @@ def _short(message: str) -> str:
     return textwrap.shorten(message.partition("Trace Shapes:")[0], 400, placeholder=" ...")
 
 
-def _of_parser(message: str) -> str:
+def _of_parser(message: str, name: str) -> str:
     """Return an error of jsonargparse in one line: expected, got."""
     message = re.sub(r"\S{200,}", lambda long: f"{long[0][:100]}...", " ".join(message.split()))
     option = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
@@ -197,6 +199,8 @@ def _of_parser(message: str) -> str:
     kinds = [*dict.fromkeys(re.findall(r"Expected an? (?:<class ')?(.+?)(?:'>)?(?=\. Got| - | Given|$)", message))]
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         owner = re.findall(r"class_path(?:=| )'(?:\w+\.)*(\w+)'", message)
+        if not (owner or option):
+            return f"Expected an option of {name.removeprefix('pyro-vae ')}; got {unknown[1]}."
         return f"Expected an argument of {owner[-1] if owner else option}; got --{option}.{unknown[1]}."
     if absent := re.findall(r"callable class: the following arguments are required: (\w+)", message):
         return f"Expected --{option}.{absent[-1]}, which {part[1] if part else option} requires; got none."

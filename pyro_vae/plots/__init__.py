@@ -14,8 +14,9 @@ from pyro_vae.plots.style import GREEN as GREEN
 from pyro_vae.plots.style import GREY as GREY
 from pyro_vae.plots.style import ORANGE as ORANGE
 from pyro_vae.plots.style import RED as RED
+from pyro_vae.plots.sweeps import slices
 from pyro_vae.plots.values import bounds, calibration, comparison, curves, dimensions, gaps, weights
 
 __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]
-__all__ += ["latent_space", "manifold", "mosaic", "posteriors", "reconstructions", "samples", "traversal", "weights"]
-__all__ += ["worst"]
+__all__ += ["latent_space", "manifold", "mosaic", "posteriors", "reconstructions", "samples", "slices", "traversal"]
+__all__ += ["weights", "worst"]

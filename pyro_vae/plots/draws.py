@@ -17,8 +17,17 @@ SHARES = (0.5, 0.9, 0.99)  # of the mass, within the contours
 
 
 @styled
-def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent space: means of q(z | x)") -> Figure:
-    """Plot codes z, ``(N, latent)``, in the colours of labels, ``(N,)``; above 2 dimensions, plot the first two PCs."""
+def latent_space(
+    z: Tensor,
+    labels: Tensor | None = None,
+    title: str = "Latent space: means of q(z | x)",
+    levels: Sequence[str] = (),
+    name: str = "label",
+) -> Figure:
+    """Plot codes z, ``(N, latent)``, in the colours of labels, ``(N,)``; above 2 dimensions, plot the first two PCs.
+
+    ``levels`` are the names of the labels 0, 1, and so on; ``name`` is the title of the legend.
+    """
     finite = z.isfinite().all(1)
     points, names = z[finite].detach().cpu().double(), ["z0", "z1"]
     if points.shape[1] > 2:
@@ -37,7 +46,8 @@ def latent_space(z: Tensor, labels: Tensor | None = None, title: str = "Latent s
         dots = axes.scatter(across, up, c=codes, s=7, alpha=0.7, cmap=colours, linewidths=0, vmin=-0.5, vmax=top)
         if few:
             handles, _ = dots.legend_elements(num=list(range(len(classes))), alpha=1)
-            axes.legend(handles, [*map(str, classes)], title="label", loc="center left", bbox_to_anchor=(1, 0.5))
+            words = [levels[label] if levels else str(label) for label in classes]
+            axes.legend(handles, words, title=name, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel=names[0], ylabel=names[1], aspect="equal")
     axes.set_title(title, fontsize=12)
     return figure

@@ -135,7 +135,7 @@ class Hooks(nn.Module, ABC):
         return (part for part in self.modules() if isinstance(part, Conditional) and part.fill is not None)
 
     def check_dataset(self, dataset: Dataset, strict: bool = False) -> None:
-        """Refuse x of another shape or outside the likelihood's support; check only the first 4,096 rows on disk.
+        """Refuse x of another shape or outside the likelihood's support; check only the first 4,096 stored rows.
 
         Two kinds of likelihood accept x with two values: likelihoods of two values and, unless ``strict``, densities of
         real numbers. A density with a fixed scale may stand for a squared error.
@@ -161,8 +161,9 @@ class Hooks(nn.Module, ABC):
             for split in dataset.splits.values():
                 if columns := [split.columns[name] for name in names if name in split.columns]:
                     self.check_given(*columns)
-                for start in range(0, AT_ONCE if split.on_disk else len(split), AT_ONCE):
-                    x = split[slice(start, start + AT_ONCE)].to(self.reference)
+                step = max(1, SOME // math.prod(dataset.event_shape)) if split.stored else AT_ONCE
+                for start in range(0, min(AT_ONCE, len(split)) if split.stored else len(split), step):
+                    x = split[slice(start, start + step)].to(self.reference)
                     if split.mask is not None:
                         _, x = observed(distribution, x)  # without NaN, with the same extremes
                     if not distribution.support.check(x).all():

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae import evaluate, plots
-from pyro_vae.data import Dataset
+from pyro_vae.data import Column, Dataset
 from pyro_vae.data.supports import Levels, of_element
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.program import coordinates, posterior_of, reference_tensor
 from pyro_vae.report import proposals
 from pyro_vae.seeds import eval_mode
-from pyro_vae.words import aligned, images_or_rows, pair
+from pyro_vae.words import aligned, images_or_rows, nats, pair
 
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 
@@ -85,6 +85,10 @@ def format_table(
         f"{missing}.\nELBO at beta = 1 with {evaluate.DRAWS} draws, KL {divergence}; -log p(x) "
         f"{evaluate.method(program, num_particles, proposals.origin(target, proposal))}."
     )
+    if dataset.schema and dataset.schema.standardised and kind == "density":
+        mask = None if dataset.test.mask is None else dataset.test.mask[: len(values["test"].nll)]
+        number = nats(dataset.schema.log_scale(mask))
+        notes += f"\nx is standardised: in the units of the table, -log p(x) of test rows is {number} nats larger."
     notes += f"\nAdapted: -log p(x) by as many draws {proposals.origin(target, 'adapted')}." if also else ""
     return "\n".join([*aligned(rows), notes + note])
 
@@ -122,7 +126,8 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
         if codes.shape[1]:
             labels = None if dataset.train.labels is None else dataset.train.labels[: len(train)]
             title = f"Means of q(z | x), {len(train):,} training {images}"
-            figures["latent_space"] = plots.latent_space(codes, labels, title)
+            column = (dataset.schema and dataset.schema.labels) or Column("label")
+            figures["latent_space"] = plots.latent_space(codes, labels, title, column.levels, column.name)
         if images == "rows":
             figures |= _column_figures(program, dataset)
         elif len(dataset.event_shape) in (2, 3) and has_method(program, "pictures", train.data):
@@ -150,7 +155,7 @@ def _column_figures(program: Any, dataset: Dataset) -> dict[str, Figure]:
     names = dataset.names or coordinates("x", x.shape[1:])
 
     def draw(other: Tensor, noun: str, pairs: bool) -> Figure:
-        table, other = (rows.reshape(len(x), -1) for rows in (x, other))
+        table, other = (dataset.in_units(rows).reshape(len(x), -1) for rows in (x, other))
         return plots.columns(table, other, names, f"{len(x):,} test rows, and {noun}", pairs)
 
     with suppress(ValueError):  # data that cannot be drawn

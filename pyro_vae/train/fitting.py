@@ -194,5 +194,5 @@ def fit(
             for tensor in program.state_dict().values():
                 processes.broadcast(tensor)  # all processes start from the same weights
             if run.folder:
-                checkpoint.write_header(run.folder, config, dataset.digests, run.save)
+                checkpoint.write_header(run.folder, config, dataset.digests, run.save, dataset.schema)
         return run.train(progress, on_epoch)

@@ -162,8 +162,8 @@ def splits_of(program: Any, data: Any) -> Dataset:
 
 
 def _in_dtype(split: Split, dtype: torch.dtype) -> Split:
-    """Return a split with x in a dtype, unless x is whole grey levels or on disk."""
-    converts = not split.on_disk and (split.pixels.dtype.is_floating_point or not split.levels)
+    """Return a split with x in a dtype, unless x is whole grey levels, on disk or sparse."""
+    converts = not split.stored and (split.pixels.dtype.is_floating_point or not split.levels)
     return replace(split, pixels=split.pixels[:].to(dtype)) if converts else split
 
 

@@ -1,0 +1,31 @@
+"""The subcommand ``sweep``: a run for each setting and seed of a file."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.checkpoint import display_path
+from pyro_vae.sweep import best_of, sweep
+from pyro_vae.words import nats
+
+
+def _sweep(file: str, study_dir: str | None = None, **options: Any) -> None:
+    """Train a run for each setting and seed in a YAML file of options, in several processes.
+
+    Args:
+        file: A YAML file of options of ``train``; a list is a grid, and ``seeds: 5`` trains each setting five times.
+        study_dir: Directory of the study; by default studies/ and the name of the file.
+        options: Arguments of ``sweep.sweep``.
+    """
+    folder = Path(study_dir or Path("studies") / Path(file).stem).absolute()
+    rows = sweep(file, folder, **options)
+    counts = Counter(row["state"] for row in rows)
+    print(f"\n{len(rows)} runs: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+    for row in rows:
+        if row["message"]:
+            print(f"failed:  {row['run']}: {row['message']}")
+    if best := best_of(rows):
+        print(
+            f"best:    {display_path(folder / 'runs' / best['run'])}, {nats(best['value'])} nats per validation datum"
+        )
+    print(f"table:   {display_path(folder / 'trials.csv')}\nmore:    pyro-vae compare {display_path(folder)}")

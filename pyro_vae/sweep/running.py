@@ -1,0 +1,209 @@
+"""``sweep``: read the file, open the study, start the workers and record the runs."""
+
+import inspect
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from pyro_vae import checkpoint, data
+from pyro_vae.compare.rows import format_spec
+from pyro_vae.compare.seeds import TRIALS
+from pyro_vae.objectives.base import check_choice
+from pyro_vae.options import dataset_of
+from pyro_vae.sweep.space import Space, parsed, read
+from pyro_vae.sweep.study import Metric, Sampler, Study, import_optuna, run_name
+from pyro_vae.sweep.team import Team
+from pyro_vae.words import nats
+
+MARK = "sweep.yaml"  # the file that makes a directory a study
+TRIES, PAUSE = 3, 0.5  # to open a database, and seconds between
+DONE = ("complete", "pruned", "failed")  # states of runs that need no worker
+
+
+def sweep(
+    file: str | Path,
+    study_dir: str | Path | None = None,
+    workers: int = 1,
+    sampler: Sampler = "grid",
+    trials: int | None = None,
+    metric: Metric = "elbo",
+    prune: bool = False,
+    storage: str | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train a run for each setting and seed of a YAML file, in several processes of one thread each.
+
+    Each run is an ordinary run directory in ``study_dir/runs``, with the same numbers as a run by itself on one thread.
+    After Ctrl-C, or if the sweep or a worker is killed, the same call goes on: finished runs stay, others resume. A
+    run that cannot be trained is recorded with its error, and the sweep goes on. More seeds, more values of a grid, and
+    more trials of a search may be added later.
+
+    Args:
+        file: A YAML file of options of ``train``. A list is a grid over its values; ``{low: 1e-4, high: 1e-2, log:
+            true, number: 5}`` is a range; ``seeds: 5`` trains each setting with seeds 0 to 4. An argument of a class
+            has several values as ``{values: [2, 4]}``.
+        study_dir: Directory of the study; by default studies/ and the name of the file.
+        workers: Number of processes.
+        sampler: ``grid`` for all settings; ``tpe`` for a search by `Optuna <https://optuna.org>`_'s tree-structured
+            Parzen estimator (Algorithms for Hyper-Parameter Optimization, Bergstra et al., 2011).
+        trials: Number of settings that a search tries; only with ``tpe``.
+        metric: What a search minimises, in nats per validation datum, as the mean over seeds: ``elbo``, minus the ELBO;
+            ``nll``, the upper bound on -log p(x) by 1,000 draws of proposals that are adapted to each datum.
+        prune: Whether to stop a run, after a fifth of its epochs, whose validation ELBO is below the median of other
+            runs at the same epoch (at least 5).
+        storage: Database URL of an Optuna storage that workers on several machines share, as
+            ``postgresql://user@host/name``; by default ``study.db`` in the study directory.
+        progress: Whether to show a progress bar for each worker.
+
+    Returns:
+        A dictionary for each run: ``run`` (its directory), ``number`` of its setting, ``seed``, ``state`` (complete,
+        pruned, failed, running or waiting), ``value`` of the metric, ``seconds`` of training, ``message`` of a failed
+        run, and the searched ``options``.
+
+    Raises:
+        ValueError: If the file has an unknown option or value; the directory or the storage has another sweep or other
+            files; there are no validation data; or Optuna is not installed.
+        OSError: If the study cannot be written.
+    """
+    check_choice("sampler", sampler, ("grid", "tpe"))
+    check_choice("metric", metric, ("elbo", "nll"))
+    if workers < 1:
+        raise ValueError(f"Expected at least 1 worker; got {workers}.")
+    if (trials is not None) != (sampler == "tpe") or (trials is not None and trials < 1):
+        needed = "a number of trials for the sampler tpe, as 50" if sampler == "tpe" else "no trials for a grid"
+        raise ValueError(f"Expected {needed}; got {trials}.")
+    space = read(file)
+    if sampler == "grid":
+        space.grid()  # checks its size
+    _check_data(space, sampler)
+    folder = Path(study_dir or Path("studies") / Path(file).stem).absolute()
+    study = _open(folder, Path(file), storage, space, {"sampler": sampler, "metric": metric, "prune": prune})
+    spec = {"folder": str(folder), "name": folder.name, "url": storage, "sampler": sampler, "metric": metric}
+
+    def on_end(event: dict[str, Any]) -> None:
+        rows = records(study, space)
+        _save(folder, rows)
+        for line in _lines(event, rows) if progress else ():
+            tqdm.write(line)
+
+    team = Team(study, spec | {"prune": prune, "trials": trials}, progress, on_end)
+    try:
+        team.work(workers)
+    except KeyboardInterrupt:
+        done = [row for row in records(study, space) if row["state"] in DONE]
+        message = f"{len(done)} runs are finished. Repeat the command to resume."
+        raise KeyboardInterrupt(message) from None
+    finally:
+        team.stop()
+        _save(folder, rows := records(study, space))
+    return rows
+
+
+def records(study: Study, space: Space) -> list[dict[str, Any]]:
+    """Return a dictionary for each run of a study, in the order of their numbers and seeds."""
+    rows = []
+    for trial in study.trials():
+        known = trial.user_attrs
+        results = {result["seed"]: result for result in known.get("results", [])}
+        state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+        for seed in known["seeds"]:
+            result = results.get(seed, {})
+            row = {"run": run_name(known["number"], seed), "number": known["number"], "seed": seed, "state": state}
+            row |= {name: result.get(name) for name in ("value", "seconds", "basis")}
+            row["message"] = known.get("message", "")
+            row["options"] = {name: known["options"].get(name) for name in space.searched}
+            rows.append(row)
+    return sorted(rows, key=lambda row: (row["number"], row["seed"]))
+
+
+def best_of(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the run with the lowest value; None if there is none, or if the values of some runs do not compare."""
+    done = [row for row in rows if row["value"] is not None]
+    return min(done, key=lambda row: row["value"]) if len({row["basis"] for row in done}) == 1 else None
+
+
+def _lines(event: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each run that an event ends: its options, its value, and the best run so far."""
+    done = sum(row["state"] in DONE for row in rows)
+    for row in rows:
+        if row["number"] != event["number"] or row["seed"] not in event["seeds"]:
+            continue
+        options = ", ".join(f"{name} {format_spec(value)}" for name, value in row["options"].items())
+        outcome = row["message"] or ("pruned" if row["value"] is None else f"{nats(row['value'])} nats")
+        best = best_of(rows)
+        so_far = f"; best {nats(best['value'])}, {best['run']}" if best else ""
+        yield f"{row['run']} ({options}): {outcome}; {done} of {len(rows)}{so_far}"
+
+
+def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: dict[str, Any]) -> Study:
+    """Open the study of a directory, or make both; refuse other files, another sweep, and a storage that is absent."""
+    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if others and MARK not in others:
+        raise ValueError(
+            f"Expected a new directory or a study; {checkpoint.display_path(folder)!r} has other files, as "
+            f"{others[0]!r}. Choose another --study_dir."
+        )
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with checkpoint.lock(folder):
+            study = _connect(folder, storage, rules["sampler"])
+            study.check(rules | _rules(space, rules["sampler"]))
+            if rules["sampler"] == "grid":
+                study.add_missing(space)
+            (folder / "runs").mkdir(exist_ok=True)
+            checkpoint.write(folder / MARK, file.read_bytes())
+    except BaseException:
+        if new and not (folder / MARK).exists():
+            shutil.rmtree(folder)
+        raise
+    return study
+
+
+def _connect(folder: Path, storage: str | None, sampler: Sampler) -> Study:
+    """Open the study in its database; try again where another machine makes the tables at the same moment."""
+    optuna = import_optuna()
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+    error: Exception
+    for _ in range(TRIES):
+        try:
+            return Study(folder, folder.name, storage, sampler)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as problem:
+            error = problem
+            if not isinstance(problem, DBAPIError | optuna.exceptions.StorageInternalError):
+                break
+            time.sleep(PAUSE)
+    url = re.sub(r"//[^@/]*@", "//...@", storage or "study.db")  # without a password
+    reason = checkpoint.one_line(error.__cause__ or error).split("(Background")[0]
+    raise ValueError(f"Expected a database that Optuna can use; could not open {url} ({reason}).") from None
+
+
+def _rules(space: Space, sampler: Sampler) -> dict[str, Any]:
+    """Return the constants of a study: options with one value and, for a search, the seeds and all values."""
+    fixed = {name: value for name, value in space.options.items() if name not in space.searched}
+    more = {} if sampler == "grid" else {"searched": str({name: space.options[name] for name in space.searched})}
+    return {"options": fixed} | more | ({} if sampler == "grid" else {"seeds": [*space.seeds]})
+
+
+def _check_data(space: Space, sampler: Sampler) -> None:
+    """Load the data of a first run; refuse a search over options of the data, whose runs do not compare."""
+    of_data = [name for name in space.searched if name in inspect.signature(data.load).parameters]
+    if of_data and sampler == "tpe":
+        raise ValueError(f"Expected one {of_data[0]}, since a search compares its runs; got several. Use a grid.")
+    if not len(dataset_of(parsed(space.sample())).valid):
+        raise ValueError("Expected validation data, by which a sweep compares its runs; got valid = 0.")
+
+
+def _save(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a line for each run."""
+    names = [*dict.fromkeys(name for row in rows for name in row["options"])]
+    heads = ["run", "number", "seed", "state", "value", "seconds", "message"]
+    cells = [[*(row[head] for head in heads), *(format_spec(row["options"][name]) for name in names)] for row in rows]
+    lines = [["" if cell is None else cell for cell in line] for line in cells]
+    checkpoint.write(folder / TRIALS, checkpoint.to_csv([[*heads, *names], *lines]))

@@ -1,0 +1,134 @@
+"""A worker of a sweep: a process that trains one run after another. ``python -m pyro_vae.sweep.worker`` starts it."""
+
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vae import checkpoint, data, evaluate, fit
+from pyro_vae.compare.rows import basis_of
+from pyro_vae.data import Dataset
+from pyro_vae.options import dataset_of, error_message, fit_arguments, program_of
+from pyro_vae.program import posterior_of
+from pyro_vae.seeds import eval_mode
+from pyro_vae.sweep.locks import worker_lock
+from pyro_vae.sweep.space import parsed, read
+from pyro_vae.sweep.study import Job, Metric, Study, run_name
+from pyro_vae.train.processes import Stopped
+
+PARTICLES, IMAGES = 1000, 1000  # draws for -log p(x), and validation data
+WARM_UP = 0.2  # share of the epochs before a run may be pruned
+
+
+class Worker:
+    """Trains the jobs of a study, and tells the process that started it about each epoch."""
+
+    def __init__(self, study: Study, metric: Metric, prune: bool, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.study, self.metric, self.prune, self.tell = study, metric, prune, tell
+        self.one_basis = prune or study.sampler == "tpe"
+        self._pruned = False  # the run of now
+        self._data: tuple[str, Dataset] | None = None
+
+    def do(self, job: Job) -> None:
+        """Train all seeds of a job, and record the results, or why it failed."""
+        results, self._pruned = list[dict[str, Any]](), False
+        try:
+            for seed in job.seeds:
+                results.append(self._run(job, seed, first=seed == job.seeds[0]))
+        except KeyboardInterrupt:
+            if not self._pruned:
+                self.study.release(job)
+                raise
+            self.study.prune(job)
+            self.tell({"event": "pruned", "number": job.number, "seeds": job.seeds})
+        except Exception as error:
+            traceback.print_exc()
+            message = error_message(error, "pyro-vae train") or f"{type(error).__name__}: {checkpoint.one_line(error)}"
+            self.study.fail(job, message)
+            self.tell({"event": "failed", "number": job.number, "seeds": job.seeds})
+        else:
+            self.study.finish(job, results)
+            self.tell({"event": "done", "number": job.number, "seeds": job.seeds})
+
+    def _run(self, job: Job, seed: int, first: bool) -> dict[str, Any]:
+        """Train a run, or the rest of it, and return its name, value and basis."""
+        name = run_name(job.number, seed)
+        run = self.study.folder / "runs" / name
+        options = parsed(job.options | {"seed": seed})
+        dataset = self._dataset(options)
+        if not len(dataset.valid):
+            raise ValueError("Expected validation data, by which a sweep compares its runs; got valid = 0.")
+        program = program_of(options, dataset)
+        with eval_mode(program, torch.device("cpu"), seed):
+            rows = evaluate.rows_of(program, dataset.train, slice(0, 2))
+            basis = str(basis_of(dataset, dataset.config, posterior_of(program, rows)))
+        if self.one_basis:
+            self.study.check_basis(basis)
+        place = {"resume": run} if (run / "config.yaml").exists() else {"run_dir": run, "overwrite": True}
+        reported = 0
+
+        def on_epoch(history: dict[str, list[float]]) -> None:
+            nonlocal reported
+            epoch, losses = len(history["valid"]), history["valid"]
+            self.tell({"event": "epoch", "run": name, "epoch": epoch, "epochs": options["epochs"], "value": losses[-1]})
+            if self.prune and first:
+                for step in range(reported, epoch):
+                    job.trial.report(losses[step], step)
+                reported = epoch
+                if WARM_UP * options["epochs"] <= epoch < options["epochs"] and job.trial.should_prune():
+                    self._pruned = True
+                    raise Stopped  # fit saves the run
+
+        self.tell({"event": "run", "run": name, "epochs": options["epochs"]})
+        arguments = fit_arguments(options) | place
+        history = fit(program, dataset, progress=False, on_epoch=on_epoch, **arguments)
+        value = min(history["valid"]) if options["patience"] else history["valid"][-1]
+        if self.metric == "nll" or options["sleep"]:
+            part = dataset.valid.to(options["device"])
+            draws = PARTICLES if self.metric == "nll" else 1
+            values = evaluate.per_image(program, part, draws, IMAGES, 0, proposal="adapted" if draws > 1 else "guide")
+            value = (values.nll if self.metric == "nll" else -values.elbo).mean().item()
+        return {"run": name, "seed": seed, "value": value, "seconds": sum(history["seconds"]), "basis": basis}
+
+    def _dataset(self, options: dict[str, Any]) -> Dataset:
+        """Load the data set of a run, unless it is the previous data set."""
+        key = str([options[name] for name in (*inspect.signature(data.load).parameters, "program")])
+        if self._data is None or self._data[0] != key:
+            self._data = key, dataset_of(options)
+        return self._data[1]
+
+
+def main() -> int:
+    """Train until the study has no trials left. The first line of the standard input describes the study."""
+    spec = json.loads(sys.stdin.readline())
+    folder, out = Path(spec["folder"]), sys.stdout
+    sys.path.append(str(Path.cwd()))  # for the user's classes
+    torch.set_num_threads(1)
+
+    def tell(event: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(event), file=out, flush=True)
+        except OSError:  # nobody listens any more
+            raise Stopped from None
+
+    try:
+        with redirect_stdout(sys.stderr), worker_lock(folder) as name:
+            study = Study(folder, spec["name"], spec["url"], spec["sampler"], spec["seed"])
+            space = read(folder / "sweep.yaml") if spec["sampler"] == "tpe" else None
+            worker = Worker(study, spec["metric"], spec["prune"], tell)
+            while job := study.claim(name, space, spec["trials"]):
+                with study.signs_of_life(job):
+                    worker.do(job)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,351 @@
+"""A sweep trains each run once, with the numbers of the run by itself, whoever dies."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from pyro_vae import checkpoint, commands, fit
+from pyro_vae.options import dataset_of, fit_arguments, program_of
+from pyro_vae.sweep import best_of, sweep
+from pyro_vae.sweep.locks import worker_lock
+from pyro_vae.sweep.running import records
+from pyro_vae.sweep.space import Choice, Range, Space, parsed, read
+from pyro_vae.sweep.study import DEATHS, Study
+from pyro_vae.sweep.worker import Worker
+
+FILES = ("model.safetensors", "metrics.csv", "config.yaml")
+TINY = {"data": "digits", "epochs": 1, "network": {"class_path": "MLP", "init_args": {"hidden": [8]}}}
+
+
+def write(folder, content):
+    path = folder / "mine.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+class TestSpace:
+    @pytest.mark.parametrize(
+        ("text", "settings"),
+        [
+            ("latent: 2", [{"latent": 2}]),
+            ("latent: [2, 8]", [{"latent": 2}, {"latent": 8}]),
+            ("latent: {low: 2, high: 6, number: 3}", [{"latent": 2}, {"latent": 4}, {"latent": 6}]),
+            ("lr: {low: 1e-4, high: 1e-2, log: true, number: 3}", [{"lr": 1e-4}, {"lr": 1e-3}, {"lr": 1e-2}]),
+            ("columns: [x, y]", [{"columns": ["x", "y"]}]),
+            ("columns: [[x], [x, y]]", [{"columns": ["x"]}, {"columns": ["x", "y"]}]),
+            ("columns: {values: [[x], [x, y]]}", [{"columns": ["x"]}, {"columns": ["x", "y"]}]),
+            (
+                "latent: [2, 8]\noptimizer: [adam, muon]",
+                [{"latent": i, "optimizer": name} for i in (2, 8) for name in ("adam", "muon")],
+            ),
+            (
+                "prior: [StandardNormal, {class_path: Flow, init_args: {layers: {values: [2, 3]}}}]",
+                [{"prior": "StandardNormal"}]
+                + [{"prior": {"class_path": "Flow", "init_args": {"layers": i}}} for i in (2, 3)],
+            ),
+            (
+                "network: {class_path: MLP, init_args: {hidden: [8, 8]}}",
+                [{"network": {"class_path": "MLP", "init_args": {"hidden": [8, 8]}}}],
+            ),
+        ],
+    )
+    def test_grid_has_each_setting_once(self, tmp_path, text, settings):
+        assert [options for options, _ in read(write(tmp_path, text)).grid()] == settings
+
+    @pytest.mark.parametrize(
+        ("seeds", "expected"),
+        [({}, (0,)), ({"seed": 3}, (3,)), ({"seeds": 3}, (0, 1, 2)), ({"seeds": 2, "seed": 5}, (5, 6))]
+        + [({"seeds": [7, 1]}, (7, 1))],
+    )
+    def test_seeds_are_counted_or_listed(self, tmp_path, seeds, expected):
+        assert read(write(tmp_path, {"latent": 2} | seeds)).seeds == expected
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("latnt: [2]", ["latnt"]),
+            ("latent: [2, x]", ["latent", "x"]),
+            ("latent: []", ["latent", "[]"]),
+            ("latent: [2, 2]", ["latent", "2 twice"]),
+            ("latent: {low: 3, high: 3}", ["latent", "low < high"]),
+            ("latent: {low: 3}", ["latent", "high"]),
+            ("latent: {low: 1, high: 2, step: 3}", ["latent", "step"]),
+            ("lr: {low: 0, high: 1, log: true}", ["lr", "low > 0"]),
+            ("lr: {low: 1, high: 2, number: 0}", ["lr", "number", "0"]),
+            ("lr: {low: a, high: b}", ["lr", "'a'"]),
+            ("lr: {values: 3}", ["lr", "3"]),
+            ("prior: [Flw]", ["prior", "Flw"]),
+            ("prior: [{class_path: Flow, init_args: {layrs: {values: [1, 2]}}}]", ["layrs"]),
+            ("latent: 2\nseeds: 0", ["seeds", "0"]),
+            ("latent: 2\nseeds: [1, 1]", ["seeds", "[1, 1]"]),
+            ("latent: 2\nseeds: many", ["seeds", "many"]),
+            ("program: ConditionalVAE\nlatent: [2, 4]\nresume: runs/x", ["resume"]),
+            *((f"{name}: x", [name, "Remove"]) for name in ("run_dir", "stage", "overwrite", "trust", "config")),
+            ("[1, 2]", ["list"]),
+            ("a: b: c", ["YAML"]),
+            ("", ["NoneType"]),
+        ],
+    )
+    def test_refuses_in_one_sentence(self, tmp_path, text, words):
+        with pytest.raises(ValueError, match="Expected") as error:
+            read(write(tmp_path, text)).grid()
+        assert all(word in str(error.value) for word in words), error.value
+        assert "\n" not in str(error.value)
+
+    def test_range_of_a_grid_needs_a_number(self, tmp_path):
+        space = read(write(tmp_path, "lr: {low: 1e-4, high: 1e-2}"))
+        with pytest.raises(ValueError, match="number"):
+            space.grid()
+
+    def test_search_suggests_only_values_of_the_space(self):
+        import optuna
+
+        flow = {"class_path": "Flow", "init_args": {"layers": Range("prior.Flow.layers", 2, 4)}}
+        options = {"latent": Range("latent", 2, 8), "lr": Range("lr", 1e-4, 1e-2, log=True)}
+        space = Space(options | {"prior": Choice("prior", ("StandardNormal", flow)), "epochs": 1}, (0,))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        settings = [space.suggest(study.ask()) for _ in range(60)]
+        assert {setting["latent"] for setting in settings} == {*range(2, 9)}
+        assert all(1e-4 <= setting["lr"] <= 1e-2 for setting in settings)
+        layers = {s["prior"]["init_args"]["layers"] for s in settings if isinstance(s["prior"], dict)}
+        assert layers == {2, 3, 4}
+        assert any(setting["prior"] == "StandardNormal" for setting in settings)
+        assert space.searched == ["latent", "lr", "prior"]
+
+
+def grid(seeds=(0, 1), latent=(2, 3), **options):
+    return Space(TINY | {"latent": Choice("latent", latent)} | options, seeds)
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "workers").mkdir()
+    result = Study(tmp_path, "mine", None, "grid")
+    result.add_missing(grid())
+    return result
+
+
+def states(study):
+    return sorted((t.user_attrs["number"], t.user_attrs["seeds"][0], t.state.name) for t in study.trials())
+
+
+class TestStudy:
+    def test_two_workers_claim_each_trial_once(self, study):
+        other = Study(study.folder, "mine", None, "grid")
+        jobs = []
+        while job := (study, other)[len(jobs) % 2].claim(f"worker {len(jobs)}"):
+            jobs.append((job.number, *job.seeds))
+        assert sorted(jobs) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert other.claim("late") is None
+
+    def test_a_trial_of_a_dead_worker_is_claimed_again(self, study):
+        with worker_lock(study.folder) as name:
+            job = study.claim(name)
+            study.revive()
+            assert study.open_trials() == (3, 1)  # alive
+        (study.folder / "workers" / name).touch()  # as after SIGKILL, which releases the lock
+        study.revive()
+        study.revive()
+        assert study.open_trials() == (4, 0)
+        jobs = [study.claim("b") for _ in range(4)]
+        assert sorted((j.number, *j.seeds) for j in jobs) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert (job.number, job.seeds) in [(j.number, j.seeds) for j in jobs]
+        assert study.claim("b") is None
+
+    def test_a_trial_that_kills_its_workers_fails_in_the_end(self, study):
+        for i in range(4 * DEATHS):
+            job = study.claim(f"dead-{i}")
+            (study.folder / "workers" / f"dead-{i}").touch()
+            assert job
+            study.revive()
+        assert study.claim("last") is None
+        assert [state for *_, state in states(study)] == ["FAIL"] * 4
+        assert all("workers died" in row["message"] for row in records(study, grid()))
+
+    def test_a_released_trial_waits_again(self, study):
+        study.release(study.claim("a"))
+        assert study.open_trials() == (4, 0)
+        assert states(study) == [(0, 0, "WAITING"), (0, 1, "WAITING"), (1, 0, "WAITING"), (1, 1, "WAITING")]
+
+    def test_a_trial_without_signs_of_life_is_claimed_again(self, study, monkeypatch):
+        job = study.claim("on another machine")
+        with study.signs_of_life(job):
+            study.revive()
+            assert study.open_trials() == (3, 1)
+        monkeypatch.setattr(study.storage, "grace_period", -1)
+        study.revive()
+        assert study.open_trials() == (4, 0)
+
+    def test_doubled_trials_are_trained_once(self, study):
+        for trial in study.trials():
+            study._add(trial.user_attrs)  # as two machines may, at the same moment
+        jobs = []
+        while job := study.claim("a"):
+            study.finish(job, [{"seed": job.seeds[0], "value": 1.0}])
+            jobs.append((job.number, *job.seeds))
+        assert sorted(jobs) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+    def test_a_grid_may_grow(self, study):
+        study.finish(study.claim("a"), [{"seed": 0, "value": 1.0}])
+        study.add_missing(grid((0, 1, 2), (3, 2, 4)))
+        numbers = {(t.user_attrs["options"]["latent"], t.user_attrs["number"]) for t in study.trials()}
+        assert numbers == {(2, 0), (3, 1), (4, 2)}  # old numbers stay
+        assert len(study.trials()) == 9
+        assert sum(state == "COMPLETE" for *_, state in states(study)) == 1
+
+    def test_another_sweep_is_refused(self, study):
+        with pytest.raises(ValueError, match="latent"):
+            study.add_missing(grid(latent=(2, 5)))
+        study.check({"metric": "elbo"})
+        study.check({"metric": "elbo"})
+        with pytest.raises(ValueError, match="metric was 'elbo' and is now 'nll'"):
+            study.check({"metric": "nll"})
+
+    def test_best_is_not_of_runs_that_do_not_compare(self):
+        rows = [{"value": 2.0, "basis": "a"}, {"value": 1.0, "basis": "a"}, {"value": None, "basis": None}]
+        assert best_of(rows)["value"] == 1.0
+        assert best_of([*rows, {"value": 0.0, "basis": "b"}]) is None
+
+
+def train(options, folder):
+    """Train a run by itself; return its history."""
+    arguments = parsed(options)
+    dataset = dataset_of(arguments)
+    where = {"run_dir": folder, "progress": False}
+    return fit(program_of(arguments, dataset), dataset, **(fit_arguments(arguments) | where))
+
+
+class TestWorker:
+    def do(self, study, options, events=None, metric="elbo", prune=False):
+        study._add({"number": 9, "options": TINY | options, "seeds": [4]})
+        while job := study.claim("me"):
+            if job.number == 9:
+                Worker(study, metric, prune, (events if events is not None else []).append).do(job)
+        return next(row for row in records(study, Space({}, ())) if row["number"] == 9)
+
+    def test_run_is_that_of_fit(self, study, tmp_path):
+        events = []
+        row = self.do(study, {"latent": 3}, events)
+        history = train(TINY | {"latent": 3, "seed": 4}, tmp_path / "alone")
+        for name in FILES:
+            assert (tmp_path / "runs/009-seed-4" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+        assert row["state"] == "complete"
+        assert row["value"] == history["valid"][-1]
+        assert [event["event"] for event in events] == ["run", "epoch", "done"]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"latent": 2, "likelihood": "Bernoulli"}, "Bernoulli"),
+            ({"latent": 2, "valid": 0}, "valid = 0"),
+            ({"latent": 2, "lr": 1e30}, "diverged"),
+        ],
+    )
+    def test_a_run_that_fails_is_recorded(self, study, options, message):
+        row = self.do(study, options)
+        assert row["state"] == "failed"
+        assert message in row["message"]
+        assert "\n" not in row["message"]
+
+    def test_nll_is_below_the_elbo(self, study):
+        row = self.do(study, {"latent": 2}, metric="nll")
+        program, _ = checkpoint.load(study.folder / "runs/009-seed-4")
+        elbo = checkpoint.load_metrics(study.folder / "runs/009-seed-4")["valid"][-1]
+        assert program is not None
+        assert row["value"] < elbo
+
+    def test_a_run_below_the_median_is_pruned_and_can_go_on(self, study):
+        import optuna
+
+        for _ in range(5):
+            losses = {step: -1e6 for step in range(20)}
+            study.study.add_trial(optuna.create_trial(value=-1e6, intermediate_values=losses))
+        row = self.do(study, {"latent": 2, "epochs": 10}, prune=True)
+        run = study.folder / "runs/009-seed-4"
+        assert row["state"] == "pruned"
+        assert len(checkpoint.load_metrics(run)["valid"]) == 2  # a fifth of 10
+        assert checkpoint.load_state(run)[0]["epochs"] == 2  # it can go on
+
+    def test_a_search_refuses_runs_that_do_not_compare(self, study):
+        study.check_basis("of a mass")
+        row = self.do(study, {"latent": 2}, prune=True)
+        assert row["state"] == "failed"
+        assert "of a density" in row["message"]
+
+
+ARGUMENTS = [
+    ({"workers": 0}, "worker"),
+    ({"sampler": "random"}, "sampler"),
+    ({"sampler": "tpe"}, "trials"),
+    ({"trials": 3}, "trials"),
+    ({"metric": "loss"}, "metric"),
+    ({"storage": "postgres"}, "postgres"),
+    ({"storage": "sqlite:////nowhere/at/all.db"}, "nowhere"),
+    ({"storage": "mine://me:secret@host/db"}, "mine"),
+]
+
+
+@pytest.mark.parametrize(("options", "word"), ARGUMENTS)
+def test_bad_arguments_leave_nothing(tmp_path, options, word):
+    file = write(tmp_path, "latent: 2")
+    with pytest.raises(ValueError, match=word) as error:
+        sweep(file, tmp_path / "study", **options)
+    assert "secret" not in str(error.value)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    file = write(tmp_path, TINY | {"latent": [2, 3]})
+    with pytest.raises(ValueError, match="mine.yaml"):
+        sweep(file, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_data_are_not_searched(tmp_path):
+    file = write(tmp_path, TINY | {"latent": 2, "binarize": ["static", "dynamic"]})
+    with pytest.raises(ValueError, match="binarize"):
+        sweep(file, tmp_path / "study", sampler="tpe", trials=3)
+
+
+def test_runs_without_validation_data_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="valid = 0"):
+        sweep(write(tmp_path, TINY | {"latent": [2, 3], "valid": 0}), tmp_path / "study")
+
+
+def command(*words):
+    return [sys.executable, "-m", "pyro_vae", "sweep", *map(str, words)]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_killed_sweep_ends_as_runs_by_themselves(tmp_path, capsys):
+    options = TINY | {"epochs": 20, "latent": [2, 3]}
+    file, folder = write(tmp_path, options), tmp_path / "study"
+    process = subprocess.Popen(
+        command(file, "--study_dir", folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    second = folder / "runs/001-seed-0/checkpoint/last.safetensors"
+    while not second.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert commands.run(["sweep", str(file), "--study_dir", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "2 runs: 2 complete" in out
+    for run in (folder / "runs").iterdir():
+        alone = tmp_path / f"alone-{run.name}"
+        train(yaml.safe_load((run / "config.yaml").read_text()), alone)
+        for name in FILES:
+            assert (run / name).read_bytes() == (alone / name).read_bytes(), name
+    with (folder / "trials.csv").open() as lines:
+        rows = [*csv.DictReader(lines)]
+    assert [(row["run"], row["latent"]) for row in rows] == [("000-seed-0", "2"), ("001-seed-0", "3")]
+    assert commands.run(["sweep", str(file), "--study_dir", str(folder)]) == 0  # nothing is left to train
+    assert "worker" not in capsys.readouterr().err
