@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_page import FEW, Page, vae, write
+from test_page import FEW, Page, evaluate_briefly, vae, write
 
 from pyro_vae import data, page
 
@@ -23,7 +23,7 @@ def file(tmp_path_factory):
     digits, folder = data.load("digits"), tmp_path_factory.mktemp("page")
     history = {"train": [9.0, 4.0, 3.0], "valid": [8.0, 5.0, 2.0], "seconds": [1.0, 1.0, 1.0]}
     with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_vae.report.answers.SIMULATED", 20)
+        evaluate_briefly(patch)
         runs = [write(folder / name, vae(digits), digits, history) for name in ("a & b", "<c>")]
         (folder / "page.html").write_text(page.html(runs, **FEW))
     return folder / "page.html"
