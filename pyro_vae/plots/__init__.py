@@ -1,4 +1,4 @@
-"""Functions that plot tensors; each function returns a ``matplotlib.figure.Figure``.
+"""Functions that plot tensors and return a ``matplotlib.figure.Figure``; and sliders over a program's latents.
 
 A notebook shows the figure after ``%matplotlib inline`` or an import of pyplot; ``savefig`` writes a file. Images are
 float tensors ``(..., channels, height, width)`` or ``(..., height, width)``: 0 is black, 1 is white, and NaN (a missing
@@ -6,6 +6,7 @@ pixel) is greyish blue.
 """
 
 from pyro_vae.plots.draws import columns, latent_space, posteriors
+from pyro_vae.plots.exploring import explore
 from pyro_vae.plots.images import MISSING as MISSING
 from pyro_vae.plots.images import interpolation, manifold, mosaic, reconstructions, samples, traversal, worst
 from pyro_vae.plots.style import BLUE as BLUE
@@ -16,6 +17,6 @@ from pyro_vae.plots.style import ORANGE as ORANGE
 from pyro_vae.plots.style import RED as RED
 from pyro_vae.plots.values import bounds, calibration, comparison, curves, dimensions, gaps, weights
 
-__all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "gaps", "interpolation"]
-__all__ += ["latent_space", "manifold", "mosaic", "posteriors", "reconstructions", "samples", "traversal", "weights"]
-__all__ += ["worst"]
+__all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "explore", "gaps"]
+__all__ += ["interpolation", "latent_space", "manifold", "mosaic", "posteriors", "reconstructions", "samples"]
+__all__ += ["traversal", "weights", "worst"]

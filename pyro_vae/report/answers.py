@@ -13,7 +13,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
-from pyro_vae.report.closing import has_method, mean_kl
+from pyro_vae.report.closing import has_method
 from pyro_vae.words import aligned, images_or_rows, pair
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
@@ -152,7 +152,7 @@ def codes(target: Posterior) -> Answer:
     sites = evaluate.kl_by_site(target.program, target, evaluate.DRAWS)
     if len(sites) > 1:
         answer.lines.append("KL by site, nats: " + ", ".join(f"{n} {kl.mean():.2f}" for n, kl in sites.items()) + ".")
-    kl = mean_kl(target.program, target)
+    kl = evaluate.mean_kl(target.program, target)
     kl = kl if kl is not None and len(kl) == latent else None
     if kl is not None:
         answer.lines.append(f"KL by dimension, nats: {_list(kl, names)}.")

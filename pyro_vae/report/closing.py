@@ -132,7 +132,7 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
             pages = program.pictures(*few)
             figures |= {name: plots.mosaic(page / white, title) for name, (page, title) in pages.items()}
             if has_method(program, "traverse", train.data):
-                kl = mean_kl(program, x)
+                kl = evaluate.mean_kl(program, x)
                 nats, order = (None, None) if kl is None else (kl.tolist(), kl.argsort(descending=True)[:20].tolist())
                 figures["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
     return figures
@@ -158,10 +158,3 @@ def _column_figures(program: Any, dataset: Dataset) -> dict[str, Figure]:
     if has_method(program, "reconstruct", target.data):
         figures["reconstructions"] = draw(program.reconstruct(*target.data), "their reconstructions (up)", True)
     return figures
-
-
-def mean_kl(program: Any, data: Any) -> Tensor | None:
-    """Return the mean KL of each dimension, or None if the guide or the prior has dependent dimensions."""
-    with suppress(ValueError):
-        return evaluate.kl_per_dim(program, data).mean(0)
-    return None
