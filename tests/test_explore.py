@@ -282,6 +282,7 @@ class TestWhatIsRefused:
             (partial(programs.VQVAE.build, EVENT, 8, 4), IMAGES, {}, "a continuous latent site.* discrete sites z"),
             (partial(VAE.build, EVENT, 2), IMAGES, {"site": "w"}, "site to be one of the continuous sites z; got 'w'"),
             (partial(VAE.build, EVENT, 2), IMAGES, {"sliders": 0}, "sliders of at least 1; got 0"),
+            (partial(VAE.build, EVENT, 2), IMAGES, {"sliders": 2.5}, "sliders to be a whole number; got 2.5"),
             (partial(VAE.build, (2, 1, 2, 2), 2), torch.rand(3, 2, 1, 2, 2), {}, r"images or rows; got shape \(2, 1"),
             (partial(VAE.build, (4,), 2), torch.rand(3, 4), {"names": ["a"]}, "each of the 4 columns of x; got 1"),
             (partial(VAE.build, EVENT, 2), IMAGES[:0], {}, "at least 1 image; got none"),
