@@ -1,11 +1,15 @@
 """Files that the subcommands write."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from pyro_vae import checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write(path: Path, content: bytes) -> None:

@@ -1,16 +1,19 @@
 """The table and the figure of a comparison."""
 
+from __future__ import annotations
+
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae import evaluate, plots
 from pyro_vae.compare.rows import Row, format_spec
 from pyro_vae.words import above, aligned, nats, pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BEST, WORST, GROUPS = 20, 10, 6  # limits of a figure: runs of a group, and groups
 LEVEL = 0.1  # a negligible difference, in nats

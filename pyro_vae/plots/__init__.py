@@ -5,18 +5,42 @@ float tensors ``(..., channels, height, width)`` or ``(..., height, width)``: 0 
 pixel) is greyish blue.
 """
 
-from pyro_vae.plots.draws import columns, latent_space, posteriors
-from pyro_vae.plots.exploring import explore
-from pyro_vae.plots.images import MISSING as MISSING
-from pyro_vae.plots.images import interpolation, manifold, mosaic, reconstructions, samples, traversal, worst
-from pyro_vae.plots.style import BLUE as BLUE
-from pyro_vae.plots.style import CLASSES as CLASSES
-from pyro_vae.plots.style import GREEN as GREEN
-from pyro_vae.plots.style import GREY as GREY
-from pyro_vae.plots.style import ORANGE as ORANGE
-from pyro_vae.plots.style import RED as RED
-from pyro_vae.plots.values import bounds, calibration, comparison, curves, dimensions, gaps, weights
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyro_vae.plots.draws import columns, latent_space, posteriors
+    from pyro_vae.plots.exploring import explore
+    from pyro_vae.plots.images import MISSING as MISSING
+    from pyro_vae.plots.images import interpolation, manifold, mosaic, reconstructions, samples, traversal, worst
+    from pyro_vae.plots.style import BLUE as BLUE
+    from pyro_vae.plots.style import CLASSES as CLASSES
+    from pyro_vae.plots.style import GREEN as GREEN
+    from pyro_vae.plots.style import GREY as GREY
+    from pyro_vae.plots.style import ORANGE as ORANGE
+    from pyro_vae.plots.style import RED as RED
+    from pyro_vae.plots.values import bounds, calibration, comparison, curves, dimensions, gaps, weights
 
 __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensions", "explore", "gaps"]
 __all__ += ["interpolation", "latent_space", "manifold", "mosaic", "posteriors", "reconstructions", "samples"]
 __all__ += ["traversal", "weights", "worst"]
+
+_HOMES = {
+    "draws": ["columns", "latent_space", "posteriors"],
+    "exploring": ["explore"],
+    "images": ["MISSING", "interpolation", "manifold", "mosaic", "reconstructions", "samples", "traversal", "worst"],
+    "style": ["BLUE", "CLASSES", "GREEN", "GREY", "ORANGE", "RED"],
+    "values": ["bounds", "calibration", "comparison", "curves", "dimensions", "gaps", "weights"],
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a plot at first use: other rooms import this one, and matplotlib takes half a second."""
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"{__name__}.{home}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals()}.union(*_HOMES.values()))

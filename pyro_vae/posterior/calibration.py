@@ -1,11 +1,12 @@
 r"""Simulation-based calibration of a guide, on data from the model with known true z."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -13,6 +14,9 @@ from pyro_vae import plots
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit, sums_codes
 from pyro_vae.posterior.nuts import columns
 from pyro_vae.program import Posterior, coordinates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TIED = 1e-5  # relative difference of log-densities that are equal up to rounding
 

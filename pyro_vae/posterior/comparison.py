@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -20,6 +19,9 @@ from pyro_vae.evaluate.weights import pareto_k
 from pyro_vae.posterior.nuts import Chains, flat, nuts
 from pyro_vae.program import Posterior
 from pyro_vae.words import aligned, nats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDE = 7.0  # half width of the first grid, in standard deviations of the prior
 LOW = 18.0  # nats below the peak at which the grid may end

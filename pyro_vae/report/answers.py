@@ -1,11 +1,13 @@
 """Answers of an evaluation on test images: bounds, weights, gaps, calibration and codes."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import ais, evaluate, plots, posterior
@@ -15,6 +17,9 @@ from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
 from pyro_vae.report.closing import has_method
 from pyro_vae.words import aligned, images_or_rows, pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
 CHOSEN = 50  # default number of images for AIS and for refined guides

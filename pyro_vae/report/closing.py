@@ -1,15 +1,16 @@
 """The table and the figures at the end of a run."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -21,6 +22,9 @@ from pyro_vae.program import coordinates, posterior_of, reference_tensor
 from pyro_vae.report import proposals
 from pyro_vae.seeds import eval_mode
 from pyro_vae.words import aligned, images_or_rows, pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 

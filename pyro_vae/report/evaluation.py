@@ -1,5 +1,7 @@
 """A full evaluation of the model, of the guide and of the codes, with a diagnosis."""
 
+from __future__ import annotations
+
 import json
 import math
 import textwrap
@@ -8,9 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import checkpoint, evaluate
@@ -23,6 +24,9 @@ from pyro_vae.report.closing import COLUMNS, format_table
 from pyro_vae.report.diagnosis import diagnosis, trusts
 from pyro_vae.seeds import eval_mode
 from pyro_vae.words import pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
