@@ -21,6 +21,7 @@ from torch import nn
 
 from pyro_vae import VAE, evaluate, likelihoods, networks, oracle, plots, priors, programs
 from pyro_vae.plots.axes import latent_axes, principal_axes
+from pyro_vae.plots.frames import SIDE
 
 NOTEBOOKS = str(Path(__file__).parent.parent / "notebooks")
 EVENT, N = (1, 8, 8), 12
@@ -134,7 +135,7 @@ def explored(program, data, by_hand, options):
 def shown(panel):
     """The three images of the picture, each (height, width), read from the file."""
     pixels = np.asarray(PIL.Image.open(io.BytesIO(panel.picture.value)))
-    factor = 200 // 8
+    factor = SIDE // 8
     pixels = pixels[::factor, ::factor, 0]
     return [pixels[:, i * 9 : i * 9 + 8] for i in range(3)]
 
@@ -324,5 +325,5 @@ def test_an_executed_notebook_shows_the_picture_without_a_kernel(tmp_path, monke
     number, picture = nbformat.read(path, 4).cells[0].outputs
     png = base64.b64decode(picture["data"]["image/png"])
     assert len(png) == int(number["text"])
-    assert PIL.Image.open(io.BytesIO(png)).size == (25 * 26, 25 * 8)
+    assert PIL.Image.open(io.BytesIO(png)).size == (SIDE // 8 * 26, SIDE // 8 * 8)
     assert not [kind for kind in picture["data"] if "widget" in kind]

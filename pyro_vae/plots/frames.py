@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.plots.images import grid
 
-SIDE = 200  # pixels, about, of an image of x
+SIDE = 140  # pixels, about, of an image of x
 
 
 def png(x: Tensor) -> bytes:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.plots.axes import Axes
 
-WIDE = {"description_width": "16em"}
+SIZES = {"style": {"description_width": "15em"}, "layout": {"width": "30em", "flex": "none"}}  # with long names
 
 
 class Labels(NamedTuple):
@@ -128,6 +128,6 @@ class Panel(VBox):
 def _sliders(axes: Axes) -> list[FloatSlider]:
     bounds = zip(axes.names, axes.low.tolist(), axes.high.tolist(), strict=True)
     return [
-        FloatSlider(low, min=low, max=high, step=(high - low) / 200, description=name, style=WIDE)
+        FloatSlider(low, min=low, max=high, step=(high - low) / 200, description=name, **SIZES)
         for name, low, high in bounds
     ]
