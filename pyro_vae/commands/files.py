@@ -1,15 +1,9 @@
 """Files that the subcommands write."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pyro_vae import checkpoint
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pyro_vae import checkpoint, plots
 
 
 def write(path: Path, content: bytes) -> None:
@@ -18,12 +12,12 @@ def write(path: Path, content: bytes) -> None:
     checkpoint.write(path, content)
 
 
-def pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
+def pictures(figures: dict[str, "plots.Figure"]) -> dict[str, bytes]:
     """Return figures as PNG files by path."""
     return {f"figures/{name}.png": picture(figure) for name, figure in figures.items()}
 
 
-def picture(figure: Figure) -> bytes:
+def picture(figure: "plots.Figure") -> bytes:
     """Return a figure as a PNG file."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150)

@@ -1,19 +1,14 @@
 """The table and the figure of a comparison."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyro_vae import evaluate, plots
 from pyro_vae.compare.rows import Row, format_spec
 from pyro_vae.words import above, aligned, nats, pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BEST, WORST, GROUPS = 20, 10, 6  # limits of a figure: runs of a group, and groups
 LEVEL = 0.1  # a negligible difference, in nats
@@ -45,7 +40,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*blocks, "", _wrap(notes)])
 
 
-def figure(rows: Sequence[Row]) -> Figure:
+def figure(rows: Sequence[Row]) -> "plots.Figure":
     """Plot -log p(x), the two terms of the ELBO, and the -ELBO of validation data against seconds of training.
 
     The figure shows at most 6 groups, and the 20 best and 10 worst runs of each group; titles count omitted runs.

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Figure
+
     from pyro_vae.plots.draws import columns, latent_space, posteriors
     from pyro_vae.plots.exploring import explore
     from pyro_vae.plots.images import MISSING as MISSING
@@ -26,7 +28,7 @@ __all__ += ["interpolation", "latent_space", "manifold", "mosaic", "posteriors",
 __all__ += ["traversal", "weights", "worst"]
 
 _HOMES = {
-    "draws": ["columns", "latent_space", "posteriors"],
+    "draws": ["Figure", "columns", "latent_space", "posteriors"],
     "exploring": ["explore"],
     "images": ["MISSING", "interpolation", "manifold", "mosaic", "reconstructions", "samples", "traversal", "worst"],
     "style": ["BLUE", "CLASSES", "GREEN", "GREY", "ORANGE", "RED"],

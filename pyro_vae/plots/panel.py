@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, IntSlider, Label, ToggleButtons, VBox
 from torch import Tensor
@@ -10,13 +10,6 @@ from torch import Tensor
 from pyro_vae.plots.axes import Axes
 
 SIZES = {"style": {"description_width": "15em"}, "layout": {"width": "30em", "flex": "none"}}  # with long names
-
-
-class Labels(NamedTuple):
-    """The labels of a dropdown, and the label of each row."""
-
-    options: Sequence[int]
-    of_rows: Sequence[int]
 
 
 class Panel(VBox):
@@ -27,7 +20,7 @@ class Panel(VBox):
         decode: A function of the code, the rows at the start and the end, the share of the end, and labels by name.
         paint: A function from the decoding, and the rows at the start and the end, to a picture: PNG or HTML.
         axes: Sets of sliders by name.
-        labels: Labels by name.
+        labels: Labels by name: the options of a dropdown, and the label of each row.
 
     Attributes:
         code: The code, of shape ``(D,)``.
@@ -43,14 +36,13 @@ class Panel(VBox):
         axes: Mapping[str, Axes],
         labels: Mapping[str, tuple[Sequence[int], Sequence[int]]],
     ) -> None:
-        self._codes, self._decode, self._paint, self._axes = codes, decode, paint, axes
-        self._labels = {name: Labels(*pair) for name, pair in labels.items()}
+        self._codes, self._decode, self._paint, self._axes, self._labels = codes, decode, paint, axes, labels
         self._silent = False  # while the panel sets its own widgets
         last = len(codes) - 1
         self.start = IntSlider(0, 0, last, description="start, row")
         self.end = IntSlider(min(1, last), 0, last, description="end, row")
         self.mix = FloatSlider(0.0, min=0.0, max=1.0, step=0.01, description="start to end")
-        self.labels = {name: Dropdown(options=of.options, description=name) for name, of in self._labels.items()}
+        self.labels = {name: Dropdown(options=options, description=name) for name, (options, _) in labels.items()}
         self.kind = ToggleButtons(options=[*axes])
         self.reset = Button(description="Reset")
         self.sliders = {kind: _sliders(of) for kind, of in axes.items()}
@@ -71,7 +63,7 @@ class Panel(VBox):
         self._silent = True
         self.mix.value = mix
         for name, widget in self.labels.items():
-            widget.value = self._labels[name].of_rows[self.start.value]
+            widget.value = self._labels[name][1][self.start.value]
         self._silent = False
         self._interpolate()
 

@@ -1,10 +1,8 @@
 r"""Simulation-based calibration of a guide, on data from the model with known true z."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +12,6 @@ from pyro_vae import plots
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit, sums_codes
 from pyro_vae.posterior.nuts import columns
 from pyro_vae.program import Posterior, coordinates
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TIED = 1e-5  # relative difference of log-densities that are equal up to rounding
 
@@ -63,7 +58,7 @@ class Calibration:
         """Return whether the guide's central interval contains the true z, of shape ``(num, latent)``."""
         return ((self.ranks[:, :-1] + 0.5) / (self.draws + 1) - 0.5).abs() < level / 2
 
-    def figure(self) -> Figure:
+    def figure(self) -> "plots.Figure":
         """Plot histograms of the ranks, and coverage against the level."""
         levels = torch.linspace(0, 1, 51)
         covered = self.coverage(levels.tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from pyro_vae.evaluate.weights import pareto_k
 from pyro_vae.posterior.nuts import Chains, flat, nuts
 from pyro_vae.program import Posterior
 from pyro_vae.words import aligned, nats
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDE = 7.0  # half width of the first grid, in standard deviations of the prior
 LOW = 18.0  # nats below the peak at which the grid may end
@@ -94,7 +91,7 @@ class Comparison:
         )
         return "\n".join([*aligned(rows, 0), notes])
 
-    def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
+    def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> plots.Figure:
         """Plot the guide and the posterior of one datum, for each dimension and each pair of dimensions.
 
         The plot includes the exact density if known. ``dims`` selects the dimensions; None selects up to four

@@ -1,11 +1,8 @@
 """Answers of an evaluation on test images: bounds, weights, gaps, calibration and codes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +14,6 @@ from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
 from pyro_vae.report.closing import has_method
 from pyro_vae.words import aligned, images_or_rows, pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
 CHOSEN = 50  # default number of images for AIS and for refined guides
@@ -35,7 +29,7 @@ class Answer:
     lines: list[str]
     numbers: dict[str, float] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
+    figures: dict[str, "plots.Figure"] = field(default_factory=dict)
 
 
 def bounds(target: Posterior, log_w: Tensor, chosen: int, temperatures: int, progress: bool) -> Answer:
@@ -100,7 +94,7 @@ def for_adapted(answer: Answer) -> Answer:
     return Answer([f"Adapted proposals: {line}" for line in answer.lines], numbers)
 
 
-def weight_figures(target: Posterior, num: int, columns: Mapping[str, Tensor]) -> dict[str, Figure]:
+def weight_figures(target: Posterior, num: int, columns: Mapping[str, Tensor]) -> dict[str, "plots.Figure"]:
     """Plot k-hat, ESS and the images with the largest k-hat; plot nothing if ``columns`` is empty."""
     if not columns:
         return {}

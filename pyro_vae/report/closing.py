@@ -1,13 +1,11 @@
 """The table and the figures at the end of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +20,6 @@ from pyro_vae.program import coordinates, posterior_of, reference_tensor
 from pyro_vae.report import proposals
 from pyro_vae.seeds import eval_mode
 from pyro_vae.words import aligned, images_or_rows, pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = ("ELBO", "E[log p(x|z)]", "KL", "-log p(x)")
 
@@ -111,7 +106,7 @@ def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[
     return None, note
 
 
-def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
+def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, "plots.Figure"]:
     """Plot the codes of a program, and images or table columns. The random state of torch does not change.
 
     Returns:
@@ -147,13 +142,13 @@ def has_method(program: Any, method: str, data: tuple[Tensor, ...]) -> bool:
     return hasattr(program, method) and len(data) == getattr(program, "inputs", 1)
 
 
-def _column_figures(program: Any, dataset: Dataset) -> dict[str, Figure]:
+def _column_figures(program: Any, dataset: Dataset) -> dict[str, "plots.Figure"]:
     """Draw test rows against draws of the model, if it can draw data, and against their reconstructions."""
     target = posterior_of(program, evaluate.rows_of(program, dataset.test, slice(0, 1000)))
     x, figures = target.data[0], {}
     names = dataset.names or coordinates("x", x.shape[1:])
 
-    def draw(other: Tensor, noun: str, pairs: bool) -> Figure:
+    def draw(other: Tensor, noun: str, pairs: bool) -> "plots.Figure":
         table, other = (rows.reshape(len(x), -1) for rows in (x, other))
         return plots.columns(table, other, names, f"{len(x):,} test rows, and {noun}", pairs)
 

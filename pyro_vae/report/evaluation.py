@@ -1,7 +1,5 @@
 """A full evaluation of the model, of the guide and of the codes, with a diagnosis."""
 
-from __future__ import annotations
-
 import json
 import math
 import textwrap
@@ -10,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from pyro_vae import checkpoint, evaluate
+from pyro_vae import checkpoint, evaluate, plots
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives.base import check_choice
@@ -24,9 +22,6 @@ from pyro_vae.report.closing import COLUMNS, format_table
 from pyro_vae.report.diagnosis import diagnosis, trusts
 from pyro_vae.seeds import eval_mode
 from pyro_vae.words import pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +41,7 @@ class Evaluation:
     sections: dict[str, list[str]]
     numbers: dict[str, float]
     images: dict[str, list[float]]
-    figures: dict[str, Figure] = field(repr=False)
+    figures: dict[str, "plots.Figure"] = field(repr=False)
     called: str = "images"
 
     @property
