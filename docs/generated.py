@@ -14,7 +14,7 @@ from table_numbers import numbers
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
-COMMANDS = ("train", "evaluate", "generate", "sweep", "compare")
+COMMANDS = ("train", "evaluate", "generate", "sweep", "compare", "report")
 # A notebook links to the experiment beside it, the site to the page of its results.
 LINK = re.compile(r"\]\(\.\./experiments/(?:results/)?(\w+)\.(?:py|md|png)\)")
 # A figure of an experiment stays where it is.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         networks,
         objectives,
         oracle,
+        page,
         plots,
         posterior,
         priors,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledSVI", "Posterior", "VAE", "fit", "fit_prior", "load"]
 __all__ += ["ais", "compare", "compiled", "conditional", "data", "evaluate", "guides", "likelihoods", "missing"]
-__all__ += ["networks", "objectives", "oracle", "plots", "posterior", "priors", "programs", "report"]
+__all__ += ["networks", "objectives", "oracle", "page", "plots", "posterior", "priors", "programs", "report"]
 
 _HOMES = {"CompiledSVI": "compiled", "Posterior": "program", "VAE": "programs", "fit": "train"}
 _HOMES |= {"fit_prior": "train", "load": "checkpoint"}

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "Draw data from a trained program; from a VAE, mean images at draws of the prior.",
     "sweep": "Train a run for each setting and seed in a YAML file of options, in several processes.",
     "compare": "Rank trained programs, or the settings of a study over seeds, by -log p(x), in a table and a figure.",
+    "report": "Write a page about trained programs: one HTML file to share, with curves, numbers, images and sliders.",
 }
 
 

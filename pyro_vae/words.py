@@ -1,7 +1,9 @@
 """Numbers, tables and verdicts as text, for everything that the package prints."""
 
 import math
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 BELOW_TWO = 0.97725  # probability of a standard normal below 2
 
@@ -39,6 +41,17 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<" if i < left else ">" for i in range(len(widths))]
     return ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip() for row in rows]
+
+
+def cells(lines: Sequence[str]) -> list[list[str]]:
+    """Return the rows of :func:`aligned` from the lines of a text; the first line with fewer or more cells ends them.
+
+    Example:
+        >>> cells([*aligned([["split", "ELBO"], ["test", "-2.10 ± 0.02"]]), "A note."])
+        [['split', 'ELBO'], ['test', '-2.10 ± 0.02']]
+    """
+    rows = [re.split(" {2,}", line.strip()) for line in lines]
+    return [*takewhile(lambda row: len(row) == len(rows[0]), rows)]
 
 
 def images_or_rows(shape: Sequence[int]) -> str:

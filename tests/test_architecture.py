@@ -25,6 +25,7 @@ ROOMS = [
     {"ais", "plots"},
     {"posterior"},
     {"report", "compare"},
+    {"page"},
     {"options"},
     {"sweep"},
     {"commands"},

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -246,8 +247,11 @@ def test_of_many_runs_the_figure_holds_the_best_and_the_worst(two):
 def test_the_table_is_printed_before_the_figure_is_drawn(two, tmp_path, monkeypatch, capsys):
     rows = rows_of(*two)
     monkeypatch.setattr(compare, "compare", lambda *_, **__: rows)
-    (tmp_path / "there.png").mkdir()
-    with pytest.raises((OSError, ValueError), match="there"):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match="folder.png' is none"):  # before any work
+        commands._compare(two, str(tmp_path / "folder.png"))
+    monkeypatch.setattr("os.replace", Mock(side_effect=OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
         commands._compare(two, str(tmp_path / "there.png"))
     assert compare.table(rows) in capsys.readouterr().out
 

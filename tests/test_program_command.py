@@ -155,6 +155,8 @@ def test_evaluate_and_compare(here, unrendered, capsys):
     assert "(a line for each row) in run" in capsys.readouterr().out
     assert json.loads(Path("run/evaluation.json").read_text())["test -log p(x)"] > 0
     assert main([*TRAIN, "--run_dir", "more", "--program.slope", "1.0"]) == 0
+    assert main(["report", "run", "more", *TRUST]) == 0
+    assert "aside" not in Path("report.html").read_text()  # a note
     capsys.readouterr()
     assert main(["compare", "run", "more", "--num_particles", "5", *TRUST]) == 0
     shown = capsys.readouterr().out
@@ -183,6 +185,10 @@ def test_images_by_name_are_drawn_as_a_picture(here):
     assert main(train) == 0
     assert main(["generate", "grey", "--num", "4", *TRUST]) == 0
     assert Path("grey/figures/generated.png").stat().st_size > 0
+    assert main(["report", "grey", "--num_particles", "25", "--images", "20", *TRUST]) == 0
+    page = Path("grey/report.html").read_text()
+    assert "aside" not in page
+    assert 'id="predictive"' in page
 
 
 def test_a_file_of_options_and_a_vae_of_ones_own_with_parts(here, unrendered):

@@ -14,6 +14,7 @@ from pyro_vae.conditional import Family
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.report.answers import SIMULATED
 from pyro_vae.report.closing import format_table
+from pyro_vae.report.evaluation import TEXTS
 from pyro_vae.words import pair
 
 DIGITS = data.load("digits")
@@ -262,7 +263,8 @@ class TestEvaluation:
         found.save(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {f"evaluation.{end}" for end in ("txt", "json", "csv")}
         assert (tmp_path / "evaluation.txt").read_text() == f"{found}\n"
-        assert json.loads((tmp_path / "evaluation.json").read_text()) == found.numbers | {"diagnosis": found.diagnosis}
+        content = json.loads((tmp_path / "evaluation.json").read_text())
+        assert content == found.numbers | {name: getattr(found, name) for name in TEXTS}
         with (tmp_path / "evaluation.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row.pop("image") for row in rows] == [str(i) for i in range(40)]

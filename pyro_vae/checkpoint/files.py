@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["deserialize", "display_path", "load_tensors", "lock", "one_line", "safe_path", "serialize", "write"]
-__all__ += ["write_all"]
+__all__ = ["deserialize", "digest", "display_path", "load_tensors", "lock", "one_line", "safe_path", "serialize"]
+__all__ += ["write", "write_all"]
 
 TEMPORARY = f".*.{'[0-9a-f]' * 16}.new"  # unfinished files; the digits are random, so that nobody can guess the name
 
@@ -134,6 +134,12 @@ def deserialize(path: Path) -> Any:
         raise ValueError(f"it has no {error}") from error
     except (RecursionError, TypeError) as error:
         raise ValueError(one_line(error)) from error
+
+
+def digest(program: nn.Module) -> str:
+    """Return a hash of the names and the values of all weights of a program."""
+    state = {name: value.detach().cpu() for name, value in program.state_dict().items()}
+    return _digest("", {name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

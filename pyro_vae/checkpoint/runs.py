@@ -29,7 +29,8 @@ BITS = ("python", "threads", "processor", "instructions", "gpus")
 # Files of training and evaluation, in the order in which --overwrite deletes them: without the first the directory is
 # no run, and the last shows that the files belong to one.
 RUN_FILES = ["config.yaml", "checkpoint/*.safetensors", "model.safetensors", "metrics.csv", "seconds.csv"]
-RUN_FILES += ["schema.json", "diverged.json", "evaluation.*", "figures/*.png", "tensorboard/events.out.tfevents.*"]
+RUN_FILES += ["schema.json", "diverged.json", "evaluation.*", "report.html", "figures/*.png"]
+RUN_FILES += ["tensorboard/events.out.tfevents.*"]
 RUN_FILES += ["environment.json"]
 # Settings that a resumed run may change; the number of epochs only if no schedule depends on it.
 CHANGEABLE = {"root", "data", "device", "on_nan", "logger", "epochs"}

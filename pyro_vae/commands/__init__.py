@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError
 
-from pyro_vae.commands.runs import _compare, _evaluate, _generate  # noqa: F401
+from pyro_vae.commands.runs import _compare, _evaluate, _generate, _report  # noqa: F401
 from pyro_vae.commands.sweeping import _sweep  # noqa: F401
 from pyro_vae.commands.training import _resume, _stage, _train  # noqa: F401
 from pyro_vae.options import check_config, error_message, parse

@@ -1,4 +1,4 @@
-"""The subcommands of trained programs: ``evaluate``, ``generate`` and ``compare``."""
+"""The subcommands of trained programs: ``evaluate``, ``generate``, ``compare`` and ``report``."""
 
 import inspect
 import io
@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pyro_vae import checkpoint, compare, data, evaluate, load, plots, report
-from pyro_vae.commands.files import picture, pictures, write
+from pyro_vae import checkpoint, compare, data, evaluate, load, page, plots, report
+from pyro_vae.commands.files import check_output, picture, pictures, write
 from pyro_vae.data.tables import file_of
 from pyro_vae.program import argument_names, posterior_of
 from pyro_vae.seeds import eval_mode
@@ -139,8 +139,7 @@ def _compare(runs: Sequence[str], output: str = "comparison.png", trust: str = "
         options: Arguments of ``compare.compare``.
     """
     path = Path(output)
-    if path.suffix != ".png":
-        raise ValueError(f"Expected output to end in .png; got {output!r}.")
+    check_output(path, ".png")
     folders, absent = compare.runs_of(runs)
     rows = compare.compare(folders, **options, trust=trust.split())
     if any(compare.is_study(run) for run in runs):
@@ -151,6 +150,22 @@ def _compare(runs: Sequence[str], output: str = "comparison.png", trust: str = "
         print(compare.table(rows), flush=True)
         write(path, picture(compare.figure(rows)))
     print(f"\nfigure: {path}")
+
+
+def _report(output: str | None = None, trust: str = "", **options: Any) -> None:
+    """Write a page about trained programs: one HTML file to share, with curves, numbers, images and sliders.
+
+    Args:
+        output: A ``.html`` file; by default report.html in the run directory, or in this folder for several runs.
+        trust: Modules whose classes the runs may name.
+        options: Arguments of ``page.html``.
+    """
+    runs = options["runs"]
+    path = checkpoint.safe_path(runs[0] if len(runs) == 1 else ".", "report.html") if output is None else Path(output)
+    check_output(path, ".html")
+    content = page.html(**options, trust=trust.split()).encode()
+    write(path, content)
+    print(f"report: {path} ({len(content) / 1e6:.1f} MB, one file)")
 
 
 def _peak_memory() -> str:

@@ -24,21 +24,30 @@ def table(rows: Sequence[Row]) -> str:
     keys = dict.fromkeys(key for row in rows for key in row.settings)
     differ = [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
     same = [f"{key} {value}" for key, value in rows[0].settings.items() if key not in differ and value != "none"]
-    heads = ["run", *differ, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
-    measures = [*dict.fromkeys(name for row in rows for name in row.measures)]
-    heads += [*measures, "active", "parameters", "seconds"]
-    head, *lines = aligned([heads, *([*_cells(row, differ, measures)] for row in rows)], 1 + len(differ))
+    head, *lines = aligned(cells(rows, differ), 1 + len(differ))
     blocks = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
-    for group in _groups(rows):
-        blocks += ["", *_heading(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
+    for group in groups(rows):
+        blocks += ["", *headings(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
+    return "\n".join([*blocks, "", _wrap(notes(rows))])
+
+
+def cells(rows: Sequence[Row], settings: Sequence[str] = ()) -> list[list[str]]:
+    """Return the cells of a table: a row of heads, and a row for each run, with columns for some settings."""
+    measures = [*dict.fromkeys(name for row in rows for name in row.measures)]
+    heads = ["run", *settings, "ELBO", "= E[log p(x|z)]", "- KL", "-log p(x)", "from the best"]
+    heads += [*measures, "active", "parameters", "seconds"]
+    return [heads, *([*_cells(row, settings, measures)] for row in rows)]
+
+
+def notes(rows: Sequence[Row]) -> str:
+    """Return an explanation of the columns of :func:`cells`."""
     methods = "; or ".join(dict.fromkeys(row.method for row in rows))
-    notes = (
+    return (
         "Nats per datum, mean ± standard error over the data, which is paired for the difference from the best. Level: "
         "2 standard errors above the difference are at most 0.1 nats; cannot tell: 2 standard errors reach 0. "
         f"ELBO at beta = 1 with {evaluate.DRAWS} draws. -log p(x) {methods}. Active: "
         "latent dimensions whose mean under the guide has a variance above 0.01 over the data. Seconds of training."
     )
-    return "\n".join([*blocks, "", _wrap(notes)])
 
 
 def figure(rows: Sequence[Row]) -> "plots.Figure":
@@ -46,9 +55,9 @@ def figure(rows: Sequence[Row]) -> "plots.Figure":
 
     The figure shows at most 6 groups, and the 20 best and 10 worst runs of each group; titles count omitted runs.
     """
-    groups = _groups(rows)
+    parts = groups(rows)
     panels: list[tuple[str, dict[str, dict[str, Any]]]] = []
-    for group in groups[:GROUPS]:
+    for group in parts[:GROUPS]:
         runs = {
             row.name: {
                 "nll": row.nll,
@@ -60,11 +69,11 @@ def figure(rows: Sequence[Row]) -> "plots.Figure":
             for i, row in enumerate(group)
             if i < BEST or i >= len(group) - WORST
         }
-        title = next(_heading(group[0], group[0]))
+        title = next(headings(group[0], group[0]))
         if len(group) > BEST + WORST:
             title += f"; the best {BEST} and the worst {WORST} of {len(group):,} runs"
-        if len(panels) == GROUPS - 1 and len(groups) > GROUPS:
-            title += f"; {len(groups) - GROUPS:,} more groups are not drawn"
+        if len(panels) == GROUPS - 1 and len(parts) > GROUPS:
+            title += f"; {len(parts) - GROUPS:,} more groups are not drawn"
         panels.append((title, runs))
     return plots.comparison(panels)
 
@@ -83,7 +92,7 @@ def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) ->
     blocks = [_wrap(f"The same for all: {', '.join(same)}.")]
     for _, group in groupby(settings, key=lambda setting: setting.group):
         members = [*group]
-        blocks += ["", *_heading(members[0].rows[0], first), head, *(lines.pop(0) for _ in members)]
+        blocks += ["", *headings(members[0].rows[0], first), head, *(lines.pop(0) for _ in members)]
         if shares := importance(members):
             runs = sum(len(setting.rows) for setting in members)
             texts = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
@@ -113,7 +122,7 @@ def figure_over_seeds(settings: Sequence[Setting]) -> "plots.Figure":
     rows = [(setting, row) for setting in members for row in setting.rows]
     options = {name: [setting.options.get(name, "-") for setting, _ in rows] for name in differing(members)}
     nll, seconds = [row.nll[0] for _, row in rows], [row.seconds for _, row in rows]
-    title = next(_heading(members[0].rows[0], members[0].rows[0]))
+    title = next(headings(members[0].rows[0], members[0].rows[0]))
     if len(groups) > 1:
         title += f"; {len(groups) - 1} more groups are not drawn"
     return plots.slices(options, nll, seconds, [row.name for _, row in rows], title)
@@ -139,7 +148,8 @@ def _with_error(values: tuple[float, float]) -> str:
     return nats(values[0]) if math.isnan(values[1]) else pair(values)
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of each group."""
     return [[*group] for _, group in groupby(rows, key=lambda row: row.group)]
 
 
@@ -157,7 +167,7 @@ def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator
     yield "-" if math.isnan(row.seconds) else f"{row.seconds:,.1f}"
 
 
-def _heading(row: Row, first: Row) -> Iterator[str]:
+def headings(row: Row, first: Row) -> Iterator[str]:
     """Yield the data of a group and, for a later group, the reason why it is not ranked with the first."""
     yield f"{row.about}; log p(x) is {row.basis['log p(x)']}"
     keys = [key for key, value in row.basis.items() if value != first.basis[key]]

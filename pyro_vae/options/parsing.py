@@ -97,7 +97,7 @@ def parser(name: str, command: Callable[..., Any], parts: dict[str, Any] | None 
     result.add_argument("--config", action="config", help="YAML file of options, as --print_config prints.")
     if name != "sweep":
         result.add_argument("--trust", type=str, default="", help=TRUST)
-    if name == "compare":
+    if name in ("compare", "report"):
         result.add_argument("runs", nargs="+", help="Run directories, or directories of studies.")
     if name != "train":
         skipped: set[str | int] = {"runs", "progress", "trust"}

@@ -92,11 +92,11 @@ def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
 
 def grid(x: Tensor, gap: int) -> Tensor:
     """Return rows and columns of images as one image of shape ``(height, width, 3)``."""
-    tiles = pad(_colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
+    tiles = pad(colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
     return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
 
 
-def _colours(x: Tensor, channels: bool) -> Tensor:
+def colours(x: Tensor, channels: bool) -> Tensor:
     """Return images ``(..., [channels,] height, width)`` as colours ``(..., height, width, 3)``."""
     x = x.detach().float().cpu().clamp(0, 1)
     x = x if channels else x.unsqueeze(-3)

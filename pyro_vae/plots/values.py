@@ -33,11 +33,7 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     If the objective is not the ELBO at beta = 1, the figure also shows the negative ELBO at beta = 1. Without
     validation data it shows only the loss.
     """
-    epochs = np.arange(1, len(history["train"]) + 1)
-    same = np.array_equal(history.get("train_at_beta_1", []), history["train"])
-    columns = {*history} - ({"train_at_beta_1"} if same else set())
-    shown = {title: [line for line in lines if line[0] in columns] for title, lines in CURVES.items()}
-    shown = {title: lines for title, lines in shown.items() if lines}
+    epochs, shown = np.arange(1, len(history["train"]) + 1), lines_of(history)
     figure = Figure(figsize=(10 * len(shown) / 3, 3.2), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         for key, label, colour in lines:
@@ -48,6 +44,14 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
         axes.set(title=title, xlabel="epoch")
     figure.axes[0].set_ylabel("nats per datum")
     return figure
+
+
+def lines_of(history: Mapping[str, Sequence[float]]) -> dict[str, list[tuple[str, str, str]]]:
+    """Return the lines of each panel of :func:`curves`: the key in the history, the label and the colour."""
+    same = np.array_equal(history.get("train_at_beta_1", []), history["train"])
+    columns = {*history} - ({"train_at_beta_1"} if same else set())
+    panels = {title: [line for line in lines if line[0] in columns] for title, lines in CURVES.items()}
+    return {title: lines for title, lines in panels.items() if lines}
 
 
 @styled
@@ -84,12 +88,19 @@ def comparison(groups: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) ->
 
 
 def _fit_to(axes: Axes, tails: Sequence[Sequence[float]]) -> None:
-    """Set the limits to the range of ``tails``, the last epochs, which look flat beside the first epochs."""
+    """Set the limits of the vertical axis to the range of the last epochs."""
+    if (ylim := limits(tails)) is not None:
+        axes.set(ylim=ylim)
+
+
+def limits(tails: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Return the range of ``tails``, the last epochs, which look flat beside the first epochs; None without numbers."""
     values = np.concatenate(tails)
     values = values[np.isfinite(values)]
-    if len(values):
-        margin = 0.05 * (values.max() - values.min()) or max(1.0, abs(values.max()) / 1000)
-        axes.set(ylim=(values.min() - margin, values.max() + margin))
+    if not len(values):
+        return None
+    margin = 0.05 * (values.max() - values.min()) or max(1.0, abs(values.max()) / 1000)
+    return values.min() - margin, values.max() + margin
 
 
 @styled

@@ -120,7 +120,12 @@ class Runner:
         program = mark_enumerated(self._with_particles(program, num), names)
         program = poutine.condition(program, self._values(num, draws))
         program = infer_discrete(program, first_available_dim=-2 - self.structure.depth)
-        return self.values_of(poutine.trace(program).get_trace(*self.data), names)
+        trace = poutine.trace(program).get_trace(*self.data)
+        for name in names:  # Pyro drops dimensions of size 1 at the left
+            site: Any = trace.nodes[name]
+            left = 1 + self.structure.depth + site["fn"].event_dim - site["value"].dim()
+            site["value"] = site["value"].reshape((1,) * left + site["value"].shape)
+        return self.values_of(trace, names)
 
     def scored(self, trace: Trace, without: tuple[str, ...] = ()) -> Trace:
         """Return a trace with unscaled log-densities; drop the sites that belong to no datum's density."""

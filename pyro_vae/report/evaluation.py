@@ -1,5 +1,6 @@
 """A full evaluation of the model, of the guide and of the codes, with a diagnosis."""
 
+import csv
 import json
 import math
 import textwrap
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from pyro_vae.report.diagnosis import diagnosis, trusts
 from pyro_vae.seeds import eval_mode
 from pyro_vae.words import pair
 
+TEXTS = ("table", "sections", "called", "weights", "diagnosis")  # beside the numbers in evaluation.json
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -35,6 +38,7 @@ class Evaluation:
         images: Columns by name, with one number per test image; some columns cover only the first images.
         figures: Figures by name.
         called: Noun for the data: images or rows.
+        weights: Hash of the program's weights, by ``checkpoint.digest``.
     """
 
     table: str
@@ -43,6 +47,7 @@ class Evaluation:
     images: dict[str, list[float]]
     figures: dict[str, "plots.Figure"] = field(repr=False)
     called: str = "images"
+    weights: str = ""
 
     @property
     def diagnosis(self) -> list[str]:
@@ -57,7 +62,7 @@ class Evaluation:
         return "\n\n".join(parts)
 
     def save(self, folder: str | Path, more: Mapping[str, bytes] | None = None) -> None:
-        """Write ``evaluation.txt``, ``evaluation.json`` (numbers) and ``evaluation.csv`` (images) to a folder.
+        """Write ``evaluation.txt``, ``evaluation.json`` and ``evaluation.csv`` (images) to a folder.
 
         ``more`` holds further files by name. If some files cannot be written, write the rest and raise OSError.
         """
@@ -65,10 +70,29 @@ class Evaluation:
         rows = ([i, *row] for i, row in enumerate(zip_longest(*self.images.values(), fillvalue="")))
         texts = {
             "evaluation.txt": f"{self}\n",
-            "evaluation.json": json.dumps(numbers | {"diagnosis": self.diagnosis}, indent=2) + "\n",
+            "evaluation.json": json.dumps(numbers | {name: getattr(self, name) for name in TEXTS}, indent=2) + "\n",
             "evaluation.csv": checkpoint.to_csv([[self.called[:-1], *self.images], *rows]),
         }
         checkpoint.write_all(Path(folder), texts | dict(more or {}))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read an evaluation from the files of :meth:`save`, without its figures.
+
+        Raises:
+            ValueError: If there is no such file, or a file cannot be read.
+        """
+        try:
+            content = json.loads(checkpoint.safe_path(folder, "evaluation.json").read_text())
+            table, sections, called, weights, _ = (content.pop(name) for name in TEXTS)
+            numbers = {name: value if isinstance(value, int) else float(value) for name, value in content.items()}
+            (_, *names), *rows = csv.reader(checkpoint.safe_path(folder, "evaluation.csv").read_text().splitlines())
+            columns = [[float(cell) for cell in column if cell] for column in zip(*rows, strict=True)]
+            sections = {str(head): [*map(str, lines)] for head, lines in sections.items()}
+            return cls(str(table), sections, numbers, dict(zip(names, columns[1:], strict=True)), {}, called, weights)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+            reason = checkpoint.one_line(error)
+            raise ValueError(f"Expected a saved evaluation in {str(folder)!r}; cannot read it ({reason}).") from error
 
 
 def evaluation(
@@ -183,7 +207,7 @@ def _collect(
     best_nll = test.nll if best is None else best
     called = answers.noun_of(target)
     table = format_table(program, dataset, values, num_particles, of_all, also)
-    result = Evaluation(table, {}, {}, {}, {}, called)
+    result = Evaluation(table, {}, {}, {}, {}, called, checkpoint.digest(program))
     columns = dict(zip(COLUMNS, test._replace(nll=best_nll), strict=True))
     for question, parts in questions.items():
         if lines := [line for part in parts for line in part.lines]:
