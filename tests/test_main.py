@@ -292,7 +292,12 @@ class TestHelp:
 
     @pytest.mark.parametrize(
         ("command", "option"),
+<<<<<<< HEAD
         [*((name, "--seed") for name in COMMANDS if name != "sweep"), ("sweep", "--workers")],
+=======
+        [(name, "--seed") for name in ("train", "evaluate", "generate", "compare", "report")]
+        + [("sweep", "--workers")],
+>>>>>>> html
     )
     def test_explains_every_option(self, command, option, capsys):
         with pytest.raises(SystemExit) as ended:
