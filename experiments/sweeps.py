@@ -197,7 +197,7 @@ def _database(folder: Path, programs: Path) -> Iterator[str]:
     data = folder / "data"
     options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": folder} | user
     subprocess.run([programs / "initdb", "-D", data, "-A", "trust", "-U", "me"], check=True, **options)
-    words = [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses="]
+    words = [str(programs / "postgres"), "-D", str(data), "-k", str(folder), "-c", "listen_addresses="]
     server = subprocess.Popen(words, stderr=subprocess.DEVNULL, **options)
     try:
         while subprocess.run([programs / "pg_isready", "-h", folder], stdout=subprocess.DEVNULL).returncode:

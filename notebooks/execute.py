@@ -55,6 +55,7 @@ async def execute(path: Path) -> str:
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if key in cell.metadata})
         for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # it needs a kernel
             holder, key = (output, "text") if "text" in output else (output.get("data", {}), "text/plain")
             if key in holder:
                 holder[key] = PATHS.sub("", holder[key])

@@ -1,8 +1,10 @@
 """The ``pyro-vae`` command: help and version, which need no torch, and the way to ``commands``, which does."""
 
+import gc
 import sys
 from argparse import ArgumentError, ArgumentParser
 from importlib.metadata import version
+from typing import Any
 
 __all__ = ["main"]
 
@@ -21,9 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0, 2 after bad input, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
-        from pyro_vae import commands
-
-        return commands.run(arguments)
+        return _subcommands().run(arguments)
     about = "Variational autoencoders as probabilistic programs."
     parser = ArgumentParser(prog="pyro-vae", description=about, exit_on_error=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pyro_vae')}")
@@ -39,6 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
         message = str(error)
     print(f"pyro-vae: {message}. See pyro-vae --help.", file=sys.stderr)
     return 2
+
+
+def _subcommands() -> Any:
+    """Import the subcommands without garbage collections, which take a quarter of the time to import torch."""
+    alone = "torch" not in sys.modules and gc.isenabled()
+    if alone:
+        gc.disable()
+    try:
+        from pyro_vae import commands
+    finally:
+        if alone:
+            gc.freeze()  # later collections, as at the exit, skip the objects of all modules
+            gc.enable()
+    return commands
 
 
 if __name__ == "__main__":

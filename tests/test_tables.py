@@ -134,7 +134,7 @@ class TestCovariates:
 
     def test_a_program_takes_y_or_the_columns_by_name(self, tmp_path):
         class Own(programs.ConditionalVAE):
-            """The age alone is y."""
+            """A program that takes a column by its name."""
 
             def model(self, x, mass):
                 return super().model(x, mass)
@@ -142,9 +142,12 @@ class TestCovariates:
             def guide(self, x, mass):
                 return super().guide(x, mass)
 
-        dataset = data.load(write(frame(), tmp_path / "x.csv"), x=["height"], covariates=["city", "mass"])
-        for kind, given in ((programs.ConditionalVAE, 4), (Own, 1)):
-            assert fit(kind((1,), latent=1, given=given), dataset, epochs=1, progress=False)["train"]
+        path = write(frame(), tmp_path / "x.csv")
+        both, one = (data.load(path, x="height", covariates=names) for names in (["city", "mass"], "mass"))
+        for program, dataset in ((programs.ConditionalVAE((1,), 1, given=4), both), (Own((1,), 1, given=1), one)):
+            assert fit(program, dataset, epochs=1, compile="off", progress=False)["train"]
+        with pytest.raises(ValueError, match="an argument y or city, for the covariates; Own.model takes x, mass"):
+            fit(program, both)
 
 
 class TestStandardise:

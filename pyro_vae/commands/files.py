@@ -3,9 +3,7 @@
 import io
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from pyro_vae import checkpoint
+from pyro_vae import checkpoint, plots
 
 
 def write(path: Path, content: bytes) -> None:
@@ -25,12 +23,12 @@ def check_output(path: Path, suffix: str) -> None:
         )
 
 
-def pictures(figures: dict[str, Figure]) -> dict[str, bytes]:
+def pictures(figures: dict[str, "plots.Figure"]) -> dict[str, bytes]:
     """Return figures as PNG files by path."""
     return {f"figures/{name}.png": picture(figure) for name, figure in figures.items()}
 
 
-def picture(figure: Figure) -> bytes:
+def picture(figure: "plots.Figure") -> bytes:
     """Return a figure as a PNG file."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150)

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from pyro_vae import evaluate, plots
 from pyro_vae.compare.rows import Row, format_spec
 from pyro_vae.compare.seeds import LEVEL, Setting, differing, importance
@@ -52,7 +50,7 @@ def notes(rows: Sequence[Row]) -> str:
     )
 
 
-def figure(rows: Sequence[Row]) -> Figure:
+def figure(rows: Sequence[Row]) -> "plots.Figure":
     """Plot -log p(x), the two terms of the ELBO, and the -ELBO of validation data against seconds of training.
 
     The figure shows at most 6 groups, and the 20 best and 10 worst runs of each group; titles count omitted runs.
@@ -117,7 +115,7 @@ def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) ->
     return "\n".join([*blocks, "", _wrap(notes), *missing])
 
 
-def figure_over_seeds(settings: Sequence[Setting]) -> Figure:
+def figure_over_seeds(settings: Sequence[Setting]) -> "plots.Figure":
     """Plot -log p(x) of each run against each option, and against seconds, for the largest group of comparable runs."""
     groups = [[*group] for _, group in groupby(settings, key=lambda setting: setting.group)]
     members = max(groups, key=len)

@@ -32,6 +32,7 @@ from pyro_vae.evaluate.summaries import (
     is_exact,
     kl_by_site,
     kl_per_dim,
+    mean_kl,
     measures,
     per_image,
     rows_of,
@@ -43,7 +44,7 @@ from pyro_vae.evaluate.weights import bits_per_dim, elbo, ess, iwae, iwae_curve,
 __all__ = ["Aggregate", "DRAWS", "ORIGINS", "Proposal", "Summary", "Values", "active_units", "aggregate_of_codes"]
 __all__ += ["bits_per_dim", "covariates", "dimensions", "elbo", "elbo_surgery", "elbo_terms", "encode", "ess"]
 __all__ += ["fitting_draws", "guide_means", "is_exact", "iwae", "iwae_curve", "kl_by_site", "kl_per_dim"]
-__all__ += ["latent_activity", "log_weights", "measures", "method", "mutual_information", "nll", "pareto_k"]
-__all__ += ["per_image", "posterior", "rows_of", "summary", "sums_codes", "usage"]
+__all__ += ["latent_activity", "log_weights", "mean_kl", "measures", "method", "mutual_information", "nll"]
+__all__ += ["pareto_k", "per_image", "posterior", "rows_of", "summary", "sums_codes", "usage"]
 
 __getattr__ = renamed(__name__, {"activity": "latent_activity", "aggregate": "elbo_surgery", "split": "elbo_terms"})

@@ -1,6 +1,7 @@
 """The ELBO's two terms and -log p(x): per datum, per site, per dimension, and averaged over a split."""
 
 import math
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -114,6 +115,13 @@ def _kl_per_dim(rows: Posterior, num: int) -> Tensor:
             )
         columns.append(rows.runner.to_rows(kl).mean(0).reshape(len(rows), -1))
     return torch.cat(columns, dim=1)
+
+
+def mean_kl(program: Any, data: Any) -> Tensor | None:
+    """Return the mean of :func:`kl_per_dim` over the data, of shape ``(D,)``; None where that raises an error."""
+    with suppress(ValueError):
+        return kl_per_dim(program, data).mean(0)
+    return None
 
 
 class Values(NamedTuple):

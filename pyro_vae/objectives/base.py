@@ -28,8 +28,10 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def check_least(least: int = 1, **numbers: int) -> None:
-    """Raise a ValueError if a keyword argument is below ``least``."""
+    """Raise a ValueError if a keyword argument is no whole number or is below ``least``."""
     for name, number in numbers.items():
+        if not hasattr(number, "__index__"):
+            raise ValueError(f"Expected {name} to be a whole number; got {number!r}.")
         if number < least:
             raise ValueError(f"Expected {name} of at least {least}; got {number}.")
 

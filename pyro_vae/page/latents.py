@@ -15,7 +15,6 @@ from pyro_vae.evaluate.codes import draws_for_means
 from pyro_vae.evaluate.weighing import batches_that_fit
 from pyro_vae.program import Draws, Posterior, coordinates
 from pyro_vae.program.checks import sources
-from pyro_vae.report.closing import mean_kl
 
 SPAN, STEPS = 3.0, 13  # standard deviations of the prior to each side, and images along a dimension
 
@@ -46,7 +45,7 @@ def codes(target: Posterior) -> Codes | None:
     """Return the latent dimensions of a program at data; None without dimensions, and for fewer than 2 data."""
     if len(target) < 2 or not (names := evaluate.dimensions(target)):
         return None
-    activity, kl = evaluate.latent_activity(target.program, target), mean_kl(target.program, target)
+    activity, kl = evaluate.latent_activity(target.program, target), evaluate.mean_kl(target.program, target)
     order = activity.nan_to_num(-1.0).argsort(descending=True).tolist()
     means_of = partial(evaluate.guide_means, num=draws_for_means(target))
     means = torch.cat([means_of(rows) for rows in batches_that_fit(target, means_of)]).double().cpu()

@@ -64,7 +64,7 @@ def worst(x: Tensor, x_hat: Tensor, k: Tensor, num: int = 12) -> Figure:
     kinds = {"Largest k-hat: the guide is worst": order[:num], "Smallest: the guide is best": order.flip(0)[:num]}
     figure = Figure(figsize=(max(5.0, 0.75 * num), 1 + 3 * height / width), layout="constrained")
     for axes, (title, chosen) in zip(figure.subplots(2, 1), kinds.items(), strict=True):
-        axes.imshow(_page(torch.stack([x[chosen], x_hat[chosen]]), gap=1).numpy(), interpolation="nearest")
+        axes.imshow(grid(torch.stack([x[chosen], x_hat[chosen]]), gap=1).numpy(), interpolation="nearest")
         axes.set_title(f"{title}. Reconstructions below", fontsize=10)
         middles = [i * (width + 1) + width / 2 - 0.5 for i in range(num)]
         axes.set_xticks(middles, [f"{value:.2f}" for value in k[chosen].tolist()], fontsize=8)
@@ -79,7 +79,7 @@ def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
     if x.dim() not in (4, 5):
         got = f"shape {tuple(x.shape)}. Reshape vectors to images first."
         raise ValueError(f"Expected images (rows, columns, [channels,] height, width); got {got}")
-    page = _page(x, gap)
+    page = grid(x, gap)
     # Small images are drawn small, since large blocks are harder to read.
     wide = min(10.0, max(4.0, (0.2 + 0.0125 * x.shape[-1]) * x.shape[1]))
     figure = Figure(figsize=(wide, wide * page.shape[0] / page.shape[1] + 0.4), layout="constrained")
@@ -90,7 +90,7 @@ def mosaic(x: Tensor, title: str, gap: int = 1) -> Figure:
     return figure
 
 
-def _page(x: Tensor, gap: int) -> Tensor:
+def grid(x: Tensor, gap: int) -> Tensor:
     """Return rows and columns of images as one image of shape ``(height, width, 3)``."""
     tiles = pad(colours(x, x.dim() == 5), (0, 0, 0, gap, 0, gap), value=1.0)
     return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -59,7 +58,7 @@ class Calibration:
         """Return whether the guide's central interval contains the true z, of shape ``(num, latent)``."""
         return ((self.ranks[:, :-1] + 0.5) / (self.draws + 1) - 0.5).abs() < level / 2
 
-    def figure(self) -> Figure:
+    def figure(self) -> "plots.Figure":
         """Plot histograms of the ranks, and coverage against the level."""
         levels = torch.linspace(0, 1, 51)
         covered = self.coverage(levels.tolist())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -92,7 +91,7 @@ class Comparison:
         )
         return "\n".join([*aligned(rows, 0), notes])
 
-    def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> Figure:
+    def figure(self, datum: int = 0, dims: tuple[int, ...] | None = None) -> plots.Figure:
         """Plot the guide and the posterior of one datum, for each dimension and each pair of dimensions.
 
         The plot includes the exact density if known. ``dims`` selects the dimensions; None selects up to four

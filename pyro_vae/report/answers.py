@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import ais, evaluate, plots, posterior
@@ -13,7 +12,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.evaluate.weights import FEWEST
 from pyro_vae.program import Posterior
-from pyro_vae.report.closing import has_method, mean_kl
+from pyro_vae.report.closing import has_method
 from pyro_vae.words import aligned, images_or_rows, pair
 
 PARTICLES = (1, 10, 100, 1000, 10_000, 100_000)
@@ -30,7 +29,7 @@ class Answer:
     lines: list[str]
     numbers: dict[str, float] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
+    figures: dict[str, "plots.Figure"] = field(default_factory=dict)
 
 
 def bounds(target: Posterior, log_w: Tensor, chosen: int, temperatures: int, progress: bool) -> Answer:
@@ -95,7 +94,7 @@ def for_adapted(answer: Answer) -> Answer:
     return Answer([f"Adapted proposals: {line}" for line in answer.lines], numbers)
 
 
-def weight_figures(target: Posterior, num: int, columns: Mapping[str, Tensor]) -> dict[str, Figure]:
+def weight_figures(target: Posterior, num: int, columns: Mapping[str, Tensor]) -> dict[str, "plots.Figure"]:
     """Plot k-hat, ESS and the images with the largest k-hat; plot nothing if ``columns`` is empty."""
     if not columns:
         return {}
@@ -152,7 +151,7 @@ def codes(target: Posterior) -> Answer:
     sites = evaluate.kl_by_site(target.program, target, evaluate.DRAWS)
     if len(sites) > 1:
         answer.lines.append("KL by site, nats: " + ", ".join(f"{n} {kl.mean():.2f}" for n, kl in sites.items()) + ".")
-    kl = mean_kl(target.program, target)
+    kl = evaluate.mean_kl(target.program, target)
     kl = kl if kl is not None and len(kl) == latent else None
     if kl is not None:
         answer.lines.append(f"KL by dimension, nats: {_list(kl, names)}.")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -111,7 +110,7 @@ def _bits(support: constraints.Constraint, dataset: Dataset) -> tuple[Callable[[
     return None, note
 
 
-def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
+def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, "plots.Figure"]:
     """Plot the codes of a program, and images or table columns. The random state of torch does not change.
 
     Returns:
@@ -137,7 +136,7 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, Figure]:
             pages = program.pictures(*few)
             figures |= {name: plots.mosaic(page / white, title) for name, (page, title) in pages.items()}
             if has_method(program, "traverse", train.data):
-                kl = mean_kl(program, x)
+                kl = evaluate.mean_kl(program, x)
                 nats, order = (None, None) if kl is None else (kl.tolist(), kl.argsort(descending=True)[:20].tolist())
                 figures["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
     return figures
@@ -148,13 +147,13 @@ def has_method(program: Any, method: str, data: tuple[Tensor, ...]) -> bool:
     return hasattr(program, method) and len(data) == getattr(program, "inputs", 1)
 
 
-def _column_figures(program: Any, dataset: Dataset) -> dict[str, Figure]:
+def _column_figures(program: Any, dataset: Dataset) -> dict[str, "plots.Figure"]:
     """Draw test rows against draws of the model, if it can draw data, and against their reconstructions."""
     target = posterior_of(program, evaluate.rows_of(program, dataset.test, slice(0, 1000)))
     x, figures = target.data[0], {}
     names = dataset.names or coordinates("x", x.shape[1:])
 
-    def draw(other: Tensor, noun: str, pairs: bool) -> Figure:
+    def draw(other: Tensor, noun: str, pairs: bool) -> "plots.Figure":
         table, other = (dataset.in_units(rows).reshape(len(x), -1) for rows in (x, other))
         return plots.columns(table, other, names, f"{len(x):,} test rows, and {noun}", pairs)
 
@@ -163,10 +162,3 @@ def _column_figures(program: Any, dataset: Dataset) -> dict[str, Figure]:
     if has_method(program, "reconstruct", target.data):
         figures["reconstructions"] = draw(program.reconstruct(*target.data), "their reconstructions (up)", True)
     return figures
-
-
-def mean_kl(program: Any, data: Any) -> Tensor | None:
-    """Return the mean KL of each dimension, or None if the guide or the prior has dependent dimensions."""
-    with suppress(ValueError):
-        return evaluate.kl_per_dim(program, data).mean(0)
-    return None

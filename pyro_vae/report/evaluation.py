@@ -11,10 +11,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae import checkpoint, evaluate
+from pyro_vae import checkpoint, evaluate, plots
 from pyro_vae.data import Dataset
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.objectives.base import check_choice
@@ -46,7 +45,7 @@ class Evaluation:
     sections: dict[str, list[str]]
     numbers: dict[str, float]
     images: dict[str, list[float]]
-    figures: dict[str, Figure] = field(repr=False)
+    figures: dict[str, "plots.Figure"] = field(repr=False)
     called: str = "images"
     weights: str = ""
 

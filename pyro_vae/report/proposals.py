@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae import evaluate
 from pyro_vae.program import Posterior
@@ -19,6 +18,8 @@ LEAST_DRAWS = 50
 @torch.no_grad()
 def affordable_draws(target: Posterior, images: int, most: int) -> int:
     """Return the number of draws for each image of a closing table, by the operations of a draw; at most ``most``."""
+    from torch.utils.flop_counter import FlopCounterMode  # it imports triton
+
     few = target[:2] if not target.structure.all_rows else target
     with fork_rng(few.data[0].device), FlopCounterMode(display=False) as counter:
         few.log_weights(1)

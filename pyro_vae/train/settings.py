@@ -153,6 +153,10 @@ def splits_of(program: Any, data: Any) -> Dataset:
     if incomplete or not isinstance(data, Dataset) or (columns and {*columns} != {first, *used}):
         got = ", ".join(columns or [first, *extra])
         raise ValueError(f"Expected data by the names of the model's arguments, {', '.join(names)}; got {got}.")
+    unused = [column.name for column in data.schema.covariates if column.name not in used] if data.schema else []
+    if unused and "y" not in used:
+        takes = f"{type(program).__name__}.model takes {', '.join(names)}"
+        raise ValueError(f"Expected a program with an argument y or {unused[0]}, for the covariates; {takes}.")
     splits = {name: getattr(data, name).with_columns(used) for name in ("train", "valid", "test")}
     if hook(program, "check_data"):  # such a program takes x in its dtype, as a posterior does
         splits = {name: _in_dtype(split, reference_tensor(program).dtype) for name, split in splits.items()}
