@@ -197,12 +197,13 @@ class TestPrograms:
         assert text.sections == (OF_IMAGES | {"walk"}) - {"worst"}
 
     def test_a_table_has_columns_and_no_images(self):
-        rows = torch.randn(60, 3).tolist()
+        rows = [[*row, ("<red>", "blue")[i % 2]] for i, row in enumerate(torch.randn(60, 3).tolist())]
         with open("rows.csv", "w", newline="") as file:
-            csv.writer(file).writerows([["a&b", '"c"', "<d>"], *rows])
-        dataset = data.load("rows.csv")
+            csv.writer(file).writerows([["a&b", '"c"', "<d>", "kind"], *rows])
+        dataset = data.load("rows.csv", labels="kind", standardize=True)
         text = Page(page.html([write("run", vae(dataset, 2), dataset)], **FEW))
         assert text.sections == OF_ALL | {"columns"}
+        assert {element["text"] for element in text.named("button")} == {"<red>", "blue"}
         assert not text.named("image")
 
     def test_counts_and_missing_pixels_have_colours(self, brief):

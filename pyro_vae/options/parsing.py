@@ -98,7 +98,8 @@ def parser(name: str, command: Callable[..., Any], parts: dict[str, Any] | None 
     if name != "sweep":
         result.add_argument("--trust", type=str, default="", help=TRUST)
     if name in ("compare", "report"):
-        result.add_argument("runs", nargs="+", help="Run directories, or directories of studies.")
+        studies = ", or directories of studies" if name == "compare" else ""
+        result.add_argument("runs", nargs="+", help=f"Run directories{studies}.")
     if name != "train":
         skipped: set[str | int] = {"runs", "progress", "trust"}
         skipped |= {"resume", "on_epoch", "sleep"} if name == "stage" else set()

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -41,14 +42,11 @@ def add_codes(content: Content, dataset: Dataset, target: Posterior) -> None:
     content.codes = codes = latents.codes(target)
     if codes is None:
         return
-    x, labels = target.data[0], dataset.test.labels
+    x = target.data[0]
     rows = np.flatnonzero(np.isfinite(codes.points).all(1))[: content.points].tolist()
     if not rows:
         return
-    classes = None if labels is None or labels.dim() > 1 else [f"{label:g}" for label in labels[rows].tolist()]
-    if classes and len({*classes}) > CLASSES:  # numbers rather than classes
-        classes = None
-    number, names = len(rows), (codes.names + [""])[:2]
+    classes, number, names = _classes(dataset, rows), len(rows), (codes.names + [""])[:2]
     title = f"Means of q(z | x), the first {number:,} test {images_or_rows(x.shape[1:])}"
     content.scatter = scatter(title, codes.points[rows], names, classes, rows)
     if x.dim() in (3, 4) and number * tile_bytes(x, content.longest) <= content.most * THUMBS:
@@ -56,6 +54,15 @@ def add_codes(content: Content, dataset: Dataset, target: Posterior) -> None:
         grid = x.new_zeros(columns * math.ceil(number / columns), *x.shape[1:])
         grid[:number] = x[rows] / white(dataset, x)
         content.thumbs = content.add(grid.unflatten(0, (-1, columns)), THUMBS)
+
+
+def _classes(dataset: Dataset, rows: Sequence[int]) -> list[str] | None:
+    """Return the name of the class of each row of the test data; None without labels, or if these are numbers."""
+    labels, column = dataset.test.labels, dataset.schema.labels if dataset.schema else None
+    levels = column.levels if column else ()
+    if labels is None or labels.dim() > 1 or len(labels[rows].unique()) > CLASSES:
+        return None
+    return [levels[int(code)] if 0 <= code < len(levels) else f"{code:g}" for code in labels[rows].tolist()]
 
 
 def add_walk(content: Content, dataset: Dataset, target: Posterior) -> None:
