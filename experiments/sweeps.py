@@ -82,8 +82,9 @@ def main(
         of_sweep = _cpu_of_children() - before
         alone, of_fits = _train_alone(whole, workers)
         rows = [_row("one machine", whole, alone, 0, of_sweep / of_fits - 1)]
-        deaths = _killed(file, killed, workers, kills, of_sweep / workers / (kills + 1), generator)
-        rows.append(_row("one machine", killed, alone, deaths, None))
+        if kills:
+            deaths = _killed(file, killed, workers, kills, of_sweep / workers / (kills + 1), generator)
+            rows.append(_row("one machine", killed, alone, deaths, None))
         if postgres and (server := _postgres_folder()):
             with _database(folder / "database", server) as url:
                 first, second = folder / "first" / "shared", folder / "second" / "shared"
