@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import signal
 import sys
 import textwrap
 from functools import partial
@@ -307,7 +308,17 @@ def test_one_row_is_enough():
     assert (panel.start.value, panel.end.value) == (0, 0)
 
 
+@pytest.fixture
+def signals():
+    """Restore the handlers of signals, which a notebook's client replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.processes
+@pytest.mark.usefixtures("signals")
 def test_an_executed_notebook_shows_the_picture_without_a_kernel(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(NOTEBOOKS)
     import execute

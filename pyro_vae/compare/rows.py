@@ -134,9 +134,9 @@ def compare(
         values = evaluate.per_image(vae.to(device), part, num_particles, images, seed, progress, proposal)
         with eval_mode(vae, reference_tensor(vae).device, seed):
             target = posterior_of(vae, evaluate.rows_of(vae, part, slice(0, images)))
+            basis = basis_of(dataset, options, target)
         held_out = dataset.config["valid"]
         about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
-        basis = basis_of(dataset, options, target)
         activity = evaluate.latent_activity(vae, target, seed) if len(target) > 1 else None
         active, _, unsure = (0, 0, 1) if activity is None else evaluate.usage(activity, len(target))
         row = Row(
