@@ -20,7 +20,7 @@ def numbers() -> dict[str, str]:
     """Return the numbers of all tables by name."""
     parts = (_discontinuity, _tug_of_war, _estimators, _signal_to_noise, _priors, _likelihoods, _inference)
     parts += (_blur, _sleep, _imputation, _classifier, _reliability, _published, _speed)
-    parts += (_schedules,)
+    parts += (_schedules, _sweeps, _minute)
     return {name: value for part in parts for name, value in part().items()}
 
 
@@ -167,6 +167,24 @@ def _reliability() -> dict[str, str]:
     epochs, settled, change = match.groups()
     change = f"{change.replace('-', '−')}%"
     return values | {"memory_change": change, "memory_from": settled, "memory_to": epochs}
+
+
+def _minute() -> dict[str, str]:
+    """Return -log p(x) and the number of epochs of each rival."""
+    names = {"pyro_vae": "ours", "handwritten": "hand", "NumPyro": "numpyro", "stock Pyro": "stock", "pythae": "pythae"}
+    values = {}
+    for row in rows("minute"):
+        rival, *_, way = row["rival"].split(", ")
+        end = names[rival] + ("" if way == "default" else f"_{way}")
+        values |= {f"minute_{end}": _pair(row, "-log p(x)", 1), f"minute_epochs_{end}": f"{float(row['epochs']):.0f}"}
+    return values
+
+
+def _sweeps() -> dict[str, str]:
+    """Return counts of the sweep that was killed, and the overhead of the one that was not."""
+    whole, killed, *_ = rows("sweeps")
+    values = {f"sweep_{name}": killed[name] for name in ("runs", "kills", "identical")}
+    return values | {"sweep_overhead": f"{100 * float(whole['overhead']):.1f}%"}
 
 
 def _published() -> dict[str, str]:

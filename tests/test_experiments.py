@@ -379,9 +379,9 @@ class TestMinute:
         options = {"data": "digits", "seconds": 0.01, "seeds": 2, "chosen": chosen, "apart": False}
         with torch.random.fork_rng(), pyro.get_param_store().scope():
             minute.main(**options, images=20, num_particles=10, out=str(tmp_path))
-        names = ["minute.csv", "minute.md", "minute.png", "minute_curves.csv", "minute_curves.md"]
+        names = ["curves", "minute.csv", "minute.md", "minute.png"]
         assert sorted(path.name for path in tmp_path.iterdir()) == names
-        table, points = rows(tmp_path / "minute.csv"), rows(tmp_path / "minute_curves.csv")
+        table, points = rows(tmp_path / "minute.csv"), rows(tmp_path / "curves" / "minute.csv")
         assert [row["rival"] for row in table] == [*chosen]
         assert {row["rival"] for row in points} == {*chosen}
         assert all(15 < float(row["-log p(x)"]) < 60 for row in (*table, *points))
@@ -553,3 +553,22 @@ class TestReproduce:
             assert (line["particles"], line["images"]) == ("5000", "10000")
             assert f"(`{line['row']}`) | {float(line['published']):.2f} | {float(line['ours']):.2f} ±" in text
             assert float(line["ours"]) < float(line["published"])
+
+
+class TestSweeps:
+    @pytest.mark.slow
+    @pytest.mark.processes
+    def test_runs_of_a_sweep_are_runs_by_themselves(self, tmp_path, monkeypatch):
+        sweeps = importlib.import_module("sweeps")
+        monkeypatch.setattr(sweeps, "GRID", {"prior": ["StandardNormal"]})
+        sweeps.main(kills=0, epochs=1, seeds=1, workers=1, latent=(2,), postgres=False, out=str(tmp_path))
+        (row,) = rows(tmp_path / "sweeps.csv")
+        counts = {"kills": "0", "runs": "1", "complete once": "1", "complete twice": "0", "here": "1", "identical": "1"}
+        assert row.items() >= counts.items()
+        assert [*row] == [*rows(EXPERIMENTS / "results" / "sweeps.csv")[0]]
+
+    def test_committed_runs_are_each_complete_once_and_identical(self):
+        for row in rows(EXPERIMENTS / "results" / "sweeps.csv"):
+            assert int(row["kills"]) > 0 or float(row["overhead"]) > 0
+            assert row["complete once"] == row["runs"]
+            assert (row["complete twice"], row["identical"]) == ("0", row["here"])
