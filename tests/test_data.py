@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch.distributions import constraints
 
 from pyro_vae import VAE, data, fit
+from pyro_vae.data import sources
 from pyro_vae.data.sources import NAMES
 
 
@@ -677,3 +679,12 @@ class TestLabelled:
     def test_refuses_data_without_labels(self):
         with pytest.raises(ValueError, match="labelled = 10"):
             data.labelled(data.from_tensor(torch.rand(20, 4)), 10)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_digits_are_those_of_scikit_learn(moved, monkeypatch):
+    if moved:  # in a version of scikit-learn that keeps the file elsewhere
+        monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    bunch, source = load_digits(), sources.digits()
+    assert torch.equal(source.x, torch.from_numpy(bunch.images).byte())
+    assert torch.equal(source.labels, torch.from_numpy(bunch.target))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,10 +50,16 @@ class Source(NamedTuple):
 
 def digits() -> Source:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels (Alpaydin and Kaynak, UCI, 1998)."""
-    from sklearn.datasets import load_digits
+    package = find_spec("sklearn")  # an import of sklearn.datasets would take longer than a short training
+    path = Path(str(package and package.origin)).parent / "datasets/data/digits.csv.gz"
+    if path.is_file():
+        table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.int64))
+        x, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    return Source(torch.from_numpy(bunch.images).byte(), "digits", torch.from_numpy(bunch.target), levels=17)
+        x, labels = (torch.from_numpy(array) for array in (load_digits().images, load_digits().target))
+    return Source(x.byte(), "digits", labels, levels=17)
 
 
 def torchvision_images(name: str, root: str) -> Source:

@@ -6,6 +6,7 @@ import sysconfig
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -29,13 +30,14 @@ WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")
 def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of a subcommand from the words after the subcommand's name."""
     words = expand_names(words)
-    first = final = parser(name, command)
+    first = final = _kept_parser(name, command, ())
     if name == "train":
         # If a class replaces the default one, jsonargparse keeps the default values of arguments that both have:
         # --objective IWAE would take one particle from ELBO. So a second parser has the chosen classes as defaults.
         chosen = first.parse_args([word for word in words if not word.startswith("--print_config")])
-        parts = [option for option in ROOMS if "." not in option and chosen.get(option)]
-        final = parser(name, command, {option: {"class_path": chosen[option]["class_path"]} for option in parts})
+        parts = {option: chosen[option]["class_path"] for option in ROOMS if "." not in option and chosen.get(option)}
+        own = all(path.startswith("pyro_vae.") for path in parts.values())  # a user's class may change
+        final = (_kept_parser if own else _kept_parser.__wrapped__)(name, command, tuple(parts.items()))
     parsed = final.parse_args(words)
     options = final.instantiate(parsed).as_dict()
     options.pop("config", None)
@@ -54,6 +56,12 @@ def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[
             elif part not in takes:
                 raise ValueError(f"Expected no --{part}, a part of a VAE, with the program {kind.__name__}; got one.")
     return options
+
+
+@cache
+def _kept_parser(name: str, command: Callable[..., Any], parts: tuple[tuple[str, str], ...]) -> ArgumentParser:
+    """Return a parser with default classes, made once: a sweep parses the options of many runs."""
+    return parser(name, command, {option: {"class_path": path} for option, path in parts})
 
 
 def check_config(words: Sequence[str]) -> None:
