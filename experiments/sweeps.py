@@ -50,7 +50,7 @@ GRID: dict[str, Any] = {
 
 def main(
     kills: int = 5,
-    epochs: int = 20,
+    epochs: int = 60,
     seeds: int = 3,
     workers: int = 2,
     latent: Sequence[int] = (2, 4, 8, 16),
