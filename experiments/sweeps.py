@@ -36,8 +36,8 @@ from tqdm.auto import tqdm
 
 from pyro_vae import fit
 from pyro_vae.options import dataset_of, fit_arguments, program_of
+from pyro_vae.sweep.reading import parsed, read
 from pyro_vae.sweep.running import records
-from pyro_vae.sweep.space import parsed, read
 from pyro_vae.sweep.study import Study
 
 FILES = ("model.safetensors", "metrics.csv", "config.yaml")
@@ -106,7 +106,7 @@ def main(
 
 def _row(name: str, study: Path, alone: Path, kills: int, overhead: float | None, url: str | None = None) -> dict:
     """Compare the runs of a study with the runs by themselves."""
-    opened = Study(study, study.name, url, "grid")
+    opened = Study(study, url, "grid")
     trials = Counter(
         (trial.user_attrs["number"], trial.user_attrs["seeds"][0])
         for trial in opened.study.get_trials(deepcopy=False)

@@ -11,13 +11,14 @@ from pyro_vae import compare, evaluate, plots
 from pyro_vae.compare.seeds import LEVEL
 
 
-def row(name, nll, settings, seed=0, group=0, seconds=1.0):
+def row(name, nll, settings, seed=0, group=0, seconds=1.0, config=None):
     nll = torch.as_tensor(nll)
     return compare.Row(
         name=f"{name}-seed-{seed}",
         group=group,
         basis={"data": "digits", "log p(x)": "of a density" if group == 0 else "of a mass"},
         settings={"latent": "2", "prior": "Flow", "seed": str(seed)} | settings,
+        config={"latent": 2, "prior": "Flow", "seed": seed} | settings | (config or {}),
         about="digits, 5 test images",
         values=evaluate.Values(-nll - 1, -nll, torch.ones_like(nll), nll),
         difference=(0.0, 0.0),
@@ -94,6 +95,18 @@ class TestOverSeeds:
             rejected += compare.over_seeds(both[0] + both[1])[1].p < LEVEL
         assert rejected <= 140
 
+    def test_runs_that_differ_beside_their_texts_are_two_settings(self):
+        rows = [row(f"{i}", torch.zeros(8) + i, {}, s, config={"labelled": i}) for i in range(2) for s in range(2)]
+        assert [len(setting.rows) for setting in compare.over_seeds(rows)] == [2, 2]
+
+    def test_a_run_that_comes_twice_is_one_seed(self):
+        (setting,) = compare.over_seeds([*runs([1.0, 2.0]), *runs([1.0, 2.0], name="copy")])
+        assert len(setting.rows) == 2
+
+    def test_the_name_is_that_of_the_run_without_the_seed(self):
+        (setting,) = compare.over_seeds([row("my-seed-test/runs/000", torch.zeros(8), {})])
+        assert setting.name == "my-seed-test/runs/000"
+
     def test_groups_are_apart(self):
         rows = runs([5.0, 6.0]) + [row("m", torch.zeros(8), {"latent": "3"}, s, group=1) for s in range(2)]
         settings = compare.over_seeds(rows)
@@ -124,6 +137,20 @@ class TestImportance:
         assert shares["latent"] == pytest.approx(np.var(strong) / total, abs=0.05)
         assert sum(shares.values()) == pytest.approx(1)
 
+    def test_numbers_have_an_order(self):
+        """An option without effect has hardly a share, though each of its values comes once."""
+        rate = [1e-3 * (7 * i % 20 + 1) for i in range(20)]
+        rows = [
+            r
+            for i in range(20)
+            for r in runs([i // 10, i // 10 + 0.01], name=str(i), latent=str(i // 10), lr=f"{rate[i]:g}")
+        ]
+        assert compare.importance(compare.over_seeds(rows))["lr"] < 0.03
+
+    def test_equal_runs_have_none(self):
+        rows = [r for i in range(6) for r in runs([1.0, 1.0], name=str(i), latent=str(i), prior=str(i % 2))]
+        assert compare.importance(compare.over_seeds(rows)) == {}
+
     def test_few_settings_or_one_option_have_none(self):
         assert compare.importance(compare.over_seeds(runs([1.0, 2.0]))) == {}
         rows = [r for i in range(6) for r in runs([i, i + 1.0], name=str(i), latent=str(i))]
@@ -138,7 +165,7 @@ def test_table_has_the_means_and_the_number_of_comparisons():
     line = next(line for line in lines if line.startswith("b "))
     assert line.split()[:3] == ["b", "8", "Flow"]
     assert "yes, p = " in line
-    assert any(line.startswith("2 comparisons") for line in lines)
+    assert any("of this group: 2," in line for line in lines)
     assert "- d-seed-0: it diverged." in lines
 
 
@@ -158,6 +185,14 @@ class TestStudies:
         assert folders == [study / "runs" / "000-seed-0", tmp_path / "other"]
         assert ["000-seed-1" in line or "001-seed-0" in line for line in absent] == [True, True]
         assert any("It diverged." in line for line in absent)
+
+    @pytest.mark.parametrize(
+        "content", [b"garbage,x\n1,2\n", b"run,state\n\xff\xfe,complete\n", b"run,state\n000-seed-0\n"]
+    )
+    def test_a_table_that_cannot_be_read_is_refused(self, tmp_path, content):
+        (tmp_path / "trials.csv").write_bytes(content)
+        with pytest.raises(ValueError, match="trials.csv"):
+            compare.runs_of([tmp_path])
 
     def test_a_study_without_runs_is_refused(self, tmp_path):
         study = self.study(tmp_path / "s", ["000-seed-0,0,0,waiting,,,"], [])

@@ -1,6 +1,7 @@
 """A sweep trains each run once, with the numbers of the run by itself, whoever dies."""
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from pyro_vae import checkpoint, commands, fit
 from pyro_vae.options import dataset_of, fit_arguments, program_of
 from pyro_vae.sweep import best_of, sweep
 from pyro_vae.sweep.locks import worker_lock
-from pyro_vae.sweep.running import records
-from pyro_vae.sweep.space import Choice, Range, Space, parsed, read
+from pyro_vae.sweep.reading import parsed, read
+from pyro_vae.sweep.running import _open, records
+from pyro_vae.sweep.space import Choice, Range, Space
 from pyro_vae.sweep.study import DEATHS, Study
 from pyro_vae.sweep.worker import Worker
 
@@ -37,6 +39,11 @@ class TestSpace:
             ("latent: [2, 8]", [{"latent": 2}, {"latent": 8}]),
             ("latent: {low: 2, high: 6, number: 3}", [{"latent": 2}, {"latent": 4}, {"latent": 6}]),
             ("lr: {low: 1e-4, high: 1e-2, log: true, number: 3}", [{"lr": 1e-4}, {"lr": 1e-3}, {"lr": 1e-2}]),
+            (
+                "objective: {class_path: ELBO, init_args: {beta: {low: 0, high: 1, number: 3}}}",
+                [{"objective": {"class_path": "ELBO", "init_args": {"beta": beta}}} for beta in (0.0, 0.5, 1.0)],
+            ),
+            ('data: "1e3"', [{"data": "1e3"}]),
             ("columns: [x, y]", [{"columns": ["x", "y"]}]),
             ("columns: [[x], [x, y]]", [{"columns": ["x"]}, {"columns": ["x", "y"]}]),
             ("columns: {values: [[x], [x, y]]}", [{"columns": ["x"]}, {"columns": ["x", "y"]}]),
@@ -61,7 +68,7 @@ class TestSpace:
     @pytest.mark.parametrize(
         ("seeds", "expected"),
         [({}, (0,)), ({"seed": 3}, (3,)), ({"seeds": 3}, (0, 1, 2)), ({"seeds": 2, "seed": 5}, (5, 6))]
-        + [({"seeds": [7, 1]}, (7, 1))],
+        + [({"seeds": [7, 1]}, (7, 1)), ({"seed": [4, 2]}, (4, 2))],
     )
     def test_seeds_are_counted_or_listed(self, tmp_path, seeds, expected):
         assert read(write(tmp_path, {"latent": 2} | seeds)).seeds == expected
@@ -87,9 +94,20 @@ class TestSpace:
             ("latent: 2\nseeds: many", ["seeds", "many"]),
             ("program: ConditionalVAE\nlatent: [2, 4]\nresume: runs/x", ["resume"]),
             *((f"{name}: x", [name, "Remove"]) for name in ("run_dir", "stage", "overwrite", "trust", "config")),
-            ("[1, 2]", ["list"]),
+            ("[1, 2]", ["[1, 2]"]),
             ("a: b: c", ["YAML"]),
-            ("", ["NoneType"]),
+            ("", ["None"]),
+            ("3: 4", ["[3]"]),
+            ("latent: 2\nlatent: 3", ["latent twice"]),
+            ("network: {class_path: MLP, init_args: {hidden: [8], hidden: [9]}}", ["hidden twice"]),
+            (f"lr: {[*(1e-3 * (i + 1) for i in range(30)), 'bad']}", ["lr", "bad"]),
+            ("lr: {low: 1e-3, high: .inf, number: 3}", ["lr", "inf"]),
+            ("lr: {low: 1e-3, high: 1e-2, log: 'yes'}", ["lr", "'yes'"]),
+            ("lr: {low: 1e-3, high: 1e-2, number: 30000000}", ["lr", "30000000"]),
+            ("latent: {values: [2], low: 3}", ["latent", "values, low"]),
+            ("latent: 2\nseeds: [0, 1]\nseed: 5", ["[0, 1]", "5"]),
+            ("latent: 2\nseed: -5", ["-5"]),
+            ("latent: 2\nseeds: [99999999999999999999]", ["99999999999999999999"]),
         ],
     )
     def test_refuses_in_one_sentence(self, tmp_path, text, words):
@@ -97,6 +115,14 @@ class TestSpace:
             read(write(tmp_path, text)).grid()
         assert all(word in str(error.value) for word in words), error.value
         assert "\n" not in str(error.value)
+
+    def test_a_file_of_many_ranges_is_read_at_once(self, tmp_path):
+        inner = "".join(f"{name}: {{low: 1, high: 9}}, " for name in ("num_particles", "beta", "free_bits"))
+        ranges = "".join(
+            f"{name}: {{low: 1, high: 9}}\n" for name in ("latent", "epochs", "batch_size", "lr", "clip_norm")
+        )
+        space = read(write(tmp_path, f"{ranges}objective: {{class_path: ELBO, init_args: {{{inner}}}}}"))
+        assert len(space.searched) == 6
 
     def test_range_of_a_grid_needs_a_number(self, tmp_path):
         space = read(write(tmp_path, "lr: {low: 1e-4, high: 1e-2}"))
@@ -127,7 +153,7 @@ def grid(seeds=(0, 1), latent=(2, 3), **options):
 def study(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "workers").mkdir()
-    result = Study(tmp_path, "mine", None, "grid")
+    result = Study(tmp_path, None, "grid")
     result.add_missing(grid())
     return result
 
@@ -138,7 +164,7 @@ def states(study):
 
 class TestStudy:
     def test_two_workers_claim_each_trial_once(self, study):
-        other = Study(study.folder, "mine", None, "grid")
+        other = Study(study.folder, None, "grid")
         jobs = []
         while job := (study, other)[len(jobs) % 2].claim(f"worker {len(jobs)}"):
             jobs.append((job.number, *job.seeds))
@@ -203,15 +229,68 @@ class TestStudy:
     def test_another_sweep_is_refused(self, study):
         with pytest.raises(ValueError, match="latent"):
             study.add_missing(grid(latent=(2, 5)))
-        study.check({"metric": "elbo"})
-        study.check({"metric": "elbo"})
+        study.check({"metric": "elbo", "data": "a"})
+        study.check({"metric": "elbo", "data": "a"})
         with pytest.raises(ValueError, match="metric was 'elbo' and is now 'nll'"):
-            study.check({"metric": "nll"})
+            study.check({"metric": "nll", "data": "a"})
+        with pytest.raises(ValueError, match="the data have changed"):
+            study.check({"metric": "elbo", "data": "b"})
 
-    def test_best_is_not_of_runs_that_do_not_compare(self):
-        rows = [{"value": 2.0, "basis": "a"}, {"value": 1.0, "basis": "a"}, {"value": None, "basis": None}]
-        assert best_of(rows)["value"] == 1.0
-        assert best_of([*rows, {"value": 0.0, "basis": "b"}]) is None
+    def test_best_is_the_mean_over_seeds_of_whole_settings_that_compare(self):
+        values = [(0, 2.0), (0, 3.0), (1, 1.0), (1, 5.0), (2, 0.0), (2, None)]
+        rows = [{"number": number, "value": value, "basis": None if value is None else "a"} for number, value in values]
+        runs, mean = best_of(rows)
+        assert ([run["number"] for run in runs], mean) == ([0, 0], 2.5)
+        assert best_of([*rows, {"number": 3, "value": 0.0, "basis": "b"}]) is None
+
+    def test_a_failed_trial_is_trained_again_if_asked(self, study):
+        job = study.claim("a")
+        study.fail(job, "It diverged.")
+        assert study.open_trials() == (3, 0)
+        study.retry()
+        assert study.open_trials() == (4, 0)
+        jobs = []
+        while again := study.claim("b"):
+            study.finish(again, [{"seed": again.seeds[0], "value": 1.0}])
+            jobs.append(again)
+        assert len(jobs) == 4
+        assert {state for *_, state in states(study)} == {"COMPLETE"}
+
+    def test_a_worker_that_ends_after_a_claim_is_dead(self, study):
+        with worker_lock(study.folder) as name:
+            study.claim(name)
+        study.revive()
+        assert study.open_trials() == (4, 0)
+        assert not [*(study.folder / "workers").iterdir()]
+
+    def test_a_killed_start_can_be_repeated(self, tmp_path, study):
+        assert not (tmp_path / "sweep.yaml").exists()
+        reopened = _open(tmp_path, write(tmp_path.parent, TINY | {"latent": [2, 3]}), None, grid(), {"sampler": "grid"})
+        assert reopened.open_trials() == (4, 0)
+
+    def test_a_deleted_run_is_not_the_best(self, study):
+        (study.folder / "runs/000-seed-1").mkdir()
+        for _ in range(2):
+            job = study.claim("a")
+            study.finish(job, [{"seed": job.seeds[0], "value": 1.0, "basis": "a"}])
+        rows = {row["run"]: row for row in records(study, grid())}
+        assert (rows["000-seed-0"]["state"], rows["000-seed-1"]["state"]) == ("deleted", "complete")
+        assert best_of([*rows.values()]) is None
+
+    def test_a_moved_study_is_the_same(self, study):
+        study.finish(study.claim("a"), [{"seed": 0, "value": 1.0}])
+        place = study.folder.parent / "moved?b#c %41"
+        study.folder.rename(place)
+        assert Study(place, None, "grid").open_trials() == (3, 0)
+
+    def test_a_search_takes_the_results_of_equal_settings(self, tmp_path):
+        space = Space(TINY | {"latent": Choice("latent", (2, 3))}, (0, 1))
+        search, claimed = Study(tmp_path, None, "tpe"), []
+        while job := search.claim("a", space, 6):
+            search.finish(job, [{"seed": seed, "value": float(job.options["latent"])} for seed in job.seeds])
+            claimed.append(job.options["latent"])
+        assert sorted(claimed) == [2, 3]
+        assert len(search.trials()) == 2
 
 
 def train(options, folder):
@@ -253,6 +332,12 @@ class TestWorker:
         assert row["state"] == "failed"
         assert message in row["message"]
         assert "\n" not in row["message"]
+
+    def test_a_value_that_is_not_finite_is_recorded(self, study, monkeypatch):
+        monkeypatch.setattr("pyro_vae.sweep.worker.fit", lambda *_, **__: {"valid": [math.nan], "seconds": [1.0]})
+        row = self.do(study, {"latent": 2})
+        assert row["state"] == "failed"
+        assert "nan" in row["message"]
 
     def test_nll_is_below_the_elbo(self, study):
         row = self.do(study, {"latent": 2}, metric="nll")

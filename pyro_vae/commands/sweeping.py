@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.checkpoint import display_path
-from pyro_vae.sweep import best_of, sweep
+from pyro_vae.sweep import best_of, setting_name, sweep
 from pyro_vae.words import nats
 
 
@@ -25,7 +25,7 @@ def _sweep(file: str, study_dir: str | None = None, **options: Any) -> None:
         if row["message"]:
             print(f"failed:  {row['run']}: {row['message']}")
     if best := best_of(rows):
-        print(
-            f"best:    {display_path(folder / 'runs' / best['run'])}, {nats(best['value'])} nats per validation datum"
-        )
+        print(f"best:    {setting_name(best[0])}, {nats(best[1])} nats per validation datum")
+    if rows and all(row["state"] == "failed" for row in rows):
+        raise ValueError(f"Expected a run that trains; all {len(rows)} failed. Mend them, and add --retry true.")
     print(f"table:   {display_path(folder / 'trials.csv')}\nmore:    pyro-vae compare {display_path(folder)}")

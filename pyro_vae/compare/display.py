@@ -102,7 +102,7 @@ def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) ->
         tests = sum(not math.isnan(setting.p) for setting in members)
         if tests:
             blocks.append(
-                _wrap(f"{tests} comparisons with the best setting of this group, corrected by Holm's method.")
+                _wrap(f"Comparisons with the best setting of this group: {tests}, corrected by Holm's method.")
             )
     methods = "; or ".join(dict.fromkeys(row.method for setting in settings for row in setting.rows))
     notes = (
@@ -111,7 +111,11 @@ def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) ->
         f"equality at {LEVEL:g} after the correction; else, and if a setting has one seed, cannot tell. The best is "
         f"chosen by the same numbers, which flatters it. -log p(x) {methods}. Seconds of training, the mean."
     )
-    missing = ["", f"Not in the table, {len(absent)} runs:", *(f"- {_wrap(line)}" for line in absent)] if absent else []
+    missing = (
+        ["", f"Runs that are not in the table: {len(absent)}.", *(f"- {_wrap(line)}" for line in absent)]
+        if absent
+        else []
+    )
     return "\n".join([*blocks, "", _wrap(notes), *missing])
 
 

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class Setting:
 def over_seeds(rows: Sequence[Row]) -> list[Setting]:
     r"""Collect the rows of :func:`compare` by their settings, best first in each group, and test the differences.
 
+    Runs of one setting differ in the seed alone; of runs with equal seeds one counts.
+
     The difference from the best setting :math:`b`, :math:`d = \bar\ell - \bar\ell_b`, has an error over seeds and one
     over images. Seeds are not paired; images are, by their mean over seeds :math:`\bar\ell_i`:
 
@@ -69,11 +72,12 @@ def over_seeds(rows: Sequence[Row]) -> list[Setting]:
     comparisons (A simple sequentially rejective multiple test procedure, Holm, 1979). The best setting is chosen by
     the same numbers, so that its lead is on average too large.
     """
-    collected: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        key = (row.group, *(item for item in row.settings.items() if item[0] != "seed"))
-        collected.setdefault(key, []).append(row)
-    settings = [Setting(runs[0].name.partition("-seed-")[0], runs[0].group, runs) for runs in collected.values()]
+    collected: dict[str, dict[str, Row]] = {}
+    for row in rows:  # a run that comes twice is one
+        key = repr((row.group, sorted((name, repr(value)) for name, value in row.config.items() if name != "seed")))
+        collected.setdefault(key, {}).setdefault(repr(row.config.get("seed")), row)
+    groups = [[*runs.values()] for runs in collected.values()]
+    settings = [Setting(runs[0].name.rpartition("-seed-")[0] or runs[0].name, runs[0].group, runs) for runs in groups]
     settings.sort(key=lambda setting: (setting.group, math.isnan(setting.nll[0]), setting.nll[0]))
     result = list[Setting]()
     for group in dict.fromkeys(setting.group for setting in settings):
@@ -120,15 +124,19 @@ def importance(settings: Sequence[Setting]) -> dict[str, float]:
     except ImportError:
         return {}
     finite = [i for i, setting in enumerate(settings) if math.isfinite(setting.nll[0])]
-    if len(finite) < 4 or len(options) < 2:
+    if len(finite) < 4 or len(options) < 2 or len({settings[i].nll[0] for i in finite}) == 1:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study()
-    kinds: dict[str, Any] = {
-        name: optuna.distributions.CategoricalDistribution([*dict.fromkeys(v)]) for name, v in options.items()
-    }
-    for i in finite:
-        params = {name: values[i] for name, values in options.items()}
+    values: dict[str, list[Any]] = {name: [texts[i] for i in finite] for name, texts in options.items()}
+    kinds = dict[str, Any]()
+    for name, texts in values.items():
+        kinds[name] = optuna.distributions.CategoricalDistribution([*dict.fromkeys(texts)])
+        with suppress(ValueError):  # numbers have an order
+            values[name] = numbers = [float(text) for text in texts]
+            kinds[name] = optuna.distributions.FloatDistribution(min(numbers), max(numbers))
+    for row, i in enumerate(finite):
+        params = {name: column[row] for name, column in values.items()}
         for value in settings[i].means.tolist():
             study.add_trial(optuna.create_trial(params=params, distributions=kinds, value=value))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -157,8 +165,13 @@ def runs_of(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
         if not is_study(path):
             runs.append(path)
             continue
-        with (path / TRIALS).open(newline="") as file:
-            rows: list[Mapping[str, str]] = [*csv.DictReader(file)]
+        try:
+            with (path / TRIALS).open(newline="") as file:
+                rows: list[Mapping[str, str]] = [*csv.DictReader(file)]
+            assert all(row["run"] and row["state"] for row in rows)
+        except (KeyError, AssertionError, UnicodeDecodeError, csv.Error) as error:
+            got = f"could not read {str(path / TRIALS)!r}. Repeat the command of the sweep, which writes it again"
+            raise ValueError(f"Expected the table of a study; {got}.") from error
         complete = [path / "runs" / row["run"] for row in rows if row["state"] == "complete"]
         here = [run for run in complete if run.is_dir()]
         if not here:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -15,13 +16,16 @@ from pyro_vae.compare.rows import format_spec
 from pyro_vae.compare.seeds import TRIALS
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.options import dataset_of
-from pyro_vae.sweep.space import Space, parsed, read
-from pyro_vae.sweep.study import Metric, Sampler, Study, import_optuna, run_name
+from pyro_vae.sweep.library import import_optuna
+from pyro_vae.sweep.reading import parsed, read
+from pyro_vae.sweep.space import Space
+from pyro_vae.sweep.study import Metric, Sampler, Study, run_name
 from pyro_vae.sweep.team import Team
 from pyro_vae.words import nats
 
 MARK = "sweep.yaml"  # the file that makes a directory a study
 TRIES, PAUSE = 3, 0.5  # to open a database, and seconds between
+OWN = {MARK, "study.db", "study.db-journal", "runs", "workers", "logs", TRIALS}  # names in a study
 DONE = ("complete", "pruned", "failed")  # states of runs that need no worker
 
 
@@ -34,6 +38,7 @@ def sweep(
     metric: Metric = "elbo",
     prune: bool = False,
     storage: str | None = None,
+    retry: bool = False,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Train a run for each setting and seed of a YAML file, in several processes of one thread each.
@@ -58,12 +63,13 @@ def sweep(
             runs at the same epoch (at least 5).
         storage: Database URL of an Optuna storage that workers on several machines share, as
             ``postgresql://user@host/name``; by default ``study.db`` in the study directory.
+        retry: Whether to train the runs that failed before again.
         progress: Whether to show a progress bar for each worker.
 
     Returns:
         A dictionary for each run: ``run`` (its directory), ``number`` of its setting, ``seed``, ``state`` (complete,
-        pruned, failed, running or waiting), ``value`` of the metric, ``seconds`` of training, ``message`` of a failed
-        run, and the searched ``options``.
+        pruned, failed, skipped, deleted, running or waiting), ``value`` of the metric, ``seconds`` of training,
+        ``message`` of a failed run, and the searched ``options``.
 
     Raises:
         ValueError: If the file has an unknown option or value; the directory or the storage has another sweep or other
@@ -80,10 +86,12 @@ def sweep(
     space = read(file)
     if sampler == "grid":
         space.grid()  # checks its size
-    _check_data(space, sampler)
+    rules: dict[str, Any] = {"sampler": sampler, "metric": metric, "prune": prune, **_check_data(space, sampler)}
     folder = Path(study_dir or Path("studies") / Path(file).stem).absolute()
-    study = _open(folder, Path(file), storage, space, {"sampler": sampler, "metric": metric, "prune": prune})
-    spec = {"folder": str(folder), "name": folder.name, "url": storage, "sampler": sampler, "metric": metric}
+    study = _open(folder, Path(file), storage, space, rules)
+    if retry:
+        study.retry()
+    spec = {"folder": str(folder), "url": storage, "sampler": sampler, "metric": metric}
 
     def on_end(event: dict[str, Any]) -> None:
         rows = records(study, space)
@@ -95,11 +103,13 @@ def sweep(
     try:
         team.work(workers)
     except KeyboardInterrupt:
+        team.stop()
         done = [row for row in records(study, space) if row["state"] in DONE]
         message = f"{len(done)} runs are finished. Repeat the command to resume."
         raise KeyboardInterrupt(message) from None
     finally:
         team.stop()
+        study.revive()
         _save(folder, rows := records(study, space))
     return rows
 
@@ -111,20 +121,35 @@ def records(study: Study, space: Space) -> list[dict[str, Any]]:
         known = trial.user_attrs
         results = {result["seed"]: result for result in known.get("results", [])}
         state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+        ended = state in ("failed", "pruned")
         for seed in known["seeds"]:
-            result = results.get(seed, {})
-            row = {"run": run_name(known["number"], seed), "number": known["number"], "seed": seed, "state": state}
-            row |= {name: result.get(name) for name in ("value", "seconds", "basis")}
-            row["message"] = known.get("message", "")
+            result, name = results.get(seed, {}), run_name(known["number"], seed)
+            now = "complete" if result and ended else state
+            if state == "complete" and study.is_local and not (study.folder / "runs" / name).is_dir():
+                now = "deleted"
+            row = {"run": name, "number": known["number"], "seed": seed, "state": now}
+            row |= {key: None if now == "deleted" else result.get(key) for key in ("value", "seconds", "basis")}
+            row["message"] = known.get("message", "") if now == "failed" else ""
+            state = "skipped" if ended and now != "complete" else state
             row["options"] = {name: known["options"].get(name) for name in space.searched}
             rows.append(row)
     return sorted(rows, key=lambda row: (row["number"], row["seed"]))
 
 
-def best_of(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the run with the lowest value; None if there is none, or if the values of some runs do not compare."""
-    done = [row for row in rows if row["value"] is not None]
-    return min(done, key=lambda row: row["value"]) if len({row["basis"] for row in done}) == 1 else None
+def best_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], float] | None:
+    """Return the runs of the setting with the lowest mean over its seeds, and the mean, in nats.
+
+    Only settings with all their runs count. The result is None if there are none, or if the values of some runs do not
+    compare.
+    """
+    settings: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        settings.setdefault(row["number"], []).append(row)
+    whole = [runs for runs in settings.values() if all(row["value"] is not None for row in runs)]
+    if len({row["basis"] for runs in whole for row in runs}) != 1:
+        return None
+    means = [fmean(row["value"] for row in runs) for runs in whole]
+    return whole[means.index(min(means))], min(means)
 
 
 def _lines(event: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -136,14 +161,19 @@ def _lines(event: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Itera
         options = ", ".join(f"{name} {format_spec(value)}" for name, value in row["options"].items())
         outcome = row["message"] or ("pruned" if row["value"] is None else f"{nats(row['value'])} nats")
         best = best_of(rows)
-        so_far = f"; best {nats(best['value'])}, {best['run']}" if best else ""
+        so_far = f"; best {nats(best[1])}, {setting_name(best[0])}" if best else ""
         yield f"{row['run']} ({options}): {outcome}; {done} of {len(rows)}{so_far}"
+
+
+def setting_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of a setting with the number of its seeds."""
+    return rows[0]["run"] if len(rows) == 1 else f"{rows[0]['run'].rpartition('-seed-')[0]}, mean of {len(rows)} seeds"
 
 
 def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: dict[str, Any]) -> Study:
     """Open the study of a directory, or make both; refuse other files, another sweep, and a storage that is absent."""
-    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if others and MARK not in others:
+    others = sorted({path.name for path in folder.iterdir()} - OWN) if folder.is_dir() else []
+    if others and not (folder / MARK).is_file():
         raise ValueError(
             f"Expected a new directory or a study; {checkpoint.display_path(folder)!r} has other files, as "
             f"{others[0]!r}. Choose another --study_dir."
@@ -154,9 +184,9 @@ def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: di
         with checkpoint.lock(folder):
             study = _connect(folder, storage, rules["sampler"])
             study.check(rules | _rules(space, rules["sampler"]))
+            (folder / "runs").mkdir(exist_ok=True)
             if rules["sampler"] == "grid":
                 study.add_missing(space)
-            (folder / "runs").mkdir(exist_ok=True)
             checkpoint.write(folder / MARK, file.read_bytes())
     except BaseException:
         if new and not (folder / MARK).exists():
@@ -173,7 +203,7 @@ def _connect(folder: Path, storage: str | None, sampler: Sampler) -> Study:
     error: Exception
     for _ in range(TRIES):
         try:
-            return Study(folder, folder.name, storage, sampler)
+            return Study(folder, storage, sampler)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as problem:
             error = problem
             if not isinstance(problem, DBAPIError | optuna.exceptions.StorageInternalError):
@@ -185,19 +215,23 @@ def _connect(folder: Path, storage: str | None, sampler: Sampler) -> Study:
 
 
 def _rules(space: Space, sampler: Sampler) -> dict[str, Any]:
-    """Return the constants of a study: options with one value and, for a search, the seeds and all values."""
-    fixed = {name: value for name, value in space.options.items() if name not in space.searched}
-    more = {} if sampler == "grid" else {"searched": str({name: space.options[name] for name in space.searched})}
-    return {"options": fixed} | more | ({} if sampler == "grid" else {"seeds": [*space.seeds]})
+    """Return the constants of a search: the options with all values, and the seeds. A grid may grow."""
+    return (
+        {}
+        if sampler == "grid"
+        else {name: str(value) for name, value in space.options.items()} | {"seeds": [*space.seeds]}
+    )
 
 
-def _check_data(space: Space, sampler: Sampler) -> None:
-    """Load the data of a first run; refuse a search over options of the data, whose runs do not compare."""
+def _check_data(space: Space, sampler: Sampler) -> dict[str, str]:
+    """Return digests of the data, if all runs share them; refuse a search over options that change the data."""
     of_data = [name for name in space.searched if name in inspect.signature(data.load).parameters]
     if of_data and sampler == "tpe":
         raise ValueError(f"Expected one {of_data[0]}, since a search compares its runs; got several. Use a grid.")
-    if not len(dataset_of(parsed(space.sample())).valid):
+    dataset = dataset_of(parsed(space.sample()))
+    if not len(dataset.valid):
         raise ValueError("Expected validation data, by which a sweep compares its runs; got valid = 0.")
+    return {} if of_data else {"data": str(dataset.digests)}
 
 
 def _save(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any
+from typing import IO, Any, cast
 
 from tqdm.auto import tqdm
 
@@ -45,8 +45,8 @@ class Team:
             if ended:
                 self.study.revive()
                 waiting, running = self.study.open_trials()
-                new = self.spec["trials"] is not None and len(self.study.trials()) < self.spec["trials"]
-                for i in ended[: None if new else waiting]:
+                new = self.study.has_new(self.spec["trials"])
+                for i in ended[: (self.spec["trials"] or 0) if new else waiting]:
                     self._start(i)
                 if len(ended) == workers and not (waiting or running or new):
                     return
@@ -57,6 +57,9 @@ class Team:
         """Let the workers save their runs, and end."""
         for bar in self.bars.values():
             bar.close()
+        for process in self.processes.values():
+            with suppress(OSError):
+                cast(IO[str], process.stdin).close()
         for process in self.processes.values():
             try:  # Ctrl-C reaches the workers, too; a second signal would stop them at once
                 process.wait(10)
@@ -83,8 +86,8 @@ class Team:
     def _talk(self, i: int, process: Any, spec: str) -> None:
         with suppress(BrokenPipeError):  # the worker has died
             process.stdin.write(f"{spec}\n")
-            process.stdin.close()
-        with process.stdout:
+            process.stdin.flush()  # stays open: a worker stops when it is closed
+        with process.stdin, process.stdout:
             for line in process.stdout:
                 with suppress(ValueError):  # a line that a killed worker has not finished
                     self.events.put((i, json.loads(line)))

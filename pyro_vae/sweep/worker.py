@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import math
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from pyro_vae.options import dataset_of, error_message, fit_arguments, program_o
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode
 from pyro_vae.sweep.locks import worker_lock
-from pyro_vae.sweep.space import parsed, read
+from pyro_vae.sweep.reading import parsed, read
 from pyro_vae.sweep.study import Job, Metric, Study, run_name
 from pyro_vae.train.processes import Stopped
 
@@ -50,7 +52,7 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             message = error_message(error, "pyro-vae train") or f"{type(error).__name__}: {checkpoint.one_line(error)}"
-            self.study.fail(job, message)
+            self.study.fail(job, message, results)
             self.tell({"event": "failed", "number": job.number, "seeds": job.seeds})
         else:
             self.study.finish(job, results)
@@ -94,6 +96,8 @@ class Worker:
             draws = PARTICLES if self.metric == "nll" else 1
             values = evaluate.per_image(program, part, draws, IMAGES, 0, proposal="adapted" if draws > 1 else "guide")
             value = (values.nll if self.metric == "nll" else -values.elbo).mean().item()
+        if not math.isfinite(value):
+            raise ValueError(f"Expected a finite {self.metric} of the validation data; got {value}.")
         return {"run": name, "seed": seed, "value": value, "seconds": sum(history["seconds"]), "basis": basis}
 
     def _dataset(self, options: dict[str, Any]) -> Dataset:
@@ -114,12 +118,14 @@ def main() -> int:
     def tell(event: dict[str, Any]) -> None:
         try:
             print(json.dumps(event), file=out, flush=True)
-        except OSError:  # nobody listens any more
+            if sys.platform != "win32" and select.select([sys.stdin], [], [], 0)[0]:
+                raise OSError("the process that started this one has closed the input, or is dead")
+        except OSError:
             raise Stopped from None
 
     try:
         with redirect_stdout(sys.stderr), worker_lock(folder) as name:
-            study = Study(folder, spec["name"], spec["url"], spec["sampler"], spec["seed"])
+            study = Study(folder, spec["url"], spec["sampler"], spec["seed"])
             space = read(folder / "sweep.yaml") if spec["sampler"] == "tpe" else None
             worker = Worker(study, spec["metric"], spec["prune"], tell)
             while job := study.claim(name, space, spec["trials"]):
