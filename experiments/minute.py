@@ -12,7 +12,7 @@ The columns are means and standard deviations over seeds: -log p(x), the importa
 images, binarised once, in nats per image, by one evaluator for all; epochs; CPU seconds. pyro_vae validates on 10,000
 more images within its minute. Needs NumPyro and pythae: ``pip install -e '.[bench]'``.
 
-A run of 3 seeds takes about 40 minutes of an idle core: ``python experiments/minute.py --root data``.
+To measure: ``python experiments/minute.py --root data``.
 """
 
 import os

@@ -17,7 +17,6 @@ def row(name, nll, settings, seed=0, group=0, seconds=1.0, config=None):
         name=f"{name}-seed-{seed}",
         group=group,
         basis={"data": "digits", "log p(x)": "of a density" if group == 0 else "of a mass"},
-        settings={"latent": "2", "prior": "Flow", "seed": str(seed)} | settings,
         config={"latent": 2, "prior": "Flow", "seed": seed} | settings | (config or {}),
         about="digits, 5 test images",
         values=evaluate.Values(-nll - 1, -nll, torch.ones_like(nll), nll),

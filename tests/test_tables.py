@@ -289,9 +289,9 @@ class TestAnnotated:
         assert torch.equal(all_rows(dataset), torch.from_numpy(counts()))
 
     def test_memory_is_that_of_the_sparse_numbers_and_a_batch(self, tmp_path):
-        """A tenth of 2,000 columns x 20,000 rows, in a process of its own; dense rows would take 160 MB."""
+        """A tenth of 2,000 columns x 20,000 rows, in a new process; dense rows would take 160 MB."""
         if not Path("/proc/self/clear_refs").exists():
-            pytest.skip("no /proc")
+            pytest.skip("only Linux tells the peak of memory since a moment, in /proc")
         columns = (np.arange(20_000)[:, None] % 10 + 10 * np.arange(200)).ravel().astype(np.int32)
         parts = (1 + np.arange(len(columns), dtype=np.float32) % 9, columns, 200 * np.arange(20_001, dtype=np.int32))
         x = scipy_sparse.csr_matrix(parts, shape=(20_000, 2000))

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -21,11 +21,9 @@ def table(rows: Sequence[Row]) -> str:
     Numbers are nats per datum. -log p(x) and the difference from the best run have standard errors; the error of the
     difference is paired over the images.
     """
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
-    differ = [key for key in keys if len({row.settings.get(key, "-") for row in rows}) > 1]
-    same = [f"{key} {value}" for key, value in rows[0].settings.items() if key not in differ and value != "none"]
+    differ = differing([row.settings for row in rows])
     head, *lines = aligned(cells(rows, differ), 1 + len(differ))
-    blocks = [_wrap(f"{'The same for all' if len(rows) > 1 else rows[0].name}: {', '.join(same)}.")]
+    blocks = [_shared(rows[0].settings, differ, "The same for all" if len(rows) > 1 else rows[0].name)]
     for group in groups(rows):
         blocks += ["", *headings(group[0], rows[0]), head, *(lines.pop(0) for _ in group)]
     return "\n".join([*blocks, "", _wrap(notes(rows))])
@@ -83,15 +81,12 @@ def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) ->
 
     ``absent`` are sentences on runs that are not in the table.
     """
-    options = differing(settings)
-    first = settings[0].rows[0]
-    same = [f"{k} {v}" for k, v in settings[0].options.items() if k not in options and v != "none"]
+    options, first = differing([setting.options for setting in settings]), settings[0].rows[0]
     heads = ["setting", *options, "seeds", "ELBO", "-log p(x)", "from the best", "± seeds", "± images", "differs"]
     body = [[*_setting_cells(setting, options)] for setting in settings]
     head, *lines = aligned([[*heads, "seconds"], *body], 1 + len(options))
-    blocks = [_wrap(f"The same for all: {', '.join(same)}.")]
-    for _, group in groupby(settings, key=lambda setting: setting.group):
-        members = [*group]
+    blocks = [_shared(settings[0].options, options, "The same for all")]
+    for members in groups(settings):
         blocks += ["", *headings(members[0].rows[0], first), head, *(lines.pop(0) for _ in members)]
         if shares := importance(members):
             runs = sum(len(setting.rows) for setting in members)
@@ -99,11 +94,8 @@ def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) ->
             blocks.append(
                 _wrap(f"Share of each option in the variance of -log p(x), by fANOVA of {runs} runs: {texts}.")
             )
-        tests = sum(not math.isnan(setting.p) for setting in members)
-        if tests:
-            blocks.append(
-                _wrap(f"Comparisons with the best setting of this group: {tests}, corrected by Holm's method.")
-            )
+        if tests := sum(not math.isnan(setting.p) for setting in members):
+            blocks.append(f"Comparisons with the best setting of this group: {tests}, corrected by Holm's method.")
     methods = "; or ".join(dict.fromkeys(row.method for setting in settings for row in setting.rows))
     notes = (
         "Nats per datum: means over seeds and data. -log p(x) has a standard error over seeds; the difference from the "
@@ -111,24 +103,22 @@ def table_over_seeds(settings: Sequence[Setting], absent: Sequence[str] = ()) ->
         f"equality at {LEVEL:g} after the correction; else, and if a setting has one seed, cannot tell. The best is "
         f"chosen by the same numbers, which flatters it. -log p(x) {methods}. Seconds of training, the mean."
     )
-    missing = (
-        ["", f"Runs that are not in the table: {len(absent)}.", *(f"- {_wrap(line)}" for line in absent)]
-        if absent
-        else []
-    )
-    return "\n".join([*blocks, "", _wrap(notes), *missing])
+    missing = ["", f"Runs that are not in the table: {len(absent)}."] if absent else []
+    return "\n".join([*blocks, "", _wrap(notes), *missing, *(f"- {_wrap(line)}" for line in absent)])
 
 
 def figure_over_seeds(settings: Sequence[Setting]) -> "plots.Figure":
     """Plot -log p(x) of each run against each option, and against seconds, for the largest group of comparable runs."""
-    groups = [[*group] for _, group in groupby(settings, key=lambda setting: setting.group)]
-    members = max(groups, key=len)
+    members = max(groups(settings), key=len)
     rows = [(setting, row) for setting in members for row in setting.rows]
-    options = {name: [setting.options.get(name, "-") for setting, _ in rows] for name in differing(members)}
+    options = {
+        name: [setting.options.get(name, "-") for setting, _ in rows]
+        for name in differing([s.options for s in members])
+    }
     nll, seconds = [row.nll[0] for _, row in rows], [row.seconds for _, row in rows]
     title = next(headings(members[0].rows[0], members[0].rows[0]))
-    if len(groups) > 1:
-        title += f"; {len(groups) - 1} more groups are not drawn"
+    if more := len(groups(settings)) - 1:
+        title += f"; {more} more groups are not drawn"
     return plots.slices(options, nll, seconds, [row.name for _, row in rows], title)
 
 
@@ -152,9 +142,15 @@ def _with_error(values: tuple[float, float]) -> str:
     return nats(values[0]) if math.isnan(values[1]) else pair(values)
 
 
-def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the rows of each group."""
+def groups(rows: Sequence[Any]) -> list[list[Any]]:
+    """Return the rows, or the settings, of each group."""
     return [[*group] for _, group in groupby(rows, key=lambda row: row.group)]
+
+
+def _shared(settings: Mapping[str, str], differ: Sequence[str], head: str) -> str:
+    """Return the settings that all runs share, after a head."""
+    same = [f"{key} {value}" for key, value in settings.items() if key not in differ and value != "none"]
+    return _wrap(f"{head}: {', '.join(same)}.")
 
 
 def _cells(row: Row, differ: Sequence[str], measures: Sequence[str]) -> Iterator[str]:

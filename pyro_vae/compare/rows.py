@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +36,7 @@ class Row:
         name: The run directory, or the last part of the path if no other run has the same last part.
         group: Number of the run's group, from 0.
         basis: Common properties of a group: arguments of ``data.load``, and whether p(x | z) is a density or a mass.
-        settings: Settings of the training, each in a few words.
-        config: The same settings and the arguments of ``data.load``, as in ``config.yaml``.
+        config: Settings of the training and arguments of ``data.load``, as in ``config.yaml``.
         about: The data set, in words.
         values: ELBO, its two terms and -log p(x) of each image, in nats.
         difference: -log p(x) minus -log p(x) of the best run in the group, in nats, and the standard error, paired
@@ -55,7 +55,6 @@ class Row:
     name: str
     group: int
     basis: dict[str, Any]
-    settings: dict[str, str]
     config: dict[str, Any]
     about: str
     values: evaluate.Values
@@ -68,6 +67,13 @@ class Row:
     parameters: int
     history: dict[str, list[float]]
     measures: dict[str, tuple[float, float]]
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Settings of the training, each in a few words."""
+        hidden = {*inspect.signature(data.load).parameters}
+        hidden -= {"labelled", "labelled_seed"} if self.config.get("labelled") else set()
+        return {key: format_spec(value) for key, value in self.config.items() if key not in hidden}
 
     @property
     def nll(self) -> tuple[float, float]:
@@ -139,14 +145,12 @@ def compare(
             basis = basis_of(dataset, options, target)
         held_out = dataset.config["valid"]
         about = f"{dataset}{'' if held_out is None else f' ({held_out:,} held out for validation)'}"
-        hidden = {*options, *TRAINING} - ({"labelled", "labelled_seed"} if config.get("labelled") else set())
         activity = evaluate.latent_activity(vae, target, seed) if len(target) > 1 else None
         active, _, unsure = (0, 0, 1) if activity is None else evaluate.usage(activity, len(target))
         row = Row(
             name=folder if folders.count(folder) == 1 else str(run),
             group=groups.setdefault(str(basis), len(groups)),
             basis=basis,
-            settings={key: format_spec(value) for key, value in config.items() if key not in hidden},
             config=config,
             about=f"{about}, {len(target):,} {split} {images_or_rows(shape)}",
             values=values,

@@ -118,7 +118,7 @@ def importance(settings: Sequence[Setting]) -> dict[str, float]:
     (`An efficient approach for assessing hyperparameter importance <https://proceedings.mlr.press/v32/hutter14.html>`_,
     Hutter et al., 2014). They are empty for fewer than 4 settings, fewer than two options, and without Optuna.
     """
-    options = {name: [s.options.get(name, "-") for s in settings] for name in differing(settings)}
+    options = {name: [s.options.get(name, "-") for s in settings] for name in differing([s.options for s in settings])}
     try:
         import optuna
     except ImportError:
@@ -143,10 +143,10 @@ def importance(settings: Sequence[Setting]) -> dict[str, float]:
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def differing(settings: Sequence[Setting]) -> list[str]:
-    """Return the names of options in which settings differ."""
-    names = dict.fromkeys(name for setting in settings for name in setting.options)
-    return [name for name in names if len({setting.options.get(name, "-") for setting in settings}) > 1]
+def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the names of options with several values."""
+    names = dict.fromkeys(name for options in settings for name in options)
+    return [name for name in names if len({options.get(name, "-") for options in settings}) > 1]
 
 
 def is_study(path: str | Path) -> bool:

@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
 def digits() -> Source:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels (Alpaydin and Kaynak, UCI, 1998)."""
-    package = find_spec("sklearn")  # an import of sklearn.datasets would take longer than a short training
+    package = find_spec("sklearn")  # importing sklearn.datasets takes over a second
     path = Path(str(package and package.origin)).parent / "datasets/data/digits.csv.gz"
     if path.is_file():
         table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.int64))

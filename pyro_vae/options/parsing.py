@@ -37,7 +37,7 @@ def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[
         chosen = first.parse_args([word for word in words if not word.startswith("--print_config")])
         parts = {option: chosen[option]["class_path"] for option in ROOMS if "." not in option and chosen.get(option)}
         own = all(path.startswith("pyro_vae.") for path in parts.values())  # a user's class may change
-        final = (_kept_parser if own else _kept_parser.__wrapped__)(name, command, tuple(parts.items()))
+        final = (_kept_parser if own else parser)(name, command, tuple(parts.items()))
     parsed = final.parse_args(words)
     options = final.instantiate(parsed).as_dict()
     options.pop("config", None)
@@ -61,7 +61,7 @@ def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[
 @cache
 def _kept_parser(name: str, command: Callable[..., Any], parts: tuple[tuple[str, str], ...]) -> ArgumentParser:
     """Return a parser with default classes, made once: a sweep parses the options of many runs."""
-    return parser(name, command, {option: {"class_path": path} for option, path in parts})
+    return parser(name, command, parts)
 
 
 def check_config(words: Sequence[str]) -> None:
@@ -94,8 +94,8 @@ def expand_names(words: Sequence[str]) -> list[str]:
     return expanded
 
 
-def parser(name: str, command: Callable[..., Any], parts: dict[str, Any] | None = None) -> ArgumentParser:
-    """Return the parser of a subcommand; ``parts`` are default classes of ``train``."""
+def parser(name: str, command: Callable[..., Any], parts: Sequence[tuple[str, str]] = ()) -> ArgumentParser:
+    """Return the parser of a subcommand; ``parts`` are options of ``train`` with the paths of their default classes."""
     result = _Parser(
         prog=f"pyro-vae {'train' if name == 'stage' else name}",
         description=(command.__doc__ or "").split("\n")[0],
@@ -123,7 +123,7 @@ def parser(name: str, command: Callable[..., Any], parts: dict[str, Any] | None 
         "--stage", type=str | None, help="prior RUN: train only a new prior of RUN; see --stage prior --help."
     )
     usual = {"program": {"class_path": "pyro_vae.VAE"}, "objective": {"class_path": "pyro_vae.objectives.ELBO"}}
-    result.set_defaults(usual | (parts or {}))
+    result.set_defaults(usual | {option: {"class_path": path} for option, path in parts})
     return result
 
 

@@ -28,23 +28,14 @@ __all__ = ["bounds", "calibration", "columns", "comparison", "curves", "dimensio
 __all__ += ["interpolation", "latent_space", "manifold", "mosaic", "posteriors", "reconstructions", "samples"]
 __all__ += ["slices", "traversal", "weights", "worst"]
 
-_HOMES = {
-    "draws": ["Figure", "columns", "latent_space", "posteriors"],
-    "exploring": ["explore"],
-    "images": ["MISSING", "interpolation", "manifold", "mosaic", "reconstructions", "samples", "traversal", "worst"],
-    "style": ["BLUE", "CLASSES", "GREEN", "GREY", "ORANGE", "RED"],
-    "sweeps": ["slices"],
-    "values": ["bounds", "calibration", "comparison", "curves", "dimensions", "gaps", "weights"],
-}
-
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Import a plot at first use: other rooms import this one, and matplotlib takes half a second."""
-        for home, names in _HOMES.items():
-            if name in names:
-                return getattr(import_module(f"{__name__}.{home}"), name)
+        for home in ("style", "draws", "images", "values", "sweeps", "exploring") if not name.startswith("_") else ():
+            if hasattr(module := import_module(f"{__name__}.{home}"), name):
+                return getattr(module, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals()}.union(*_HOMES.values()))
+        return sorted({*globals(), *__all__})

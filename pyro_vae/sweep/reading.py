@@ -51,11 +51,12 @@ def read(file: str | Path) -> Space:
         for name, value in content.items():
             several = isinstance(value, list) and _refusal({name: value})
             tree = _tree(name, {"values": value} if several else value)
-            if not _refusal({name: first(tree, whole=False)}):  # the option takes floats
-                tree = as_floats(tree)
+            if is_searched(tree):
+                floats = as_floats(tree)
+                tree = tree if _refusal({name: first(floats)}) else floats  # an option for integers takes no 2.0
+                for alternative in itertools.islice(alternatives(tree), CHECKED):
+                    parsed({name: alternative})
             options[name] = tree
-            for alternative in itertools.islice(alternatives(tree), CHECKED if is_searched(tree) else 0):
-                parsed({name: alternative})
         parsed(first(options))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error

@@ -19,11 +19,10 @@ from pyro_vae.options import dataset_of
 from pyro_vae.sweep.library import import_optuna
 from pyro_vae.sweep.reading import parsed, read
 from pyro_vae.sweep.space import Space
-from pyro_vae.sweep.study import Metric, Sampler, Study, run_name
+from pyro_vae.sweep.study import MARK, Metric, Sampler, Study, run_name
 from pyro_vae.sweep.team import Team
 from pyro_vae.words import nats
 
-MARK = "sweep.yaml"  # the file that makes a directory a study
 TRIES, PAUSE = 3, 0.5  # to open a database, and seconds between
 OWN = {MARK, "study.db", "study.db-journal", "runs", "workers", "logs", TRIALS}  # names in a study
 DONE = ("complete", "pruned", "failed")  # states of runs that need no worker
@@ -44,9 +43,9 @@ def sweep(
     """Train a run for each setting and seed of a YAML file, in several processes of one thread each.
 
     Each run is an ordinary run directory in ``study_dir/runs``, with the same numbers as a run by itself on one thread.
-    After Ctrl-C, or if the sweep or a worker is killed, the same call goes on: finished runs stay, others resume. A
-    run that cannot be trained is recorded with its error, and the sweep goes on. More seeds, more values of a grid, and
-    more trials of a search may be added later.
+    After Ctrl-C, or if the sweep or a worker is killed, the same call resumes the sweep: finished runs stay, unfinished
+    runs continue. A run that cannot be trained is recorded with its error, and the other runs continue. You may add
+    seeds, values of a grid, and trials of a search later.
 
     Args:
         file: A YAML file of options of ``train``. A list is a grid over its values; ``{low: 1e-4, high: 1e-2, log:
@@ -99,16 +98,13 @@ def sweep(
         for line in _lines(event, rows) if progress else ():
             tqdm.write(line)
 
-    team = Team(study, spec | {"prune": prune, "trials": trials}, progress, on_end)
     try:
-        team.work(workers)
+        with Team(study, spec | {"prune": prune, "trials": trials}, progress, on_end) as team:
+            team.work(workers)
     except KeyboardInterrupt:
-        team.stop()
-        done = [row for row in records(study, space) if row["state"] in DONE]
-        message = f"{len(done)} runs are finished. Repeat the command to resume."
-        raise KeyboardInterrupt(message) from None
+        number = sum(row["state"] in DONE for row in records(study, space))
+        raise KeyboardInterrupt(f"{number} runs are finished. Repeat the command to resume.") from None
     finally:
-        team.stop()
         study.revive()
         _save(folder, rows := records(study, space))
     return rows

@@ -98,13 +98,13 @@ def _suggest(tree: Any, trial: Any) -> Any:
     return {key: _suggest(value, trial) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def first(tree: Any, whole: bool = True) -> Any:
-    """Return the first value of each choice and range; unless ``whole``, ranges of integers give a fraction."""
+def first(tree: Any) -> Any:
+    """Return the first value of each choice and range."""
     if isinstance(tree, Choice):
-        return first(tree.values[0], whole)
+        return first(tree.values[0])
     if isinstance(tree, Range):
-        return tree.low if whole or isinstance(tree.low, float) else tree.low + 0.5
-    return {key: first(value, whole) for key, value in tree.items()} if isinstance(tree, dict) else tree
+        return tree.low
+    return {key: first(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 def alternatives(tree: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from pyro_vae.sweep.space import Space
 
 Sampler = Literal["grid", "tpe"]
 Metric = Literal["elbo", "nll"]
+MARK = "sweep.yaml"  # the copy of the file, which makes a directory a study
 BEAT, GRACE = 15, 120  # seconds between signs of life of a trial, and without one until another worker takes it
 DEATHS = 5  # workers that may die in a trial before it counts as failed
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import IO, Any, cast
+from typing import IO, Any, Self, cast
 
 from tqdm.auto import tqdm
 
@@ -53,7 +53,11 @@ class Team:
             with suppress(Empty):
                 self._show(*self.events.get(timeout=WAIT if ended else POLL))
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        """Return the team."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Let the workers save their runs, and end."""
         for bar in self.bars.values():
             bar.close()

@@ -21,7 +21,7 @@ from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode
 from pyro_vae.sweep.locks import worker_lock
 from pyro_vae.sweep.reading import parsed, read
-from pyro_vae.sweep.study import Job, Metric, Study, run_name
+from pyro_vae.sweep.study import MARK, Job, Metric, Study, run_name
 from pyro_vae.train.processes import Stopped
 
 PARTICLES, IMAGES = 1000, 1000  # draws for -log p(x), and validation data
@@ -34,7 +34,7 @@ class Worker:
     def __init__(self, study: Study, metric: Metric, prune: bool, tell: Callable[[dict[str, Any]], None]) -> None:
         self.study, self.metric, self.prune, self.tell = study, metric, prune, tell
         self.one_basis = prune or study.sampler == "tpe"
-        self._pruned = False  # the run of now
+        self._pruned = False  # whether the current run was stopped early
         self._data: tuple[str, Dataset] | None = None
 
     def do(self, job: Job) -> None:
@@ -116,17 +116,18 @@ def main() -> int:
     torch.set_num_threads(1)
 
     def tell(event: dict[str, Any]) -> None:
+        alone = sys.platform != "win32" and bool(select.select([sys.stdin], [], [], 0)[0])  # the input is closed
         try:
             print(json.dumps(event), file=out, flush=True)
-            if sys.platform != "win32" and select.select([sys.stdin], [], [], 0)[0]:
-                raise OSError("the process that started this one has closed the input, or is dead")
         except OSError:
-            raise Stopped from None
+            alone = True
+        if alone:  # the process that started this one has stopped, or is dead
+            raise Stopped
 
     try:
         with redirect_stdout(sys.stderr), worker_lock(folder) as name:
             study = Study(folder, spec["url"], spec["sampler"], spec["seed"])
-            space = read(folder / "sweep.yaml") if spec["sampler"] == "tpe" else None
+            space = read(folder / MARK) if spec["sampler"] == "tpe" else None
             worker = Worker(study, spec["metric"], spec["prune"], tell)
             while job := study.claim(name, space, spec["trials"]):
                 with study.signs_of_life(job):
