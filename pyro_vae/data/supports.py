@@ -97,3 +97,9 @@ def kind_of(support: constraints.Constraint) -> str:
     """Return the kind of a support, for example ``binary`` or ``counts``, for the table :data:`ADVICE`."""
     other = "a mass" if support.is_discrete else "a density"
     return "binary" if getattr(support, "number", 0) == 2 else KINDS.get(type(support), other)
+
+
+def white(x: Tensor, support: constraints.Constraint) -> float:
+    """Return the value that images of x show as white: 1, or the largest value of counts."""
+    counts = of_element(support) is constraints.nonnegative_integer
+    return max(x.nan_to_num(0.0).max().item(), 1.0) if counts else 1.0

@@ -62,10 +62,10 @@ def curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Chart
     """Return a chart for each panel of :func:`pyro_vae.plots.curves`, and for each further column, of all runs."""
     panels: dict[str, list[tuple[str, str, str]]] = {}
     for run, history in histories.items():
-        shown = lines_of(history) if "train" in history else {}
-        known = {key for lines in shown.values() for key, _, _ in lines} | {"seconds", "train_at_beta_1"}
-        more = {key: [(key, "", "")] for key in history if key not in known and len({*history[key]}) > 1}
-        for title, lines in (shown | more).items():
+        losses = lines_of(history) if "train" in history else {}
+        of_panels = {key for lines in losses.values() for key, _, _ in lines} | {"seconds", "train_at_beta_1"}
+        more = {key: [(key, "", "")] for key in history if key not in of_panels and len({*history[key]}) > 1}
+        for title, lines in (losses | more).items():
             panels.setdefault(title, []).extend((run, key, label) for key, label, _ in lines)
     charts = (_lines(title, histories, lines) for title, lines in panels.items())
     return [chart for chart in charts if chart]

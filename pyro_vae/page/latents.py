@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae import evaluate
 from pyro_vae.conditional import mean, stddev
 from pyro_vae.evaluate.codes import draws_for_means
+from pyro_vae.evaluate.decoding import decode
 from pyro_vae.evaluate.weighing import batches_that_fit
 from pyro_vae.program import Draws, Posterior, coordinates
 from pyro_vae.program.checks import sources
@@ -57,8 +58,8 @@ def codes(target: Posterior) -> Codes | None:
     )
 
 
-def walk(target: Posterior, chosen: Sequence[str], span: float = SPAN, steps: int = STEPS) -> Tensor | None:
-    r"""Vary one latent dimension at a time; return the mean of x, of shape ``(len(chosen), steps, B, *event)``.
+def walk(target: Posterior, dimensions: Sequence[str], span: float = SPAN, steps: int = STEPS) -> Tensor | None:
+    r"""Vary one latent dimension at a time; return the mean of x, of shape ``(len(dimensions), steps, B, *event)``.
 
     The dimension runs from ``-span`` to ``span`` standard deviations of the prior around the prior's mean. The other
     dimensions stay at the guide's mean. A site below another one has the prior given the guide's means above it. The
@@ -67,7 +68,9 @@ def walk(target: Posterior, chosen: Sequence[str], span: float = SPAN, steps: in
     runner, shapes = target.runner, target.structure.shapes
     continuous = [name for name in shapes if not target.structure.supports[name].is_discrete]
     places = {part: (name, i) for name in continuous for i, part in enumerate(coordinates(name, shapes[name]))}
-    if evaluate.sums_codes(target.program) or not {*chosen} <= {*places}:
+    event = target.data[0].shape[1:]
+    sites = [site for site, shape in target.structure.observed.items() if shape == event]
+    if evaluate.sums_codes(target.program) or not {*dimensions} <= {*places} or not sites:
         return None
     columns = dict(
         zip(evaluate.dimensions(target), evaluate.guide_means(target, draws_for_means(target)).T, strict=True)
@@ -79,7 +82,7 @@ def walk(target: Posterior, chosen: Sequence[str], span: float = SPAN, steps: in
     means = target.complete(1, means)
     priors: Any = runner.run(target.model, 1, means).nodes
     frames = []
-    for part in chosen:
+    for part in dimensions:
         name, i = places[part]
         loc, scale = (
             runner.to_rows(moment(priors[name]["fn"])).expand(means[name].shape).flatten(2)[0, :, i]
@@ -88,21 +91,16 @@ def walk(target: Posterior, chosen: Sequence[str], span: float = SPAN, steps: in
         draws: Draws = {name: value.repeat(steps, *[1] * (value.dim() - 1)) for name, value in means.items()}
         offsets = torch.linspace(-span, span, steps).to(loc).unsqueeze(-1)
         draws[name].reshape(steps, len(target), -1)[:, :, i] = loc + offsets * scale
-        nodes: Any = runner.run(target.model, steps, draws).nodes
-        for x in (runner.to_rows(mean(nodes[site]["fn"])) for site in target.structure.observed):
-            if x.shape[2:] == target.data[0].shape[1:]:
-                frames.append(x.expand(steps, len(target), *x.shape[2:]))
-                break
-    return torch.stack(frames) if frames else None
+        frames.append(decode(target, draws, sites[0]).expand(steps, len(target), *event))
+    return torch.stack(frames)
 
 
 def predictive(target: Posterior, num: int = 100) -> Tensor | None:
     """Draw x given the codes of each datum, from q(z | x) and p(x | z): ``(num, B, *event)``; None if it cannot."""
     draws, _ = target.propose(num)
     try:
-        drawn = target.simulate(num, target.complete(num, draws))
-        target.at(drawn)
+        simulated = target.simulate(num, target.complete(num, draws))
+        target.at(simulated)
     except ValueError:  # data that cannot be drawn
         return None
-    shown = sources(target)
-    return torch.stack([target.with_values(drawn, shown, k).data[0] for k in range(num)])
+    return torch.stack([target.with_values(simulated, sources(target), k).data[0] for k in range(num)])

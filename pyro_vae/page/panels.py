@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_vae import report
 from pyro_vae.data import Dataset
+from pyro_vae.data.supports import white
 from pyro_vae.page import latents
 from pyro_vae.page.charts import scatter
 from pyro_vae.page.content import Content
@@ -32,11 +31,6 @@ FIGURES = {
 }
 
 
-def white(dataset: Dataset, x: Tensor) -> float:
-    """Return the value of x that is shown as white: 1, or the largest of counts."""
-    return max(x.nan_to_num(0.0).max().item(), 1.0) if dataset.support is constraints.nonnegative_integer else 1.0
-
-
 def add_codes(content: Content, dataset: Dataset, target: Posterior) -> None:
     """Add the latent dimensions and the chart of the codes; for images, also the images of the points."""
     content.codes = codes = latents.codes(target)
@@ -52,7 +46,7 @@ def add_codes(content: Content, dataset: Dataset, target: Posterior) -> None:
     if x.dim() in (3, 4) and number * tile_bytes(x, content.longest) <= content.most * THUMBS:
         columns = math.ceil(math.sqrt(number))
         grid = x.new_zeros(columns * math.ceil(number / columns), *x.shape[1:])
-        grid[:number] = x[rows] / white(dataset, x)
+        grid[:number] = x[rows] / white(x, dataset.support)
         content.thumbs = content.add(grid.unflatten(0, (-1, columns)), THUMBS)
 
 
@@ -75,18 +69,18 @@ def add_walk(content: Content, dataset: Dataset, target: Posterior) -> None:
         first.setdefault(label, i)
     number = max(1, int(content.most * WALK // (latents.STEPS * tile_bytes(x, content.longest))))
     starts = [*first.values()][: max(1, min(STARTS, number // min(len(codes.active), content.sliders)))]
-    chosen = codes.active[: min(content.sliders, number // len(starts))]
-    frames = latents.walk(target[torch.tensor(starts)], chosen)
+    names = codes.active[: min(content.sliders, number // len(starts))]
+    frames = latents.walk(target[torch.tensor(starts)], names)
     if frames is None:
         return
     kl = dict(zip(codes.names, codes.kl, strict=True)) if codes.kl else {}
     dimensions = [
         {"name": name, "kl": f"{kl[name]:.2f} nats" if kl else "", "sprite": content.add(part.transpose(0, 1))}
-        for name, part in zip(chosen, frames / white(dataset, x), strict=True)
+        for name, part in zip(names, frames / white(x, dataset.support), strict=True)
         if (part.amax(0) - part.amin(0)).max() > 1 / 255  # a layer above another one changes no mean by itself
     ]
     if dimensions:
-        sprite_of_starts = content.add(x[starts].unsqueeze(0) / white(dataset, x))
+        sprite_of_starts = content.add(x[starts].unsqueeze(0) / white(x, dataset.support))
         content.walk = {"dimensions": dimensions, "starts": starts, "sprite": sprite_of_starts}
         content.walk |= {"steps": latents.STEPS, "span": latents.SPAN}
 
@@ -99,19 +93,21 @@ def add_images(content: Content, dataset: Dataset, target: Posterior) -> None:
     else:
         with suppress(ValueError):  # data that cannot be drawn
             few = target[: min(64, len(target))]
-            drawn = few.at(few.simulate(1)).data[0]
-            columns = math.ceil(math.sqrt(len(drawn)))
-            pictures["samples"] = drawn[: len(drawn) // columns * columns].unflatten(0, (-1, columns)), "Draws of x"
+            samples = few.at(few.simulate(1)).data[0]
+            columns = math.ceil(math.sqrt(len(samples)))
+            whole = samples[: len(samples) // columns * columns]
+            pictures["samples"] = whole.unflatten(0, (-1, columns)), "Draws of x"
     for page, title in pictures.values():
         most = content.most * PICTURES / len(pictures)
-        picture = sprite(page / white(dataset, x), most, gap=1, longest=content.longest)
+        picture = sprite(page / white(x, dataset.support), most, gap=1, longest=content.longest)
         alt = f"{title}: {picture.rows} rows of {picture.columns} images."
         content.pictures.append({"title": title, "sprite": picture, "alt": alt})
     draws = latents.predictive(target[:CHOSEN])
     if draws is not None:
         columns_of_images = torch.stack([x[:CHOSEN], draws.mean(0), draws.std(0), *draws[:DRAWS]], dim=1)
         heads = ["image", "mean", "standard deviation", *(f"draw {i + 1}" for i in range(DRAWS))]
-        content.predictive = {"sprite": content.add(columns_of_images / white(dataset, x), PREDICTIVE), "heads": heads}
+        picture = content.add(columns_of_images / white(x, dataset.support), PREDICTIVE)
+        content.predictive = {"sprite": picture, "heads": heads}
 
 
 def add_worst(content: Content, dataset: Dataset, target: Posterior, evaluation: Evaluation) -> None:
@@ -120,7 +116,7 @@ def add_worst(content: Content, dataset: Dataset, target: Posterior, evaluation:
     if 0 < len(k) <= len(x) and has_method(target.program, "reconstruct", target.data):
         rows = k.argsort(descending=True)[:SHOWN].to(x.device)
         both = torch.stack([x[rows], target.program.reconstruct(*(column[rows] for column in target.data))])
-        picture = content.add(both / white(dataset, x), WORST)
+        picture = content.add(both / white(x, dataset.support), WORST)
         content.worst = {"sprite": picture, "marks": [(i, f"{k[i]:.2f}") for i in rows.tolist()[: picture.columns]]}
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_vae.data.supports import of_element
+from pyro_vae.data.supports import white
 from pyro_vae.evaluate import dimensions, mean_kl
 from pyro_vae.evaluate.decoding import decode, guide_latents, site_of_x
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit
@@ -151,12 +150,11 @@ def _painter(posterior: Posterior, site: str, names: Sequence[str] | None) -> An
     names = coordinates(site, event) if names is None else names
     if len(event) < 2 and len(names) != event.numel():
         raise ValueError(f"Expected a name for each of the {event.numel()} columns of x; got {len(names)}.")
-    counts = of_element(posterior.structure.observed_supports[site]) is constraints.nonnegative_integer
-    white = max(1.0, x.nan_to_num(0.0).max().item()) if counts else 1.0
+    brightest = white(x, posterior.structure.observed_supports[site])
 
     def paint(decoded: Tensor, start: int, end: int) -> bytes | str:
         rows = torch.stack([x[start], decoded, x[end]] if x.shape[1:] == event else [decoded])
-        return png(rows / white) if len(event) > 1 else table(rows.reshape(len(rows), -1), names)
+        return png(rows / brightest) if len(event) > 1 else table(rows.reshape(len(rows), -1), names)
 
     return paint
 
@@ -164,12 +162,12 @@ def _painter(posterior: Posterior, site: str, names: Sequence[str] | None) -> An
 def _labels(posterior: Posterior) -> dict[str, tuple[list[int], list[int]]]:
     """Return, for each argument of labels, all labels and the label of each row."""
     columns = dict(zip(argument_names(posterior.program), posterior.data, strict=False))
-    known = getattr(posterior.program, "labels", ())
-    known = known if isinstance(known, range) else ()
+    labels = getattr(posterior.program, "labels", ())
+    labels = labels if isinstance(labels, range) else ()
     labels = {}
     for name, column in [*columns.items()][1:]:
         if column.dim() == 1 and not column.is_floating_point() and column.dtype != torch.bool:
-            options = sorted({*known, *column.tolist()})
+            options = sorted({*labels, *column.tolist()})
             if len(options) <= LABELS:
                 labels[name] = options, column.tolist()
     return labels

@@ -113,8 +113,8 @@ class Panel(VBox):
         """Add the picture, which a notebook shows without a kernel."""
         content = self.picture.value
         is_html = isinstance(content, str)
-        shown = {"text/html": content} if is_html else {"image/png": base64.b64encode(content).decode()}
-        return super()._repr_mimebundle_(**options) | shown
+        bundle = {"text/html": content} if is_html else {"image/png": base64.b64encode(content).decode()}
+        return super()._repr_mimebundle_(**options) | bundle
 
 
 def _sliders(axes: Axes) -> list[FloatSlider]:

@@ -32,15 +32,15 @@ def slices(
         names: Names of the runs.
         title: Title of the figure.
     """
-    shown = {name: [*values] for name, values in [*options.items()][:MOST]}
-    total = len(shown) + 1
+    levels_of = {name: [*values] for name, values in [*options.items()][:MOST]}
+    total = len(levels_of) + 1
     columns = min(COLUMNS, total)
     rows = math.ceil(total / columns)
     figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.3), layout="constrained")
     figure.suptitle(title, fontsize=10)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     heights = finite(nll)
-    for axes, (name, values) in zip(panels, shown.items(), strict=False):
+    for axes, (name, values) in zip(panels, levels_of.items(), strict=False):
         levels = [*dict.fromkeys(values)]
         places, is_number = [float(i) for i in range(len(levels))], False
         with suppress(ValueError):
@@ -56,7 +56,7 @@ def slices(
             axes.set_xticks(places, ticks, rotation=30 if max(map(len, ticks)) > 6 else 0, ha="right")
             axes.margins(x=0.15)
         axes.set_xlabel(name)
-    last = panels[len(shown)]
+    last = panels[len(levels_of)]
     last.plot(seconds, heights, "o", color=BLUE, alpha=0.5, markersize=4, markeredgewidth=0)
     if np.isfinite(heights).any():
         best = int(np.nanargmin(heights))
@@ -72,5 +72,5 @@ def slices(
 
 
 def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else math.nan
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan

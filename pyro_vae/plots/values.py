@@ -33,9 +33,9 @@ def curves(history: Mapping[str, Sequence[float]]) -> Figure:
     If the objective is not the ELBO at beta = 1, the figure also shows the negative ELBO at beta = 1. Without
     validation data it shows only the loss.
     """
-    epochs, shown = np.arange(1, len(history["train"]) + 1), lines_of(history)
-    figure = Figure(figsize=(10 * len(shown) / 3, 3.2), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+    epochs, panels = np.arange(1, len(history["train"]) + 1), lines_of(history)
+    figure = Figure(figsize=(10 * len(panels) / 3, 3.2), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for key, label, colour in lines:
             axes.plot(epochs, finite(history[key]), color=colour, label=label, linewidth=1.5)
         if len(lines) > 1:

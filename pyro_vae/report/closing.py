@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from pyro_vae import evaluate, plots
 from pyro_vae.data import Column, Dataset
-from pyro_vae.data.supports import Levels, of_element
+from pyro_vae.data.supports import Levels, of_element, white
 from pyro_vae.evaluate.summaries import mean_and_error
 from pyro_vae.program import coordinates, posterior_of, reference_tensor
 from pyro_vae.report import proposals
@@ -131,14 +131,14 @@ def figures(program: Any, dataset: Dataset, seed: int = 0) -> dict[str, "plots.F
             figures |= _column_figures(program, dataset)
         elif len(dataset.event_shape) in (2, 3) and has_method(program, "pictures", train.data):
             x, *covariates = evaluate.rows_of(program, dataset.test, slice(0, 1000))
-            white = max(x.max().item(), 1.0) if dataset.support is constraints.nonnegative_integer else 1.0
+            brightest = white(x, dataset.support)
             few = (column[:16] for column in (x, *covariates))
             pages = program.pictures(*few)
-            figures |= {name: plots.mosaic(page / white, title) for name, (page, title) in pages.items()}
+            figures |= {name: plots.mosaic(page / brightest, title) for name, (page, title) in pages.items()}
             if has_method(program, "traverse", train.data):
                 kl = evaluate.mean_kl(program, x)
                 nats, order = (None, None) if kl is None else (kl.tolist(), kl.argsort(descending=True)[:20].tolist())
-                figures["traversal"] = plots.traversal(program.traverse(x[0]) / white, order=order, nats=nats)
+                figures["traversal"] = plots.traversal(program.traverse(x[0]) / brightest, order=order, nats=nats)
     return figures
 
 

@@ -114,20 +114,20 @@ def records(study: Study, space: Space) -> list[dict[str, Any]]:
     """Return a dictionary for each run of a study, in the order of their numbers and seeds."""
     rows = []
     for trial in study.trials():
-        known = trial.user_attrs
-        results = {result["seed"]: result for result in known.get("results", [])}
+        attributes = trial.user_attrs
+        results = {result["seed"]: result for result in attributes.get("results", [])}
         state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
         ended = state in ("failed", "pruned")
-        for seed in known["seeds"]:
-            result, name = results.get(seed, {}), run_name(known["number"], seed)
+        for seed in attributes["seeds"]:
+            result, name = results.get(seed, {}), run_name(attributes["number"], seed)
             now = "complete" if result and ended else state
             if state == "complete" and study.is_local and not (study.folder / "runs" / name).is_dir():
                 now = "deleted"
-            row = {"run": name, "number": known["number"], "seed": seed, "state": now}
+            row = {"run": name, "number": attributes["number"], "seed": seed, "state": now}
             row |= {key: None if now == "deleted" else result.get(key) for key in ("value", "seconds", "basis")}
-            row["message"] = known.get("message", "") if now == "failed" else ""
+            row["message"] = attributes.get("message", "") if now == "failed" else ""
             state = "skipped" if ended and now != "complete" else state
-            row["options"] = {name: known["options"].get(name) for name in space.searched}
+            row["options"] = {name: attributes["options"].get(name) for name in space.searched}
             rows.append(row)
     return sorted(rows, key=lambda row: (row["number"], row["seed"]))
 

@@ -106,8 +106,8 @@ class Study:
         """Add the trials that failed again."""
         for trial in self.trials():
             if trial.state.name == "FAIL":
-                known = {name: trial.user_attrs[name] for name in ("number", "options", "seeds")}
-                self._add(known, trial.params, trial.distributions)
+                attributes = {name: trial.user_attrs[name] for name in ("number", "options", "seeds")}
+                self._add(attributes, trial.params, trial.distributions)
 
     def trials(self) -> list[Any]:
         """Return the last trial of each run or setting, or the one that is complete; leave out trials that died."""
