@@ -103,13 +103,13 @@ def main(
 
 def _row(name: str, study: Path, alone: Path, kills: int, overhead: float | None, url: str | None = None) -> dict:
     """Compare the runs of a study with the runs by themselves."""
-    opened = Study(study, url, "grid")
+    opened = Study(study, url, "grid", read(study / "sweep.yaml"))
     trials = Counter(
         (trial.user_attrs["number"], trial.user_attrs["seeds"][0])
         for trial in opened.study.get_trials(deepcopy=False)
         if trial.state.name == "COMPLETE"
     )
-    runs = records(opened, read(study / "sweep.yaml"))
+    runs = records(opened)
     here = [study / "runs" / run["run"] for run in runs if (study / "runs" / run["run"] / FILES[0]).exists()]
     same = sum(
         all((run / name).read_bytes() == (alone / run.name / name).read_bytes() for name in FILES) for run in here
@@ -140,9 +140,9 @@ def _killed(file: Path, study: Path, workers: int, kills: int, seconds: float, g
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds * generator.uniform(0.5, 1.5))
             return deaths
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        if i % 2 and children:
-            os.kill(int(generator.choice(children)), signal.SIGKILL)
+        workers_now = [worker for nursery in _children(process.pid) for worker in _children(nursery)]
+        if i % 2 and workers_now:
+            os.kill(generator.choice(workers_now), signal.SIGKILL)
             deaths += 1
             time.sleep(seconds / 4)
         os.killpg(process.pid, signal.SIGKILL)
@@ -150,6 +150,10 @@ def _killed(file: Path, study: Path, workers: int, kills: int, seconds: float, g
         deaths += 1
     _start(file, study, workers).wait()
     return deaths
+
+
+def _children(pid: int) -> list[int]:
+    return [*map(int, subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split())]
 
 
 def _train_alone(study: Path, workers: int) -> tuple[Path, float]:

@@ -149,86 +149,130 @@ def grid(seeds=(0, 1), latent=(2, 3), **options):
     return Space(TINY | {"latent": Choice("latent", latent)} | options, seeds)
 
 
+def opened(folder, space=None, sampler="grid"):
+    return Study(folder, None, sampler, space or grid())
+
+
 @pytest.fixture
 def study(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "workers").mkdir()
-    result = Study(tmp_path, None, "grid")
-    result.add_missing(grid())
-    return result
+    return opened(tmp_path)
 
 
 def states(study):
-    return sorted((t.user_attrs["number"], t.user_attrs["seeds"][0], t.state.name) for t in study.trials())
+    return [(job.number, job.seeds[0], job.state) for job in study.jobs()]
+
+
+def counts(study):
+    return study.count("waiting"), study.count("running")
+
+
+RUNS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def claimed(*studies, finish=False):
+    """Claim jobs by the studies in turn until none is left, and finish each if asked; return their runs in order."""
+    jobs = []
+    while job := (study := studies[len(jobs) % len(studies)]).claim(f"worker {len(jobs)}"):
+        if finish:
+            study.finish(job, [{"seed": seed, "value": 1.0} for seed in job.seeds])
+        jobs.append((job.number, *job.seeds))
+    return sorted(jobs)
 
 
 class TestStudy:
-    def test_two_workers_claim_each_trial_once(self, study):
-        other = Study(study.folder, None, "grid")
-        jobs = []
-        while job := (study, other)[len(jobs) % 2].claim(f"worker {len(jobs)}"):
-            jobs.append((job.number, *job.seeds))
-        assert sorted(jobs) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    def test_two_workers_claim_each_job_once(self, study):
+        other = opened(study.folder)
+        assert claimed(study, other) == RUNS
         assert other.claim("late") is None
 
-    def test_a_trial_of_a_dead_worker_is_claimed_again(self, study):
+    def test_two_workers_that_claim_at_the_same_moment_share_no_job(self, study, monkeypatch):
+        other, jobs = opened(study.folder), study.jobs
+        monkeypatch.setattr("pyro_vae.sweep.study.PAUSE", 0)
+
+        def stale():
+            waiting = jobs()
+            monkeypatch.setattr(study, "jobs", jobs)
+            assert (job := other.claim("b")).number == 0
+            assert job.seeds == [0]
+            return waiting  # as it was before the claim of b
+
+        monkeypatch.setattr(study, "jobs", stale)
+        job = study.claim("a")
+        assert (job.number, job.seeds) == (0, [1])
+        assert counts(study) == (2, 2)
+
+    def test_two_machines_with_different_grids_share_no_number(self, study, monkeypatch):
+        other, jobs = opened(study.folder, grid(latent=(4, 2, 3))), study.jobs
+        monkeypatch.setattr("pyro_vae.sweep.study.PAUSE", 0)
+
+        def stale():
+            waiting = jobs()
+            monkeypatch.setattr(study, "jobs", jobs)
+            assert other.claim("b").options["latent"] == 4
+            return waiting
+
+        monkeypatch.setattr(study, "jobs", stale)
+        job = study.claim("a")
+        assert (job.number, job.options["latent"]) == (1, 2)
+
+    def test_a_job_of_a_dead_worker_is_claimed_again(self, study):
         with worker_lock(study.folder) as name:
-            job = study.claim(name)
+            study.claim(name)
             study.revive()
-            assert study.open_trials() == (3, 1)  # alive
+            assert counts(study) == (3, 1)  # alive
         (study.folder / "workers" / name).touch()  # as after SIGKILL, which releases the lock
         study.revive()
         study.revive()
-        assert study.open_trials() == (4, 0)
-        jobs = [study.claim("b") for _ in range(4)]
-        assert sorted((j.number, *j.seeds) for j in jobs) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-        assert (job.number, job.seeds) in [(j.number, j.seeds) for j in jobs]
-        assert study.claim("b") is None
+        assert counts(study) == (4, 0)
+        assert claimed(study) == RUNS
 
-    def test_a_trial_that_kills_its_workers_fails_in_the_end(self, study):
+    def test_a_job_that_kills_its_workers_fails_in_the_end(self, study):
         for i in range(4 * DEATHS):
             job = study.claim(f"dead-{i}")
             (study.folder / "workers" / f"dead-{i}").touch()
             assert job
             study.revive()
         assert study.claim("last") is None
-        assert [state for *_, state in states(study)] == ["FAIL"] * 4
-        assert all("workers died" in row["message"] for row in records(study, grid()))
+        assert [state for *_, state in states(study)] == ["failed"] * 4
+        assert all("workers died" in row["message"] for row in records(study))
+        study.retry()
+        assert claimed(study, finish=True) == RUNS
 
-    def test_a_released_trial_waits_again(self, study):
-        study.release(study.claim("a"))
-        assert study.open_trials() == (4, 0)
-        assert states(study) == [(0, 0, "WAITING"), (0, 1, "WAITING"), (1, 0, "WAITING"), (1, 1, "WAITING")]
+    def test_a_released_job_waits_again(self, study):
+        for _ in range(2 * DEATHS):
+            study.release(study.claim("a"))  # counts for no death
+        assert states(study) == [(*run, "waiting") for run in RUNS]
 
-    def test_a_trial_without_signs_of_life_is_claimed_again(self, study, monkeypatch):
+    def test_a_job_without_signs_of_life_is_claimed_again(self, study, monkeypatch):
         job = study.claim("on another machine")
         with study.signs_of_life(job):
             study.revive()
-            assert study.open_trials() == (3, 1)
+            assert counts(study) == (3, 1)
         monkeypatch.setattr(study.storage, "grace_period", -1)
         study.revive()
-        assert study.open_trials() == (4, 0)
-
-    def test_doubled_trials_are_trained_once(self, study):
-        for trial in study.trials():
-            study._add(trial.user_attrs)  # as two machines may, at the same moment
-        jobs = []
-        while job := study.claim("a"):
-            study.finish(job, [{"seed": job.seeds[0], "value": 1.0}])
-            jobs.append((job.number, *job.seeds))
-        assert sorted(jobs) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert counts(study) == (4, 0)
 
     def test_a_grid_may_grow(self, study):
         study.finish(study.claim("a"), [{"seed": 0, "value": 1.0}])
-        study.add_missing(grid((0, 1, 2), (3, 2, 4)))
-        numbers = {(t.user_attrs["options"]["latent"], t.user_attrs["number"]) for t in study.trials()}
-        assert numbers == {(2, 0), (3, 1), (4, 2)}  # old numbers stay
-        assert len(study.trials()) == 9
-        assert sum(state == "COMPLETE" for *_, state in states(study)) == 1
+        grown = opened(study.folder, grid((0, 1, 2), (3, 2, 4)))
+        grown.check_grid()
+        assert {(job.options["latent"], job.number) for job in grown.jobs()} == {(2, 0), (3, 1), (4, 2)}
+        assert counts(grown) == (8, 0)
+        assert states(grown)[0] == (0, 0, "complete")
+
+    def test_claims_of_a_large_grid_read_only_trials(self, tmp_path):
+        many = opened(tmp_path, grid(range(50), range(2, 22)))
+        many.finish(many.claim("a"), [{"seed": 0, "value": 1.0}])
+        assert counts(many) == (999, 0)
+        assert len(many.study.get_trials(deepcopy=False)) == 1
 
     def test_another_sweep_is_refused(self, study):
-        with pytest.raises(ValueError, match="latent"):
-            study.add_missing(grid(latent=(2, 5)))
+        study.claim("a")
+        with pytest.raises(ValueError, match="latent is 2"):
+            opened(study.folder, grid(latent=(3, 5))).check_grid()
+        opened(study.folder, grid(latent=(2, 5))).check_grid()  # no run was of latent 3
         study.check({"metric": "elbo", "data": "a"})
         study.check({"metric": "elbo", "data": "a"})
         with pytest.raises(ValueError, match="metric was 'elbo' and is now 'nll'"):
@@ -243,37 +287,33 @@ class TestStudy:
         assert ([run["number"] for run in runs], mean) == ([0, 0], 2.5)
         assert best_of([*rows, {"number": 3, "value": 0.0, "basis": "b"}]) is None
 
-    def test_a_failed_trial_is_trained_again_if_asked(self, study):
+    def test_a_failed_job_is_trained_again_if_asked(self, study):
         job = study.claim("a")
         study.fail(job, "It diverged.")
-        assert study.open_trials() == (3, 0)
+        assert counts(study) == (3, 0)
         study.retry()
-        assert study.open_trials() == (4, 0)
-        jobs = []
-        while again := study.claim("b"):
-            study.finish(again, [{"seed": again.seeds[0], "value": 1.0}])
-            jobs.append(again)
-        assert len(jobs) == 4
-        assert {state for *_, state in states(study)} == {"COMPLETE"}
+        assert counts(study) == (4, 0)
+        assert claimed(study, finish=True) == RUNS
+        assert {state for *_, state in states(study)} == {"complete"}
 
     def test_a_worker_that_ends_after_a_claim_is_dead(self, study):
         with worker_lock(study.folder) as name:
             study.claim(name)
         study.revive()
-        assert study.open_trials() == (4, 0)
+        assert counts(study) == (4, 0)
         assert not [*(study.folder / "workers").iterdir()]
 
     def test_a_killed_start_can_be_repeated(self, tmp_path, study):
         assert not (tmp_path / "sweep.yaml").exists()
-        reopened = _open(tmp_path, write(tmp_path.parent, TINY | {"latent": [2, 3]}), None, grid(), {"sampler": "grid"})
-        assert reopened.open_trials() == (4, 0)
+        file = write(tmp_path.parent, TINY | {"latent": [2, 3]})
+        assert counts(_open(tmp_path, file, None, grid(), {"sampler": "grid"})) == (4, 0)
 
     def test_a_deleted_run_is_not_the_best(self, study):
         (study.folder / "runs/000-seed-1").mkdir()
         for _ in range(2):
             job = study.claim("a")
             study.finish(job, [{"seed": job.seeds[0], "value": 1.0, "basis": "a"}])
-        rows = {row["run"]: row for row in records(study, grid())}
+        rows = {row["run"]: row for row in records(study)}
         assert (rows["000-seed-0"]["state"], rows["000-seed-1"]["state"]) == ("deleted", "complete")
         assert best_of([*rows.values()]) is None
 
@@ -281,16 +321,32 @@ class TestStudy:
         study.finish(study.claim("a"), [{"seed": 0, "value": 1.0}])
         place = study.folder.parent / "moved?b#c %41"
         study.folder.rename(place)
-        assert Study(place, None, "grid").open_trials() == (3, 0)
+        assert counts(opened(place)) == (3, 0)
 
     def test_a_search_takes_the_results_of_equal_settings(self, tmp_path):
         space = Space(TINY | {"latent": Choice("latent", (2, 3))}, (0, 1))
-        search, claimed = Study(tmp_path, None, "tpe"), []
-        while job := search.claim("a", space, 6):
-            search.finish(job, [{"seed": seed, "value": float(job.options["latent"])} for seed in job.seeds])
-            claimed.append(job.options["latent"])
-        assert sorted(claimed) == [2, 3]
-        assert len(search.trials()) == 2
+        search, latents = opened(tmp_path, space, "tpe"), []
+        while job := search.claim("a", 6):
+            latents.append(job.options["latent"])
+            if job.options["latent"] == 2:
+                search.finish(job, [{"seed": seed, "value": 1.0} for seed in job.seeds])
+            else:
+                search.fail(job, "It diverged.")
+        assert sorted(latents) == [2, 3]
+        assert len(search.jobs()) == 2
+        assert len(search.study.get_trials()) == 6
+
+    def test_a_search_tries_the_setting_of_a_dead_worker_again(self, tmp_path):
+        (tmp_path / "workers").mkdir()
+        space = Space(TINY | {"latent": Range("latent", 2, 900)}, (0, 1))
+        search = opened(tmp_path, space, "tpe")
+        job = search.claim("dead", 2)
+        (tmp_path / "workers/dead").touch()
+        search.revive()
+        again = search.claim("b", 2)
+        assert (again.number, again.options, again.trial.params) == (job.number, job.options, job.trial.params)
+        assert search.claim("c", 2).number != job.number
+        assert search.claim("d", 2) is None
 
 
 def train(options, folder):
@@ -303,18 +359,16 @@ def train(options, folder):
 
 class TestWorker:
     def do(self, study, options, events=None, metric="elbo", prune=False):
-        study._add({"number": 9, "options": TINY | options, "seeds": [4]})
-        while job := study.claim("me"):
-            if job.number == 9:
-                Worker(study, metric, prune, (events if events is not None else []).append).do(job)
-        return next(row for row in records(study, Space({}, ())) if row["number"] == 9)
+        study = opened(study.folder, Space(TINY | options, (4,)))
+        Worker(study, metric, prune, (events if events is not None else []).append).do(study.claim("me"))
+        return records(study)[0]
 
     def test_run_is_that_of_fit(self, study, tmp_path):
         events = []
         row = self.do(study, {"latent": 3}, events)
         history = train(TINY | {"latent": 3, "seed": 4}, tmp_path / "alone")
         for name in FILES:
-            assert (tmp_path / "runs/009-seed-4" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+            assert (tmp_path / "runs/000-seed-4" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
         assert row["state"] == "complete"
         assert row["value"] == history["valid"][-1]
         assert [event["event"] for event in events] == ["run", "epoch", "done"]
@@ -341,8 +395,8 @@ class TestWorker:
 
     def test_nll_is_below_the_elbo(self, study):
         row = self.do(study, {"latent": 2}, metric="nll")
-        program, _ = checkpoint.load(study.folder / "runs/009-seed-4")
-        elbo = checkpoint.load_metrics(study.folder / "runs/009-seed-4")["valid"][-1]
+        program, _ = checkpoint.load(study.folder / "runs/000-seed-4")
+        elbo = checkpoint.load_metrics(study.folder / "runs/000-seed-4")["valid"][-1]
         assert program is not None
         assert row["value"] < elbo
 
@@ -353,7 +407,7 @@ class TestWorker:
             losses = {step: -1e6 for step in range(20)}
             study.study.add_trial(optuna.create_trial(value=-1e6, intermediate_values=losses))
         row = self.do(study, {"latent": 2, "epochs": 10}, prune=True)
-        run = study.folder / "runs/009-seed-4"
+        run = study.folder / "runs/000-seed-4"
         assert row["state"] == "pruned"
         assert len(checkpoint.load_metrics(run)["valid"]) == 2  # a fifth of 10
         assert checkpoint.load_state(run)[0]["epochs"] == 2  # it can go on
@@ -434,3 +488,25 @@ def test_a_killed_sweep_ends_as_runs_by_themselves(tmp_path, capsys):
     assert [(row["run"], row["latent"]) for row in rows] == [("000-seed-0", "2"), ("001-seed-0", "3")]
     assert commands.run(["sweep", str(file), "--study_dir", str(folder)]) == 0  # nothing is left to train
     assert "worker" not in capsys.readouterr().err
+
+
+def children(pid):
+    return [*map(int, subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split())]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="Needs pgrep.")
+@pytest.mark.parametrize("generation", [1, 2], ids=["nursery", "worker"])
+def test_a_sweep_replaces_a_killed_process(tmp_path, generation):
+    file, folder = write(tmp_path, TINY | {"epochs": 20, "latent": [2, 3]}), tmp_path / "study"
+    process = subprocess.Popen(command(file, "--study_dir", folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (folder / "runs/000-seed-0/checkpoint").exists() and process.poll() is None:
+        time.sleep(0.02)
+    victims = [process.pid]
+    for _ in range(generation):
+        victims = [child for pid in victims for child in children(pid)]
+    assert len(victims) == 1
+    os.kill(victims[0], signal.SIGKILL)
+    assert b"2 runs: 2 complete" in process.communicate()[0]
+    assert process.returncode == 0

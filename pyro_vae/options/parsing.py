@@ -1,10 +1,7 @@
-"""Arguments from the command line of ``pyro-vae``, and errors in one line."""
+"""Arguments from the command line of ``pyro-vae``."""
 
 import os
 import re
-import sysconfig
-import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import signature
@@ -12,13 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae import VAE, checkpoint, data, fit
-from pyro_vae.options.classes import ROOMS, class_names, class_of, expand_name, expected, is_of_parts, program
+from pyro_vae.options.classes import ROOMS, class_names, class_of, expand_name, is_of_parts, program
 from pyro_vae.train import Settings
 
 PARTS = ("latent", "prior", "likelihood", "guide", "network")  # of VAE.build
@@ -29,33 +25,76 @@ WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")
 
 def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of a subcommand from the words after the subcommand's name."""
-    words = expand_names(words)
-    first = final = _kept_parser(name, command, ())
-    if name == "train":
-        # If a class replaces the default one, jsonargparse keeps the default values of arguments that both have:
-        # --objective IWAE would take one particle from ELBO. So a second parser has the chosen classes as defaults.
-        chosen = first.parse_args([word for word in words if not word.startswith("--print_config")])
-        parts = {option: chosen[option]["class_path"] for option in ROOMS if "." not in option and chosen.get(option)}
-        own = all(path.startswith("pyro_vae.") for path in parts.values())  # a user's class may change
-        final = (_kept_parser if own else parser)(name, command, tuple(parts.items()))
-    parsed = final.parse_args(words)
-    options = final.instantiate(parsed).as_dict()
-    options.pop("config", None)
-    defaults = final.get_defaults()
-    for option, value in options.items():  # jsonargparse accepts these values
-        if value is None and defaults.get(option) is not None:
-            raise ValueError(f"Expected a value for --{option}; got null. Leave the option out for its default.")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"Expected --{option} to fit into 64 bits; got {value}.")
-    if name == "train" and not is_of_parts(kind := class_of(options["program"])[0]):
-        usual, takes = first.parse_args([]), signature(kind).parameters
-        own_words = {word.partition("=")[0].partition(".")[0] for word in words}
-        for part in PARTS:
-            if f"--{part}" not in own_words and parsed[part] == usual[part]:
-                options.pop(part)  # the program has a default
-            elif part not in takes:
-                raise ValueError(f"Expected no --{part}, a part of a VAE, with the program {kind.__name__}; got one.")
-    return options
+    return Parsed(name, command, words).instances()
+
+
+class Parsed:
+    """The options of a subcommand as plain values; :meth:`instances` makes the instances of classes.
+
+    Args:
+        name: Name of the subcommand.
+        command: Its function; ``fit`` for ``train``.
+        words: The words after the name.
+    """
+
+    def __init__(self, name: str, command: Callable[..., Any], words: Sequence[str]) -> None:
+        self.name, self.words = name, expand_names(words)
+        self._first = self._final = _kept_parser(name, command, ())
+        if name == "train":
+            # If a class replaces the default one, jsonargparse keeps the default values of arguments that both have:
+            # --objective IWAE would take one particle from ELBO. So a second parser has the chosen classes as defaults.
+            if (parts := _classes(self.words)) is None:
+                plain = [word for word in self.words if not word.startswith("--print_config")]
+                first = self._first.parse_args(plain)
+                parts = {option: first[option]["class_path"] for option in ROOMS if "." not in option and first[option]}
+            own = all(path.startswith("pyro_vae.") for path in parts.values())  # a user's class may change
+            self._final = (_kept_parser if own else parser)(name, command, tuple(parts.items()))
+        self.options = self._final.parse_args(self.words)
+
+    def instances(self) -> dict[str, Any]:
+        """Return the arguments of the subcommand's function, with new instances of classes."""
+        options = self._final.instantiate(self.options).as_dict()
+        options.pop("config", None)
+        for option, value in options.items():  # jsonargparse accepts these values
+            if value is None and self._final.get_default(option) is not None:
+                raise ValueError(f"Expected a value for --{option}; got null. Leave the option out for its default.")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"Expected --{option} to fit into 64 bits; got {value}.")
+        if self.name == "train" and not is_of_parts(kind := class_of(options["program"])[0]):
+            usual, takes = self._first.parse_args([]), signature(kind).parameters
+            own_words = {word.partition("=")[0].partition(".")[0] for word in self.words}
+            for part in PARTS:
+                if f"--{part}" not in own_words and self.options[part] == usual[part]:
+                    options.pop(part)  # the program has a default
+                elif part not in takes:
+                    got = f"with the program {kind.__name__}; got one"
+                    raise ValueError(f"Expected no --{part}, a part of a VAE, {got}.")
+        return options
+
+
+def _classes(words: Sequence[str]) -> dict[str, str] | None:
+    """Return the package's classes that words and files of options name; None if only a parser can tell them."""
+    classes = dict[str, str]()
+    for word, after in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            try:
+                content = _read(
+                    value or after if (value or after).startswith("{") else Path(value or after).read_text()
+                )
+            except (OSError, yaml.YAMLError):
+                return None
+        elif name.removeprefix("--") in ROOMS and "." not in name:
+            content = {name.removeprefix("--"): value if equals else after}
+        else:
+            continue
+        for option, part in content.items() if isinstance(content, dict) else ():
+            path: Any = part.get("class_path") if isinstance(part, dict) else part
+            if option in ROOMS and "." not in option:
+                if path not in (f"{ROOMS[option][0].__name__}.{kind}" for kind in class_names(option)):
+                    return None
+                classes[option] = path
+    return classes
 
 
 @cache
@@ -153,72 +192,3 @@ def _read(text: str) -> Any:
 
 
 set_loader("parts", _read, (yaml.YAMLError,))
-
-
-def error_message(error: Exception, name: str) -> str:
-    """Return an error in one line, with the line of the user's code; return an empty text for a bug in this package."""
-    cause: BaseException | None = error
-    while cause:
-        if place := _place(cause):
-            kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
-            return f"{place}: {kind}{_short(cause.msg if isinstance(cause, SyntaxError) else str(cause))}"
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), flags=re.IGNORECASE)
-        advice = "Use a smaller latent, network, likelihood, prior or batch_size, or fewer draws."
-        return f"Out of memory{f', allocating {size[1]}' if size else ''}. {advice}"
-    if isinstance(error, OverflowError) or re.search("Overflow when unpacking|without overflow", str(error)):
-        return "A number is too large for its type. Use a smaller one."
-    if isinstance(error, ArgumentError):
-        return f"{_of_parser(str(error), name)} See {name} --help."
-    # For a union of types, jsonargparse lists one message per type; pick the one of this package.
-    ours = re.search(r"^ *- (Expected (?!an? <class).*)$", str(error), flags=re.MULTILINE)
-    if isinstance(error, OSError) and error.strerror:  # raised by the system
-        return f"Expected a file or folder that can be read and written; got {str(error.filename)!r}: {error.strerror}."
-    return _short(ours[1] if ours else str(error)) if isinstance(error, ValueError | OSError) else ""
-
-
-def _place(error: BaseException) -> str:
-    """Return the file and line of the user's code where an error comes from; empty for other code."""
-    lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        lines.append((error.filename, error.lineno))
-    here, installed = Path.cwd(), {"site-packages", "dist-packages"}
-    libraries = (Path(__file__).parent.parent, Path(sysconfig.get_path("stdlib")))
-    for name, line in reversed(lines):
-        file = Path(name)
-        of_library = installed.intersection(file.parts) or any(map(file.is_relative_to, libraries))
-        if file.is_relative_to(here) and not of_library:
-            return f"{file.relative_to(here)}, line {line}"
-    return ""
-
-
-def _short(message: str) -> str:
-    """Return a message in one line, without the shapes of all sites that Pyro adds."""
-    return textwrap.shorten(message.partition("Trace Shapes:")[0], 400, placeholder=" ...")
-
-
-def _of_parser(message: str, name: str) -> str:
-    """Return an error of jsonargparse in one line: expected, got."""
-    message = re.sub(r"\S{200,}", lambda long: f"{long[0][:100]}...", " ".join(message.split()))
-    option = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', message)))
-    got = re.search(r"(?:(?:Got|Given) value|import path string): (.+?)(?:\. Got value|\.?$)", message)
-    part = re.search(r"class_path='([\w.]+)'", message)
-    kinds = [*dict.fromkeys(re.findall(r"Expected an? (?:<class ')?(.+?)(?:'>)?(?=\. Got| - | Given|$)", message))]
-    if unknown := re.search(r"Option '(\w+)' is not accepted", message):
-        owner = re.findall(r"class_path(?:=| )'(?:\w+\.)*(\w+)'", message)
-        if not (owner or option):
-            return f"Expected an option of {name.removeprefix('pyro-vae ')}; got {unknown[1]}."
-        return f"Expected an argument of {owner[-1] if owner else option}; got --{option}.{unknown[1]}."
-    if absent := re.findall(r"callable class: the following arguments are required: (\w+)", message):
-        return f"Expected --{option}.{absent[-1]}, which {part[1] if part else option} requires; got none."
-    if option in ROOMS and got:
-        number = "a number, or " if kinds and kinds[0].startswith("float") else ""
-        value = part[1] if part else re.split(" Given | - ", got[1])[0]
-        return f"{expected(option).replace('one of', f'{number}one of')}; got {value}."
-    if option and got and kinds:
-        kinds = [kind for kind in kinds if kind != "NoneType"] or kinds
-        kind = " or ".join(re.sub(r"typing\.Literal\[(.*)\]|(?:\w+\.)*(\w+)", r"\1\2", kind) for kind in kinds)
-        value = re.split(" Given | - ", got[1])[0]
-        return f"Expected --{option} to be {kind.replace('Sequence', 'a list, as [200, 200]')}; got {value}."
-    return re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", message).rstrip(".") + "."

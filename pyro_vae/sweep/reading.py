@@ -66,11 +66,16 @@ def read(file: str | Path) -> Space:
 def parsed(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of ``train`` with defaults, and with instances of classes; raise the parser's sentence."""
     try:
-        return parse("train", fit, ["--config", json.dumps(dict(options), default=str)])  # quotes all texts
+        return parse("train", fit, words_of(options))
     except Exception as error:
         if not (message := error_message(error, "pyro-vae train")):
             raise
         raise ValueError(message) from error
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Return options of ``train`` as the words of a command, with all texts quoted."""
+    return ["--config", json.dumps(dict(options), default=str)]
 
 
 def _refusal(options: Mapping[str, Any]) -> str:

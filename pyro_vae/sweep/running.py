@@ -1,6 +1,7 @@
 """``sweep``: read the file, open the study, start the workers and record the runs."""
 
 import inspect
+import math
 import re
 import shutil
 import time
@@ -16,6 +17,7 @@ from pyro_vae.compare.rows import format_spec
 from pyro_vae.compare.seeds import TRIALS
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.options import dataset_of
+from pyro_vae.sweep.jobs import DONE
 from pyro_vae.sweep.library import import_optuna
 from pyro_vae.sweep.reading import parsed, read
 from pyro_vae.sweep.space import Space
@@ -25,7 +27,6 @@ from pyro_vae.words import nats
 
 TRIES, PAUSE = 3, 0.5  # to open a database, and seconds between
 OWN = {MARK, "study.db", "study.db-journal", "runs", "workers", "logs", TRIALS}  # names in a study
-DONE = ("complete", "pruned", "failed")  # states of runs that need no worker
 
 
 def sweep(
@@ -90,46 +91,50 @@ def sweep(
     study = _open(folder, Path(file), storage, space, rules)
     if retry:
         study.retry()
-    spec = {"folder": str(folder), "url": storage, "sampler": sampler, "metric": metric}
+    spec: dict[str, Any] = {"folder": folder, "url": storage, "sampler": sampler, "space": space}
+    spec |= {"metric": metric, "prune": prune, "trials": trials}
+    saved = [-math.inf, 0.0]  # the moment and the duration of the last saving
 
     def on_end(event: dict[str, Any]) -> None:
-        rows = records(study, space)
-        _save(folder, rows)
+        start = time.monotonic()
+        rows = records(study)
+        if start - saved[0] > 50 * saved[1]:
+            _save(folder, rows)
+            saved[:] = start, time.monotonic() - start
         for line in _lines(event, rows) if progress else ():
             tqdm.write(line)
 
     try:
-        with Team(study, spec | {"prune": prune, "trials": trials}, progress, on_end) as team:
+        with Team(study, spec, progress, on_end) as team:
             team.work(workers)
     except KeyboardInterrupt:
-        number = sum(row["state"] in DONE for row in records(study, space))
+        number = sum(row["state"] in DONE for row in records(study))
         raise KeyboardInterrupt(f"{number} runs are finished. Repeat the command to resume.") from None
     finally:
         study.revive()
-        _save(folder, rows := records(study, space))
+        _save(folder, rows := records(study))
     return rows
 
 
-def records(study: Study, space: Space) -> list[dict[str, Any]]:
+def records(study: Study) -> list[dict[str, Any]]:
     """Return a dictionary for each run of a study, in the order of their numbers and seeds."""
     rows = []
-    for trial in study.trials():
-        attributes = trial.user_attrs
+    for job in study.jobs():
+        attributes = job.trial.user_attrs if job.trial else {}
         results = {result["seed"]: result for result in attributes.get("results", [])}
-        state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
-        ended = state in ("failed", "pruned")
-        for seed in attributes["seeds"]:
-            result, name = results.get(seed, {}), run_name(attributes["number"], seed)
+        state, ended = job.state, job.state in ("failed", "pruned")
+        for seed in job.seeds:
+            result, name = results.get(seed, {}), run_name(job.number, seed)
             now = "complete" if result and ended else state
             if state == "complete" and study.is_local and not (study.folder / "runs" / name).is_dir():
                 now = "deleted"
-            row = {"run": name, "number": attributes["number"], "seed": seed, "state": now}
+            row = {"run": name, "number": job.number, "seed": seed, "state": now}
             row |= {key: None if now == "deleted" else result.get(key) for key in ("value", "seconds", "basis")}
             row["message"] = attributes.get("message", "") if now == "failed" else ""
             state = "skipped" if ended and now != "complete" else state
-            row["options"] = {name: attributes["options"].get(name) for name in space.searched}
+            row["options"] = {name: job.options.get(name) for name in study.space.searched}
             rows.append(row)
-    return sorted(rows, key=lambda row: (row["number"], row["seed"]))
+    return rows
 
 
 def best_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], float] | None:
@@ -178,11 +183,10 @@ def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: di
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with checkpoint.lock(folder):
-            study = _connect(folder, storage, rules["sampler"])
+            study = _connect(folder, storage, rules["sampler"], space)
             study.check(rules | _rules(space, rules["sampler"]))
             (folder / "runs").mkdir(exist_ok=True)
-            if rules["sampler"] == "grid":
-                study.add_missing(space)
+            study.check_grid()
             checkpoint.write(folder / MARK, file.read_bytes())
     except BaseException:
         if new and not (folder / MARK).exists():
@@ -191,7 +195,7 @@ def _open(folder: Path, file: Path, storage: str | None, space: Space, rules: di
     return study
 
 
-def _connect(folder: Path, storage: str | None, sampler: Sampler) -> Study:
+def _connect(folder: Path, storage: str | None, sampler: Sampler, space: Space) -> Study:
     """Open the study in its database; try again where another machine makes the tables at the same moment."""
     optuna = import_optuna()
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -199,7 +203,7 @@ def _connect(folder: Path, storage: str | None, sampler: Sampler) -> Study:
     error: Exception
     for _ in range(TRIES):
         try:
-            return Study(folder, storage, sampler)
+            return Study(folder, storage, sampler, space)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as problem:
             error = problem
             if not isinstance(problem, DBAPIError | optuna.exceptions.StorageInternalError):

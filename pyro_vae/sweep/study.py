@@ -1,9 +1,9 @@
 """The trials of a sweep in an Optuna study: who trains which one, and which ones must be trained again."""
 
-import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pyro_vae.checkpoint import display_path
 from pyro_vae.compare.rows import format_spec
+from pyro_vae.sweep.jobs import DONE, Job, Trials, key_of
 from pyro_vae.sweep.library import import_optuna, local_url, quiet, state_of
 from pyro_vae.sweep.locks import is_free, remove_free
 from pyro_vae.sweep.space import Space
@@ -19,29 +20,23 @@ Sampler = Literal["grid", "tpe"]
 Metric = Literal["elbo", "nll"]
 MARK = "sweep.yaml"  # the copy of the file, which makes a directory a study
 BEAT, GRACE = 15, 120  # seconds between signs of life of a trial, and without one until another worker takes it
+PAUSE = 0.2  # seconds until a worker looks for another job, if two workers had the same one
 DEATHS = 5  # workers that may die in a trial before it counts as failed
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial that a worker has to train: one setting with one or several seeds."""
-
-    trial: Any  # of Optuna
-    number: int
-    options: dict[str, Any]
-    seeds: list[int]
 
 
 class Study:
     """An Optuna study in a database that several workers share, also on several machines.
 
-    A trial of a grid is one run; a trial of a search has all seeds of a setting. The attributes of a trial are
-    ``number`` of its setting, ``options`` of ``train``, ``seeds``, and in the end ``results`` or a ``message``.
+    The attributes of a trial are ``number`` of its setting, ``options`` of ``train``, ``seeds``, ``worker``, and in the
+    end ``results`` or a ``message``. A worker adds a trial when it starts to train, so the database has no trials that
+    wait, and a claim takes as long in a large grid. A trial that failed without a message must be trained again: its
+    worker died, was ``stopped``, or, with the attribute ``twice``, found that another worker had the same job.
     """
 
-    def __init__(self, folder: Path, url: str | None, sampler: Sampler, seed: int = 0) -> None:
+    def __init__(self, folder: Path, url: str | None, sampler: Sampler, space: Space, seed: int = 0) -> None:
         optuna = import_optuna()
-        self.folder, self.sampler, self.is_local = folder, sampler, url is None
+        self.folder, self.sampler, self.is_local, self.space = folder, sampler, url is None, space
+        self.grid = {key_of(options): options for options, _ in space.grid()} if sampler == "grid" else {}
         # A local study has a constant name, since its directory may be moved.
         name, url = (folder.name, url) if url else ("sweep", local_url(folder / "study.db"))
         with quiet():
@@ -50,12 +45,14 @@ class Study:
                 engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
                 heartbeat_interval=BEAT,
                 grace_period=GRACE,
-                heartbeat_stale_trial_callback=lambda _, trial: self._add_again(trial),
             )
-        options = {"pruner": optuna.pruners.MedianPruner(n_startup_trials=5)}
-        # The sampler of a grid proposes nothing: all trials are added.
-        options["sampler"] = optuna.samplers.TPESampler(seed=seed) if sampler == "tpe" else None
-        self.study = optuna.create_study(study_name=name, storage=self.storage, load_if_exists=True, **options)
+        samplers = optuna.samplers
+        # The sampler of a grid proposes nothing.
+        of_study = samplers.TPESampler(seed=seed) if sampler == "tpe" else samplers.RandomSampler()
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=5)
+        self.study = optuna.create_study(
+            study_name=name, storage=self.storage, load_if_exists=True, sampler=of_study, pruner=pruner
+        )
 
     def check(self, rules: dict[str, Any]) -> None:
         """Refuse a study of another sweep; remember the rules of a new one."""
@@ -82,84 +79,59 @@ class Study:
                 f"Expected runs that compare, to search or prune; the first has {before}, this one {basis}."
             )
 
-    def add_missing(self, space: Space) -> None:
-        """Add the trials of a grid that the study lacks; refuse a study with trials outside of the grid."""
-        numbers, present = dict[str, int](), set[tuple[str, int]]()
-        for trial in self.trials():
-            key = _key(trial.user_attrs["options"])
-            numbers[key] = trial.user_attrs["number"]
-            present.add((key, trial.user_attrs["seeds"][0]))
-        grid = {_key(options): options for options, _ in space.grid()}
-        if outside := [json.loads(key) for key in numbers if key not in grid]:
-            names = dict.fromkeys(name for options in (*outside, *grid.values()) for name in options)
-            new = {name: {_key({name: options.get(name)}) for options in grid.values()} for name in names}
-            name = next((n for n in names if _key({n: outside[0].get(n)}) not in new[n]), [*names][0])
-            value = format_spec(outside[0][name]) if name in outside[0] else "its default"
+    def check_grid(self) -> None:
+        """Refuse a study with trials outside of the grid."""
+        for options in (job.options for job in self._trials().jobs() if self.sampler == "grid"):
+            if key_of(options) in self.grid:
+                continue
+            names = dict.fromkeys(name for setting in (options, *self.grid.values()) for name in setting)
+            new = {name: {key_of({name: setting.get(name)}) for setting in self.grid.values()} for name in names}
+            name = next((n for n in names if key_of({n: options.get(n)}) not in new[n]), [*names][0])
+            value = format_spec(options[name]) if name in options else "its default"
             raise self._other(f"it has runs in which {name} is {value}, and the file has none")
-        for key, options in grid.items():
-            number = numbers.setdefault(key, len(numbers))
-            for seed in space.seeds:
-                if (key, seed) not in present:
-                    self._add({"number": number, "options": options, "seeds": [seed]})
 
     def retry(self) -> None:
-        """Add the trials that failed again."""
-        for trial in self.trials():
-            if trial.state.name == "FAIL":
-                attributes = {name: trial.user_attrs[name] for name in ("number", "options", "seeds")}
-                self._add(attributes, trial.params, trial.distributions)
+        """Let the jobs that failed so far be trained again."""
+        self.study.set_user_attr("forgiven", len(self.study.get_trials(deepcopy=False)))
 
-    def trials(self) -> list[Any]:
-        """Return the last trial of each run or setting, or the one that is complete; leave out trials that died."""
-        last: dict[tuple[int, str], Any] = {}
-        for trial in self._counted():
-            key = trial.user_attrs["number"], str(trial.user_attrs["seeds"])
-            if key not in last or last[key].state.name not in ("COMPLETE", "PRUNED"):
-                last[key] = trial
-        return [*last.values()]
+    def jobs(self) -> list[Job]:
+        """Return the runs of a grid, or the settings that a search has tried, by number and seeds."""
+        jobs = self._trials().jobs()
+        present = {(job.number, *job.seeds) for job in jobs}
+        numbers = {key_of(job.options): job.number for job in jobs}
+        for setting, options in self.grid.items():
+            number = numbers.setdefault(setting, max(numbers.values(), default=-1) + 1)
+            runs = [Job(number, options, [seed]) for seed in self.space.seeds]
+            jobs += [run for run in runs if (number, *run.seeds) not in present]
+        return sorted(jobs, key=lambda job: (job.number, job.seeds))
 
     def has_new(self, most: int | None) -> bool:
         """Return whether a search has fewer than ``most`` trials."""
-        return most is not None and len(self._counted()) < most
+        return most is not None and self._trials().tried() < most
 
-    def _counted(self) -> list[Any]:
-        """Return the trials but for those that died."""
-        trials = [trial for trial in self.study.get_trials(deepcopy=False) if "number" in trial.user_attrs]
-        return [trial for trial in trials if trial.state.name != "FAIL" or "message" in trial.user_attrs]
+    def count(self, state: str) -> int:
+        """Return the number of jobs in a state."""
+        return sum(job.state == state for job in self.jobs())
 
-    def open_trials(self) -> tuple[int, int]:
-        """Return the numbers of trials that wait and that run."""
-        states = [trial.state.name for trial in self.study.get_trials(deepcopy=False)]
-        return states.count("WAITING"), states.count("RUNNING")
+    def claim(self, worker: str, most: int | None = None) -> Job | None:
+        """Return a job that waits or, for a search with fewer than ``most`` trials, a new one; None if there is none.
 
-    def claim(self, worker: str, space: Space | None = None, most: int | None = None) -> Job | None:
-        """Return a waiting trial or, for a search with fewer than ``most`` trials, a new one; None if there is none."""
+        Its state is then ``running``.
+        """
         while True:
-            waiting, _ = self.open_trials()
-            if not waiting and (space is None or not self.has_new(most)):
-                return None
-            with quiet():
-                trial = self.study.ask()
-            trial.set_user_attr("worker", worker)
-            if "number" not in trial.user_attrs:
-                if space is None or not self.has_new(most):  # another worker was faster
-                    self.study.tell(trial, state=state_of("FAIL"))
-                    return None
-                new: dict[str, Any] = {"options": space.suggest(trial), "seeds": [*space.seeds]}
-                key = _key(new)
-                same = [t for t in self._counted() if _key({name: t.user_attrs[name] for name in new}) == key]
-                new["number"] = same[0].user_attrs["number"] if same else trial.number
-                for name, value in new.items():
-                    trial.set_user_attr(name, value)
-                if same and same[0].state.name == "COMPLETE":  # the same runs again
-                    self.finish(Job(trial, new["number"], new["options"], new["seeds"]), same[0].user_attrs["results"])
-                    continue
-            job = Job(trial, *(trial.user_attrs[name] for name in ("number", "options", "seeds")))
-            if trial.user_attrs.get("deaths", 0) >= DEATHS:
-                self.fail(job, f"{DEATHS} workers died in this trial, perhaps for lack of memory.")
-            elif any(self._is_same(other, job) for other in self.study.get_trials(deepcopy=False)):
-                self.study.tell(trial, state=state_of("FAIL"))
+            job = next((job for job in self.jobs() if job.state == "waiting"), None)
+            if job:
+                trials, job = self._begin(job, worker)
+            elif self.has_new(most) and (job := self._suggested(worker, most)):
+                trials = self._trials()
             else:
+                return None
+            if trials.deaths(job) >= DEATHS:
+                self.fail(job, f"{DEATHS} workers died in this trial, perhaps for lack of memory.")
+            elif job.state == "running" and trials.had(job):
+                self.release(job, "twice")
+                time.sleep(PAUSE)
+            elif job.state == "running":
                 return job
 
     def finish(self, job: Job, results: list[dict[str, Any]]) -> None:
@@ -177,13 +149,13 @@ class Study:
         job.trial.set_user_attr("results", [*results])
         self.study.tell(job.trial, state=state_of("FAIL"))
 
-    def release(self, job: Job) -> None:
-        """Add a trial again, for another worker or a later call."""
-        trial = self.study.tell(job.trial, state=state_of("FAIL"))
-        self._add_again(trial, died=False)
+    def release(self, job: Job, reason: Literal["stopped", "twice"] = "stopped") -> None:
+        """Leave a job for a later call, or for another worker, which has it, too."""
+        job.trial.set_user_attr(reason, True)
+        self.study.tell(job.trial, state=state_of("FAIL"))
 
     def revive(self) -> None:
-        """Add the trials of dead workers again: here by their locks, on other machines by missing signs of life."""
+        """End the trials of dead workers: here by their locks, on other machines by missing signs of life."""
         optuna = import_optuna()
         for trial in self.study.get_trials(deepcopy=False, states=(state_of("RUNNING"),)):
             worker = trial.user_attrs.get("worker")
@@ -191,7 +163,6 @@ class Study:
             if (late and worker is None) or (worker and is_free(self.folder / "workers" / worker)):
                 with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # somebody was faster
                     self.study.tell(trial.number, state=state_of("FAIL"))
-                    self._add_again(trial)
         with quiet():
             optuna.storages.fail_stale_trials(self.study)
         running = self.study.get_trials(deepcopy=False, states=(state_of("RUNNING"),))
@@ -216,30 +187,44 @@ class Study:
             over.set()
             thread.join()
 
-    def _add(self, attributes: dict[str, Any], params: Any = None, distributions: Any = None) -> None:
+    def _trials(self) -> Trials:
+        """Return the trials that have a job, but for those that another worker had."""
+        trials = self.study.get_trials(deepcopy=False)
+        own = [trial for trial in trials if "number" in trial.user_attrs and "twice" not in trial.user_attrs]
+        return Trials(own, self.study.user_attrs.get("forgiven", 0))
+
+    def _begin(self, job: Job, worker: str) -> tuple[Trials, Job]:
+        """Add a trial of a job, in one step; return all trials, and the job with its own."""
         optuna = import_optuna()
-        options = {"params": params, "distributions": distributions, "user_attrs": attributes}
-        self.study.add_trial(optuna.create_trial(state=state_of("WAITING"), **options))
+        before = {"params": job.trial.params, "distributions": job.trial.distributions} if job.trial else {}
+        attributes = job.attributes | {"worker": worker}
+        self.study.add_trial(optuna.create_trial(state=state_of("RUNNING"), user_attrs=attributes, **before))
+        trials = self._trials()
+        own = [trial for trial in trials.trials if job.has(trial) and trial.user_attrs["worker"] == worker]
+        with quiet():
+            return trials, replace(job, state="running", trial=optuna.Trial(self.study, own[-1]._trial_id))
 
-    def _add_again(self, trial: Any, died: bool = True) -> None:
-        attributes = {name: value for name, value in trial.user_attrs.items() if name != "worker"}
-        if "number" in attributes:
-            attributes["deaths"] = attributes.get("deaths", 0) + died
-            self._add(attributes, trial.params, trial.distributions)
-
-    def _is_same(self, other: Any, job: Job) -> bool:
-        """Return whether another trial of the same run is done, or was claimed before."""
-        attributes, state = other.user_attrs, other.state.name
-        if other.number == job.trial.number or attributes.get("number") != job.number:
-            return False
-        before = other.number < job.trial.number and state == "RUNNING"
-        return attributes["seeds"] == job.seeds and (state in ("COMPLETE", "PRUNED") or before)
+    def _suggested(self, worker: str, most: int | None) -> Job | None:
+        """Return a job with new options, or with those of an earlier job and its end; None if there are enough."""
+        with quiet():
+            trial = self.study.ask()
+        trial.set_user_attr("worker", worker)
+        if not self.has_new(most):  # another worker was faster
+            self.study.tell(trial, state=state_of("FAIL"))
+            return None
+        options = self.space.suggest(trial)
+        same = [job for job in self._trials().jobs() if key_of(job.options) == key_of(options)]
+        job = Job(same[0].number if same else trial.number, options, [*self.space.seeds], "running", trial)
+        for name in ("options", "seeds", "number"):  # the number last, by which others know the trial
+            trial.set_user_attr(name, job.attributes[name])
+        if not same or same[0].state not in DONE:
+            return job
+        for name in {"results", "message"} & {*same[0].trial.user_attrs}:
+            trial.set_user_attr(name, same[0].trial.user_attrs[name])
+        self.study.tell(trial, same[0].trial.value, state=same[0].trial.state)
+        return replace(job, state=same[0].state)
 
 
 def run_name(number: int, seed: int) -> str:
     """Return the name of a run's directory."""
     return f"{number:03d}-seed-{seed}"
-
-
-def _key(options: dict[str, Any]) -> str:
-    return json.dumps(options, sort_keys=True, default=str)

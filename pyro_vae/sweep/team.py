@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,39 +20,47 @@ from pyro_vae.words import nats
 
 POLL = 0.5  # seconds between two looks at the workers
 WAIT = 3.0  # seconds between two looks at the runs of other machines
+# Without garbage collections, which take a quarter of the time of the imports.
+NURSERY = "import gc; gc.disable(); from pyro_vae.sweep.nursery import main; main()"
 CRASHES = 3  # workers in a row that end before they train
 
 
 class Team:
-    """The workers on this machine, with a bar for each."""
+    """The workers on this machine, with a bar for each.
+
+    One process, the nursery, imports the packages and starts the workers, each by a fork. Without forks (on Windows),
+    each worker has a nursery and works in it.
+    """
 
     def __init__(
         self, study: Study, spec: dict[str, Any], progress: bool, on_end: Callable[[dict[str, Any]], Any]
     ) -> None:
         self.study, self.spec, self.progress, self.on_end = study, spec, progress, on_end
-        self.events: Queue[tuple[int, dict[str, Any]]] = Queue()
-        self.processes: dict[int, subprocess.Popen[str]] = {}
-        self.threads: dict[int, Thread] = {}
+        self.events: Queue[tuple[Any, dict[str, Any]]] = Queue()
+        self.nurseries: list[subprocess.Popen[bytes]] = []
+        self.threads: list[Thread] = []
+        self.alive: dict[int, subprocess.Popen[bytes]] = {}  # workers, with their nurseries
         self.bars: dict[int, Any] = {}
         self.idle: dict[int, int] = {}  # workers in a row that ended before they trained
 
     def work(self, workers: int) -> None:
         """Train until no trial waits or runs, here or on another machine."""
         (self.study.folder / "logs").mkdir(exist_ok=True)
+        most = self.spec["trials"]
         while True:
-            ended = [i for i in range(workers) if i not in self.processes or self.processes[i].poll() is not None]
-            for i in ended:
-                self._check(i)
-            if ended:
+            for i, process in [*self.alive.items()]:
+                if process.poll() is not None:
+                    self._check(i, process.returncode)
+            if absent := [i for i in range(workers) if i not in self.alive]:
                 self.study.revive()
-                waiting, running = self.study.open_trials()
-                new = self.study.has_new(self.spec["trials"])
-                for i in ended[: (self.spec["trials"] or 0) if new else waiting]:
+                waiting, running = self.study.count("waiting"), self.study.count("running")
+                new = self.study.has_new(most)
+                for i in absent[: most if new else waiting]:
                     self._start(i)
-                if len(ended) == workers and not (waiting or running or new):
+                if len(absent) == workers and not (waiting or running or new):
                     return
             with suppress(Empty):
-                self._show(*self.events.get(timeout=WAIT if ended else POLL))
+                self._take(*self.events.get(timeout=WAIT if absent else POLL))
 
     def __enter__(self) -> Self:
         """Return the team."""
@@ -61,57 +70,71 @@ class Team:
         """Let the workers save their runs, and end."""
         for bar in self.bars.values():
             bar.close()
-        for process in self.processes.values():
+        for process in self.nurseries:
             with suppress(OSError):
-                cast(IO[str], process.stdin).close()
-        for process in self.processes.values():
+                cast(IO[bytes], process.stdin).close()
+        for process in self.nurseries:
             try:  # Ctrl-C reaches the workers, too; a second signal would stop them at once
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.terminate()
                 process.wait()
-        for thread in self.threads.values():
+        for thread in self.threads:
             thread.join()
 
     def _start(self, i: int) -> None:
-        """Start worker ``i``, and read its events."""
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        with self._log(i).open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pyro_vae.sweep.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | one_thread,
-            )  # fmt: skip
-        seed = 1000 * len(self.study.trials()) + i  # the same seed after a restart would repeat the first proposals
-        spec = json.dumps(self.spec | {"seed": seed})
-        self.threads[i] = Thread(target=self._talk, args=(i, process, spec), daemon=True)
-        self.threads[i].start()
-        self.processes[i] = process
+        """Start worker ``i``."""
+        place = self.nurseries[-1] if self.nurseries and hasattr(os, "fork") else None
+        if place is None or place.poll() is not None:
+            place = self._open()
+        seed = 1000 * len(self.study.jobs()) + i  # the same seed after a restart would repeat the first proposals
+        self.alive[i] = place
+        with suppress(BrokenPipeError):  # the nursery has died
+            pickle.dump({"worker": i, "seed": seed, "log": self._log(i)}, cast(IO[bytes], place.stdin))
+            cast(IO[bytes], place.stdin).flush()  # stays open: the workers stop when it is closed
 
-    def _talk(self, i: int, process: Any, spec: str) -> None:
-        with suppress(BrokenPipeError):  # the worker has died
-            process.stdin.write(f"{spec}\n")
-            process.stdin.flush()  # stays open: a worker stops when it is closed
+    def _open(self) -> subprocess.Popen[bytes]:
+        """Start a nursery, and read the events of its workers."""
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        with self._log(-1).open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", NURSERY],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=os.environ | one_thread,
+            )  # fmt: skip
+        with suppress(BrokenPipeError):
+            pickle.dump(self.spec, cast(IO[bytes], process.stdin))
+        self.nurseries.append(process)
+        self.threads.append(Thread(target=self._read, args=(process,), daemon=True))
+        self.threads[-1].start()
+        return process
+
+    def _read(self, process: Any) -> None:
         with process.stdin, process.stdout:
             for line in process.stdout:
                 with suppress(ValueError):  # a line that a killed worker has not finished
-                    self.events.put((i, json.loads(line)))
+                    self.events.put((process, json.loads(line)))
 
     def _log(self, i: int) -> Path:
-        return self.study.folder / "logs" / f"worker-{i + 1}.txt"
+        return self.study.folder / "logs" / (f"worker-{i + 1}.txt" if i >= 0 else "workers.txt")
 
-    def _check(self, i: int) -> None:
+    def _check(self, i: int, code: int) -> None:
         """Raise an error if several workers in a row have ended before they trained."""
-        if i in self.processes and (code := self.processes.pop(i).returncode) not in (0, 130):
+        del self.alive[i]
+        if code not in (0, 130):
             self.idle[i] = self.idle.get(i, 0) + 1
             if self.idle[i] == CRASHES:
-                last = self._log(i).read_text(errors="replace").strip().rpartition("\n")[2]
-                log = checkpoint.display_path(self._log(i))
+                logs = [path for path in (self._log(i), self._log(-1)) if path.exists() and path.stat().st_size]
+                last = logs[0].read_text(errors="replace").strip().rpartition("\n")[2] if logs else "nothing was logged"
                 raise OSError(
-                    f"Expected workers that train; {CRASHES} ended at once, with exit code {code} ({last}). See {log}."
+                    f"Expected workers that train; {CRASHES} ended at once, with exit code {code} ({last}). "
+                    f"See {checkpoint.display_path(logs[0] if logs else self._log(i))}."
                 )
 
-    def _show(self, i: int, event: dict[str, Any]) -> None:
-        """Show an event of worker ``i``: an epoch in its bar, the end of a run in a line."""
+    def _take(self, process: Any, event: dict[str, Any]) -> None:
+        """Show an event of a worker: an epoch in its bar, the end of a run in a line."""
+        i = event["worker"]
+        if event["event"] == "end":
+            return self._check(i, event["code"]) if self.alive.get(i) is process else None
         self.idle[i] = 0
         if i not in self.bars:
             options = {"position": i, "leave": False, "unit": " epochs", "disable": None if self.progress else True}
@@ -125,3 +148,4 @@ class Team:
             bar.set_postfix_str(f"valid ELBO {nats(-event['value'])}")
         else:
             self.on_end(event)
+        return None

@@ -1,14 +1,11 @@
-"""A worker of a sweep: a process that trains one run after another. ``python -m pyro_vae.sweep.worker`` starts it."""
+"""A worker of a sweep: a process that trains one run after another."""
 
 import inspect
-import json
 import math
-import select
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +13,13 @@ import torch
 from pyro_vae import checkpoint, data, evaluate, fit
 from pyro_vae.compare.rows import basis_of
 from pyro_vae.data import Dataset
-from pyro_vae.options import dataset_of, error_message, fit_arguments, program_of
+from pyro_vae.options import Parsed, dataset_of, error_message, fit_arguments, program_of
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode
+from pyro_vae.sweep.jobs import Job, key_of
 from pyro_vae.sweep.locks import worker_lock
-from pyro_vae.sweep.reading import parsed, read
-from pyro_vae.sweep.study import MARK, Job, Metric, Study, run_name
+from pyro_vae.sweep.reading import words_of
+from pyro_vae.sweep.study import Metric, Study, run_name
 from pyro_vae.train.processes import Stopped
 
 PARTICLES, IMAGES = 1000, 1000  # draws for -log p(x), and validation data
@@ -35,7 +33,7 @@ class Worker:
         self.study, self.metric, self.prune, self.tell = study, metric, prune, tell
         self.one_basis = prune or study.sampler == "tpe"
         self._pruned = False  # whether the current run was stopped early
-        self._data: tuple[str, Dataset] | None = None
+        self._kept: dict[Any, tuple[str, Any]] = {}  # the results of the previous run, with what they depend on
 
     def do(self, job: Job) -> None:
         """Train all seeds of a job, and record the results, or why it failed."""
@@ -62,14 +60,14 @@ class Worker:
         """Train a run, or the rest of it, and return its name, value and basis."""
         name = run_name(job.number, seed)
         run = self.study.folder / "runs" / name
-        options = parsed(job.options | {"seed": seed})
-        dataset = self._dataset(options)
+        key = key_of(job.options)
+        options = self._keep(key, _parse, job).instances() | {"seed": seed}
+        of_data = str([options[name] for name in (*inspect.signature(data.load).parameters, "program")])
+        dataset = self._keep(of_data, dataset_of, options)
         if not len(dataset.valid):
             raise ValueError("Expected validation data, by which a sweep compares its runs; got valid = 0.")
         program = program_of(options, dataset)
-        with eval_mode(program, torch.device("cpu"), seed):
-            rows = evaluate.rows_of(program, dataset.train, slice(0, 2))
-            basis = str(basis_of(dataset, dataset.config, posterior_of(program, rows)))
+        basis = self._keep(key, _basis, program, dataset)
         if self.one_basis:
             self.study.check_basis(basis)
         place = {"resume": run} if (run / "config.yaml").exists() else {"run_dir": run, "overwrite": True}
@@ -100,42 +98,39 @@ class Worker:
             raise ValueError(f"Expected a finite {self.metric} of the validation data; got {value}.")
         return {"run": name, "seed": seed, "value": value, "seconds": sum(history["seconds"]), "basis": basis}
 
-    def _dataset(self, options: dict[str, Any]) -> Dataset:
-        """Load the data set of a run, unless it is the previous data set."""
-        key = str([options[name] for name in (*inspect.signature(data.load).parameters, "program")])
-        if self._data is None or self._data[0] != key:
-            self._data = key, dataset_of(options)
-        return self._data[1]
+    def _keep(self, key: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function makes of arguments; call it only if its key differs from that of the previous run."""
+        if self._kept.get(make, ("",))[0] != key:
+            self._kept[make] = key, make(*arguments)
+        return self._kept[make][1]
 
 
-def main() -> int:
-    """Train until the study has no trials left. The first line of the standard input describes the study."""
-    spec = json.loads(sys.stdin.readline())
-    folder, out = Path(spec["folder"]), sys.stdout
-    sys.path.append(str(Path.cwd()))  # for the user's classes
-    torch.set_num_threads(1)
+def _parse(job: Job) -> Parsed:
+    return Parsed("train", fit, words_of(job.options))
 
-    def tell(event: dict[str, Any]) -> None:
-        alone = sys.platform != "win32" and bool(select.select([sys.stdin], [], [], 0)[0])  # the input is closed
-        try:
-            print(json.dumps(event), file=out, flush=True)
-        except OSError:
-            alone = True
-        if alone:  # the process that started this one has stopped, or is dead
+
+def _basis(program: torch.nn.Module, dataset: Dataset) -> str:
+    """Return what runs must share, so that their -log p(x) compare."""
+    with eval_mode(program, torch.device("cpu"), 0):
+        rows = evaluate.rows_of(program, dataset.train, slice(0, 2))
+        return str(basis_of(dataset, dataset.config, posterior_of(program, rows)))
+
+
+def work(spec: dict[str, Any], tell: Callable[[dict[str, Any]], bool]) -> int:
+    """Train the jobs of a study until none is left; return 0, or 130 after an interrupt."""
+
+    def check(event: dict[str, Any]) -> None:
+        if not tell(event):  # nobody reads it
             raise Stopped
 
+    folder = spec["folder"]
     try:
         with redirect_stdout(sys.stderr), worker_lock(folder) as name:
-            study = Study(folder, spec["url"], spec["sampler"], spec["seed"])
-            space = read(folder / MARK) if spec["sampler"] == "tpe" else None
-            worker = Worker(study, spec["metric"], spec["prune"], tell)
-            while job := study.claim(name, space, spec["trials"]):
+            study = Study(folder, spec["url"], spec["sampler"], spec["space"], spec["seed"])
+            worker = Worker(study, spec["metric"], spec["prune"], check)
+            while job := study.claim(name, spec["trials"]):
                 with study.signs_of_life(job):
                     worker.do(job)
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
