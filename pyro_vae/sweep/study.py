@@ -205,7 +205,7 @@ class Study:
             return trials, replace(job, state="running", trial=optuna.Trial(self.study, own[-1]._trial_id))
 
     def _suggested(self, worker: str, most: int | None) -> Job | None:
-        """Return a job with new options, or with those of an earlier job and its end; None if there are enough."""
+        """Return a job with new options, or an ended one with the options of an earlier job; None if there are enough."""
         with quiet():
             trial = self.study.ask()
         trial.set_user_attr("worker", worker)
