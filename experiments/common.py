@@ -1,18 +1,18 @@
 """What the experiments share: a judge of images, tables for machines and for readers, and the look of figures."""
 
 import csv
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import starmap
 from math import floor, log10
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jsonargparse import auto_cli
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -23,14 +23,14 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torchvision.utils import make_grid
-from tqdm.auto import tqdm
 
-from pyro_vae.data import Dataset
+from pyro_vae.data import Dataset, load
 from pyro_vae.plots import MISSING
 from pyro_vae.plots.style import styled
+from pyro_vae.sweep import sweep
 
-__all__ = ["Judge", "command", "draw", "in_processes", "label_ends", "mean_of", "over_seeds", "read_table"]
-__all__ += ["sharpness", "show", "spread_of", "ticks", "write_table"]
+__all__ = ["Judge", "command", "draw", "label_ends", "mean_of", "over_seeds", "read_table"]
+__all__ += ["sharpness", "show", "spread_of", "ticks", "train_all", "write_table"]
 
 Cell = str | int | float | tuple[float, float]
 
@@ -43,16 +43,36 @@ def command(main: Callable[..., None]) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
-def in_processes(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) -> list[Any]:
-    """Return ``function(*job)`` for each job, computed by ``workers`` processes of one thread each.
+def train_all(
+    settings: Mapping[str, Mapping[str, Any]], seeds: int, workers: int, runs: str, **options: Any
+) -> dict[str, list[Path]]:
+    """Train each setting with each seed by :func:`pyro_vae.sweep.sweep`; return the run directories by seed.
 
-    With one worker the jobs run in this process. Jobs and results must be plain: numbers, names, arrays.
+    The study has a folder in ``runs`` for these settings and options, so that the same call resumes it.
+
+    Args:
+        settings: Options of ``train`` that change together, by name.
+        seeds: Number of seeds.
+        workers: Number of processes, of one thread each; 0 to train in this process.
+        runs: Folder of the study.
+        options: Options that all runs share.
     """
-    show = {"total": len(jobs), "unit": " models"}
-    if workers == 1:
-        return [*tqdm(starmap(function, jobs), **show)]
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return [*tqdm(pool.map(function, *zip(*jobs, strict=True)), **show)]
+    load(options["data"], options["root"])  # refuses an unknown name
+    content = options | {"settings": [dict(setting) for setting in settings.values()]}
+    folder = Path(runs) / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(content | {"seeds": seeds}, sort_keys=False))
+    rows = sweep(file, folder, workers)
+    if failed := [row for row in rows if row["state"] != "complete"]:
+        raise ValueError(
+            f"Expected runs that train; {failed[0]['run']} is {failed[0]['state']}. {failed[0]['message']}"
+        )
+    names = {str({name: setting.get(name) for name in rows[0]["options"]}): key for key, setting in settings.items()}
+    result: dict[str, list[Path]] = {name: [] for name in settings}
+    for row in rows[: seeds * len(settings)]:
+        result[names[str(row["options"])]].append(folder / "runs" / row["run"])
+    return result
 
 
 class Judge:

@@ -29,29 +29,27 @@ The committed table and figure: ``python experiments/inference.py --root DATA`` 
 diagnostics of the guide are perfect, for a useless model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import numpy as np
 import torch
-from common import command, draw, in_processes, mean_of, show, spread_of, write_table
+from common import command, draw, mean_of, show, spread_of, train_all, write_table
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae import VAE, ais, evaluate, fit, guides, likelihoods, networks, objectives, posterior
-from pyro_vae.conditional import Family
-from pyro_vae.data import load
+from pyro_vae import VAE, ais, evaluate, load, posterior
+from pyro_vae.checkpoint import data_of
 from pyro_vae.evaluate.adapted import ROUNDS
 from pyro_vae.plots.style import BLUE, GREEN, GREY, ORANGE
 
-GUIDES: dict[str, Callable[[int], Family]] = {
-    "DiagonalNormal": guides.DiagonalNormal,
-    "LowRankNormal, 4": partial(guides.LowRankNormal, rank=4),
-    "Flow, coupling": partial(guides.Flow, layers=4, hidden=128),
-    "FullNormal": guides.FullNormal,
+GUIDES: dict[str, Any] = {  # values of the option guide
+    "DiagonalNormal": "DiagonalNormal",
+    "LowRankNormal, 4": {"class_path": "LowRankNormal", "init_args": {"rank": 4}},
+    "Flow, coupling": {"class_path": "Flow", "init_args": {"layers": 4, "hidden": 128}},
+    "FullNormal": "FullNormal",
 }
 CHOSEN = tuple(name for name in GUIDES if name != "FullNormal")
 
@@ -71,6 +69,7 @@ def main(
     temperatures: int = 500,
     steps: int = 500,
     workers: int = 2,
+    runs: str = "runs/inference",
     out: str = "experiments/results",
 ) -> None:
     """Train a VAE for each guide, and write inference.csv, .md, .png and inference_images.png to ``out``.
@@ -89,26 +88,25 @@ def main(
         num_adapted: Draws per image from an adapted proposal, in addition to the draws to fit it; 0 for none.
         temperatures: Temperatures of AIS, with 16 chains from the guide.
         steps: Steps to refine a guide for each image.
-        workers: Number of processes, of one thread each.
+        workers: Number of processes that train, of one thread each; 0 for this process.
+        runs: Folder of the run directories.
         out: Folder for the results.
     """
     if unknown := [name for name in chosen if name not in GUIDES]:
         raise ValueError(f"Expected guides among {'; '.join(GUIDES)}; got {unknown[0]}.")
-    dataset = load(data, root, binarize="dynamic")
-    options: dict[str, Any] = {
-        "source": (data, root),
-        "latent": latent,
-        "hidden": hidden,
-        "fit": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lr_schedule": "one-cycle"},
-        "images": images,
-        "num_particles": num_particles,
-        "num_adapted": num_adapted,
-        "temperatures": temperatures,
-        "steps": steps,
-    }
-    found = in_processes(one, [(name, options) for name in chosen], workers)
-    stem = Path(out) / "inference"
-    rows = [{"guide": name} | row for name, (row, *_) in zip(chosen, found, strict=True)]
+    options: dict[str, Any] = {"data": data, "root": root, "binarize": "dynamic", "likelihood": "Bernoulli"}
+    options |= {"latent": latent, "network": {"class_path": "MLP", "init_args": {"hidden": [*hidden]}}}
+    options |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lr_schedule": "one-cycle"}
+    folders = train_all({name: {"guide": GUIDES[name]} for name in chosen}, 1, workers, runs, **options)
+    rows, stem = list[dict[str, Any]](), Path(out) / "inference"
+    for name, (run,) in folders.items():
+        vae, (dataset, _) = load(run)[0], data_of(run)
+        x = dataset.test[:images]
+        row, numbers = row_of(vae, x, num_particles, num_adapted, temperatures, steps)
+        rows.append({"guide": name} | row)
+        if name == chosen[0]:
+            order = numbers["k-hat"].argsort(descending=True)
+            images_of_first = numbers["k-hat"][order], x[order], vae.reconstruct(x)[order]
     caption = (
         f"The first {images:,} test images of {dataset} (frozen draws): mean ± standard error over the images. Latent "
         f"{latent}, standard normal prior, Bernoulli likelihood, hidden layers {hidden}, {epochs} epochs with 1 "
@@ -122,22 +120,15 @@ def main(
         )
     write_table(rows, stem, caption)
     draw(figure, stem.with_suffix(".png"), rows)
-    draw(pages, stem.with_name("inference_images.png"), chosen[0], found[0], dataset.test[:images])
+    draw(pages, stem.with_name("inference_images.png"), chosen[0], *images_of_first)
 
 
-def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
-    """Train a VAE; return a row of the table, numbers of each image, and reconstructions."""
-    data, root = options["source"]
-    dataset = load(data, root, binarize="dynamic")
-    torch.manual_seed(0)
-    network = partial(networks.MLP, hidden=options["hidden"])
-    vae = VAE.build(
-        dataset.event_shape, options["latent"], guide=GUIDES[name], likelihood=likelihoods.Bernoulli, network=network
-    )
-    fit(vae, dataset, objectives.ELBO(), progress=False, **options["fit"])
-    x = dataset.test[: options["images"]]
-    numbers, seconds = measure(vae, x, options["num_particles"], options["temperatures"], options["steps"])
-    lower, upper = ais.bdmc(vae, min(50, len(x)), temperatures=options["temperatures"], seed=0)
+def row_of(
+    vae: VAE, x: Tensor, num_particles: int, num_adapted: int, temperatures: int, steps: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a row of the table, and numbers of each image."""
+    numbers, seconds = measure(vae, x, num_particles, temperatures, steps)
+    lower, upper = ais.bdmc(vae, min(50, len(x)), temperatures=temperatures, seed=0)
     row: dict[str, Any] = {
         "IS": _pair(numbers["IS"]),
         "AIS": _pair(numbers["AIS"]),
@@ -150,9 +141,9 @@ def one(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, n
         "k-hat > 0.7": (numbers["k-hat"] > 0.7).double().mean().item(),
         "90% holds": posterior.sbc(vae, 1000).coverage([0.9]).mean().item(),
     }
-    if options["num_adapted"]:
-        row |= by_adapted(vae, x, options["num_adapted"], numbers["AIS"], seconds)
-    return row, {key: value.numpy() for key, value in numbers.items()}, vae.reconstruct(x).numpy()
+    if num_adapted:
+        row |= by_adapted(vae, x, num_adapted, numbers["AIS"], seconds)
+    return row, numbers
 
 
 def by_adapted(vae: VAE, x: Tensor, num: int, annealed: Tensor, seconds: float) -> dict[str, Any]:
@@ -222,16 +213,15 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return drawn
 
 
-def pages(name: str, found: Any, x: Tensor) -> Figure:
+def pages(name: str, k_hat: Tensor, x: Tensor, x_hat: Tensor) -> Figure:
     """Draw the images with the largest and the smallest k-hat of a guide, over their reconstructions."""
     drawn = Figure(figsize=(8, 2.4), layout="constrained")
-    _, numbers, x_hat = found
-    order = np.argsort(-numbers["k-hat"])
-    num = min(20, len(order))
-    for axes, some, kind in zip(drawn.subplots(2, 1), (order[:num], order[::-1][:num]), ("worst", "best"), strict=True):
-        page = torch.stack([x[some.copy()], torch.from_numpy(x_hat[some.copy()])])
-        ends = numbers["k-hat"][some][[0, -1]]
-        show(axes, page, f"{name}: the guide is {kind}, k-hat {ends[0]:.2f} to {ends[1]:.2f}; reconstructions below")
+    num = min(20, len(x))
+    worst_first = torch.arange(num), torch.arange(len(x)).flip(0)[:num]
+    for axes, some, kind in zip(drawn.subplots(2, 1), worst_first, ("worst", "best"), strict=True):
+        ends = k_hat[some][[0, -1]]
+        title = f"{name}: the guide is {kind}, k-hat {ends[0]:.2f} to {ends[1]:.2f}; reconstructions below"
+        show(axes, torch.stack([x[some], x_hat[some]]), title)
     return drawn
 
 

@@ -30,49 +30,33 @@ The committed table and figure: ``python experiments/likelihoods.py --root DATA`
 It leaves out ``Categorical``: 256 logits per pixel take 80 million weights in the last layer, and 100 times as long.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import (
-    Judge,
-    command,
-    draw,
-    in_processes,
-    mean_of,
-    over_seeds,
-    sharpness,
-    show,
-    spread_of,
-    ticks,
-    write_table,
-)
+from common import Judge, command, draw, mean_of, over_seeds, sharpness, show, spread_of, ticks, train_all, write_table
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from pyro_vae import VAE, evaluate, fit, likelihoods, networks
-from pyro_vae.conditional import Family
+from pyro_vae import VAE, evaluate
+from pyro_vae import load as load_run
+from pyro_vae.checkpoint import data_of
 from pyro_vae.data import Dataset, load
 from pyro_vae.plots.style import BLUE, RED
 
-DENSITIES: dict[str, Callable[..., Family]] = {
-    "Gaussian, scale 1": partial(likelihoods.Gaussian, scale=1.0),
-    "Gaussian, learned": likelihoods.Gaussian,
-    "Gaussian, optimal": partial(likelihoods.Gaussian, scale="optimal"),
-    "Gaussian, per-pixel": partial(likelihoods.Gaussian, scale="per-pixel"),
-    "Laplace": likelihoods.Laplace,
-    "StudentT": likelihoods.StudentT,
-    "ContinuousBernoulli": likelihoods.ContinuousBernoulli,
-    "Beta": likelihoods.Beta,
+DENSITIES: dict[str, dict[str, Any]] = {  # the option likelihood
+    "Gaussian, scale 1": {"class_path": "Gaussian", "init_args": {"scale": 1.0}},
+    "Gaussian, learned": {"class_path": "Gaussian"},
+    "Gaussian, optimal": {"class_path": "Gaussian", "init_args": {"scale": "optimal"}},
+    "Gaussian, per-pixel": {"class_path": "Gaussian", "init_args": {"scale": "per-pixel"}},
+    "Laplace": {"class_path": "Laplace"},
+    "StudentT": {"class_path": "StudentT"},
+    "ContinuousBernoulli": {"class_path": "ContinuousBernoulli"},
+    "Beta": {"class_path": "Beta"},
 }
-MASSES: dict[str, Callable[..., Family]] = {
-    "DiscretizedLogistic": likelihoods.DiscretizedLogistic,
-    "DiscretizedLogisticMixture": likelihoods.DiscretizedLogisticMixture,
-    "Categorical": likelihoods.Categorical,
-}
+MASSES = ("DiscretizedLogistic", "DiscretizedLogisticMixture", "Categorical")
 CHOSEN = tuple(name for name in (*DENSITIES, *MASSES) if name != "Categorical")
 
 
@@ -90,6 +74,7 @@ def main(
     images: int = 500,
     num_particles: int = 500,
     workers: int = 2,
+    runs: str = "runs/likelihoods",
     out: str = "experiments/results",
 ) -> None:
     """Train a VAE for each likelihood and seed; write likelihoods.csv, .md, .png, likelihoods_images.png to ``out``.
@@ -107,33 +92,35 @@ def main(
         seeds: Number of trainings of each model.
         images: Number of test images, the first ones.
         num_particles: Draws per image for -log p(x).
-        workers: Number of processes, of one thread each.
+        workers: Number of processes that train, of one thread each; 0 for this process.
+        runs: Folder of the run directories.
         out: Folder for the results.
     """
-    if unknown := [name for name in chosen if name not in DENSITIES | MASSES]:
-        raise ValueError(f"Expected likelihoods among {'; '.join(DENSITIES | MASSES)}; got {unknown[0]}.")
+    if unknown := [name for name in chosen if name not in (*DENSITIES, *MASSES)]:
+        raise ValueError(f"Expected likelihoods among {'; '.join((*DENSITIES, *MASSES))}; got {unknown[0]}.")
+    settings: dict[str, dict[str, Any]] = {}
+    for name in chosen:
+        mass = {"class_path": name, "init_args": {"levels": levels}}
+        settings[name] = {"likelihood": DENSITIES.get(name, mass), "dequantize": name in DENSITIES}
+    options: dict[str, Any] = {"data": data, "root": root, "latent": latent, "epochs": epochs, "batch_size": batch_size}
+    options |= {"network": {"class_path": "MLP", "init_args": {"hidden": [*hidden]}}, "lr": lr}
+    folders = train_all(settings, seeds, workers, runs, **options, lr_schedule="one-cycle")
     dataset = load(data, root)
-    options: dict[str, Any] = {
-        "source": (data, root),
-        "levels": levels,
-        "latent": latent,
-        "hidden": hidden,
-        "images": images,
-        "num_particles": num_particles,
-        "fit": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "lr_schedule": "one-cycle"},
-    }
-    jobs = [(name, seed, options) for seed, name in product(range(seeds), chosen)]
-    found = in_processes(one, jobs, workers)
     judge, real = Judge(dataset), sharpness(dataset.test[:images])
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-    for (name, *_), (row, means, _) in zip(jobs, found, strict=True):
-        x = torch.from_numpy(means)
-        runs[name].append(row | {"sharpness": sharpness(x) / real, "unreadable": judge(x)["unreadable"]})
+    rows, means, draws = list[dict[str, Any]](), list[np.ndarray](), list[np.ndarray]()
+    for name, of_seeds in folders.items():
+        results = []
+        for seed, run in enumerate(of_seeds):
+            vae, _ = load_run(run)
+            torch.manual_seed(seed)
+            row = measure(vae, data_of(run)[0], images, num_particles, levels if name in DENSITIES else None)
+            x, drawn = images_of(vae, seed)
+            results.append(row | {"sharpness": sharpness(x) / real, "unreadable": judge(x)["unreadable"]})
+            if seed == 0:
+                means.append(x.numpy())
+                draws.append(drawn.numpy())
+        rows.append({"likelihood": name, "kind": "density" if name in DENSITIES else "mass"} | over_seeds(results))
     stem = Path(out) / "likelihoods"
-    rows = [
-        {"likelihood": name, "kind": "density" if name in DENSITIES else "mass"} | over_seeds(each)
-        for name, each in runs.items()
-    ]
     caption = (
         f"The first {images:,} test images of {dataset.config['data']}, {levels} grey levels, dequantised (frozen "
         f"noise) for densities: mean ± standard deviation over {seeds} seeds. Latent {latent}, standard normal prior, "
@@ -142,27 +129,15 @@ def main(
     )
     write_table(rows, stem, caption)
     draw(figure, stem.with_suffix(".png"), rows)
-    _, means, draws = zip(*found[: len(chosen)], strict=True)
     draw(pages, stem.with_name("likelihoods_images.png"), chosen, means, draws)
 
 
-def one(name: str, seed: int, options: dict[str, Any]) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Train a VAE; return a row of the table, and E[x | z] and draws of x for draws of z from the prior."""
-    data, root = options["source"]
-    density = name in DENSITIES
-    dataset = load(data, root, dequantize=density)
-    likelihood = DENSITIES[name] if density else partial(MASSES[name], levels=options["levels"])
+@torch.no_grad()
+def images_of(vae: VAE, seed: int) -> tuple[Tensor, Tensor]:
+    """Return E[x | z] for 1,000 draws of z from the prior, and draws of x for the first 36 of them."""
+    means = vae.generate(1000)
     torch.manual_seed(seed)
-    network = partial(networks.MLP, hidden=options["hidden"])
-    vae = VAE.build(dataset.event_shape, options["latent"], likelihood=likelihood, network=network)
-    fit(vae, dataset, seed=seed, progress=False, **options["fit"])
-    torch.manual_seed(seed)
-    row = measure(vae, dataset, options["images"], options["num_particles"], options["levels"] if density else None)
-    with torch.no_grad():
-        means = vae.generate(1000)
-        torch.manual_seed(seed)
-        draws = vae.decoder(vae.prior().sample((1000,))[:36]).sample()  # of the first of the same z
-    return row, means.numpy(), draws.numpy()
+    return means, vae.decoder(vae.prior().sample((1000,))[:36]).sample()  # of the first of the same z
 
 
 @torch.no_grad()

@@ -22,32 +22,31 @@ The committed table and figure: ``python experiments/priors.py --root DATA`` (ha
 also takes ``Flow, autoregressive``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import Judge, command, draw, in_processes, mean_of, over_seeds, show, spread_of, write_table
+from common import Judge, command, draw, mean_of, over_seeds, show, spread_of, train_all, write_table
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from pyro_vae import VAE, evaluate, fit, likelihoods, networks, objectives, priors
+from pyro_vae import VAE, evaluate, load
+from pyro_vae.checkpoint import data_of, load_metrics
 from pyro_vae.conditional import mean
-from pyro_vae.data import Dataset, load
+from pyro_vae.data import Dataset
 from pyro_vae.plots.style import BLUE, CLASSES, RED
 
-PRIORS: dict[str, Callable[[int], torch.nn.Module]] = {
-    "StandardNormal": priors.StandardNormal,
-    "GaussianMixture, 100": partial(priors.GaussianMixture, components=100),
-    "VampPrior, 500": priors.VampPrior,
-    "Flow, affine": priors.Flow,
-    "Flow, spline": partial(priors.Flow, transform="spline", layers=2),
-    "Flow, autoregressive": partial(priors.Flow, transform="autoregressive"),
+PRIORS: dict[str, Any] = {  # values of the option prior
+    "StandardNormal": "StandardNormal",
+    "GaussianMixture, 100": {"class_path": "GaussianMixture", "init_args": {"components": 100}},
+    "VampPrior, 500": "VampPrior",
+    "Flow, affine": "Flow",
+    "Flow, spline": {"class_path": "Flow", "init_args": {"transform": "spline", "layers": 2}},
+    "Flow, autoregressive": {"class_path": "Flow", "init_args": {"transform": "autoregressive"}},
 }
 
 CHOSEN = tuple(name for name in PRIORS if name != "Flow, autoregressive")
@@ -67,6 +66,7 @@ def main(
     images: int = 1000,
     num_particles: int = 1000,
     workers: int = 2,
+    runs: str = "runs/priors",
     out: str = "experiments/results",
 ) -> None:
     """Train a VAE for each prior and seed, and write priors.csv, .md, .png and priors_images.png to ``out``.
@@ -84,30 +84,35 @@ def main(
         seeds: Number of trainings of each model.
         images: Number of test images, the first ones.
         num_particles: Draws per image for -log p(x).
-        workers: Number of processes, of one thread each.
+        workers: Number of processes that train, of one thread each; 0 for this process.
+        runs: Folder of the run directories.
         out: Folder for the results.
     """
     if unknown := [name for name in chosen if name not in PRIORS]:
         raise ValueError(f"Expected priors among {'; '.join(PRIORS)}; got {unknown[0]}.")
-    dataset = load(data, root, binarize="dynamic")
-    options: dict[str, Any] = {
-        "source": (data, root),
-        "latent": latent,
-        "hidden": hidden,
-        "images": images,
-        "num_particles": num_particles,
-        "warmup": warmup,
-        "epochs": epochs,
-        "fit": {"batch_size": batch_size, "lr": lr, "lr_schedule": "one-cycle"},
-    }
-    jobs = [(name, seed, options) for seed, name in product(range(seeds), chosen)]
-    found = in_processes(one, jobs, workers)
+    options: dict[str, Any] = {"data": data, "root": root, "binarize": "dynamic", "likelihood": "Bernoulli"}
+    options |= {"network": {"class_path": "MLP", "init_args": {"hidden": [*hidden]}}, "batch_size": batch_size}
+    beta = {"class_path": "Linear", "init_args": {"warmup": warmup}}
+    options |= {"objective": {"class_path": "ELBO", "init_args": {"beta": beta}}, "lr": lr, "lr_schedule": "one-cycle"}
+    settings = {name: {"prior": PRIORS[name]} for name in chosen}
+    folders = train_all(settings, seeds, workers, runs, **options, latent=latent, epochs=epochs)
+    flat = train_all(settings, 1, workers, runs, **options, latent=2, epochs=max(1, epochs // 3))
+    dataset, _ = data_of(folders[chosen[0]][0])
     judge = Judge(dataset)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-    for (name, *_), (row, drawn, _) in zip(jobs, found, strict=True):
-        runs[name].append(row | {"unreadable": judge(torch.from_numpy(drawn))["unreadable"]})
+    rows, samples = list[dict[str, Any]](), list[np.ndarray]()
+    for name, of_seeds in folders.items():
+        results = []
+        for seed, run in enumerate(of_seeds):
+            vae, _ = load(run)
+            torch.manual_seed(seed)
+            row = measure(vae, dataset.test[:images], num_particles)
+            row |= {"seconds per epoch": float(np.median(load_metrics(run)["seconds"]))}
+            x = vae.generate(1000)
+            results.append(row | {"unreadable": judge(x)["unreadable"]})
+            samples += [] if seed else [x.numpy()]
+        rows.append({"prior": name} | over_seeds(results))
+    planes = [plane(load(of_seeds[0])[0], dataset) for of_seeds in flat.values()]
     stem = Path(out) / "priors"
-    rows = [{"prior": name} | over_seeds(each) for name, each in runs.items()]
     caption = (
         f"The first {images:,} test images of {dataset} (frozen draws): mean ± standard deviation over {seeds} seeds. "
         f"Latent {latent}, Bernoulli likelihood, diagonal guide, hidden layers {hidden}, {epochs} epochs with 1 "
@@ -116,28 +121,7 @@ def main(
     )
     write_table(rows, stem, caption)
     draw(figure, stem.with_suffix(".png"), rows)
-    _, samples, planes = zip(*found[: len(chosen)], strict=True)
     draw(pages, stem.with_name("priors_images.png"), chosen, samples, planes, dataset.test.labels)
-
-
-def one(name: str, seed: int, options: dict[str, Any]) -> tuple[dict[str, float], np.ndarray, tuple[np.ndarray, ...]]:
-    """Train a VAE; return a row of the table, samples, and for the first seed the prior in two dimensions."""
-    data, root = options["source"]
-    dataset = load(data, root, binarize="dynamic")
-
-    def trained(latent: int, epochs: int) -> tuple[VAE, dict[str, list[float]]]:
-        torch.manual_seed(seed)
-        network = partial(networks.MLP, hidden=options["hidden"])
-        vae = VAE.build(dataset.event_shape, latent, PRIORS[name], likelihoods.Bernoulli, network=network)
-        objective = objectives.ELBO(beta=objectives.Linear(options["warmup"]))
-        return vae, fit(vae, dataset, objective, epochs, seed=seed, progress=False, **options["fit"])
-
-    epochs = options["epochs"]
-    vae, history = trained(options["latent"], epochs)
-    torch.manual_seed(seed)
-    row = measure(vae, dataset.test[: options["images"]], options["num_particles"])
-    row |= {"seconds per epoch": float(np.median(history["seconds"]))}
-    return row, vae.generate(1000).numpy(), plane(trained(2, max(1, epochs // 3))[0], dataset) if seed == 0 else ()
 
 
 @torch.no_grad()

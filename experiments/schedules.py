@@ -17,37 +17,35 @@ The committed table and figure: ``python experiments/schedules.py``; for MNIST, 
 and another ``--out``.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import command, draw, in_processes, mean_of, over_seeds, spread_of, write_table
+from common import command, draw, mean_of, over_seeds, spread_of, train_all, write_table
 from matplotlib.figure import Figure
 
-from pyro_vae import VAE, evaluate, fit, likelihoods, networks, objectives, priors
-from pyro_vae.data import load
+from pyro_vae import evaluate, load
+from pyro_vae.checkpoint import data_of
 from pyro_vae.plots.style import BLUE, GREEN, GREY
 
-WARM_UP = partial(objectives.ELBO, beta=objectives.Linear(0.5))
-DENSE = partial(networks.MLP, hidden=(256, 256))
 RATES: dict[str, dict[str, Any]] = {
     "constant": {"lr": 1e-3, "lr_schedule": "constant"},
     "trapezoid": {},
     "one-cycle": {"lr": 3e-3, "lr_schedule": "one-cycle"},
 }
-# By model: whether its pixels are binary, its parts and its objective, and its share of the epochs.
-MODELS: dict[str, tuple[bool, dict[str, Any], Callable[[], objectives.Objective], float]] = {
-    "MLP": (False, {"network": DENSE}, objectives.ELBO, 1.0),
-    "MLP, a third of the epochs": (False, {"network": DENSE}, objectives.ELBO, 1 / 3),
-    "Conv": (False, {"network": networks.Conv}, objectives.ELBO, 0.5),
-    "Flow prior": (False, {"network": DENSE, "prior": priors.Flow}, objectives.ELBO, 1.0),
-    "VampPrior": (False, {"network": DENSE, "prior": priors.VampPrior}, objectives.ELBO, 1.0),
-    "Bernoulli": (True, {"network": DENSE}, objectives.ELBO, 1.0),
-    "Bernoulli, IWAE of 5": (True, {"network": DENSE}, partial(objectives.IWAE, 5), 1.0),
-    "Bernoulli, VampPrior": (True, {"network": DENSE, "prior": priors.VampPrior}, objectives.ELBO, 1.0),
-    "the same, beta warm-up": (True, {"network": DENSE, "prior": priors.VampPrior}, WARM_UP, 1.0),
+DENSE = {"network": {"class_path": "MLP", "init_args": {"hidden": [256, 256]}}}
+BINARY = DENSE | {"binarize": "dynamic", "likelihood": "Bernoulli"}
+WARM_UP = {"class_path": "ELBO", "init_args": {"beta": {"class_path": "Linear", "init_args": {"warmup": 0.5}}}}
+MODELS: dict[str, tuple[dict[str, Any], float]] = {  # options of train, and the share of the epochs
+    "MLP": (DENSE, 1.0),
+    "MLP, a third of the epochs": (DENSE, 1 / 3),
+    "Conv": ({"network": "Conv"}, 0.5),
+    "Flow prior": (DENSE | {"prior": "Flow"}, 1.0),
+    "VampPrior": (DENSE | {"prior": "VampPrior"}, 1.0),
+    "Bernoulli": (BINARY, 1.0),
+    "Bernoulli, IWAE of 5": (BINARY | {"objective": {"class_path": "IWAE", "init_args": {"num_particles": 5}}}, 1.0),
+    "Bernoulli, VampPrior": (BINARY | {"prior": "VampPrior"}, 1.0),
+    "the same, beta warm-up": (BINARY | {"prior": "VampPrior", "objective": WARM_UP}, 1.0),
 }
 
 
@@ -62,6 +60,7 @@ def main(
     images: int = 1000,
     num_particles: int = 100,
     workers: int = 2,
+    runs: str = "runs/schedules",
     out: str = "experiments/results",
 ) -> None:
     """Train every model with every learning rate, and write schedules.csv, .md and .png to ``out``.
@@ -76,21 +75,33 @@ def main(
         seeds: Number of seeds.
         images: Number of test images, the first ones.
         num_particles: Draws per image for the ELBO.
-        workers: Number of processes, of one thread each.
+        workers: Number of processes that train, of one thread each; 0 for this process.
+        runs: Folder of the run directories.
         out: Folder for the results.
     """
     if unknown := [model for model in chosen if model not in MODELS]:
         raise ValueError(f"Expected models among {'; '.join(MODELS)}; got {unknown[0]!r}.")
-    dataset = load(data, root)  # which refuses an unknown name
-    where = (data, root, latent, batch_size, images, num_particles)
-    jobs = [(model, rate, seed, epochs, *where) for model in chosen for rate in RATES for seed in range(seeds)]
-    elbos = iter(in_processes(train, jobs, workers))
+    settings = {
+        f"{model}, {rate}": MODELS[model][0] | {"epochs": length(model, epochs)} | options
+        for model in chosen
+        for rate, options in RATES.items()
+    }
+    options = {"data": data, "root": root, "latent": latent, "batch_size": batch_size}
+    folders = train_all(settings, seeds, workers, runs, **options)
+
+    def elbo(run: Path) -> float:
+        log_w = evaluate.log_weights(load(run)[0], data_of(run)[0].test[:images], num_particles, seed=0)
+        return evaluate.elbo(log_w).mean().item()
+
     rows: list[dict[str, Any]] = []
     for model in chosen:
-        cells = {rate: over_seeds([{"ELBO": next(elbos)} for _ in range(seeds)])["ELBO"] for rate in RATES}
+        runs_of = {rate: folders[f"{model}, {rate}"] for rate in RATES}
+        cells = {
+            rate: over_seeds([{"ELBO": elbo(run)} for run in of_rate])["ELBO"] for rate, of_rate in runs_of.items()
+        }
         share = {"model": model, "epochs": length(model, epochs)}
         rows.append(share | cells | {"best": max(cells, key=lambda rate: cells[rate][0])})
-    count = min(images, len(dataset.test))
+    count = min(images, len(data_of(next(iter(folders.values()))[0])[0].test))
     caption = f"ELBO of {count:,} test images of {data}, nats per image, mean and standard deviation of {seeds} seeds."
     write_table(rows, Path(out) / "schedules", caption)
     draw(figure, Path(out) / "schedules.png", rows)
@@ -98,31 +109,7 @@ def main(
 
 def length(model: str, epochs: int) -> int:
     """Return the epochs of a model."""
-    return max(1, round(epochs * MODELS[model][3]))
-
-
-def train(
-    model: str,
-    rate: str,
-    seed: int,
-    epochs: int,
-    data: str,
-    root: str,
-    latent: int,
-    batch_size: int,
-    images: int,
-    num_particles: int,
-) -> float:
-    """Train a model, and return the ELBO of test images."""
-    binary, parts, objective, _ = MODELS[model]
-    dataset = load(data, root, binarize="dynamic" if binary else "none")
-    likelihood = likelihoods.Bernoulli if binary else likelihoods.Gaussian
-    torch.manual_seed(seed)
-    vae = VAE.build(dataset.event_shape, latent, likelihood=likelihood, **parts)
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": False}
-    fit(vae, dataset, objective(), length(model, epochs), **options, **RATES[rate])
-    log_w = evaluate.log_weights(vae, dataset.test[:images], num_particles, seed=0)
-    return evaluate.elbo(log_w).mean().item()
+    return max(1, round(epochs * MODELS[model][1]))
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> Figure:

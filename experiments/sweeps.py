@@ -20,14 +20,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import yaml
-from common import command, in_processes, write_table
+from common import command, write_table
 from timing import cpu_name
 from tqdm.auto import tqdm
 
@@ -160,7 +163,8 @@ def _train_alone(study: Path, workers: int) -> tuple[Path, float]:
     """Train each run of a study by itself; return their folder and the CPU seconds of all calls of ``fit``."""
     folder = study.parent / "alone"
     jobs = [(run, folder / run.name) for run in sorted((study / "runs").iterdir())]
-    return folder, sum(in_processes(_fit, jobs, workers))
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return folder, sum(pool.map(_fit, *zip(*jobs, strict=True)))
 
 
 def _fit(run: Path, folder: Path) -> float:

@@ -66,7 +66,7 @@ SMALL = {
         "num_particles": 30,
         "temperatures": 10,
         "steps": 3,
-        "workers": 1,
+        "workers": 0,
     },
     "likelihoods": {
         "data": "digits",
@@ -78,7 +78,7 @@ SMALL = {
         "seeds": 2,
         "images": 20,
         "num_particles": 3,
-        "workers": 1,
+        "workers": 0,
     },
     "priors": {
         "data": "digits",
@@ -90,9 +90,9 @@ SMALL = {
         "seeds": 2,
         "images": 20,
         "num_particles": 3,
-        "workers": 1,
+        "workers": 0,
     },
-    "schedules": {"chosen": ("MLP", "Bernoulli"), "epochs": 1, "batch_size": 200, "seeds": 2, "workers": 1},
+    "schedules": {"chosen": ("MLP", "Bernoulli"), "epochs": 1, "batch_size": 200, "seeds": 2, "workers": 0},
     "tug_of_war": {"betas": (1.0, 10.0), "hidden": (32,), "epochs": 1, "batch_size": 200, "seeds": 2, "samples": 50},
 }
 
@@ -112,6 +112,8 @@ REDRAWN = (
 REDRAWN += ("tug_of_war", "published", "adapted/inference")
 WITH_IMAGES = ("imputation", "inference", "likelihoods", "priors", "tug_of_war")
 
+PLAIN = {"compile": "off"}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
@@ -121,8 +123,11 @@ def test_writes_a_table_and_a_figure(name, few_digits, tmp_path, monkeypatch, ca
     monkeypatch.setattr(importlib.import_module("common"), "MLPClassifier", partial(MLPClassifier, tol=10.0))
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "fit", partial(fit, compile="off"), raising=False)
+    monkeypatch.setattr("pyro_vae.sweep.worker.fit", lambda *parts, **options: fit(*parts, **options | PLAIN))
+    runs = {"runs": str(tmp_path / "runs")} if "workers" in SMALL[name] else {}
     with torch.random.fork_rng():
-        module.main(**SMALL[name], out=str(tmp_path))
+        module.main(**SMALL[name], **runs, out=str(tmp_path / "out"))
+    tmp_path = tmp_path / "out"
     figures = [f"{name}.png", f"{name}_images.png"] if name in WITH_IMAGES else [f"{name}.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.md", *figures]
     committed = rows(EXPERIMENTS / "results" / f"{name}.csv")
@@ -255,9 +260,10 @@ def test_the_committed_adapted_proposals_are_level_with_ais_in_less_time():
 @pytest.mark.slow
 def test_inference_asks_adapted_proposals_too(few_digits, tmp_path, monkeypatch, capsys):
     module = importlib.import_module("inference")
-    monkeypatch.setattr(module, "fit", partial(fit, compile="off"))
+    monkeypatch.setattr("pyro_vae.sweep.worker.fit", lambda *parts, **options: fit(*parts, **options | PLAIN))
+    options = SMALL["inference"] | {"chosen": ("DiagonalNormal",), "runs": str(tmp_path / "runs")}
     with torch.random.fork_rng():
-        module.main(**SMALL["inference"] | {"chosen": ("DiagonalNormal",)}, num_adapted=30, out=str(tmp_path))
+        module.main(**options, num_adapted=30, out=str(tmp_path))
     (row,) = rows(tmp_path / "inference.csv")
     assert float(row["adapted - AIS"]) == pytest.approx(float(row["adapted"]) - float(row["AIS"]), abs=1e-4)
     assert 0 <= float(row["adapted, k-hat > 0.7"]) <= 1

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 from pyro_vae import checkpoint, commands, fit
@@ -57,6 +58,10 @@ class TestSpace:
                 + [{"prior": {"class_path": "Flow", "init_args": {"layers": i}}} for i in (2, 3)],
             ),
             (
+                "settings: [{lr: 1e-3, epochs: 2}, {lr: [1e-4, 1e-2]}]\nlatent: [2, 3]",
+                [{"latent": i} | s for i in (2, 3) for s in ({"lr": 1e-3, "epochs": 2}, {"lr": 1e-4}, {"lr": 1e-2})],
+            ),
+            (
                 "network: {class_path: MLP, init_args: {hidden: [8, 8]}}",
                 [{"network": {"class_path": "MLP", "init_args": {"hidden": [8, 8]}}}],
             ),
@@ -89,6 +94,13 @@ class TestSpace:
             ("lr: {values: 3}", ["lr", "3"]),
             ("prior: [Flw]", ["prior", "Flw"]),
             ("prior: [{class_path: Flow, init_args: {layrs: {values: [1, 2]}}}]", ["layrs"]),
+            ("settings: [2, 3]", ["settings", "[2, 3]"]),
+            ("settings: [{latent: 2}, {latent: 2}]", ["settings", "twice"]),
+            ("settings: [{latent: 2}]\nlatent: [3]", ["latent", "both"]),
+            ("settings: [{latent: 2, seed: 3}]", ["seed"]),
+            ("settings: [{latent: 2}, {latnt: 3}]", ["latnt"]),
+            ("settings: [{latent: []}]", ["settings.0.latent"]),
+            ("settings: [{latent: 2, resume: runs/x}]", ["resume"]),
             ("latent: 2\nseeds: 0", ["seeds", "0"]),
             ("latent: 2\nseeds: [1, 1]", ["seeds", "[1, 1]"]),
             ("latent: 2\nseeds: many", ["seeds", "many"]),
@@ -143,6 +155,17 @@ class TestSpace:
         assert layers == {2, 3, 4}
         assert any(setting["prior"] == "StandardNormal" for setting in settings)
         assert space.searched == ["latent", "lr", "prior"]
+
+    def test_search_suggests_options_that_change_together(self, tmp_path):
+        import optuna
+
+        text = "settings: [{lr: {low: 1e-4, high: 1e-3}, epochs: 1}, {lr: {low: 0.1, high: 0.2}, epochs: 2}]\nlatent: 2"
+        space = read(write(tmp_path, text))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        settings = [space.suggest(study.ask()) for _ in range(40)]
+        assert {(s["epochs"], s["lr"] < 0.05) for s in settings} == {(1, True), (2, False)}
+        assert space.searched == ["lr", "epochs"]
+        assert {*space.sample()} == {"lr", "epochs", "latent"}
 
 
 def grid(seeds=(0, 1), latent=(2, 3), **options):
@@ -316,6 +339,11 @@ class TestStudy:
         rows = {row["run"]: row for row in records(study)}
         assert (rows["000-seed-0"]["state"], rows["000-seed-1"]["state"]) == ("deleted", "complete")
         assert best_of([*rows.values()]) is None
+        for _ in range(2):
+            study.retry()
+            assert counts(study) == (3, 0)
+            assert (job := study.claim("a")).seeds == [0]
+            study.finish(job, [{"seed": 0, "value": 1.0}])
 
     def test_a_moved_study_is_the_same(self, study):
         study.finish(study.claim("a"), [{"seed": 0, "value": 1.0}])
@@ -420,7 +448,7 @@ class TestWorker:
 
 
 ARGUMENTS = [
-    ({"workers": 0}, "worker"),
+    ({"workers": -1}, "worker"),
     ({"sampler": "random"}, "sampler"),
     ({"sampler": "tpe"}, "trials"),
     ({"trials": 3}, "trials"),
@@ -456,6 +484,24 @@ def test_data_are_not_searched(tmp_path):
 def test_runs_without_validation_data_are_refused(tmp_path):
     with pytest.raises(ValueError, match="valid = 0"):
         sweep(write(tmp_path, TINY | {"latent": [2, 3], "valid": 0}), tmp_path / "study")
+
+
+def test_a_sweep_in_this_process_is_like_one_in_others(tmp_path, capsys):
+    file, threads = (
+        write(tmp_path, TINY | {"latent": [2, 3], "lr": [1e-3, 1e30], "seeds": [1]}),
+        torch.get_num_threads(),
+    )
+    rows = sweep(file, tmp_path / "study", workers=0, progress=False)
+    assert [(row["run"], row["state"]) for row in rows] == [
+        ("000-seed-1", "complete"), ("001-seed-1", "failed"), ("002-seed-1", "complete"), ("003-seed-1", "failed")
+    ]  # fmt: skip
+    assert torch.get_num_threads() == threads
+    assert capsys.readouterr().err == ""
+    assert "diverged" in (tmp_path / "study/logs/worker-1.txt").read_text()
+    train(TINY | {"latent": 3, "lr": 1e-3, "seed": 1}, tmp_path / "alone")
+    for name in FILES:
+        run = tmp_path / "study/runs/002-seed-1"
+        assert (run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def command(*words):

@@ -188,6 +188,8 @@ def _read(text: str) -> Any:
     content = get_loader("yaml")(text)
     if isinstance(content, dict) and content.get("config") is not None:
         raise yaml.YAMLError("Expected options; got config. A file of options cannot include another one.")
+    if isinstance(content, dict) and content.get("compile") is False:
+        content["compile"] = "off"  # YAML reads off as false
     return expand_name("", content)
 
 

@@ -29,16 +29,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a study at one moment; failures before the trial number ``forgiven`` do not count."""
+    """The trials of a study at one moment.
+
+    Failures before the trial number ``forgiven`` do not count, nor do the trials ``deleted``.
+    """
 
     trials: list[Any]
     forgiven: int
+    deleted: list[int]
 
     def state(self, trial: Any) -> str:
         """Return the state that a job has by a trial."""
         if trial.state.name == "FAIL":
             return "failed" if "message" in trial.user_attrs and trial.number >= self.forgiven else "waiting"
-        return str(trial.state.name.lower())
+        return "waiting" if trial.number in self.deleted else str(trial.state.name.lower())
 
     def jobs(self) -> list[Job]:
         """Return each job that has a trial, with its last trial, or with the one that is complete."""

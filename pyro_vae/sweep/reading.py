@@ -14,7 +14,7 @@ from jsonargparse import get_loader
 from pyro_vae import fit
 from pyro_vae.compare.rows import format_spec
 from pyro_vae.options import error_message, parse
-from pyro_vae.sweep.space import LARGEST, Choice, Range, Space, alternatives, as_floats, first, is_searched
+from pyro_vae.sweep.space import LARGEST, SETTINGS, Choice, Range, Space, alternatives, as_floats, first, is_searched
 
 RESERVED = ("config", "overwrite", "progress", "resume", "run_dir", "stage", "trust")  # options that the sweep sets
 CHECKED = 500  # values of an option that are checked before the first run
@@ -25,7 +25,7 @@ def read(file: str | Path) -> Space:
 
     A list is a :class:`Choice`, unless the option itself takes that list. For any option, and for an argument of a
     class, ``values: [...]`` is a :class:`Choice`; ``low`` and ``high``, with ``log: true`` and ``number: 5`` if needed,
-    are a :class:`Range`.
+    are a :class:`Range`. ``settings`` is a list of options that change together.
 
     Raises:
         ValueError: If an option or one of its values is unknown, a range or a list is empty, or values repeat.
@@ -44,23 +44,46 @@ def read(file: str | Path) -> Space:
     if repeated := [*_repeated(yaml.compose(text))]:
         raise ValueError(f"Expected each option once in {str(path)!r}; got {repeated[0]} twice.")
     try:
-        if reserved := [key for key in content if key in RESERVED]:
-            raise ValueError(f"Expected no {reserved[0]}, which the sweep sets for each run; got one. Remove it.")
         seeds = _seeds(content.pop("seeds", None), content.pop("seed", None))
-        options = {}
-        for name, value in content.items():
-            several = isinstance(value, list) and _refusal({name: value})
-            tree = _tree(name, {"values": value} if several else value)
-            if is_searched(tree):
-                floats = as_floats(tree)
-                tree = tree if _refusal({name: first(floats)}) else floats  # an option for integers takes no 2.0
-                for alternative in itertools.islice(alternatives(tree), CHECKED):
-                    parsed({name: alternative})
-            options[name] = tree
-        parsed(first(options))
+        settings = content.pop(SETTINGS, None)
+        options = _options(content)
+        if settings is not None:
+            options[SETTINGS] = _settings(settings, options)
+        for setting in options[SETTINGS].values if settings else ({},):
+            parsed(first({name: value for name, value in options.items() if name != SETTINGS} | setting))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     return Space(options, seeds)
+
+
+def _options(content: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Replace the lists and intervals in options by choices and ranges, and check each value."""
+    if reserved := [key for key in content if key in RESERVED]:
+        raise ValueError(f"Expected no {reserved[0]}, which the sweep sets for each run; got one. Remove it.")
+    options = {}
+    for name, value in content.items():
+        several = isinstance(value, list) and _refusal({name: value})
+        tree = _tree(f"{place}{name}", {"values": value} if several else value)
+        if is_searched(tree):
+            floats = as_floats(tree)
+            tree = tree if _refusal({name: first(floats)}) else floats  # an option for integers takes no 2.0
+            for alternative in itertools.islice(alternatives(tree), CHECKED):
+                parsed({name: alternative})
+        options[name] = tree
+    return options
+
+
+def _settings(settings: Any, options: Mapping[str, Any]) -> Choice:
+    """Return the choice of options that change together."""
+    if not isinstance(settings, list) or not settings or not all(isinstance(item, dict) and item for item in settings):
+        example = "as [{lr: 1e-3, epochs: 9}, {lr: 3e-3, epochs: 3}]"
+        raise ValueError(f"Expected settings to be a list of options, {example}; got {settings!r}.")
+    for name in (name for item in settings for name in item):
+        if name in (*options, "seed", "seeds", SETTINGS):
+            raise ValueError(f"Expected {name} either in settings or beside settings; got both.")
+    if repeated := [item for i, item in enumerate(settings) if item in settings[:i]]:
+        raise ValueError(f"Expected different settings; got {repeated[0]} twice.")
+    return Choice(SETTINGS, tuple(_options(item, f"{SETTINGS}.{i}.") for i, item in enumerate(settings)))
 
 
 def parsed(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def sweep(
             true, number: 5}`` is a range; ``seeds: 5`` trains each setting with seeds 0 to 4. An argument of a class
             has several values as ``{values: [2, 4]}``.
         study_dir: Directory of the study; by default studies/ and the name of the file.
-        workers: Number of processes.
+        workers: Number of processes; 0 to train in this process, as for a debugger.
         sampler: ``grid`` for all settings; ``tpe`` for a search by `Optuna <https://optuna.org>`_'s tree-structured
             Parzen estimator (Algorithms for Hyper-Parameter Optimization, Bergstra et al., 2011).
         trials: Number of settings that a search tries; only with ``tpe``.
@@ -63,7 +63,7 @@ def sweep(
             runs at the same epoch (at least 5).
         storage: Database URL of an Optuna storage that workers on several machines share, as
             ``postgresql://user@host/name``; by default ``study.db`` in the study directory.
-        retry: Whether to train the runs that failed before again.
+        retry: Whether to train the runs that failed before, or that you deleted, again.
         progress: Whether to show a progress bar for each worker.
 
     Returns:
@@ -78,8 +78,8 @@ def sweep(
     """
     check_choice("sampler", sampler, ("grid", "tpe"))
     check_choice("metric", metric, ("elbo", "nll"))
-    if workers < 1:
-        raise ValueError(f"Expected at least 1 worker; got {workers}.")
+    if workers < 0:
+        raise ValueError(f"Expected a number of workers, or 0 to train in this process; got {workers}.")
     if (trials is not None) != (sampler == "tpe") or (trials is not None and trials < 1):
         needed = "a number of trials for the sampler tpe, as 50" if sampler == "tpe" else "no trials for a grid"
         raise ValueError(f"Expected {needed}; got {trials}.")
@@ -126,8 +126,7 @@ def records(study: Study) -> list[dict[str, Any]]:
         for seed in job.seeds:
             result, name = results.get(seed, {}), run_name(job.number, seed)
             now = "complete" if result and ended else state
-            if state == "complete" and study.is_local and not (study.folder / "runs" / name).is_dir():
-                now = "deleted"
+            now = "deleted" if study.lacks(job, seed) else now
             row = {"run": name, "number": job.number, "seed": seed, "state": now}
             row |= {key: None if now == "deleted" else result.get(key) for key in ("value", "seconds", "basis")}
             row["message"] = attributes.get("message", "") if now == "failed" else ""

@@ -10,6 +10,7 @@ import numpy as np
 from pyro_vae.compare.rows import format_spec
 
 LARGEST = 2000  # settings of a grid
+SETTINGS = "settings"  # the entry of a file whose options change together
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """Options of ``train``, where values may hold a :class:`Choice` or a :class:`Range`, and the seeds."""
+    """Options of ``train``, where values may hold a :class:`Choice` or a :class:`Range`, and the seeds.
+
+    The option ``settings`` is a :class:`Choice` of options that change together.
+    """
 
     options: dict[str, Any]
     seeds: tuple[int, ...]
@@ -56,22 +60,35 @@ class Space:
     @property
     def searched(self) -> list[str]:
         """The options that have several values."""
-        return [option for option, value in self.options.items() if is_searched(value)]
+        together = [name for setting in self.settings for name in setting]
+        options = [option for option, value in self.options.items() if is_searched(value) and option != SETTINGS]
+        return [*dict.fromkeys([*together, *options])]
+
+    @property
+    def settings(self) -> tuple[dict[str, Any], ...]:
+        """The options that change together."""
+        choice = self.options.get(SETTINGS)
+        return choice.values if choice else ()
 
     def sample(self) -> dict[str, Any]:
         """Return the options of one setting."""
-        return first(self.options)
+        return _flat(first(self.options))
 
     def grid(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return the options of each setting, with the searched values by name."""
-        settings = [*itertools.islice(_grid(self.options), LARGEST + 1)]
+        settings = [(_flat(options), names) for options, names in itertools.islice(_grid(self.options), LARGEST + 1)]
         if len(settings) > LARGEST:
             raise ValueError(f"Expected at most {LARGEST:,} settings; got more. Use --sampler tpe.")
         return settings
 
     def suggest(self, trial: Any) -> dict[str, Any]:
         """Return the options of a setting, with values that an Optuna trial suggests."""
-        return _suggest(self.options, trial)
+        return _flat(_suggest(self.options, trial))
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace the entry ``settings`` by its options."""
+    return {**{name: value for name, value in options.items() if name != SETTINGS}, **options.get(SETTINGS, {})}
 
 
 def _grid(tree: Any) -> Iterator[tuple[Any, dict[str, Any]]]:

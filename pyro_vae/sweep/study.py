@@ -91,8 +91,17 @@ class Study:
             raise self._other(f"it has runs in which {name} is {value}, and the file has none")
 
     def retry(self) -> None:
-        """Let the jobs that failed so far be trained again."""
+        """Let the jobs that failed so far, and those with a deleted run, be trained again."""
+        trials, lacking = self._trials(), [job for job in self.jobs() if self.lacks(job)]
+        numbers = {trial.number for trial in trials.trials if any(job.has(trial) for job in lacking)}
+        self.study.set_user_attr("deleted", sorted(numbers | {*trials.deleted}))
         self.study.set_user_attr("forgiven", len(self.study.get_trials(deepcopy=False)))
+
+    def lacks(self, job: Job, seed: int | None = None) -> bool:
+        """Return whether the directory of a complete run, or of any run of a job, is deleted."""
+        names = [run_name(job.number, number) for number in (job.seeds if seed is None else [seed])]
+        here = all((self.folder / "runs" / name).is_dir() for name in names)
+        return job.state == "complete" and self.is_local and not here
 
     def jobs(self) -> list[Job]:
         """Return the runs of a grid, or the settings that a search has tried, by number and seeds."""
@@ -191,7 +200,8 @@ class Study:
         """Return the trials that have a job, but for those that another worker had."""
         trials = self.study.get_trials(deepcopy=False)
         own = [trial for trial in trials if "number" in trial.user_attrs and "twice" not in trial.user_attrs]
-        return Trials(own, self.study.user_attrs.get("forgiven", 0))
+        attributes = self.study.user_attrs
+        return Trials(own, attributes.get("forgiven", 0), attributes.get("deleted", []))
 
     def _begin(self, job: Job, worker: str) -> tuple[Trials, Job]:
         """Add a trial of a job, in one step; return all trials, and the job with its own."""
@@ -205,7 +215,7 @@ class Study:
             return trials, replace(job, state="running", trial=optuna.Trial(self.study, own[-1]._trial_id))
 
     def _suggested(self, worker: str, most: int | None) -> Job | None:
-        """Return a job with new options, or an ended one with the options of an earlier job; None if there are enough."""
+        """Return a job with new options, or an ended one, if options repeat; None if there are enough jobs."""
         with quiet():
             trial = self.study.ask()
         trial.set_user_attr("worker", worker)

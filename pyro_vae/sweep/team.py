@@ -12,10 +12,12 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import IO, Any, Self, cast
 
+import torch
 from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint
 from pyro_vae.sweep.study import Study
+from pyro_vae.sweep.worker import work
 from pyro_vae.words import nats
 
 POLL = 0.5  # seconds between two looks at the workers
@@ -36,6 +38,7 @@ class Team:
         self, study: Study, spec: dict[str, Any], progress: bool, on_end: Callable[[dict[str, Any]], Any]
     ) -> None:
         self.study, self.spec, self.progress, self.on_end = study, spec, progress, on_end
+        self.is_here = False  # whether this process trains
         self.events: Queue[tuple[Any, dict[str, Any]]] = Queue()
         self.nurseries: list[subprocess.Popen[bytes]] = []
         self.threads: list[Thread] = []
@@ -44,9 +47,9 @@ class Team:
         self.idle: dict[int, int] = {}  # workers in a row that ended before they trained
 
     def work(self, workers: int) -> None:
-        """Train until no trial waits or runs, here or on another machine."""
+        """Train until no trial waits or runs, here or on another machine; with 0 workers, train in this process."""
         (self.study.folder / "logs").mkdir(exist_ok=True)
-        most = self.spec["trials"]
+        most, self.is_here, workers = self.spec["trials"], not workers, workers or 1
         while True:
             for i, process in [*self.alive.items()]:
                 if process.poll() is not None:
@@ -83,15 +86,33 @@ class Team:
             thread.join()
 
     def _start(self, i: int) -> None:
-        """Start worker ``i``."""
+        """Start worker ``i``, or be it."""
+        seed = 1000 * len(self.study.jobs()) + i  # the same seed after a restart would repeat the first proposals
+        if self.is_here:
+            return self._be({"worker": i, "seed": seed, "log": self._log(i)})
         place = self.nurseries[-1] if self.nurseries and hasattr(os, "fork") else None
         if place is None or place.poll() is not None:
             place = self._open()
-        seed = 1000 * len(self.study.jobs()) + i  # the same seed after a restart would repeat the first proposals
         self.alive[i] = place
         with suppress(BrokenPipeError):  # the nursery has died
             pickle.dump({"worker": i, "seed": seed, "log": self._log(i)}, cast(IO[bytes], place.stdin))
             cast(IO[bytes], place.stdin).flush()  # stays open: the workers stop when it is closed
+        return None
+
+    def _be(self, worker: dict[str, Any]) -> None:
+        """Train in this process, on one thread."""
+
+        def tell(event: dict[str, Any]) -> bool:
+            self._take(None, worker | event)
+            return True
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            if work(self.spec | worker, tell):
+                raise KeyboardInterrupt
+        finally:
+            torch.set_num_threads(threads)
 
     def _open(self) -> subprocess.Popen[bytes]:
         """Start a nursery, and read the events of its workers."""

@@ -2,11 +2,9 @@
 
 import inspect
 import math
-import sys
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -29,8 +27,15 @@ WARM_UP = 0.2  # share of the epochs before a run may be pruned
 class Worker:
     """Trains the jobs of a study, and tells the process that started it about each epoch."""
 
-    def __init__(self, study: Study, metric: Metric, prune: bool, tell: Callable[[dict[str, Any]], None]) -> None:
-        self.study, self.metric, self.prune, self.tell = study, metric, prune, tell
+    def __init__(
+        self,
+        study: Study,
+        metric: Metric,
+        prune: bool,
+        tell: Callable[[dict[str, Any]], None],
+        log: IO[str] | None = None,
+    ) -> None:
+        self.study, self.metric, self.prune, self.tell, self.log = study, metric, prune, tell, log
         self.one_basis = prune or study.sampler == "tpe"
         self._pruned = False  # whether the current run was stopped early
         self._kept: dict[Any, tuple[str, Any]] = {}  # the results of the previous run, with what they depend on
@@ -48,7 +53,7 @@ class Worker:
             self.study.prune(job)
             self.tell({"event": "pruned", "number": job.number, "seeds": job.seeds})
         except Exception as error:
-            traceback.print_exc()
+            traceback.print_exc(file=self.log)
             message = error_message(error, "pyro-vae train") or f"{type(error).__name__}: {checkpoint.one_line(error)}"
             self.study.fail(job, message, results)
             self.tell({"event": "failed", "number": job.number, "seeds": job.seeds})
@@ -125,9 +130,9 @@ def work(spec: dict[str, Any], tell: Callable[[dict[str, Any]], bool]) -> int:
 
     folder = spec["folder"]
     try:
-        with redirect_stdout(sys.stderr), worker_lock(folder) as name:
+        with spec["log"].open("a") as log, worker_lock(folder) as name:
             study = Study(folder, spec["url"], spec["sampler"], spec["space"], spec["seed"])
-            worker = Worker(study, spec["metric"], spec["prune"], check)
+            worker = Worker(study, spec["metric"], spec["prune"], check, log)
             while job := study.claim(name, spec["trials"]):
                 with study.signs_of_life(job):
                     worker.do(job)
