@@ -3,7 +3,7 @@
 The script trains the grid of ``GRID`` with ``pyro-vae sweep``, kills all its processes, or one worker, with SIGKILL at
 random moments, and repeats the command until the sweep ends. It then trains each run by itself, with ``fit`` on one
 thread, and compares the weights, ``metrics.csv`` and ``config.yaml``, byte by byte. A second sweep without kills tells
-the overhead: its CPU time, with its imports and its database, over the CPU time of the runs by themselves.
+the overhead: its CPU time, with its imports and its database, over the CPU time of its calls of ``fit``.
 
 The last row is of two machines that share a PostgreSQL database, each with one worker and a study directory. One is
 killed after its first run. Needs PostgreSQL (Debian: ``apt-get install postgresql``) and psycopg2, and leaves out the
@@ -12,6 +12,7 @@ row if one is absent.
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -80,7 +81,9 @@ def main(
         before = _cpu_of_children()
         _start(file, whole, workers).wait()
         of_sweep = _cpu_of_children() - before
-        alone, of_fits = _train_alone(whole, workers)
+        logs = "".join(path.read_text() for path in (whole / "logs").iterdir())
+        of_fits = sum(map(float, re.findall(r": ([\d.]+) CPU seconds of fit", logs)))
+        alone = _train_alone(whole, workers)
         rows = [_row("one machine", whole, alone, 0, of_sweep / of_fits - 1)]
         if kills:
             deaths = _killed(file, killed, workers, kills, of_sweep / workers / (kills + 1), generator)
@@ -99,7 +102,7 @@ def main(
     caption = (
         f"{total} runs of the digits, {epochs} epochs each; {workers} workers, and one on each of two machines. "
         "Identical: runs whose weights, metrics.csv and config.yaml equal the run by itself, byte for byte; of two "
-        f"machines, the runs on the one that lives. Overhead: CPU time beside the trainings. {cpu_name()}."
+        f"machines, the runs on the one that lives. Overhead: CPU time beside the calls of fit, which took {of_fits / total:.1f} s a run. {cpu_name()}."
     )
     write_table(rows, Path(out) / "sweeps", caption)
 
@@ -159,21 +162,20 @@ def _children(pid: int) -> list[int]:
     return [*map(int, subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split())]
 
 
-def _train_alone(study: Path, workers: int) -> tuple[Path, float]:
-    """Train each run of a study by itself; return their folder and the CPU seconds of all calls of ``fit``."""
+def _train_alone(study: Path, workers: int) -> Path:
+    """Train each run of a study by itself; return their folder."""
     folder = study.parent / "alone"
     jobs = [(run, folder / run.name) for run in sorted((study / "runs").iterdir())]
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return folder, sum(pool.map(_fit, *zip(*jobs, strict=True)))
+        list(pool.map(_fit, *zip(*jobs, strict=True)))
+    return folder
 
 
-def _fit(run: Path, folder: Path) -> float:
+def _fit(run: Path, folder: Path) -> None:
     options = parsed(yaml.safe_load((run / "config.yaml").read_text()))
     dataset = dataset_of(options)
     program = program_of(options, dataset)
-    start = time.process_time()
     fit(program, dataset, progress=False, **(fit_arguments(options) | {"run_dir": folder}))
-    return time.process_time() - start
 
 
 def _cpu_of_children() -> float:

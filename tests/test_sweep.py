@@ -219,11 +219,11 @@ class TestStudy:
             monkeypatch.setattr(study, "jobs", jobs)
             assert (job := other.claim("b")).number == 0
             assert job.seeds == [0]
-            return waiting  # as it was before the claim of b
+            return waiting  # as before the claim of b
 
         monkeypatch.setattr(study, "jobs", stale)
         job = study.claim("a")
-        assert (job.number, job.seeds) == (0, [1])
+        assert (job.number, job.seeds) == (1, [0])
         assert counts(study) == (2, 2)
 
     def test_two_machines_with_different_grids_share_no_number(self, study, monkeypatch):
@@ -263,12 +263,19 @@ class TestStudy:
         study.retry()
         assert claimed(study, finish=True) == RUNS
 
+    def test_a_worker_trains_the_seeds_of_a_setting(self, study):
+        jobs = {"a": None, "b": None}
+        for worker in "abab":
+            jobs[worker] = study.claim(worker, before=jobs[worker])
+            assert jobs[worker].number == "ab".index(worker)
+
     def test_a_released_job_waits_again(self, study):
         for _ in range(2 * DEATHS):
             study.release(study.claim("a"))  # counts for no death
         assert states(study) == [(*run, "waiting") for run in RUNS]
 
     def test_a_job_without_signs_of_life_is_claimed_again(self, study, monkeypatch):
+        study.is_local = False
         job = study.claim("on another machine")
         with study.signs_of_life(job):
             study.revive()
@@ -508,34 +515,6 @@ def command(*words):
     return [sys.executable, "-m", "pyro_vae", "sweep", *map(str, words)]
 
 
-@pytest.mark.slow
-@pytest.mark.processes
-def test_a_killed_sweep_ends_as_runs_by_themselves(tmp_path, capsys):
-    options = TINY | {"epochs": 20, "latent": [2, 3]}
-    file, folder = write(tmp_path, options), tmp_path / "study"
-    process = subprocess.Popen(
-        command(file, "--study_dir", folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    second = folder / "runs/001-seed-0/checkpoint/last.safetensors"
-    while not second.exists() and process.poll() is None:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert commands.run(["sweep", str(file), "--study_dir", str(folder)]) == 0
-    out = capsys.readouterr().out
-    assert "2 runs: 2 complete" in out
-    for run in (folder / "runs").iterdir():
-        alone = tmp_path / f"alone-{run.name}"
-        train(yaml.safe_load((run / "config.yaml").read_text()), alone)
-        for name in FILES:
-            assert (run / name).read_bytes() == (alone / name).read_bytes(), name
-    with (folder / "trials.csv").open() as lines:
-        rows = [*csv.DictReader(lines)]
-    assert [(row["run"], row["latent"]) for row in rows] == [("000-seed-0", "2"), ("001-seed-0", "3")]
-    assert commands.run(["sweep", str(file), "--study_dir", str(folder)]) == 0  # nothing is left to train
-    assert "worker" not in capsys.readouterr().err
-
-
 def children(pid):
     return [*map(int, subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split())]
 
@@ -543,16 +522,44 @@ def children(pid):
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="Needs pgrep.")
-@pytest.mark.parametrize("generation", [1, 2], ids=["nursery", "worker"])
-def test_a_sweep_replaces_a_killed_process(tmp_path, generation):
-    file, folder = write(tmp_path, TINY | {"epochs": 20, "latent": [2, 3]}), tmp_path / "study"
-    process = subprocess.Popen(command(file, "--study_dir", folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while not (folder / "runs/000-seed-0/checkpoint").exists() and process.poll() is None:
-        time.sleep(0.02)
-    victims = [process.pid]
-    for _ in range(generation):
-        victims = [child for pid in victims for child in children(pid)]
-    assert len(victims) == 1
-    os.kill(victims[0], signal.SIGKILL)
-    assert b"2 runs: 2 complete" in process.communicate()[0]
-    assert process.returncode == 0
+def test_a_killed_sweep_ends_as_runs_by_themselves(tmp_path, capsys):
+    """Its worker is killed, then the worker's parent, then all its processes."""
+    file, folder = write(tmp_path, TINY | {"epochs": 20, "latent": [2, 3, 4]}), tmp_path / "study"
+    sweeping = subprocess.Popen(
+        command(file, "--study_dir", folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+    def wait_for(number):
+        checkpoint = folder / f"runs/00{number}-seed-0/checkpoint/last.safetensors"
+        while not checkpoint.exists() and sweeping.poll() is None:
+            time.sleep(0.02)
+        (nursery,) = children(sweeping.pid)
+        return nursery
+
+    os.kill(children(wait_for(0))[0], signal.SIGKILL)
+    os.kill(wait_for(1), signal.SIGKILL)
+    wait_for(2)
+    os.killpg(sweeping.pid, signal.SIGKILL)
+    sweeping.communicate()
+    again = ["sweep", str(file), "--study_dir", str(folder), "--workers", "0"]
+    assert commands.run(again) == 0
+    assert "3 runs: 3 complete" in capsys.readouterr().out
+    for run in (folder / "runs").iterdir():
+        alone = tmp_path / f"alone-{run.name}"
+        train(yaml.safe_load((run / "config.yaml").read_text()), alone)
+        for name in FILES:
+            assert (run / name).read_bytes() == (alone / name).read_bytes(), name
+    with (folder / "trials.csv").open() as lines:
+        rows = [*csv.DictReader(lines)]
+    assert [(row["run"], row["latent"]) for row in rows] == [(f"00{i}-seed-0", str(i + 2)) for i in range(3)]
+    assert commands.run(again) == 0  # nothing is left to train
+    assert "worker" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_sweep_in_processes_is_complete(tmp_path):
+    file = write(tmp_path, TINY | {"latent": [2, 3, 4, 5]})
+    rows = sweep(file, tmp_path / "study", workers=2, progress=False)
+    assert [row["state"] for row in rows] == ["complete"] * 4
+    assert {path.name for path in (tmp_path / "study/logs").iterdir()} == {f"worker{i}.txt" for i in ("s", "-1", "-2")}

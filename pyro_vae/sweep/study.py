@@ -1,5 +1,6 @@
 """The trials of a sweep in an Optuna study: who trains which one, and which ones must be trained again."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -122,17 +123,20 @@ class Study:
         """Return the number of jobs in a state."""
         return sum(job.state == state for job in self.jobs())
 
-    def claim(self, worker: str, most: int | None = None) -> Job | None:
+    def claim(self, worker: str, most: int | None = None, before: Job | None = None) -> Job | None:
         """Return a job that waits or, for a search with fewer than ``most`` trials, a new one; None if there is none.
 
-        Its state is then ``running``.
+        Its state is then ``running``. A worker that has trained a setting takes its other seeds first.
         """
         while True:
-            job = next((job for job in self.jobs() if job.state == "waiting"), None)
-            if job:
-                trials, job = self._begin(job, worker)
-            elif self.has_new(most) and (job := self._suggested(worker, most)):
-                trials = self._trials()
+            jobs, number = self.jobs(), before.number if before else None
+            running = {job.number for job in jobs if job.state == "running"}
+            waiting = [job for job in jobs if job.state == "waiting"]
+            if waiting:
+                best = min(waiting, key=lambda job: (job.number != number, job.number in running))
+                trials, job = self._begin(best, worker)
+            elif self.has_new(most) and (suggested := self._suggested(worker, most)):
+                trials, job = self._trials(), suggested
             else:
                 return None
             if trials.deaths(job) >= DEATHS:
@@ -179,7 +183,10 @@ class Study:
 
     @contextmanager
     def signs_of_life(self, job: Job) -> Iterator[None]:
-        """Tell the other machines every few seconds that a trial is alive."""
+        """Tell the other machines every few seconds that a trial is alive; on this machine, locks tell it."""
+        if self.is_local and sys.platform != "win32":
+            yield
+            return
         over = Event()
 
         def beat() -> None:

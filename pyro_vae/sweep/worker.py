@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import IO, Any
@@ -92,7 +94,9 @@ class Worker:
 
         self.tell({"event": "run", "run": name, "epochs": options["epochs"]})
         arguments = fit_arguments(options) | place
+        start = time.process_time()
         history = fit(program, dataset, progress=False, on_epoch=on_epoch, **arguments)
+        print(f"{name}: {time.process_time() - start:.3f} CPU seconds of fit", file=self.log or sys.stderr, flush=True)
         value = min(history["valid"]) if options["patience"] else history["valid"][-1]
         if self.metric == "nll" or options["sleep"]:
             part = dataset.valid.to(options["device"])
@@ -133,7 +137,8 @@ def work(spec: dict[str, Any], tell: Callable[[dict[str, Any]], bool]) -> int:
         with spec["log"].open("a") as log, worker_lock(folder) as name:
             study = Study(folder, spec["url"], spec["sampler"], spec["space"], spec["seed"])
             worker = Worker(study, spec["metric"], spec["prune"], check, log)
-            while job := study.claim(name, spec["trials"]):
+            job: Job | None = None
+            while job := study.claim(name, spec["trials"], job):
                 with study.signs_of_life(job):
                     worker.do(job)
     except KeyboardInterrupt:
