@@ -9,7 +9,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# With compiled files: the tests start many processes, which read them.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # make test PYTHON=python3.12 replaces a .venv of another Python version.
 ifneq ($(filter command environment,$(firstword $(origin PYTHON))),)

@@ -102,7 +102,8 @@ def main(
     caption = (
         f"{total} runs of the digits, {epochs} epochs each; {workers} workers, and one on each of two machines. "
         "Identical: runs whose weights, metrics.csv and config.yaml equal the run by itself, byte for byte; of two "
-        f"machines, the runs on the one that lives. Overhead: CPU time beside the calls of fit, which took {of_fits / total:.1f} s a run. {cpu_name()}."
+        "machines, the runs on the one that lives. Overhead: CPU time beside the calls of fit, which took "
+        f"{of_fits / total:.1f} s a run. {cpu_name()}."
     )
     write_table(rows, Path(out) / "sweeps", caption)
 

@@ -6,6 +6,11 @@ import os
 # Before numpy and torch, which read it when they are imported, as do the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# A collection of garbage visits all modules and tests, and takes a tenth of the suite: none until they are all there.
+import gc
+
+gc.disable()
+
 import random
 import signal
 import sys
@@ -20,6 +25,13 @@ from matplotlib.figure import Figure
 
 SEED = 20261122
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+def pytest_collection_finish():
+    """Collect garbage again, but for modules and tests, and seldom."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

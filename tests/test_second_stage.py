@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import shutil
 from functools import partial
 
 import pyro
@@ -328,13 +329,21 @@ class TestBadInput:
                 fit_prior(Mine(), torch.randn(20), prior, progress=False)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first")
+    words = "train --latent 3 --epochs 1 --network MLP --network.hidden [16] --run_dir first"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        close_briefly(patch)
+        assert run(words.split()) == 0
+    return folder / "first"
+
+
 class TestCommand:
     @pytest.fixture
-    def first(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        close_briefly(monkeypatch)
-        words = "train --latent 3 --epochs 1 --network MLP --network.hidden [16] --run_dir first"
-        assert run(words.split()) == 0
+    def first(self, trained, elsewhere, tmp_path):
+        shutil.copytree(trained, tmp_path / "first")
         return tmp_path
 
     def test_a_second_run_is_whole(self, first, capsys):
