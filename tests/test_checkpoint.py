@@ -429,3 +429,13 @@ def test_describe_and_back(part):
     spec = yaml.safe_load(yaml.safe_dump(checkpoint.to_spec(part)))
     again = checkpoint.from_spec(spec)
     assert checkpoint.to_spec(again) == checkpoint.to_spec(part)
+
+
+def test_the_option_of_trust_names_each_module_of_the_users():
+    spec = {
+        "class_path": "mine.A",
+        "init_args": {"of": [{"class_path": "pyro_vae.priors.Flow"}, {"class_path": "b.C"}]},
+    }
+    assert checkpoint.trust_words({"prior": spec}, [spec]) == " --trust 'mine b'"
+    assert checkpoint.trust_words({"prior": {"class_path": "mine.A"}}) == " --trust mine"
+    assert checkpoint.trust_words({"prior": {"class_path": "pyro_vae.priors.Flow"}, "data": "x.npy"}) == ""

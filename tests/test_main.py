@@ -162,9 +162,13 @@ class TestTrain:
         assert main(["train", "--data", "x.npy", "--prior", "my_parts.Mine", "--epochs", "1", "--run_dir", "r"]) == 0
         drawn = {"curves", "latent_space", "marginals", "reconstructions"}
         assert {path.stem for path in Path("r/figures").iterdir()} == drawn
+        assert capsys.readouterr().out.endswith("pyro-vae evaluate r --trust my_parts\n")
         assert main(["evaluate", "r"]) == 2
         assert "If you trust it: " in capsys.readouterr().err
         assert main(["evaluate", "r", "--trust", "my_parts", *FAST]) == 0
+        Path("s.yaml").write_text("data: x.npy\nprior: my_parts.Mine\nepochs: 1\nlatent: [2, 3]\n")
+        assert main(["sweep", "s.yaml", "--workers", "0"]) == 0
+        assert capsys.readouterr().out.endswith("pyro-vae compare studies/s --trust my_parts\n")
         del sys.modules["my_parts"]
 
 

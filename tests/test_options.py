@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import load
+from pyro_vae import fit, load, options
 from pyro_vae.__main__ import main
 from pyro_vae.conditional import Family
 
@@ -150,6 +150,12 @@ for words in CASES:
     with suppress(SystemExit):
         main(["train", *words.split()])
 """
+
+
+def test_off_in_a_file_is_a_word(elsewhere):
+    Path("file.yaml").write_text("compile: off\n")
+    for words in (["--config", "file.yaml"], ["--compile", "off"], ["--config", '{"compile": false}']):
+        assert options.parse("train", fit, words)["compile"] == "off"
 
 
 @pytest.mark.processes

@@ -3,8 +3,9 @@
 import functools
 import importlib
 import inspect
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from inspect import Parameter
 from pathlib import Path
@@ -21,7 +22,7 @@ from pyro_vae.objectives import Penalty, Schedule
 from pyro_vae.programs import VAE
 
 __all__ = ["event_shape", "from_spec", "objective_from_spec", "parts_of", "program_spec", "to_spec"]
-__all__ += ["arguments", "check_trust", "config_of"]
+__all__ += ["arguments", "check_trust", "config_of", "trust_words"]
 
 VAR_KEYWORD = Parameter.VAR_KEYWORD
 LARGEST, BRACKETS = 2**20, 1000  # limits of a configuration: bytes; brackets, since parsing takes their square
@@ -153,16 +154,27 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def check_trust(spec: Any, trust: Iterable[str]) -> None:
     """Check that plain data names only classes of ``pyro_vae`` or of trusted modules."""
-    if isinstance(spec, list | dict):
-        for item in spec.values() if isinstance(spec, dict) else spec:
-            check_trust(item, trust)
-    if isinstance(spec, dict) and "class_path" in spec:
-        module = str(spec["class_path"]).rpartition(".")[0]
-        if module.split(".")[0] != "pyro_vae" and module not in trust:
+    for path in _foreign(spec):
+        if (module := path.rpartition(".")[0]) not in trust:
             raise ValueError(
-                f"Expected parts of pyro_vae; the run names {spec['class_path']!r}, whose import would run its code. "
+                f"Expected parts of pyro_vae; the run names {path!r}, whose import would run its code. "
                 f"If you trust it: load(run, trust=[{module!r}]), or --trust {module}."
             )
+
+
+def trust_words(*specs: Any) -> str:
+    """Return the option ``--trust`` that a command needs for the classes in plain data; empty if it needs none."""
+    modules = [*dict.fromkeys(path.rpartition(".")[0] for path in _foreign(specs))]
+    return "" if not modules else f" --trust {shlex.quote(' '.join(modules))}"
+
+
+def _foreign(spec: Any) -> Iterator[str]:
+    """Yield the import paths of classes outside of ``pyro_vae`` in plain data."""
+    if isinstance(spec, dict) and str(spec.get("class_path", "pyro_vae")).split(".")[0] != "pyro_vae":
+        yield str(spec["class_path"])
+    if isinstance(spec, list | tuple | dict):
+        for item in spec.values() if isinstance(spec, dict) else spec:
+            yield from _foreign(item)
 
 
 def from_spec(spec: Any, trust: Iterable[str] = ()) -> functools.partial:

@@ -89,4 +89,5 @@ def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]],
         checkpoint.write_all(run, pictures({"curves": plots.curves(history)} | report.figures(program, dataset)))
         print(f"figures: {checkpoint.display_path(run / 'figures')}")
     finally:
-        print(f"run:     {checkpoint.display_path(run)}\nmore:    pyro-vae evaluate {checkpoint.display_path(run)}")
+        place, trust = checkpoint.display_path(run), checkpoint.trust_words(checkpoint.config_of(run))
+        print(f"run:     {place}\nmore:    pyro-vae evaluate {place}{trust}")
