@@ -558,8 +558,14 @@ def test_a_killed_sweep_ends_as_runs_by_themselves(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_sweep_in_processes_is_complete(tmp_path):
+@pytest.mark.parametrize(("forks", "workers"), [(True, 2), (False, 1)])
+def test_a_sweep_in_processes_is_complete(tmp_path, monkeypatch, forks, workers):
+    program = "from pyro_vae.sweep import nursery; nursery.FORKS = False; nursery.main()"
+    if not forks:
+        monkeypatch.setattr("pyro_vae.sweep.team.FORKS", False)
+        monkeypatch.setattr("pyro_vae.sweep.team.NURSERY", program)
     file = write(tmp_path, TINY | {"latent": [2, 3, 4, 5]})
-    rows = sweep(file, tmp_path / "study", workers=2, progress=False)
+    rows = sweep(file, tmp_path / "study", workers=workers, progress=False)
     assert [row["state"] for row in rows] == ["complete"] * 4
-    assert {path.name for path in (tmp_path / "study/logs").iterdir()} == {f"worker{i}.txt" for i in ("s", "-1", "-2")}
+    logs = {path.name for path in (tmp_path / "study/logs").iterdir()}
+    assert logs == {"workers.txt", *(f"worker-{i + 1}.txt" for i in range(workers))}

@@ -1,8 +1,8 @@
 """The nursery of a sweep: a process that imports the packages once, and starts the workers by forks.
 
-:func:`main` reads a description of the study, and then of each worker, from its standard input.
-It writes the events of the workers to its standard output, a line of JSON each, and the end of each worker. When its
-input is closed, the workers save their runs, and end.
+:func:`main` reads a description of the study, and then of each worker, from its standard input. It writes the events of
+the workers to its standard output, a line of JSON each, and the end of each worker. When its input is closed, the
+workers save their runs, and end.
 """
 
 import gc
@@ -22,6 +22,8 @@ from pyro_vae.sweep.library import import_optuna
 from pyro_vae.sweep.reading import parsed
 from pyro_vae.sweep.worker import work
 
+FORKS = sys.platform == "linux"  # the libraries of other systems may crash after a fork
+
 
 def main() -> NoReturn:
     """Start a worker for each description, until the standard input is closed; without forks, be the only worker."""
@@ -30,7 +32,8 @@ def main() -> NoReturn:
     sys.path.append(str(Path.cwd()))  # for the user's classes
     torch.set_num_threads(1)
     spec = pickle.load(source)
-    if not hasattr(os, "fork"):
+    if not FORKS:
+        gc.enable()
         worker = pickle.load(source)
         sys.exit(work(spec | worker, partial(_tell, out, worker["worker"], None)))
     _warm_up()

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_vae import checkpoint
+from pyro_vae.sweep.nursery import FORKS
 from pyro_vae.sweep.study import Study
 from pyro_vae.sweep.worker import work
 from pyro_vae.words import nats
@@ -30,8 +31,8 @@ CRASHES = 3  # workers in a row that end before they train
 class Team:
     """The workers on this machine, with a bar for each.
 
-    One process, the nursery, imports the packages and starts the workers, each by a fork. Without forks (on Windows),
-    each worker has a nursery and works in it.
+    One process, the nursery, imports the packages and forks the workers. Where forks are not safe, each worker has a
+    nursery and works in it.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Team:
         seed = 1000 * len(self.study.jobs()) + i  # the same seed after a restart would repeat the first proposals
         if self.is_here:
             return self._be({"worker": i, "seed": seed, "log": self._log(i)})
-        place = self.nurseries[-1] if self.nurseries and hasattr(os, "fork") else None
+        place = self.nurseries[-1] if self.nurseries and FORKS else None
         if place is None or place.poll() is not None:
             place = self._open()
         self.alive[i] = place
