@@ -9,8 +9,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# With compiled files: the tests start many processes, which read them.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# One worker more than cores, since some tests wait for processes; with compiled files, which the processes read.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # make test PYTHON=python3.12 replaces a .venv of another Python version.
 ifneq ($(filter command environment,$(firstword $(origin PYTHON))),)

@@ -76,7 +76,7 @@ SMALL = {
         "hidden": (16,),
         "epochs": 1,
         "batch_size": 200,
-        "seeds": 2,
+        "seeds": 1,
         "images": 20,
         "num_particles": 3,
         "workers": 0,
@@ -88,12 +88,12 @@ SMALL = {
         "hidden": (16,),
         "epochs": 1,
         "batch_size": 200,
-        "seeds": 2,
+        "seeds": 1,
         "images": 20,
         "num_particles": 3,
         "workers": 0,
     },
-    "schedules": {"chosen": ("MLP", "Bernoulli"), "epochs": 1, "batch_size": 200, "seeds": 2, "workers": 0},
+    "schedules": {"chosen": ("Bernoulli",), "epochs": 1, "batch_size": 200, "seeds": 2, "workers": 0},
     "tug_of_war": {"betas": (1.0, 10.0), "hidden": (32,), "epochs": 1, "batch_size": 200, "seeds": 2, "samples": 50},
 }
 

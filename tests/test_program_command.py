@@ -120,7 +120,7 @@ def test_train_says_what_it_trains_and_closes_with_a_table(here, unrendered, cap
     rows = [line.split()[0] for line in lines if line.startswith(("train ", "valid ", "test "))]
     assert rows == ["train", "valid", "test"]
     assert any("log p(x | y)" in line for line in lines)
-    assert lines[-2:] == ["run:     table", "more:    pyro-vae evaluate table"]
+    assert lines[-2:] == ["run:     table", "more:    pyro-vae evaluate table --trust my_programs"]
     assert {path.stem for path in Path("table/figures").iterdir()} == {"curves", "latent_space", "marginals"}
     assert Path("table/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()  # one seed
 
