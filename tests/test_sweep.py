@@ -250,6 +250,8 @@ class TestStudy:
         study.revive()
         assert counts(study) == (4, 0)
         assert claimed(study) == RUNS
+        study.revive()  # these workers have no locks
+        assert counts(study) == (4, 0)
 
     def test_a_job_that_kills_its_workers_fails_in_the_end(self, study):
         for i in range(4 * DEATHS):

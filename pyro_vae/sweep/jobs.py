@@ -80,3 +80,8 @@ class Trials:
 def key_of(options: dict[str, Any]) -> str:
     """Return a text that equal options share."""
     return json.dumps(options, sort_keys=True, default=str)
+
+
+def run_name(number: int, seed: int) -> str:
+    """Return the name of a run's directory."""
+    return f"{number:03d}-seed-{seed}"

@@ -17,11 +17,11 @@ from pyro_vae.compare.rows import format_spec
 from pyro_vae.compare.seeds import TRIALS
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.options import dataset_of
-from pyro_vae.sweep.jobs import DONE
+from pyro_vae.sweep.jobs import DONE, run_name
 from pyro_vae.sweep.library import import_optuna
 from pyro_vae.sweep.reading import parsed, read
 from pyro_vae.sweep.space import Space
-from pyro_vae.sweep.study import MARK, Metric, Sampler, Study, run_name
+from pyro_vae.sweep.study import MARK, Metric, Sampler, Study
 from pyro_vae.sweep.team import Team
 from pyro_vae.words import nats
 
@@ -118,7 +118,7 @@ def sweep(
 
 def records(study: Study) -> list[dict[str, Any]]:
     """Return a dictionary for each run of a study, in the order of their numbers and seeds."""
-    rows = []
+    rows, searched = [], study.space.searched
     for job in study.jobs():
         attributes = job.trial.user_attrs if job.trial else {}
         results = {result["seed"]: result for result in attributes.get("results", [])}
@@ -131,7 +131,7 @@ def records(study: Study) -> list[dict[str, Any]]:
             row |= {key: None if now == "deleted" else result.get(key) for key in ("value", "seconds", "basis")}
             row["message"] = attributes.get("message", "") if now == "failed" else ""
             state = "skipped" if ended and now != "complete" else state
-            row["options"] = {name: job.options.get(name) for name in study.space.searched}
+            row["options"] = {name: job.options.get(name) for name in searched}
             rows.append(row)
     return rows
 

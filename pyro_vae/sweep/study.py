@@ -1,5 +1,6 @@
 """The trials of a sweep in an Optuna study: who trains which one, and which ones must be trained again."""
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from pyro_vae.checkpoint import display_path
 from pyro_vae.compare.rows import format_spec
-from pyro_vae.sweep.jobs import DONE, Job, Trials, key_of
+from pyro_vae.sweep.jobs import DONE, Job, Trials, key_of, run_name
 from pyro_vae.sweep.library import import_optuna, local_url, quiet, state_of
 from pyro_vae.sweep.locks import is_free, remove_free
 from pyro_vae.sweep.space import Space
@@ -100,17 +101,20 @@ class Study:
 
     def lacks(self, job: Job, seed: int | None = None) -> bool:
         """Return whether the directory of a complete run, or of any run of a job, is deleted."""
+        if job.state != "complete" or not self.is_local:
+            return False
         names = [run_name(job.number, number) for number in (job.seeds if seed is None else [seed])]
-        here = all((self.folder / "runs" / name).is_dir() for name in names)
-        return job.state == "complete" and self.is_local and not here
+        return not all((self.folder / "runs" / name).is_dir() for name in names)
 
     def jobs(self) -> list[Job]:
         """Return the runs of a grid, or the settings that a search has tried, by number and seeds."""
         jobs = self._trials().jobs()
         present = {(job.number, *job.seeds) for job in jobs}
-        numbers = {key_of(job.options): job.number for job in jobs}
+        options_of = {job.number: job.options for job in jobs}
+        numbers = {key_of(options): number for number, options in options_of.items()}
+        new = itertools.count(max(options_of, default=-1) + 1)
         for setting, options in self.grid.items():
-            number = numbers.setdefault(setting, max(numbers.values(), default=-1) + 1)
+            number = numbers[setting] if setting in numbers else next(new)
             runs = [Job(number, options, [seed]) for seed in self.space.seeds]
             jobs += [run for run in runs if (number, *run.seeds) not in present]
         return sorted(jobs, key=lambda job: (job.number, job.seeds))
@@ -139,12 +143,14 @@ class Study:
                 trials, job = self._trials(), suggested
             else:
                 return None
-            if trials.deaths(job) >= DEATHS:
-                self.fail(job, f"{DEATHS} workers died in this trial, perhaps for lack of memory.")
-            elif job.state == "running" and trials.had(job):
+            if job.state != "running":
+                continue
+            if trials.had(job):
                 self.release(job, "twice")
                 time.sleep(PAUSE)
-            elif job.state == "running":
+            elif trials.deaths(job) >= DEATHS:
+                self.fail(job, f"{DEATHS} workers died in this trial, perhaps for lack of memory.")
+            else:
                 return job
 
     def finish(self, job: Job, results: list[dict[str, Any]]) -> None:
@@ -173,7 +179,8 @@ class Study:
         for trial in self.study.get_trials(deepcopy=False, states=(state_of("RUNNING"),)):
             worker = trial.user_attrs.get("worker")
             late = trial.datetime_start and datetime.now() - trial.datetime_start > timedelta(seconds=GRACE)
-            if (late and worker is None) or (worker and is_free(self.folder / "workers" / worker)):
+            lock = self.folder / "workers" / str(worker)
+            if (late and worker is None) or (worker and (is_free(lock) or (self.is_local and not lock.exists()))):
                 with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # somebody was faster
                     self.study.tell(trial.number, state=state_of("FAIL"))
         with quiet():
@@ -240,8 +247,3 @@ class Study:
             trial.set_user_attr(name, same[0].trial.user_attrs[name])
         self.study.tell(trial, same[0].trial.value, state=same[0].trial.state)
         return replace(job, state=same[0].state)
-
-
-def run_name(number: int, seed: int) -> str:
-    """Return the name of a run's directory."""
-    return f"{number:03d}-seed-{seed}"

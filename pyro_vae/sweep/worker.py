@@ -16,10 +16,10 @@ from pyro_vae.data import Dataset
 from pyro_vae.options import Parsed, dataset_of, error_message, fit_arguments, program_of
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode
-from pyro_vae.sweep.jobs import Job, key_of
+from pyro_vae.sweep.jobs import Job, key_of, run_name
 from pyro_vae.sweep.locks import worker_lock
 from pyro_vae.sweep.reading import words_of
-from pyro_vae.sweep.study import Metric, Study, run_name
+from pyro_vae.sweep.study import Metric, Study
 from pyro_vae.train.processes import Stopped
 
 PARTICLES, IMAGES = 1000, 1000  # draws for -log p(x), and validation data
