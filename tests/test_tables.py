@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -288,13 +289,32 @@ class TestAnnotated:
         assert dataset.train.stored
         assert torch.equal(all_rows(dataset), torch.from_numpy(counts()))
 
-    def test_memory_is_that_of_the_sparse_numbers_and_a_batch(self, tmp_path):
+    @pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix"])
+    @pytest.mark.parametrize(
+        ("part", "place", "value"), [("indices", 3, 10**6), ("indices", 0, -1), ("indptr", 2, 10**6)]
+    )
+    def test_a_damaged_sparse_matrix_is_refused(self, tmp_path, kind, part, place, value):
+        path = annotated(tmp_path / "c.h5ad", getattr(scipy_sparse, kind)(counts()))
+        with h5py.File(path, "a") as file:
+            file["X"][part][place] = value
+        with pytest.raises(ValueError, match="Expected a table; could not read"):
+            data.load(path)
+
+    @pytest.mark.parametrize("blocks", [1, 3, 1000])
+    def test_columns_become_rows_in_blocks(self, tmp_path, monkeypatch, blocks):
+        x = np.random.default_rng(0).poisson(0.3, (COUNT, 50)).astype(np.float32)
+        monkeypatch.setattr("pyro_vae.data.table_files.BYTES", 2**20 * blocks / np.count_nonzero(x))
+        dataset = data.load(annotated(tmp_path / "c.h5ad", scipy_sparse.csc_matrix(x)))
+        assert torch.equal(all_rows(dataset), torch.from_numpy(x))
+
+    @pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix"])
+    def test_memory_is_that_of_the_sparse_numbers_and_a_batch(self, tmp_path, kind):
         """A tenth of 2,000 columns x 20,000 rows, in a new process; dense rows would take 160 MB."""
         if not Path("/proc/self/clear_refs").exists():
             pytest.skip("only Linux tells the peak of memory since a moment, in /proc")
         columns = (np.arange(20_000)[:, None] % 10 + 10 * np.arange(200)).ravel().astype(np.int32)
         parts = (1 + np.arange(len(columns), dtype=np.float32) % 9, columns, 200 * np.arange(20_001, dtype=np.int32))
-        x = scipy_sparse.csr_matrix(parts, shape=(20_000, 2000))
+        x = getattr(scipy_sparse, kind)(scipy_sparse.csr_matrix(parts, shape=(20_000, 2000)))
         for name, part in {"small": x[:9], "large": x}.items():
             ad.AnnData(part, obs=pd.DataFrame(index=[f"{i}" for i in range(part.shape[0])])).write_h5ad(
                 tmp_path / f"{name}.h5ad"

@@ -4,6 +4,7 @@ import difflib
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import scipy.sparse
 from pyro_vae.data.arrays import AT_ONCE
 from pyro_vae.data.on_disk import check_file
 
-MATRICES = ("csr_matrix", "csc_matrix")  # encodings of a sparse X in a .h5ad file
+BYTES = 40  # of memory for each number of a block of columns
 
 
 def check_names(path: Path, option: str, names: Collection[str], heads: Sequence[str]) -> None:
@@ -90,6 +91,42 @@ def _separated(pd: Any, path: Path) -> tuple[Any, Any]:
     return frame, pd.Index(first[first.notna()]) if named else frame.columns  # pandas renames a second one
 
 
+def _by_rows(node: Any) -> Any:
+    """Return a matrix that a file stores by columns, by rows; memory has the result and a block of columns."""
+    (height, width), starts = node.attrs["shape"], node["indptr"][:].astype(np.int64)
+    if len(starts) != width + 1 or starts[0] or (np.diff(starts) < 0).any() or starts[-1] != len(node["indices"]):
+        raise ValueError("its indptr is not that of its columns")
+    ends = [0]  # of blocks
+    while ends[-1] < width:
+        last = np.searchsorted(starts, starts[ends[-1]] + AT_ONCE / BYTES, side="right") - 1
+        ends.append(max(int(last), ends[-1] + 1))
+
+    def blocks() -> Iterator[tuple[int, Any]]:
+        for first, last in pairwise(ends):
+            part = slice(starts[first], starts[last])
+            numbers = (
+                node["data"][part].astype(np.float32),
+                node["indices"][part],
+                starts[first : last + 1] - part.start,
+            )
+            block = scipy.sparse.csc_matrix(numbers, shape=(height, last - first))
+            block.check_format()
+            yield first, block.tocsr()
+
+    indptr = np.zeros(height + 1, dtype=np.int64)
+    for _, block in blocks():
+        indptr[1:] += np.diff(block.indptr)
+    np.cumsum(indptr, out=indptr)
+    places = indptr[:-1].copy()  # of the next number of each row
+    data, indices = np.empty(starts[-1], dtype=np.float32), np.empty(starts[-1], dtype=np.int32)
+    for first, block in blocks():
+        counts = np.diff(block.indptr)
+        targets = np.repeat(places - block.indptr[:-1], counts) + np.arange(block.nnz)
+        data[targets], indices[targets] = block.data, block.indices + first
+        places += counts
+    return scipy.sparse.csr_matrix((data, indices, indptr), shape=(height, width))
+
+
 def _array(dataset: h5py.Dataset, dtype: Any) -> np.ndarray:
     """Read an array of one dimension as a type, in parts: without a copy, and with little memory for the library."""
     array = np.empty(dataset.shape, dtype)
@@ -109,11 +146,12 @@ def annotated(path: Path, layer: str | None, aside: Sequence[str]) -> tuple[Any,
         layers, of_rows = [*file.get("layers", ())], [*file["obs"].attrs["column-order"]]
         index = pd.Index(read_elem(file["var"][file["var"].attrs["_index"]])).map(str)
         kind = "null" if node is None else node.attrs.get("encoding-type", "")
-        if kind in MATRICES:
+        if kind == "csr_matrix":
             data, indices = _array(node["data"], np.float32), _array(node["indices"], node["indices"].dtype)
-            array = getattr(scipy.sparse, kind)((data, indices, node["indptr"][:]), shape=tuple(node.attrs["shape"]))
+            array = scipy.sparse.csr_matrix((data, indices, node["indptr"][:]), shape=tuple(node.attrs["shape"]))
             array.check_format()  # an index out of the matrix would be read from other memory
-            array = array.tocsr()
+        elif kind == "csc_matrix":
+            array = _by_rows(node)
         else:
             array = None if kind == "null" else read_elem(node)
         frame = pd.DataFrame({name: read_elem(file["obs"][name]) for name in aside if name in of_rows})
