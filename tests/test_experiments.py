@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.neural_network import MLPClassifier
 
-from pyro_vae import VAE, data, fit, likelihoods, load
+from pyro_vae import VAE, commands, data, fit, likelihoods, load
 from pyro_vae.networks import MLP
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -563,10 +563,16 @@ class TestReproduce:
 
 class TestSweeps:
     @pytest.mark.slow
-    @pytest.mark.processes
-    def test_runs_of_a_sweep_are_runs_by_themselves(self, tmp_path, monkeypatch):
+    def test_runs_of_a_sweep_are_runs_by_themselves(self, tmp_path, monkeypatch, few_digits):
+        """In this process, of few digits."""
         sweeps = importlib.import_module("sweeps")
-        monkeypatch.setattr(sweeps, "GRID", {"prior": ["StandardNormal"]})
+        monkeypatch.setattr(sweeps, "GRID", {"prior": ["StandardNormal"], "network": "MLP"} | PLAIN)
+
+        def start(file, study, workers, url=None):
+            assert commands.run(["sweep", str(file), "--study_dir", str(study), "--workers", f"{workers}"]) == 0
+            return SimpleNamespace(wait=lambda: 0)
+
+        monkeypatch.setattr(sweeps, "_start", start)
         monkeypatch.setattr(sweeps, "ProcessPoolExecutor", lambda *_: nullcontext(SimpleNamespace(map=map)))
         sweeps.main(kills=0, epochs=1, seeds=1, workers=0, latent=(2,), postgres=False, out=str(tmp_path))
         (row,) = rows(tmp_path / "sweeps.csv")
