@@ -63,6 +63,8 @@ class Team:
                     self._start(i)
                 if len(absent) == workers and not (waiting or running or new):
                     return
+                if self.is_here and (waiting or new):
+                    continue  # they are trained
             with suppress(Empty):
                 self._take(*self.events.get(timeout=WAIT if absent else POLL))
 
