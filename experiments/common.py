@@ -68,10 +68,11 @@ def train_all(
         raise ValueError(
             f"Expected runs that train; {failed[0]['run']} is {failed[0]['state']}. {failed[0]['message']}"
         )
-    names = {str({name: setting.get(name) for name in rows[0]["options"]}): key for key, setting in settings.items()}
-    result: dict[str, list[Path]] = {name: [] for name in settings}
-    for row in rows[: seeds * len(settings)]:
-        result[names[str(row["options"])]].append(folder / "runs" / row["run"])
+    names = [*settings]  # in the order of their numbers
+    result: dict[str, list[Path]] = {name: [] for name in names}
+    for row in rows:
+        if row["seed"] < seeds:  # an earlier call may have had more
+            result[names[row["number"]]].append(folder / "runs" / row["run"])
     return result
 
 

@@ -431,11 +431,14 @@ def test_describe_and_back(part):
     assert checkpoint.to_spec(again) == checkpoint.to_spec(part)
 
 
-def test_the_option_of_trust_names_each_module_of_the_users():
-    spec = {
-        "class_path": "mine.A",
-        "init_args": {"of": [{"class_path": "pyro_vae.priors.Flow"}, {"class_path": "b.C"}]},
-    }
-    assert checkpoint.trust_words({"prior": spec}, [spec]) == " --trust 'mine b'"
-    assert checkpoint.trust_words({"prior": {"class_path": "mine.A"}}) == " --trust mine"
-    assert checkpoint.trust_words({"prior": {"class_path": "pyro_vae.priors.Flow"}, "data": "x.npy"}) == ""
+def test_a_command_on_runs_trusts_each_module_of_the_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flow = {"class_path": "pyro_vae.priors.Flow"}
+    parts = {"a": {"class_path": "mine.A", "init_args": {"of": [flow, {"class_path": "b.C"}]}}, "b": flow}
+    for name, part in parts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"prior": part, "data": "x.npy"}))
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert checkpoint.command_on("evaluate", a) == "pyro-vae evaluate a --trust 'mine b'"
+    assert checkpoint.command_on("evaluate", b) == "pyro-vae evaluate b"
+    assert checkpoint.command_on("compare", tmp_path / "s", [b, a]) == "pyro-vae compare s --trust 'mine b'"

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -125,15 +126,14 @@ def test_writes_a_table_and_a_figure(name, few_digits, tmp_path, monkeypatch, ca
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "fit", partial(fit, compile="off"), raising=False)
     monkeypatch.setattr("pyro_vae.sweep.worker.fit", lambda *parts, **options: fit(*parts, **options | PLAIN))
-    runs = {"runs": str(tmp_path / "runs")} if "workers" in SMALL[name] else {}
+    runs, out = {"runs": str(tmp_path / "runs")} if "workers" in SMALL[name] else {}, tmp_path / "out"
     with torch.random.fork_rng():
-        module.main(**SMALL[name], **runs, out=str(tmp_path / "out"))
-    tmp_path = tmp_path / "out"
+        module.main(**SMALL[name], **runs, out=str(out))
     figures = [f"{name}.png", f"{name}_images.png"] if name in WITH_IMAGES else [f"{name}.png"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.csv", f"{name}.md", *figures]
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.csv", f"{name}.md", *figures]
     committed = rows(EXPERIMENTS / "results" / f"{name}.csv")
     found, expected = (
-        [key for key in table[0] if "SNR, K =" not in key] for table in (rows(tmp_path / f"{name}.csv"), committed)
+        [key for key in table[0] if "SNR, K =" not in key] for table in (rows(out / f"{name}.csv"), committed)
     )
     assert found == expected
     for figure in figures:
@@ -543,12 +543,11 @@ class TestReproduce:
         assert all(torch.equal(second[name], value) for name, value in first.items() if not name.startswith("prior."))
 
     def test_the_rows_are_listed(self, monkeypatch):
-        reproduce, common = importlib.import_module("reproduce"), importlib.import_module("common")
-        listed = reproduce.listed()
+        listed = importlib.import_module("reproduce").listed()
         assert [line.split()[0] for line in listed.splitlines()[1:-2]] == [*importlib.import_module("papers").ROWS]
         monkeypatch.setattr(sys, "argv", [str(EXPERIMENTS / "reproduce.py"), "vea"])
         with pytest.raises(SystemExit, match="^reproduce.py: Expected a row among vae, iwae-5, ") as stopped:
-            common.command(reproduce.main)
+            runpy.run_path(str(EXPERIMENTS / "reproduce.py"), run_name="__main__")
         assert "\n" not in str(stopped.value.code)
 
     def test_the_committed_table_shows_the_last_line_of_each_row_and_is_below_what_was_published(self):

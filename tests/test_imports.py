@@ -42,7 +42,7 @@ for optimizer in ("adam", "muon"):
 
 
 def test_help_and_wrong_options_of_train_import_no_matplotlib_and_leave_collections_on():
-    code = COMMAND.format(["train", "--help"]) + "; main(['train', '--prior', 'Gausian'])"
+    code = COMMAND.format(["train", "--help"]) + "\nassert main(['train', '--prior', 'Gausian']) == 2"
     code += "\nimport gc; assert gc.isenabled() and gc.get_freeze_count()"
     assert imported(code) == {"torch", "pyro", "jsonargparse", "numpy"}
 

@@ -330,7 +330,7 @@ class TestBadInput:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def first_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
     words = "train --latent 3 --epochs 1 --network MLP --network.hidden [16] --run_dir first"
     with pytest.MonkeyPatch.context() as patch:
@@ -342,8 +342,8 @@ def trained(tmp_path_factory):
 
 class TestCommand:
     @pytest.fixture
-    def first(self, trained, elsewhere, tmp_path):
-        shutil.copytree(trained, tmp_path / "first")
+    def first(self, first_run, elsewhere, tmp_path):
+        shutil.copytree(first_run, tmp_path / "first")
         return tmp_path
 
     def test_a_second_run_is_whole(self, first, capsys):

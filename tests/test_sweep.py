@@ -172,7 +172,7 @@ def grid(seeds=(0, 1), latent=(2, 3), **options):
     return Space(TINY | {"latent": Choice("latent", latent)} | options, seeds)
 
 
-def opened(folder, space=None, sampler="grid"):
+def open_study(folder, space=None, sampler="grid"):
     return Study(folder, None, sampler, space or grid())
 
 
@@ -180,7 +180,7 @@ def opened(folder, space=None, sampler="grid"):
 def study(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "workers").mkdir()
-    return opened(tmp_path)
+    return open_study(tmp_path)
 
 
 def states(study):
@@ -194,7 +194,7 @@ def counts(study):
 RUNS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def claimed(*studies, finish=False):
+def claim_all(*studies, finish=False):
     """Claim jobs by the studies in turn until none is left, and finish each if asked; return their runs in order."""
     jobs = []
     while job := (study := studies[len(jobs) % len(studies)]).claim(f"worker {len(jobs)}"):
@@ -206,12 +206,12 @@ def claimed(*studies, finish=False):
 
 class TestStudy:
     def test_two_workers_claim_each_job_once(self, study):
-        other = opened(study.folder)
-        assert claimed(study, other) == RUNS
+        other = open_study(study.folder)
+        assert claim_all(study, other) == RUNS
         assert other.claim("late") is None
 
     def test_two_workers_that_claim_at_the_same_moment_share_no_job(self, study, monkeypatch):
-        other, jobs = opened(study.folder), study.jobs
+        other, jobs = open_study(study.folder), study.jobs
         monkeypatch.setattr("pyro_vae.sweep.study.PAUSE", 0)
 
         def stale():
@@ -227,7 +227,7 @@ class TestStudy:
         assert counts(study) == (2, 2)
 
     def test_two_machines_with_different_grids_share_no_number(self, study, monkeypatch):
-        other, jobs = opened(study.folder, grid(latent=(4, 2, 3))), study.jobs
+        other, jobs = open_study(study.folder, grid(latent=(4, 2, 3))), study.jobs
         monkeypatch.setattr("pyro_vae.sweep.study.PAUSE", 0)
 
         def stale():
@@ -249,7 +249,7 @@ class TestStudy:
         study.revive()
         study.revive()
         assert counts(study) == (4, 0)
-        assert claimed(study) == RUNS
+        assert claim_all(study) == RUNS
         study.revive()  # these workers have no locks
         assert counts(study) == (4, 0)
 
@@ -263,7 +263,7 @@ class TestStudy:
         assert [state for *_, state in states(study)] == ["failed"] * 4
         assert all("workers died" in row["message"] for row in records(study))
         study.retry()
-        assert claimed(study, finish=True) == RUNS
+        assert claim_all(study, finish=True) == RUNS
 
     def test_a_worker_trains_the_seeds_of_a_setting(self, study):
         jobs = {"a": None, "b": None}
@@ -288,14 +288,14 @@ class TestStudy:
 
     def test_a_grid_may_grow(self, study):
         study.finish(study.claim("a"), [{"seed": 0, "value": 1.0}])
-        grown = opened(study.folder, grid((0, 1, 2), (3, 2, 4)))
+        grown = open_study(study.folder, grid((0, 1, 2), (3, 2, 4)))
         grown.check_grid()
         assert {(job.options["latent"], job.number) for job in grown.jobs()} == {(2, 0), (3, 1), (4, 2)}
         assert counts(grown) == (8, 0)
         assert states(grown)[0] == (0, 0, "complete")
 
     def test_claims_of_a_large_grid_read_only_trials(self, tmp_path):
-        many = opened(tmp_path, grid(range(50), range(2, 22)))
+        many = open_study(tmp_path, grid(range(50), range(2, 22)))
         many.finish(many.claim("a"), [{"seed": 0, "value": 1.0}])
         assert counts(many) == (999, 0)
         assert len(many.study.get_trials(deepcopy=False)) == 1
@@ -303,8 +303,8 @@ class TestStudy:
     def test_another_sweep_is_refused(self, study):
         study.claim("a")
         with pytest.raises(ValueError, match="latent is 2"):
-            opened(study.folder, grid(latent=(3, 5))).check_grid()
-        opened(study.folder, grid(latent=(2, 5))).check_grid()  # no run was of latent 3
+            open_study(study.folder, grid(latent=(3, 5))).check_grid()
+        open_study(study.folder, grid(latent=(2, 5))).check_grid()  # no run was of latent 3
         study.check({"metric": "elbo", "data": "a"})
         study.check({"metric": "elbo", "data": "a"})
         with pytest.raises(ValueError, match="metric was 'elbo' and is now 'nll'"):
@@ -325,7 +325,7 @@ class TestStudy:
         assert counts(study) == (3, 0)
         study.retry()
         assert counts(study) == (4, 0)
-        assert claimed(study, finish=True) == RUNS
+        assert claim_all(study, finish=True) == RUNS
         assert {state for *_, state in states(study)} == {"complete"}
 
     def test_a_worker_that_ends_after_a_claim_is_dead(self, study):
@@ -358,11 +358,11 @@ class TestStudy:
         study.finish(study.claim("a"), [{"seed": 0, "value": 1.0}])
         place = study.folder.parent / "moved?b#c %41"
         study.folder.rename(place)
-        assert counts(opened(place)) == (3, 0)
+        assert counts(open_study(place)) == (3, 0)
 
     def test_a_search_takes_the_results_of_equal_settings(self, tmp_path):
         space = Space(TINY | {"latent": Choice("latent", (2, 3))}, (0, 1))
-        search, latents = opened(tmp_path, space, "tpe"), []
+        search, latents = open_study(tmp_path, space, "tpe"), []
         while job := search.claim("a", 6):
             latents.append(job.options["latent"])
             if job.options["latent"] == 2:
@@ -376,7 +376,7 @@ class TestStudy:
     def test_a_search_tries_the_setting_of_a_dead_worker_again(self, tmp_path):
         (tmp_path / "workers").mkdir()
         space = Space(TINY | {"latent": Range("latent", 2, 900)}, (0, 1))
-        search = opened(tmp_path, space, "tpe")
+        search = open_study(tmp_path, space, "tpe")
         job = search.claim("dead", 2)
         (tmp_path / "workers/dead").touch()
         search.revive()
@@ -396,7 +396,7 @@ def train(options, folder):
 
 class TestWorker:
     def do(self, study, options, events=None, metric="elbo", prune=False):
-        study = opened(study.folder, Space(TINY | options, (4,)))
+        study = open_study(study.folder, Space(TINY | options, (4,)))
         Worker(study, metric, prune, (events if events is not None else []).append).do(study.claim("me"))
         return records(study)[0]
 
@@ -523,22 +523,22 @@ def children(pid):
 def test_a_killed_sweep_ends_as_runs_by_themselves(tmp_path, capsys):
     """Its worker is killed, then the worker's parent, then all its processes."""
     file, folder = write(tmp_path, TINY | {"epochs": 20, "latent": [2, 3, 4]}), tmp_path / "study"
-    sweeping = subprocess.Popen(
+    process = subprocess.Popen(
         command(file, "--study_dir", folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
 
     def wait_for(number):
         checkpoint = folder / f"runs/00{number}-seed-0/checkpoint/last.safetensors"
-        while not checkpoint.exists() and sweeping.poll() is None:
+        while not checkpoint.exists() and process.poll() is None:
             time.sleep(0.02)
-        (nursery,) = children(sweeping.pid)
+        (nursery,) = children(process.pid)
         return nursery
 
     os.kill(children(wait_for(0))[0], signal.SIGKILL)
     os.kill(wait_for(1), signal.SIGKILL)
     wait_for(2)
-    os.killpg(sweeping.pid, signal.SIGKILL)
-    sweeping.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
     again = ["sweep", str(file), "--study_dir", str(folder), "--workers", "0"]
     assert commands.run(again) == 0
     assert "3 runs: 3 complete" in capsys.readouterr().out

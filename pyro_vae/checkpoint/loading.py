@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_vae import data
 from pyro_vae.checkpoint.files import deserialize, load_tensors, one_line, safe_path
 from pyro_vae.checkpoint.runs import check_data, check_settings, load_environment, load_schema, load_state
-from pyro_vae.checkpoint.spec import arguments, config_of, from_spec
+from pyro_vae.checkpoint.spec import arguments, command_on, config_of, from_spec
 from pyro_vae.data.sources import NAMES
 from pyro_vae.objectives.base import check_choice
 from pyro_vae.operations import Operations
@@ -75,7 +75,7 @@ def _weights(run: Path, which: str) -> tuple[dict[str, Tensor], Any]:
     if state is None and not path.is_file():
         content, advice = ("best weights", "Use final or last.") if which == "best" else (path.name, "Is it a run?")
         if which == "final" and (run / "checkpoint" / "last.safetensors").is_file():
-            advice = f"Its training has not ended: pyro-vae train --resume {run}."
+            advice = f"Its training has not ended: {command_on('train --resume', run)}."
         raise FileNotFoundError(f"Expected a run directory with {content}; {str(run)!r} has none. {advice}")
     try:
         if which == "final":

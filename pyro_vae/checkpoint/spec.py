@@ -17,12 +17,12 @@ import pyro.infer
 import yaml
 from torch import Tensor, nn
 
-from pyro_vae.checkpoint.files import one_line, safe_path
+from pyro_vae.checkpoint.files import display_path, one_line, safe_path
 from pyro_vae.objectives import Penalty, Schedule
 from pyro_vae.programs import VAE
 
 __all__ = ["event_shape", "from_spec", "objective_from_spec", "parts_of", "program_spec", "to_spec"]
-__all__ += ["arguments", "check_trust", "config_of", "trust_words"]
+__all__ += ["arguments", "check_trust", "command_on", "config_of"]
 
 VAR_KEYWORD = Parameter.VAR_KEYWORD
 LARGEST, BRACKETS = 2**20, 1000  # limits of a configuration: bytes; brackets, since parsing takes their square
@@ -162,17 +162,19 @@ def check_trust(spec: Any, trust: Iterable[str]) -> None:
             )
 
 
-def trust_words(*specs: Any) -> str:
-    """Return the option ``--trust`` that a command needs for the classes in plain data; empty if it needs none."""
+def command_on(words: str, place: Path, runs: Iterable[Path] = ()) -> str:
+    """Return a command on a run, or on another place with runs, with the option ``--trust`` that their classes need."""
+    specs = [config_of(run) for run in (*runs,) or (place,)]
     modules = [*dict.fromkeys(path.rpartition(".")[0] for path in _foreign(specs))]
-    return "" if not modules else f" --trust {shlex.quote(' '.join(modules))}"
+    trust = f" --trust {shlex.quote(' '.join(modules))}" if modules else ""
+    return f"pyro-vae {words} {display_path(place)}{trust}"
 
 
 def _foreign(spec: Any) -> Iterator[str]:
     """Yield the import paths of classes outside of ``pyro_vae`` in plain data."""
     if isinstance(spec, dict) and str(spec.get("class_path", "pyro_vae")).split(".")[0] != "pyro_vae":
         yield str(spec["class_path"])
-    if isinstance(spec, list | tuple | dict):
+    if isinstance(spec, list | dict):
         for item in spec.values() if isinstance(spec, dict) else spec:
             yield from _foreign(item)
 

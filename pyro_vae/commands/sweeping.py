@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.checkpoint import config_of, display_path, trust_words
+from pyro_vae.checkpoint import command_on, display_path
 from pyro_vae.sweep import best_of, setting_name, sweep
 from pyro_vae.words import nats
 
@@ -28,6 +28,8 @@ def _sweep(file: str, study_dir: str | None = None, **options: Any) -> None:
         print(f"best:    {setting_name(best[0])}, {nats(best[1])} nats per validation datum")
     if rows and all(row["state"] == "failed" for row in rows):
         raise ValueError(f"Expected a run that trains; all {len(rows)} failed. Mend them, and add --retry true.")
-    complete = [folder / "runs" / row["run"] for row in rows if row["state"] == "complete"]
-    trust = trust_words(*(config_of(run) for run in complete if run.is_dir()))  # other machines have other runs
-    print(f"table:   {display_path(folder / 'trials.csv')}\nmore:    pyro-vae compare {display_path(folder)}{trust}")
+    complete = {row["number"]: folder / "runs" / row["run"] for row in rows if row["state"] == "complete"}
+    here = [run for run in complete.values() if run.is_dir()]  # one of each setting
+    print(f"table:   {display_path(folder / 'trials.csv')}")
+    if here:
+        print(f"more:    {command_on('compare', folder, here)}")

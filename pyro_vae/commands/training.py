@@ -89,5 +89,4 @@ def _close(program: Any, dataset: data.Dataset, history: dict[str, list[float]],
         checkpoint.write_all(run, pictures({"curves": plots.curves(history)} | report.figures(program, dataset)))
         print(f"figures: {checkpoint.display_path(run / 'figures')}")
     finally:
-        place, trust = checkpoint.display_path(run), checkpoint.trust_words(checkpoint.config_of(run))
-        print(f"run:     {place}\nmore:    pyro-vae evaluate {place}{trust}")
+        print(f"run:     {checkpoint.display_path(run)}\nmore:    {checkpoint.command_on('evaluate', run)}")

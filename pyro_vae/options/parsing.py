@@ -25,10 +25,10 @@ WORDS = {f"--{option}{end}": option for option in ROOMS for end in ("", ".help")
 
 def parse(name: str, command: Callable[..., Any], words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of a subcommand from the words after the subcommand's name."""
-    return Parsed(name, command, words).instances()
+    return Options(name, command, words).instances()
 
 
-class Parsed:
+class Options:
     """The options of a subcommand as plain values; :meth:`instances` makes the instances of classes.
 
     Args:
@@ -49,11 +49,11 @@ class Parsed:
                 parts = {option: first[option]["class_path"] for option in ROOMS if "." not in option and first[option]}
             own = all(path.startswith("pyro_vae.") for path in parts.values())  # a user's class may change
             self._final = (_kept_parser if own else parser)(name, command, tuple(parts.items()))
-        self.options = self._final.parse_args(self.words)
+        self.values = self._final.parse_args(self.words)
 
     def instances(self) -> dict[str, Any]:
         """Return the arguments of the subcommand's function, with new instances of classes."""
-        options = self._final.instantiate(self.options).as_dict()
+        options = self._final.instantiate(self.values).as_dict()
         options.pop("config", None)
         for option, value in options.items():  # jsonargparse accepts these values
             if value is None and self._final.get_default(option) is not None:
@@ -64,7 +64,7 @@ class Parsed:
             usual, takes = self._first.parse_args([]), signature(kind).parameters
             own_words = {word.partition("=")[0].partition(".")[0] for word in self.words}
             for part in PARTS:
-                if f"--{part}" not in own_words and self.options[part] == usual[part]:
+                if f"--{part}" not in own_words and self.values[part] == usual[part]:
                     options.pop(part)  # the program has a default
                 elif part not in takes:
                     got = f"with the program {kind.__name__}; got one"

@@ -1,7 +1,6 @@
 """``sweep``: read the file, open the study, start the workers and record the runs."""
 
 import inspect
-import math
 import re
 import shutil
 import time
@@ -93,14 +92,10 @@ def sweep(
         study.retry()
     spec: dict[str, Any] = {"folder": folder, "url": storage, "sampler": sampler, "space": space}
     spec |= {"metric": metric, "prune": prune, "trials": trials}
-    saved = [-math.inf, 0.0]  # the moment and the duration of the last saving
 
     def on_end(event: dict[str, Any]) -> None:
-        start = time.monotonic()
         rows = records(study)
-        if start - saved[0] > 50 * saved[1]:
-            _save(folder, rows)
-            saved[:] = start, time.monotonic() - start
+        _save(folder, rows)
         for line in _lines(event, rows) if progress else ():
             tqdm.write(line)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,15 +90,14 @@ class Team:
     def _start(self, i: int) -> None:
         """Start worker ``i``, or be it."""
         seed = 1000 * len(self.study.jobs()) + i  # the same seed after a restart would repeat the first proposals
+        worker = {"worker": i, "seed": seed, "log": str(self._log(i))}
         if self.is_here:
-            return self._be({"worker": i, "seed": seed, "log": self._log(i)})
+            return self._be(worker)
         place = self.nurseries[-1] if self.nurseries and FORKS else None
         if place is None or place.poll() is not None:
             place = self._open()
         self.alive[i] = place
-        with suppress(BrokenPipeError):  # the nursery has died
-            pickle.dump({"worker": i, "seed": seed, "log": self._log(i)}, cast(IO[bytes], place.stdin))
-            cast(IO[bytes], place.stdin).flush()  # stays open: the workers stop when it is closed
+        self._write(place, worker)
         return None
 
     def _be(self, worker: dict[str, Any]) -> None:
@@ -125,12 +123,16 @@ class Team:
                 [sys.executable, "-c", NURSERY],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=os.environ | one_thread,
             )  # fmt: skip
-        with suppress(BrokenPipeError):
-            pickle.dump(self.spec, cast(IO[bytes], process.stdin))
+        self._write(process, {name: value for name, value in self.spec.items() if name != "space"})
         self.nurseries.append(process)
         self.threads.append(Thread(target=self._read, args=(process,), daemon=True))
         self.threads[-1].start()
         return process
+
+    def _write(self, process: Any, line: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):  # the nursery has died
+            process.stdin.write(f"{json.dumps(line, default=str)}\n".encode())
+            process.stdin.flush()  # stays open: the workers stop when it is closed
 
     def _read(self, process: Any) -> None:
         with process.stdin, process.stdout:

@@ -13,7 +13,7 @@ import torch
 from pyro_vae import checkpoint, data, evaluate, fit
 from pyro_vae.compare.rows import basis_of
 from pyro_vae.data import Dataset
-from pyro_vae.options import Parsed, dataset_of, error_message, fit_arguments, program_of
+from pyro_vae.options import Options, dataset_of, error_message, fit_arguments, program_of
 from pyro_vae.program import posterior_of
 from pyro_vae.seeds import eval_mode
 from pyro_vae.sweep.jobs import Job, key_of, run_name
@@ -114,8 +114,8 @@ class Worker:
         return self._kept[make][1]
 
 
-def _parse(job: Job) -> Parsed:
-    return Parsed("train", fit, words_of(job.options))
+def _parse(job: Job) -> Options:
+    return Options("train", fit, words_of(job.options))
 
 
 def _basis(program: torch.nn.Module, dataset: Dataset) -> str:
@@ -134,7 +134,7 @@ def work(spec: dict[str, Any], tell: Callable[[dict[str, Any]], bool]) -> int:
 
     folder = spec["folder"]
     try:
-        with spec["log"].open("a") as log, worker_lock(folder) as name:
+        with open(spec["log"], "a") as log, worker_lock(folder) as name:
             study = Study(folder, spec["url"], spec["sampler"], spec["space"], spec["seed"])
             worker = Worker(study, spec["metric"], spec["prune"], check, log)
             job: Job | None = None

@@ -109,7 +109,8 @@ class Run:
                 checkpoint.save_weights(self.folder, training.program)
                 if self.folder != original:
                     run = checkpoint.display_path(self.folder)
-                    message = f"The run was moved to {run}. To draw its figures: pyro-vae evaluate {run}"
+                    figures = checkpoint.command_on("evaluate", self.folder)
+                    message = f"The run was moved to {run}. To draw its figures: {figures}"
                     warnings.warn(message, stacklevel=2)
         return self.history
 
@@ -202,7 +203,9 @@ class Run:
             self.save()
         checkpoint.save_weights(folder, self.training.program)
         run, has_parts = checkpoint.display_path(folder), checkpoint.parts_of(self.training.program)
-        resume = f"pyro-vae train --resume {run}" if has_parts and self._has_named_data else f"fit(..., resume={run!r})"
+        resume = f"fit(..., resume={run!r})"
+        if has_parts and self._has_named_data:
+            resume = checkpoint.command_on("train --resume", folder)
         return f"The weights so far are in {run}. To resume: {resume}"
 
     def _write_record(self, error: NotFinite) -> NotFinite:
