@@ -92,6 +92,10 @@ class CompiledSVI(SVI):
         owners = [getattr(program, "__self__", program) for program in (model, guide)]
         layers = [layer for owner in owners if isinstance(owner, nn.Module) for layer in owner.modules()]
         self._buffers = [layer._buffers for layer in layers if layer._buffers]
+        # A program's context for data without missing elements; a handler around the model may need the elements.
+        complete = getattr(owners[0], "complete", None) if owners[0] is owners[1] else None
+        self._complete: Any = complete if callable(complete) else None
+        self._is_complete = False
         self._gradients = GraphedFunction(self._loss_and_gradients, compile, steps, self._key, _in_store)
         self._value = GraphedFunction(self._loss_and_gradients, compile, None, self._key, _in_store)
         if self._terms is None and compile != "off":
@@ -112,6 +116,7 @@ class CompiledSVI(SVI):
         """Return the loss as a number, in nats summed over the data, without a step."""
         if self._terms is None:
             return super().evaluate_loss(*args, **kwargs)
+        self._is_complete = self._complete is not None and _without_nan(args, kwargs)
         with torch.no_grad(), fast_products(self.precision):
             (loss, *_), _ = self._value((None, *args), kwargs)
         return torch_item(loss)
@@ -140,6 +145,7 @@ class CompiledSVI(SVI):
         ``handler`` is a context around model and guide. ``record`` records the graph now.
         """
         kwargs = kwargs or {}
+        self._is_complete = self._complete is not None and _without_nan(args, kwargs)
         with fast_products(self.precision):
             if self._terms is None:
                 with self._context(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
@@ -187,13 +193,13 @@ class CompiledSVI(SVI):
         kind = device_of(args, kwargs).type
         products: Any = torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         torch.clear_autocast_cache()  # inside another autocast it holds the weights of the last step
-        with handler or nullcontext(), products:
+        with self._complete() if self._is_complete else nullcontext(), handler or nullcontext(), products:
             yield
 
     def _key(self) -> tuple:
-        """Return the training mode of the modules of model and guide, and the identity of their buffers."""
+        """Return whether x is complete, the training mode of model and guide, and the identity of their buffers."""
         modes = (getattr(getattr(part, "__self__", part), "training", None) for part in (self.model, self.guide))
-        return *modes, *(id(buffer) for buffers in self._buffers for buffer in buffers.values())
+        return self._is_complete, *modes, *(id(buffer) for buffers in self._buffers for buffer in buffers.values())
 
 
 def _terms_of(loss: Any) -> Callable[..., Terms] | None:
@@ -212,6 +218,16 @@ def _terms_of(loss: Any) -> Callable[..., Terms] | None:
         return Terms(torch.as_tensor(loss(*args, **kwargs)), torch.tensor(math.nan))
 
     return terms
+
+
+def _without_nan(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether no tensor of floats has an element that is NaN; on a GPU, where the answer would wait, return False."""
+    for value in (*args, *kwargs.values()):
+        if not isinstance(value, Tensor):
+            return False
+        if value.is_floating_point() and (value.device.type != "cpu" or not math.isfinite(value.detach().sum().item())):
+            return False
+    return True
 
 
 def _params_of(capture: Any) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class Split:
         if self.noise == "uniform":
             x = self._dequantised(pixels, torch.rand(pixels.shape, device=pixels.device))
         elif self.noise == "bernoulli":
-            x = (torch.rand_like(x) < x).to(x.dtype)  # faster than torch.bernoulli
+            x = torch.rand_like(x).lt_(x)  # faster than torch.bernoulli, and than a tensor of booleans
         elif self.scale is not None:
             x = torch.addcmul(x, rows_of(self.scale, index), torch.randn_like(x))
         return x if self.mask is None else torch.where(rows_of(self.mask, index), x, torch.nan)

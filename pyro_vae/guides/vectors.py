@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, transforms
 from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_vae.conditional import Family
 from pyro_vae.flows import Autoregressive, Broadcast, check, gentle
@@ -151,7 +152,7 @@ class Flow(Family):
 def _exp(x: Tensor) -> Tensor:
     """Return a finite exp(x): infinity times 0 would be the gradient of a mixture component far from all z."""
     limit = 0.98 * math.log(torch.finfo(x.dtype).max)
-    return x.clamp(-limit, limit).exp()
+    return functional.hardtanh(x, -limit, limit).exp()  # a clamp, with one operation for its gradient
 
 
 def _net(transform: str, latent: int, context: int, hidden: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -123,9 +124,33 @@ class FastBernoulli(Checked, dist.Bernoulli):
     """The Bernoulli distribution without ``log1p``, since ``log1p`` takes ten times as long as ``log`` on a CPU."""
 
     def _log_p(self, value: Tensor) -> Tensor:
-        r"""Return :math:`(x - \frac{1}{2}) \, l - \frac{1}{2} |l| - \log(1 + e^{-|l|})`, l the logit."""
-        size = self.logits.abs()
-        return (value - 0.5) * self.logits - size / 2 - (1 + (-size).exp()).log()
+        return BernoulliMass.apply(*torch.broadcast_tensors(self.logits, value))
+
+
+class BernoulliMass(torch.autograd.Function):
+    r"""The log mass of binary x, :math:`(x - \frac{1}{2}) \, l - \frac{1}{2} |l| - \log(1 + e^{-|l|})`, l the logit.
+
+    Its gradient is :math:`x - \sigma(l)`, in three operations where autograd takes twelve.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, value: Tensor) -> Tensor:
+        """Return the log mass of each element."""
+        minus = -logits.abs()
+        return torch.add((value - 0.5) * logits, minus, alpha=0.5) - (1 + minus.exp()).log()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep the arguments."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """Return the gradients of logits and x."""
+        logits, value = ctx.saved_tensors
+        return gradient * (value - logits.sigmoid()), gradient * logits if ctx.needs_input_grad[1] else None
 
 
 class StableContinuousBernoulli(TensorDistribution):

@@ -35,12 +35,12 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent: int) -> None:
         super().__init__()
-        self.zero = nn.Buffer(torch.zeros(latent), persistent=False)
-        self.one = nn.Buffer(torch.ones(latent), persistent=False)
+        self.like = nn.Buffer(torch.zeros(latent), persistent=False)
 
     def forward(self) -> TorchDistribution:
         """Return the prior, with event shape ``(latent,)``."""
-        return dist.Normal(self.zero, self.one).to_event(1)
+        # Constants here, which the graph of a step knows; it does not know the values of a buffer.
+        return dist.Normal(torch.zeros_like(self.like), torch.ones_like(self.like)).to_event(1)
 
 
 class GaussianMixture(nn.Module):
