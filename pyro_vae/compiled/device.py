@@ -52,6 +52,37 @@ def max_batch_size(
     return max(1, min(most, budget // (two - one))) if two > one else most
 
 
+def product_operations(run: Callable[[], Any]) -> int:
+    """Return the number of multiplications and additions of the matrix products and convolutions in a call of ``run``.
+
+    Torch's own counter imports torch's compiler, which takes longer than the call.
+
+    Example:
+        >>> product_operations(lambda: torch.randn(2, 3) @ torch.randn(3, 5))
+        60
+    """
+    with _OperationCounter() as counter:
+        run()
+    return counter.operations
+
+
+class _OperationCounter(Operations):
+    """Adds up the multiplications and additions of products: two for each factor of each element of a result."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm", "baddbmm"):
+            left = args[1] if name in ("addmm", "baddbmm") else args[0]
+            self.operations += 2 * result.numel() * left.shape[-1]
+        elif name == "convolution":
+            x, weight, transposed = args[0], args[1], args[6]
+            self.operations += 2 * (x if transposed else result).numel() * weight[0].numel()
+        return result
+
+
 class _ByteCounter(Operations):
     """Adds up the bytes of the tensors that operations return; a view has none."""
 

@@ -15,8 +15,10 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.compiled.simplify import arguments_of, has_side_effect, remove_dead_code, shares_memory, simplify
+from pyro_vae.compiled.memory import arguments_of, has_side_effect, remove_dead_code, shares_memory
+from pyro_vae.compiled.simplify import simplify
 from pyro_vae.compiled.tape import Tape, TensorSpec
+from pyro_vae.compiled.uniform import empty
 from pyro_vae.operations import Operations
 
 CODE = re.compile(r"c[a-z2-7]{51}(\.main)?\.(so|py|cpp)")  # names of files in TorchInductor's cache
@@ -162,7 +164,7 @@ def fold_constants(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
             continue
         of_shape = node.target is not operator.getitem and node.target.overloadpacket.__name__ in OF_SHAPE
         if of_shape or all(argument in constants for argument in node.all_input_nodes):
-            args, kwargs = map_arg((node.args, node.kwargs), lambda n: constants[n] if n in constants else _empty(n))
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: constants[n] if n in constants else empty(n))
             constants[node] = cast(Any, node.target)(*args, **kwargs)
     for node, value in list(constants.items()):
         if node.op != "placeholder" and isinstance(value, Tensor) and any(user not in constants for user in node.users):
@@ -177,12 +179,6 @@ def fold_constants(graph: fx.Graph, state: list[Tensor]) -> list[Tensor]:
         if not node.users:
             graph.erase_node(node)
     return [constants[node] for node in closed_over if node.users]
-
-
-def _empty(node: fx.Node) -> Tensor:
-    """Return an uninitialised tensor of a node's shape, for an operation that reads only the shape."""
-    val = node.meta["val"]
-    return torch.empty_strided(val.shape, val.stride, dtype=val.dtype, device=val.device)
 
 
 def can_compile(device: torch.device) -> bool:

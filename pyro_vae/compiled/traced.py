@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_vae.compiled.device import device_of
 from pyro_vae.compiled.graph import Graph, Undo, can_compile
@@ -85,7 +85,7 @@ class GraphedFunction:
         """Call the function, or run its graph."""
         if self.reason or (am_i_wrapped() and not self.frozen):
             return self.function(*args, **kwargs)
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves, spec = _flatten(args, kwargs)
         key = (spec, self.key(), *map(self._describe, leaves))
         entry = self._entries.get(key)
         if entry is None or not self._is_valid(entry):
@@ -98,10 +98,9 @@ class GraphedFunction:
             result = self.function(*args, **kwargs)
             entry.kept = result.kept
             return result
-        self._last = entry
+        self._last, tensors = entry, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if entry.graph is None:
-            return self._record(entry, leaves, spec)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            return self._record(entry, tensors, args, kwargs)
         if entry.calls == entry.recorded + 1:
             return self._check(entry, entry.graph, tensors, args, kwargs)
         if entry.compiled is None and self.compile != "graph":
@@ -113,7 +112,7 @@ class GraphedFunction:
         outputs = self(args, kwargs)
         if self.reason:
             return outputs
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves, spec = _flatten(args, kwargs)
         if entry := self._entries.get((spec, self.key(), *map(self._describe, leaves))):
             entry.recorded = min(entry.recorded, entry.calls + 1)
         self(args, kwargs)
@@ -155,14 +154,13 @@ class GraphedFunction:
             advice = "Further ones run in plain Pyro. Pass numbers that change as tensors"
             self._warn(f"{limit}. {advice}.", stacklevel=6)
 
-    def _record(self, entry: _Entry, leaves: list[Any], spec: Any) -> Outputs:
+    def _record(self, entry: _Entry, tensors: list[Tensor], args: tuple, kwargs: dict[str, Any]) -> Outputs:
         """Record the graph while the function runs; fall back if that fails."""
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         def function(*inputs: Tensor) -> Sequence[Any]:
             rest = iter(inputs)
-            args, kwargs = tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-            result = self.function(*args, **kwargs)
+            positional, named = tree_map_only(Tensor, lambda _: next(rest), (args, kwargs))
+            result = self.function(*positional, **named)
             entry.kept = result.kept
             return result.tensors
 
@@ -179,7 +177,6 @@ class GraphedFunction:
             self._fall_back(reason)
             undo.swap()
             set_torch_rng_state(before, device_of(tensors))
-            args, kwargs = tree_unflatten(leaves, spec)
             return self.function(*args, **kwargs)
         outputs, entry.graph.outputs = entry.graph.outputs, ()
         return Outputs([None if output is None else output.detach() for output in outputs], entry.kept)
@@ -228,6 +225,13 @@ class GraphedFunction:
     def _warn(self, message: str, stacklevel: int) -> None:
         if not self.quiet:
             warnings.warn(message, stacklevel=stacklevel)
+
+
+def _flatten(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """Return the tensors and constants in arguments, and how they are nested; None if the arguments are a flat list."""
+    if not kwargs and all(isinstance(argument, (Tensor, *CONSTANT)) for argument in args):
+        return [*args], None
+    return tree_flatten((args, kwargs))
 
 
 def _short(error: Exception) -> str:

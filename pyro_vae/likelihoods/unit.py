@@ -147,7 +147,7 @@ class BernoulliMass(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of logits and x."""
         logits, value = ctx.saved_tensors
         return gradient * (value - logits.sigmoid()), gradient * logits if ctx.needs_input_grad[1] else None

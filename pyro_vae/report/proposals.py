@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import evaluate
+from pyro_vae.compiled import product_operations
 from pyro_vae.program import Posterior
 from pyro_vae.seeds import fork_rng
 
@@ -18,12 +19,10 @@ LEAST_DRAWS = 50
 @torch.no_grad()
 def affordable_draws(target: Posterior, images: int, most: int) -> int:
     """Return the number of draws for each image of a closing table, by the operations of a draw; at most ``most``."""
-    from torch.utils.flop_counter import FlopCounterMode  # it imports triton
-
     few = target[:2] if not target.structure.all_rows else target
-    with fork_rng(few.data[0].device), FlopCounterMode(display=False) as counter:
-        few.log_weights(1)
-    draws = int(OPERATIONS_OF_TABLE * len(few) / max(1, images * counter.get_total_flops()))
+    with fork_rng(few.data[0].device):
+        operations = product_operations(lambda: few.log_weights(1))
+    draws = int(OPERATIONS_OF_TABLE * len(few) / max(1, images * operations))
     if draws >= most:
         return most
     rounded = draws - draws % 10 ** (len(str(draws)) - 1)  # one digit, and zeros

@@ -73,9 +73,8 @@ class Training:
         # One tensor: a small tensor for each step would keep the memory around it from reuse.
         self.terms = torch.zeros(self.num_batches, 2, device=self.device, dtype=self.dtype)
         self.losses, self.neg_elbos = self.terms.T
-        self.skipped: list[int] = []  # steps of the current epoch
+        self.skipped, self._recorded, self._modules = list[int](), set[int](), [*program.modules()]
         self.epoch_rng_state = seeds.rng_state(self.device)  # when the current epoch began
-        self._recorded: set[int] = set()
         self.monitor.check_plate(factor, self.scales.outside, len(self.train))
         if 1 in (self.batch_size // processes.world, self.last_size // processes.world):
             self._train_mode()
@@ -194,7 +193,8 @@ class Training:
         """Take one step; return the loss and minus the ELBO at beta = 1, both 0 for a skipped step."""
         batch = read_batch(self.train, rows, self.processes, self.dtype)
         rng_state = seeds.torch_rng_state(self.device) if self.checks_steps else None
-        buffers = [buffer.clone() for buffer in self.program.buffers()] if self.checks_steps else []
+        buffers = (buffer for owner in self._modules for buffer in owner._buffers.values() if buffer is not None)
+        before = [(buffer, buffer.clone()) for buffer in buffers if self.checks_steps]
         reason, loss, parameters = "", math.nan, list[Tensor]()
         try:
             loss, parameters = self.svi.gradients(batch, handler=self.processes.noise(len(rows), OF_Z))
@@ -214,8 +214,8 @@ class Training:
             neg_elbo = self.own_objective.plain / self.scales(batch) if self.own_objective else 0.0
             return loss / self.scales(batch), neg_elbo
         failure = self._error(self.steps_done, rows, reason, batch, rng_state)
-        for buffer, before in zip(self.program.buffers(), buffers, strict=True):
-            buffer.detach().copy_(before)
+        for buffer, value in before:
+            buffer.detach().copy_(value)
         if not self.skips or len(self.skipped) == self.num_batches - 1:
             raise failure
         self.monitor.warn(f"Skipped a batch: {failure} metrics.csv counts the skipped batches of each epoch.")

@@ -1,0 +1,202 @@
+"""Rules that simplify a graph: fewer operations, the same numbers, and no memory shared or written too early."""
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_vae.compiled.graph import FUNCTIONS, IN_PLACE, METHODS, Graph
+
+SCALE = torch.tensor(0.7, dtype=torch.float64)
+W, BIAS = torch.randn(3, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+
+
+def example(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def run(graph, function, *inputs):
+    """Compare a graph and its function on the same inputs and draws; return the graph's results."""
+    state, copies = torch.get_rng_state(), [x.clone() for x in inputs]
+    expected = function(*copies)
+    torch.set_rng_state(state)
+    results = graph(inputs)
+    for result, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, value, rtol=1e-10, atol=1e-12)
+    return results
+
+
+def names(graph):
+    return sorted(node.target.overloadpacket.__name__ for node in graph.nodes)
+
+
+def squared_error(z):
+    """Return a Gaussian log density with one scale, as torch writes it."""
+    variance = SCALE.expand(4, 3) ** 2
+    terms = -((z - W[0, :3]) ** 2) / (2 * variance) - SCALE.expand(4, 3).log() - 0.9
+    return [terms.reshape(4, -1).sum(-1).sum()]
+
+
+@pytest.mark.parametrize(
+    ("function", "operations"),
+    {
+        "a sum that starts at 0": (lambda z: [(torch.zeros((), dtype=z.dtype) + z.sum()) * 2], "mul sum"),
+        "one particle": (lambda z: [(z / 1 * 1.0).exp()], "exp"),
+        "the gradient of a square": (lambda z: [z**1.0 * 2.0], "mul"),
+        "factors": (lambda z: [-(z * 2) / 4 * SCALE.expand(4, 3)], "mul mul"),
+        "a factor and its inverse": (lambda z: [z * 2 / 2], "mul"),
+        "an expanded scale": (lambda z: [z / SCALE.expand(4, 3)], "div"),
+        "a filled tensor": (lambda z: [z * torch.full((4, 3), 2.0, dtype=z.dtype)], "mul"),
+        "a density": (squared_error, "add add log mul mul mul neg pow pow reciprocal select slice sub sum"),
+        "a sum of sums": (lambda z: [z.reshape(2, 2, 3).sum(-1).sum()], "sum"),
+        "a mean of rows": (lambda z: [(z * 3 + 1).sum(-1)], "add mul sum"),
+        "a sum from a number": (lambda z: [(1 - z).sum()], "add neg sum"),
+        "twice the same": (lambda z: [(z.exp() + z.exp()).log()], "add exp log"),
+        "views": (lambda z: [z.reshape(12).reshape(2, 6).unsqueeze(0).reshape(4, 3).exp()], "exp"),
+        "transposes": (lambda z: [z.t().t().exp()], "exp"),
+        "a stack of one": (lambda z: [torch.stack([z], 1).reshape(4, 3).exp()], "exp"),
+        "a bias": (lambda z: [(z @ W).reshape(4, 2, 3) + BIAS], "addmm view view"),
+        "a bias of columns": (lambda z: [z @ W + W[0]], "addmm select"),
+        "a copy": (lambda z: [z.clone().exp()], "exp"),
+    }.values(),
+)
+def test_rules(function, operations):
+    graph = Graph(function, [example(4, 3)])
+    run(graph, function, example(4, 3))
+    assert names(graph) == operations.split()
+
+
+@pytest.mark.parametrize(
+    "function",
+    {
+        "it may be infinite": lambda z: [z * torch.tensor(float("inf"), dtype=z.dtype)],
+        "another dtype": lambda z: [z.float() * torch.tensor(2.0, dtype=torch.float64)],
+        "whole numbers": lambda z: [(z > 0).long() * 2 // 2 + torch.zeros((), dtype=torch.long)],
+        "a larger bias": lambda z: [(z @ W).reshape(4, 2, 3) + example(4, 2, 3)],
+        "dimensions from 1": lambda z: [(z.sum() + torch.zeros(2, 2, dtype=z.dtype)).exp()],
+        "a sum of dimensions": lambda z: [(z.reshape(2, 2, 3) * 2 + 1).sum([0, 2])],
+        "a sum that keeps dimensions": lambda z: [(z * 2 - SCALE.expand(4, 3)).sum(1, keepdim=True)],
+        "division by a tensor": lambda z: [2.0 / z, SCALE.expand(4, 3) / z],
+        "rounding": lambda z: [torch.div(z, 0.3, rounding_mode="floor")],
+        "a second factor": lambda z: [torch.add(z, SCALE, alpha=3).sum(), torch.sub(z, 2.0, alpha=0.5).sum()],
+        "the same tensor": lambda z: [(z[0, 0] * z[0, 0]).exp(), z[:1, :1] + z[:1, :1]],
+        "a negative number of columns": lambda z: [z.t().reshape(2, -1).sum(-1)],
+        "no elements": lambda z: [(z[:0] * 2 + 1).sum()],
+    }.values(),
+)
+def test_the_numbers_are_the_same(function):
+    run(Graph(function, [example(4, 3)]), function, example(4, 3))
+
+
+def written_after(z):
+    a = z.exp()
+    b = a * 1.0
+    a.add_(1)
+    return [a, b * 2]
+
+
+def written_view(z):
+    a = z.exp()
+    row = a[0] * 2 * 3
+    a[0].zero_()
+    return [row, a.sum()]
+
+
+def written_copy(z):
+    a = z.clone()
+    a.mul_(2)
+    return [a, z + a]
+
+
+def written_twice(z):
+    a, b = torch.zeros_like(z), torch.zeros_like(z)
+    a.add_(z)
+    return [a + b, b]
+
+
+@pytest.mark.parametrize("function", [written_after, written_view, written_copy, written_twice])
+def test_memory_that_is_written_is_read_in_time(function):
+    run(Graph(function, [example(4, 3)]), function, example(4, 3))
+
+
+def test_draws_stay_apart():
+    def function(z):
+        return [torch.randn_like(z) * 1.0, torch.randn_like(z) + 0.0, torch.randn(())]
+
+    a, b, _ = run(Graph(function, [example(4, 3)]), function, example(4, 3))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: [z + 0.0, z * 1.0, z.clone(), z**1],
+        lambda z: [z.exp(), z.exp(), z.exp() + 0.0],
+        lambda z: [torch.stack([z]), SCALE.clone(), (W * 1.0).t()],
+    ],
+)
+def test_results_have_memory_of_their_own(function):
+    z = example(4, 3)
+    results = run(Graph(function, [z]), function, z)
+    memory = [tensor.untyped_storage().data_ptr() for tensor in (*results, z, SCALE, W)]
+    assert len(set(memory)) == len(memory)
+
+
+OPERATIONS = [
+    lambda a, b, number: a * number,
+    lambda a, b, number: a / 2.0,
+    lambda a, b, number: -a,
+    lambda a, b, number: a + number,
+    lambda a, b, number: number - a,
+    lambda a, b, number: a + b,
+    lambda a, b, number: a * b,
+    lambda a, b, number: a - SCALE.expand(4, 3),
+    lambda a, b, number: a * SCALE.expand(4, 3),
+    lambda a, b, number: SCALE.expand(4, 3) / (1 + b**2),
+    lambda a, b, number: a.reshape(12).reshape(4, 3),
+    lambda a, b, number: a.t().t() + torch.zeros(4, 3, dtype=a.dtype),
+    lambda a, b, number: a.sum() * number + torch.zeros_like(b),
+    lambda a, b, number: (a * 2 - number).sum(-1, keepdim=True).expand(4, 3),
+    lambda a, b, number: a.clone().mul_(number),
+    lambda a, b, number: (a * 2.0).add_(b),
+    lambda a, b, number: torch.randn_like(a) * a,
+    lambda a, b, number: torch.stack([a], 0).reshape(4, 3).tanh(),
+    lambda a, b, number: torch.ones_like(a) * number + a,
+]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_program_keeps_its_numbers(seed):
+    choices = random.Random(seed)
+    steps = [(choices.choice(OPERATIONS), choices.random(), choices.random(), choices.choice([0.0, 1.0, -1.0, 0.3]))]
+    steps += [
+        (choices.choice(OPERATIONS), choices.random(), choices.random(), choices.choice([0.0, 1.0, -1.0, 0.3, 2.0]))
+        for _ in range(choices.randrange(3, 15))
+    ]
+
+    def function(x, y):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            values = [leaf, y]
+            for operation, first, second, number in steps:
+                a, b = values[int(first * len(values))], values[int(second * len(values))]
+                values.append(operation(a, b, number))
+            total = sum((value.sum() for value in values[1:]), torch.zeros((), dtype=x.dtype))
+            (gradient,) = torch.autograd.grad(total + 0 * leaf.sum(), [leaf])
+        return [gradient, total.detach(), values[-1].detach() + 0.0]
+
+    graph = Graph(function, [example(4, 3), example(4, 3)])
+    results = run(graph, function, example(4, 3), example(4, 3))
+    for a, b in pairwise(results):
+        assert a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS | METHODS | IN_PLACE))
+def test_functions_of_torch_replace_operators(name):
+    """A function of torch takes the arguments of its operator, in the same order and by the same names."""
+    assert hasattr(torch.ops.aten, name)
+    assert callable(getattr(torch.Tensor if name in METHODS else torch, name))
+    if name in IN_PLACE:
+        assert callable(getattr(torch.Tensor, f"{name}_"))
