@@ -17,11 +17,14 @@ import pyro
 import rival_libraries
 import rivals
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import PyroOptim
 from timing import in_turn, peak, switch, within
+from torch import Tensor
 
 from pyro_vae import VAE, CompiledSVI, data, fit, likelihoods
-from pyro_vae.networks import MLP
+from pyro_vae import priors as parts
+from pyro_vae.networks import MLP, Conv
 from pyro_vae.objectives import ELBO, IWAE, Objective
 from pyro_vae.train.loop import Training
 from pyro_vae.train.validation import Validation
@@ -32,54 +35,78 @@ Step = Callable[[], Any]
 Numbers = dict[str, Any]
 
 
-def vae(event: tuple[int, ...] = (784,), latent: int = 20, hidden: int = 400) -> VAE:
-    """Return a VAE of 784-400-20-400-784 with a Gaussian likelihood of scale 0.1."""
-    gaussian = partial(likelihoods.Gaussian, scale=0.1)
-    return VAE.build(event, latent, likelihood=gaussian, network=partial(MLP, hidden=(hidden,)))
+def vae(event: tuple[int, ...] = (784,), latent: int = 20, hidden: int = 400, binary: bool = False) -> VAE:
+    """Return a VAE of 784-400-20-400-784 with a Gaussian likelihood of scale 0.1, or a Bernoulli."""
+    likelihood: Any = likelihoods.Bernoulli if binary else partial(likelihoods.Gaussian, scale=0.1)
+    return VAE.build(event, latent, likelihood=likelihood, network=partial(MLP, hidden=(hidden,)))
 
 
-def ours(model: VAE, objective: Objective, batch: int, how: Any, precision: Any = "auto", binary: bool = False) -> Step:
+def ours(model: VAE, objective: Objective, x: Tensor, how: Any, precision: Any = "auto") -> Step:
     """Return a step of ``CompiledSVI`` on one minibatch, after 5 steps of warm-up."""
-    x = torch.rand(batch, 784)
-    svi = CompiledSVI(
-        model.model,
-        model.guide,
-        PyroOptim(torch.optim.Adam, {"lr": 1e-3}),
-        objective,
-        compile=how,
-        precision=precision,
-    )
-    step = partial(svi.step, x.bernoulli() if binary else x)
+    adam = PyroOptim(torch.optim.Adam, {"lr": rivals.LR})
+    svi = CompiledSVI(model.model, model.guide, adam, objective, compile=how, precision=precision)
+    step = partial(svi.step, x)
     for _ in range(5):
         step()
-    assert svi.mode == how, f"expected mode {how}; got {svi.mode}"
+    assert svi.mode == how, f"expected mode {how}; got {svi.mode}: {svi._gradients.reason}"
     return step
 
 
-def steps(batch: int, rounds: int) -> Numbers:
+def pixels(batch: int, binary: bool = False) -> Tensor:
+    """Return random images, of shape ``(batch, 784)``."""
+    x = torch.rand(batch, rivals.PIXELS)
+    return x.bernoulli() if binary else x
+
+
+def steps(batch: int, rounds: int, binary: bool = False) -> Numbers:
     """Time one step of the ELBO."""
-    model = vae()
-    return in_turn(
-        {
-            "ours, inductor": (ours(model, ELBO(), batch, "inductor"), False),
-            "ours, graph": (ours(model, ELBO(), batch, "graph"), False),
-            "ours, bfloat16": (ours(model, ELBO(), batch, "inductor", "bfloat16"), False),
-            "matrix products": (rivals.products(batch), True),
-            "handwritten, compiled": (rivals.handwritten(batch), True),
-            "NumPyro": (rival_libraries.numpyro_update(batch), False),
-            "stock Pyro": (rivals.stock_pyro(batch), False),
-        },
-        rounds,
-    )
+    model, x = vae(binary=binary), pixels(batch, binary)
+    contestants = {
+        "ours, inductor": (ours(model, ELBO(), x, "inductor"), False),
+        "ours, graph": (ours(model, ELBO(), x, "graph"), False),
+        "ours, bfloat16": (ours(model, ELBO(), x, "inductor", "bfloat16"), False),
+        "matrix products": (rivals.products(batch), True),
+        "handwritten, compiled": (rivals.handwritten(batch, binary=binary), True),
+        "handwritten, eager": (rivals.handwritten(batch, compiled=False, binary=binary), True),
+        "NumPyro": (rival_libraries.numpyro_update(batch, binary), False),
+        "stock Pyro": (rivals.stock_pyro(batch, binary), False),
+    }
+    return in_turn(contestants, rounds)
+
+
+def priors(batch: int, rounds: int, prior: str) -> Numbers:
+    """Time one step with a prior, and a step of Pyro's ``SVI`` with ``Trace_ELBO`` of the same program."""
+    model = VAE.build((784,), 20, getattr(parts, prior), likelihoods.Bernoulli, network=partial(MLP, hidden=(400,)))
+    x = pixels(batch, binary=True)
+    stock = SVI(model.model, model.guide, PyroOptim(torch.optim.Adam, {"lr": rivals.LR}), Trace_ELBO())
+    contestants: dict[str, tuple[Step, bool]] = {
+        f"ours, {how}": (ours(model, ELBO(), x, how), False) for how in ("inductor", "graph")
+    }
+    return in_turn(contestants | {"stock Pyro": (partial(stock.step, x), False)}, rounds)
+
+
+def convolutions(batch: int, rounds: int) -> Numbers:
+    """Time one step of the ELBO with convolutions on images of 3x32x32."""
+    gaussian = partial(likelihoods.Gaussian, scale=0.1)
+    model, x = VAE.build((3, 32, 32), 20, likelihood=gaussian, network=Conv), torch.rand(batch, 3, 32, 32)
+    contestants = {
+        "ours, inductor": (ours(model, ELBO(), x, "inductor"), False),
+        "ours, graph": (ours(model, ELBO(), x, "graph"), False),
+        "handwritten, compiled": (rivals.handwritten_convolutions(batch), True),
+        "handwritten, eager": (rivals.handwritten_convolutions(batch, compiled=False), True),
+        "handwritten, channels last": (rivals.handwritten_convolutions(batch, False, channels_last=True), True),
+        "JAX": (rival_libraries.jax_convolutions(batch), False),
+    }
+    return in_turn(contestants, rounds)
 
 
 def iwae(batch: int, rounds: int) -> Numbers:
     """Time one step of IWAE with 50 particles on 784-200-200-50, and measure the peak memory of its tensors."""
     network = partial(MLP, hidden=(200, 200), activation="Tanh")
-    model = VAE.build((784,), 50, likelihood=likelihoods.Bernoulli, network=network)
+    model, x = VAE.build((784,), 50, likelihood=likelihoods.Bernoulli, network=network), pixels(batch, binary=True)
     contestants = {
-        "ours, inductor": (ours(model, IWAE(50), batch, "inductor", binary=True), False),
-        "ours, graph": (ours(model, IWAE(50), batch, "graph", binary=True), False),
+        "ours, inductor": (ours(model, IWAE(50), x, "inductor"), False),
+        "ours, graph": (ours(model, IWAE(50), x, "graph"), False),
         "handwritten, compiled": (rivals.handwritten_iwae(batch), True),
         "stock Pyro": (rivals.stock_renyi(batch), False),
     }
@@ -144,7 +171,7 @@ def scaling(rounds: int) -> Numbers:
         for value in values:
             size = {"batch": 256, "particles": 1, "latent": 20} | {name: value}
             with pyro.get_param_store().scope() as store:
-                step = ours(vae(latent=size["latent"]), ELBO(size["particles"]), size["batch"], "inductor")
+                step = ours(vae(latent=size["latent"]), ELBO(size["particles"]), pixels(size["batch"]), "inductor")
             steps[str(value)] = (partial(within, store, step), False)
         times = in_turn(steps, rounds)
         found[name] = [values, [times[value] for value in steps]]
@@ -202,7 +229,7 @@ def bfloat16(root: str, likelihood: str, epochs: int, seeds: int) -> Numbers:
 
 
 PARTS: dict[str, Callable[..., Numbers]] = {
-    part.__name__: part for part in (steps, iwae, epochs, scaling, data_size, parallel, bfloat16)
+    part.__name__: part for part in (steps, iwae, priors, convolutions, epochs, scaling, data_size, parallel, bfloat16)
 }
 
 

@@ -13,9 +13,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.optim import PyroLRScheduler
 from rival_libraries import pythae_epoch
-from rivals import Networks, StockVAE
+from rivals import Networks, StockVAE, bernoulli_loss
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["by_hand", "numpyro_example", "pythae", "pyro_example"]
@@ -30,20 +29,12 @@ def batches(x: Tensor, batch: int) -> Iterator[Tensor]:
             yield x[rows].bernoulli()
 
 
-def loss_of(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
-    """Return minus the ELBO with a Bernoulli likelihood and the KL in closed form, in nats summed over x."""
-    mu, log_sigma = networks.encode(x)
-    sigma = log_sigma.exp()
-    kl = 0.5 * (sigma.square() + mu.square() - 1).sum() - log_sigma.sum()
-    return binary_cross_entropy_with_logits(networks.decoder(mu + sigma * noise), x, reduction="sum") + kl
-
-
 def by_hand(x: Tensor, batch: int, rate: Rate) -> Iterator[StockVAE]:
     """Train by a handwritten loop: ``torch.compile``, fused Adam."""
     networks = Networks(pixels=x.shape[1])
     optimizer = torch.optim.Adam(networks.parameters(), lr=1.0, fused=True)  # times the schedule's rate
     schedule = LambdaLR(optimizer, rate)
-    forward = torch.compile(loss_of, dynamic=False, fullgraph=True)
+    forward = torch.compile(bernoulli_loss, dynamic=False, fullgraph=True)
     while True:
         for images in batches(x, batch):
             optimizer.zero_grad(set_to_none=True)

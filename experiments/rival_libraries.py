@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import datasets, transforms
 
-__all__ = ["numpyro_programs", "numpyro_update", "pyro_example_epoch", "pythae_epoch"]
+__all__ = ["jax_convolutions", "numpyro_programs", "numpyro_update", "pyro_example_epoch", "pythae_epoch"]
 
 
 def numpyro_programs(
@@ -47,7 +47,7 @@ def numpyro_programs(
     return model, guide
 
 
-def numpyro_update(batch: int) -> Step:
+def numpyro_update(batch: int, binary: bool = False) -> Step:
     """Return a step of NumPyro: ``svi.update``, jitted, with a donated state on the device.
 
     The KL is in closed form (``TraceMeanField_ELBO``). The step waits for the loss, as all rivals do.
@@ -56,15 +56,70 @@ def numpyro_update(batch: int) -> Step:
     import numpyro
     from numpyro.infer import SVI, TraceMeanField_ELBO
 
-    svi = SVI(*numpyro_programs(batch), numpyro.optim.Adam(LR), TraceMeanField_ELBO())
+    likelihood = (lambda logits: numpyro.distributions.Bernoulli(logits=logits)) if binary else None
+    svi = SVI(*numpyro_programs(batch, PIXELS, likelihood), numpyro.optim.Adam(LR), TraceMeanField_ELBO())
     start, data = jax.random.split(jax.random.PRNGKey(0))
     x = jax.random.uniform(data, (batch, PIXELS))
+    x = (x > 0.5).astype(x.dtype) if binary else x
     state = svi.init(start, x)
     update = jax.jit(svi.update, donate_argnums=0)
 
     def step() -> float:
         nonlocal state
         state, loss = update(state, x)
+        return float(loss)
+
+    return step
+
+
+def jax_convolutions(batch: int, latent: int = 20) -> Step:
+    """Return a step of a handwritten loop in JAX: the layers of ``Networks.of_images``, Adam, KL in closed form.
+
+    Adam has no bias correction; it takes the same time.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax.nn import relu
+
+    layout = ("NHWC", "HWIO", "NHWC")
+    shapes = {"c1": (3, 3, 3, 32), "c2": (3, 3, 32, 64), "d1": (4096, 256), "d2": (256, 2 * latent)}
+    shapes |= {"d3": (latent, 256), "d4": (256, 4096), "c3": (3, 3, 64, 32), "c4": (3, 3, 32, 3)}
+
+    def conv(w: Any, x: Any, stride: int = 1) -> Any:
+        return jax.lax.conv_general_dilated(x, w, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layout)
+
+    def larger(x: Any) -> Any:
+        return x.repeat(2, 1).repeat(2, 2)
+
+    def loss_of(w: Any, x: Any, key: Any) -> Any:
+        h = relu(conv(w["c2"], relu(conv(w["c1"], x, 2) + w["b1"]), 2) + w["b2"]).reshape(batch, -1)
+        mu, log_sigma = jnp.split(relu(h @ w["d1"] + w["b3"]) @ w["d2"] + w["b4"], 2, -1)
+        sigma = jnp.exp(log_sigma)
+        h = relu((mu + sigma * jax.random.normal(key, mu.shape)) @ w["d3"] + w["b5"]) @ w["d4"] + w["b6"]
+        h = relu(conv(w["c3"], larger(relu(h).reshape(batch, 8, 8, 64))) + w["b7"])
+        error = ((x - conv(w["c4"], larger(h)) - w["b8"]) ** 2).sum() / (2 * SCALE**2)
+        return error + 0.5 * (sigma**2 + mu**2 - 1).sum() - log_sigma.sum()
+
+    key = jax.random.PRNGKey(0)
+    w = {name: 0.05 * jax.random.normal(key, shape) for name, shape in shapes.items()}
+    w |= {f"b{i}": jnp.zeros(shapes[name][-1]) for i, name in enumerate(shapes, 1)}
+    zeros = jax.tree.map(jnp.zeros_like, w)
+    x = jax.random.uniform(key, (batch, 32, 32, 3))
+
+    def update(state: Any, x: Any) -> Any:
+        w, first, second, key = state
+        key, now = jax.random.split(key)
+        loss, gradient = jax.value_and_grad(loss_of)(w, x, now)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradient)
+        w = jax.tree.map(lambda p, m, v: p - LR * m / (jnp.sqrt(v) + 1e-8), w, first, second)
+        return (w, first, second, key), loss
+
+    jitted, state = jax.jit(update, donate_argnums=0), (w, zeros, jax.tree.map(jnp.zeros_like, w), key)
+
+    def step() -> float:
+        nonlocal state
+        state, loss = jitted(state, x)
         return float(loss)
 
     return step

@@ -2,17 +2,18 @@ r"""Rivals of the benchmark: other ways to train the same VAE, each returned as 
 
 A step trains on one minibatch of random x and returns its loss, in nats summed over the minibatch; an epoch reads the
 data once. The network is 784-400-20-400-784 with rectifiers and biases everywhere, the likelihood a Gaussian of
-scale 0.1, or for the importance weighted bound 784-200-200-50-200-200-784 with tanh and a Bernoulli; the optimizer Adam
-at 1e-3 in float32. With :math:`z = \mu + \sigma \epsilon` and d pixels,
+scale 0.1 or a Bernoulli; or for the importance weighted bound 784-200-200-50-200-200-784 with tanh and a Bernoulli; or
+convolutions on 32x32 pixels of three colours. The optimizer is Adam at 1e-3 in float32. With :math:`z = \mu + \sigma
+\epsilon` and d pixels,
 
 .. math::
     -\mathrm{ELBO} = \frac{\|x - \mu_x(z)\|^2}{2 s^2} + \frac{d}{2} \ln 2 \pi s^2
     + \frac{1}{2} \sum_i (\sigma_i^2 + \mu_i^2 - 1 - \ln \sigma_i^2).
 
 The caller sets the number of threads, by :func:`one_thread_environment` for a new process, and the precision of matrix
-products, by ``torch.backends.mkldnn.matmul.fp32_precision``. An expert would set the latter, so it is on for
-:func:`products`, for the handwritten loops and for this package; other libraries run with their defaults. A compiled
-step keeps the number of threads at its compilation.
+products, by ``torch.backends.mkldnn.matmul.fp32_precision``. An expert would set the latter where it is faster and as
+accurate, so it is then on for :func:`products`, for the handwritten loops and for this package; other libraries run
+with their defaults. A compiled step keeps the number of threads at its compilation.
 """
 
 import math
@@ -27,13 +28,17 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from pyro_vae.networks import Conv
+
 __all__ = [
     "LR",
     "PIXELS",
     "Networks",
     "StockVAE",
+    "bernoulli_loss",
     "elbo_loss",
     "handwritten",
+    "handwritten_convolutions",
     "handwritten_iwae",
     "iwae_loss",
     "one_thread_environment",
@@ -83,6 +88,16 @@ class Networks(nn.Module):
         """Return the networks of Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016)."""
         return cls((200, 200), 50, nn.Tanh)
 
+    @classmethod
+    def of_images(cls, colours: int = 3, size: int = 32) -> "Networks":
+        """Return convolutional networks, with the layers of ``pyro_vae.networks.Conv``."""
+        image = (colours, size, size)
+        networks = cls((1,), pixels=math.prod(image))
+        encoder, decoder = Conv(image, (2, networks.latent)), Conv((networks.latent,), (1, *image))
+        networks.encoder = nn.Sequential(nn.Unflatten(1, image), encoder, nn.Flatten())
+        networks.decoder = nn.Sequential(decoder, nn.Flatten())
+        return networks
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu and log sigma."""
         mu, log_sigma = self.encoder(x).chunk(2, -1)
@@ -101,6 +116,14 @@ def elbo_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
     error = (x - networks.decoder(mu + sigma * noise)).square().sum()
     kl = 0.5 * (sigma.square() + mu.square() - 1).sum() - log_sigma.sum()
     return error / (2 * SCALE**2) + 0.5 * x.numel() * math.log(2 * math.pi * SCALE**2) + kl
+
+
+def bernoulli_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
+    """Return minus the ELBO with a Bernoulli likelihood, in nats summed over x, as :func:`elbo_loss`."""
+    mu, log_sigma = networks.encode(x)
+    sigma = log_sigma.exp()
+    kl = 0.5 * (sigma.square() + mu.square() - 1).sum() - log_sigma.sum()
+    return binary_cross_entropy_with_logits(networks.decoder(mu + sigma * noise), x, reduction="sum") + kl
 
 
 def iwae_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
@@ -144,15 +167,22 @@ def products(batch: int) -> Step:
     return step
 
 
-def handwritten(batch: int, compiled: bool = True) -> Step:
+def handwritten(batch: int, compiled: bool = True, binary: bool = False) -> Step:
     """Return a step of a handwritten loop: compiled loss, fused Adam, KL in closed form."""
-    return _by_hand(elbo_loss, Networks(), torch.rand(batch, PIXELS), (batch,), compiled)
+    return _by_hand(bernoulli_loss if binary else elbo_loss, Networks(), _pixels(batch, binary), (batch,), compiled)
+
+
+def handwritten_convolutions(batch: int, compiled: bool = True, channels_last: bool = False) -> Step:
+    """Return a step of a handwritten loop with convolutions, as :func:`handwritten`."""
+    networks = Networks.of_images()
+    if channels_last:
+        networks = networks.to(memory_format=torch.channels_last)
+    return _by_hand(elbo_loss, networks, torch.rand(batch, 3 * 32 * 32), (batch,), compiled)
 
 
 def handwritten_iwae(batch: int, particles: int = 50, compiled: bool = True) -> Step:
     """Return a step of a handwritten loop for the importance weighted bound, as :func:`handwritten`."""
-    x = torch.rand(batch, PIXELS).bernoulli()
-    return _by_hand(iwae_loss, Networks.of_iwae(), x, (particles, batch), compiled)
+    return _by_hand(iwae_loss, Networks.of_iwae(), _pixels(batch, True), (particles, batch), compiled)
 
 
 def _by_hand(
@@ -226,14 +256,21 @@ class StockVAE(nn.Module):
         return SVI(self.model, self.guide, optim or PyroOptim(torch.optim.Adam, {"lr": LR}), loss)
 
 
-def stock_pyro(batch: int) -> Step:
+def stock_pyro(batch: int, binary: bool = False) -> Step:
     """Return a step of Pyro's ``SVI`` with ``Trace_ELBO``, which samples the KL, and ``pyro.optim.Adam``."""
-    svi, x = StockVAE.gaussian(Networks()).svi(Trace_ELBO()), torch.rand(batch, PIXELS)
+    program = (StockVAE.bernoulli if binary else StockVAE.gaussian)(Networks())
+    svi, x = program.svi(Trace_ELBO()), _pixels(batch, binary)
     return lambda: svi.step(x)
+
+
+def _pixels(batch: int, binary: bool) -> Tensor:
+    """Return random images, of shape ``(batch, 784)``."""
+    x = torch.rand(batch, PIXELS)
+    return x.bernoulli() if binary else x
 
 
 def stock_renyi(batch: int, particles: int = 50) -> Step:
     """Return a step of Pyro's ``RenyiELBO`` at alpha = 0, the importance weighted bound, with vectorised particles."""
     loss = RenyiELBO(alpha=0, num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
-    svi, x = StockVAE.bernoulli(Networks.of_iwae()).svi(loss), torch.rand(batch, PIXELS).bernoulli()
+    svi, x = StockVAE.bernoulli(Networks.of_iwae()).svi(loss), _pixels(batch, True)
     return lambda: svi.step(x)

@@ -9,10 +9,10 @@ with their defaults. Needs NumPyro and pythae: ``pip install -e '.[bench]'``.
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -65,18 +65,23 @@ def line(what: str, setting: str, ours: float, rival: str, theirs: float, bar: f
         "theirs": theirs,
         "ratio": ours / theirs,
         "at most": bar,
+        "CPU": cpu_name(),
     }
 
 
 def steps(rounds: int) -> Iterator[Row]:
     """Time one step of the ELBO, 784-400-20-400-784."""
-    bars = {"NumPyro": 1.0, "handwritten, compiled": 1.05, "stock Pyro": 0.4, "matrix products": 1.6}
-    for threads, batch in product(dict.fromkeys((1, ALL)), (128, 512)):
-        found = contest("steps", threads, batch=batch, rounds=rounds)
-        setting = f"batch {batch}, threads {threads}, core {found['cpu']:.2f}"
+    for threads, batch, binary in product(dict.fromkeys((1, ALL)), (128, 512), (False, True)):
+        found = contest("steps", threads, batch=batch, rounds=rounds, binary=binary)
+        small = batch == 128
+        bars = {"NumPyro": 0.95, "handwritten, compiled": 0.85 if small else 1.0, "stock Pyro": 0.4}
+        bars["matrix products"] = 1.25 if small else 1.6
+        likelihood = "Bernoulli" if binary else "Gaussian"
+        setting = f"{likelihood}, batch {batch}, threads {threads}, core {found['cpu']:.2f}"
         for rival, bar in bars.items():
             yield line("step, inductor", setting, found["ours, inductor"], rival, found[rival], bar)
-        yield line("step, graph", setting, found["ours, graph"], "stock Pyro", found["stock Pyro"], 0.4)
+        for rival, bar in (("stock Pyro", 0.4), ("handwritten, eager", 0.95)):
+            yield line("step, graph", setting, found["ours, graph"], rival, found[rival], bar)
         yield line("step, bfloat16", setting, found["ours, bfloat16"], "float32", found["ours, inductor"], 1.0)
 
 
@@ -92,6 +97,25 @@ def iwae(rounds: int) -> Iterator[Row]:
         for how in ("inductor", "graph"):
             ours = found[f"ours, {how}, MB"]
             yield line(f"IWAE-50, {how}, peak", setting, ours, hand, found[f"{hand}, MB"], 1.2, "MB")
+
+
+def priors(rounds: int) -> Iterator[Row]:
+    """Time one step with a VampPrior of 500 pseudo-inputs and with a Flow prior, Bernoulli pixels."""
+    for threads, prior in product(dict.fromkeys((1, ALL)), ("VampPrior", "Flow")):
+        found = contest("priors", threads, batch=128, rounds=rounds, prior=prior)
+        setting = f"batch 128, threads {threads}, core {found['cpu']:.2f}"
+        for how in ("inductor", "graph"):
+            yield line(f"{prior}, {how}", setting, found[f"ours, {how}"], "stock Pyro", found["stock Pyro"], 0.45)
+
+
+def convolutions(rounds: int) -> Iterator[Row]:
+    """Time one step with convolutions on 3x32x32."""
+    for threads in dict.fromkeys((1, ALL)):
+        found = contest("convolutions", threads, batch=64, rounds=rounds)
+        setting = f"batch 64, threads {threads}, core {found['cpu']:.2f}"
+        best = min(found["ours, inductor"], found["ours, graph"])
+        for rival in ("handwritten, compiled", "handwritten, eager", "handwritten, channels last", "JAX"):
+            yield line("step, convolutions", setting, best, rival, found[rival], 0.9)
 
 
 def epochs(rounds: int, root: str) -> Iterator[Row]:
@@ -145,9 +169,12 @@ def bfloat16(rounds: int, root: str) -> Iterator[Row]:
 
 
 def startup(rounds: int) -> Iterator[Row]:
-    """Time the start of Python, the imports and ``--help``."""
+    """Measure the CPU time of the imports, ``--help``, and a wrong option, each in a new process."""
     new = {
+        "torch": ["-c", "import torch"],
         "help": ["-m", "pyro_vae", "--help"],
+        "options": ["-m", "pyro_vae", "train", "--help"],
+        "wrong": ["-m", "pyro_vae", "train", "--latnt", "2"],
         "pyro": ["-c", "import pyro"],
         "both": ["-c", "import pyro; import pyro_vae"],
         "all": ["-c", "import pyro; from pyro_vae import VAE, data, evaluate, fit, load, objectives"],
@@ -155,17 +182,25 @@ def startup(rounds: int) -> Iterator[Row]:
     times: dict[str, list[float]] = {name: [] for name in new}
     for _ in range(rounds):
         for name, arguments in new.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-            times[name].append(time.perf_counter() - start)
-    found = {name: float(np.median(values)) for name, values in times.items()}
-    yield line("pyro-vae --help", "a new process", found["help"], "a second", 1.0, 1.0, "s")
-    yield line("import pyro, pyro_vae", "a new process", found["both"], "import pyro", found["pyro"], 1.1, "s")
-    yield line("the same, with VAE, fit, ...", "a new process", found["all"], "import pyro", found["pyro"], 1.1, "s")
+            before = _seconds_of_children()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=name != "wrong")
+            times[name].append(_seconds_of_children() - before)
+    found, where = {name: float(np.median(values)) for name, values in times.items()}, "a new process"
+    yield line("pyro-vae --help", where, found["help"], "a second", 1.0, 1.0, "CPU s")
+    yield line("pyro-vae train --help", where, found["options"], "import torch", found["torch"], 1.0, "CPU s")
+    yield line("pyro-vae train, wrong option", where, found["wrong"], "import torch", found["torch"], 1.0, "CPU s")
+    yield line("import pyro, pyro_vae", where, found["both"], "import pyro", found["pyro"], 1.1, "CPU s")
+    yield line("the same, with VAE, fit, ...", where, found["all"], "import pyro", found["pyro"], 1.1, "CPU s")
+
+
+def _seconds_of_children() -> float:
+    """Return the CPU time of ended child processes."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 PARTS: dict[str, Callable[..., Iterator[Row]]] = {
-    part.__name__: part for part in (steps, iwae, epochs, scaling, parallel, bfloat16, startup)
+    part.__name__: part for part in (steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup)
 }
 
 
@@ -174,7 +209,8 @@ def main(root: str = "data", parts: Sequence[str] = tuple(PARTS), rounds: int = 
 
     Args:
         root: Folder where torchvision finds MNIST.
-        parts: Parts to time: steps, iwae, epochs, scaling, parallel, bfloat16, startup; the table keeps other rows.
+        parts: Parts to time: steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup; the table
+            keeps other rows.
         rounds: Number of rounds of timing.
         out: Folder for the results, by default experiments/results.
     """
@@ -198,10 +234,10 @@ def _keep(part: str, rows: list[Row], folder: Path) -> None:
         held.setdefault(row["part"], []).append(row)
     held[part] = rows
     versions = ", ".join(map(_version, ("torch", "pyro-ppl", "numpyro", "jax", "pythae")))
-    machine = f"{platform.machine()}, {cpu_name()}, {ALL} cores, Python {platform.python_version()}, {versions}"
+    machine = f"{platform.machine()}, {ALL} cores, Python {platform.python_version()}, {versions}"
     caption = (
-        f"Medians, rivals in turn. {machine}. Ratio: ours to theirs, with its limit in the last column. Core: CPU time "
-        "of all threads over wall time; below 1 another program was running."
+        f"Medians, rivals in turn. {machine}. Steps with one thread in CPU time, else by the clock. Ratio: ours to "
+        "theirs, with its limit. Core: CPU time of all threads over wall time; below 1 another program was running."
     )
     table = [row for name in PARTS for row in held.get(name, [])]
     write_table(table, folder / "speed", caption)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent, constraints
 from torch.nn.functional import pad, softplus
 
+from pyro_vae.operations import log_sum_exp
+
 __all__ = ["Autoregressive", "Broadcast", "Cached", "Mixture", "SplineCoupling", "check", "gentle"]
 
 LIMIT = 5.0  # the largest absolute log scale
@@ -197,7 +199,7 @@ class Mixture(dist.MixtureSameFamily):
         base = getattr(components, "base_dist", None)
         diagonal = isinstance(components, Independent) and isinstance(base, torch.distributions.Normal)
         log_p = _diagonal(base, z) if diagonal else components.log_prob(z.unsqueeze(-2))
-        return (log_p + self.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
+        return log_sum_exp(log_p + self.mixture_distribution.logits.log_softmax(-1), -1)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TorchDistribution:
         """Return the mixture with another batch shape."""

@@ -664,7 +664,7 @@ def test_empty_code_of_a_killed_compile_is_removed_and_compiled_again(tmp_path, 
     monkeypatch.setattr(_inductor, "compile", compiler)
     recorded = graph.Graph(lambda x: [x + 1], [torch.zeros(3)], False)
     recorded.compile([torch.zeros(3)])
-    assert len(calls) == 2
+    assert [options.get("cpp.vec_isa_ok") for options in calls] == [True, None]  # then with a trial of instructions
     assert recorded([torch.ones(3)])[0].tolist() == [2, 2, 2]
     assert sorted(folder.iterdir()) == sorted([*others, folder / f"{name[:-1]}y.py"])
 

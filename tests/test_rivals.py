@@ -106,9 +106,9 @@ def test_iwae_by_hand(rivals, bernoulli, param_store):
     assert_same(vae, pairs, IWAE(PARTICLES), x, loss.detach())
 
 
-def test_elbo_of_binary_pixels_by_hand(bernoulli, param_store):
+def test_elbo_of_binary_pixels_by_hand(rivals, bernoulli, param_store):
     theirs, vae, pairs, x = bernoulli
-    loss = importlib.import_module("minute_rivals").loss_of(theirs, x, noise(BATCH, 50))
+    loss = rivals.bernoulli_loss(theirs, x, noise(BATCH, 50))
     loss.backward()
     assert_same(vae, pairs, ELBO(kl="analytic"), x, loss.detach())
 

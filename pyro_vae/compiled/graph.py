@@ -52,6 +52,9 @@ class Graph:
     def __init__(self, function: Callable[..., Sequence[Any]], tensors: Sequence[Tensor], frozen: bool = False) -> None:
         tape = Tape(function, tensors)
         graph, self.state, self.outputs = tape.graph, tape.state, tape.outputs
+        recorded = fx.Graph()
+        recorded.output(recorded.graph_copy(graph, {}))
+        self._recorded = fx.GraphModule(torch.nn.Module(), recorded), self.state
         simplify(graph)
         if frozen:
             self.state = fold_constants(graph, self.state)
@@ -73,18 +76,30 @@ class Graph:
         with torch.no_grad():
             return self._run(*tensors, *self.state)
 
+    def run_recorded(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
+        """Run the operations as recorded, not simplified; their results equal the function's to the last bit."""
+        module, state = self._recorded
+        with torch.no_grad():
+            return module(*tensors, *state)
+
+    def keep_recorded(self) -> None:
+        """Run the operations as recorded from now on."""
+        self._module, self.state = self._recorded
+        self._run = self._module
+        self.trained = [tensor.requires_grad for tensor in self.state]
+
     def compile(self, tensors: Sequence[Tensor]) -> None:
         """Compile with TorchInductor, which fuses kernels. Draws stay the same; results are equal up to rounding."""
         from torch import _inductor
 
         inputs: list[Any] = [*tensors, *self.state]
-        options = {"fallback_random": True}
+        options: dict[str, Any] = {"fallback_random": True}
         with torch.no_grad(), pyro.validation_enabled():  # restores the setting, which torch's compiler turns off
             try:
-                self._run = _inductor.compile(self._module, inputs, options=options)
+                # Without a trial of the CPU's instructions, which compiles two programs of 2 seconds.
+                self._run = _inductor.compile(self._module, inputs, options=options | {"cpp.vec_isa_ok": True})
             except Exception:  # Inductor raises whatever the import of a broken file raises
-                if not remove_empty_code(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")):  # which Inductor sets
-                    raise
+                remove_empty_code(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # which Inductor sets
                 torch.compiler.reset()
                 self._run = _inductor.compile(self._module, inputs, options=options)
 

@@ -14,7 +14,7 @@ from pyro.optim import PyroOptim
 from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
-from pyro_vae.compiled.device import Precision, device_of, fast_products
+from pyro_vae.compiled.device import Precision, device_of, fast_products, flush_subnormals
 from pyro_vae.compiled.optimizer import Optimizer
 from pyro_vae.compiled.traced import Compile, GraphedFunction, Outputs
 from pyro_vae.objectives import ELBO, Objective
@@ -146,7 +146,7 @@ class CompiledSVI(SVI):
         """
         kwargs = kwargs or {}
         self._is_complete = self._complete is not None and _without_nan(args, kwargs)
-        with fast_products(self.precision):
+        with fast_products(self.precision), flush_subnormals():
             if self._terms is None:
                 with self._context(handler, args, kwargs), pyro.poutine.trace(param_only=True) as capture:
                     loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
@@ -163,7 +163,8 @@ class CompiledSVI(SVI):
     def apply(self, parameters: Sequence[Tensor], finite: bool = True) -> None:
         """Update the parameters from ``grad`` if ``finite``; clear each ``grad``, and advance a schedule of beta."""
         if finite:
-            self._optimizer.step(parameters)
+            with flush_subnormals():
+                self._optimizer.step(parameters)
         for parameter in parameters:
             parameter.grad = None
         if self._objective is not None and self._terms is not None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -11,6 +12,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from pyro_vae.compiled.checking import compare, short
 from pyro_vae.compiled.device import device_of
 from pyro_vae.compiled.graph import Graph, Undo, can_compile
 from pyro_vae.compiled.tape import DataDependent
@@ -172,7 +174,7 @@ class GraphedFunction:
         except DataDependent:
             reason = "it reads a number from a tensor, by .item() or a branch"
         except Exception as error:
-            reason = _short(error)
+            reason = short(error)
         if entry.graph is None:
             self._fall_back(reason)
             undo.swap()
@@ -183,21 +185,9 @@ class GraphedFunction:
 
     def _check(self, entry: _Entry, graph: Graph, tensors: list[Tensor], args: tuple, kwargs: dict) -> Outputs:
         """Run function and graph from one random state; return the graph's outputs if they agree, else fall back."""
-        before = torch_rng_state(device_of(tensors))
-        with Undo() as undo:
-            result = self.function(*args, **kwargs)
-        undo.swap()
-        set_torch_rng_state(before, device_of(tensors))
-        reason = "a second run differs; does it draw with NumPy, or change a number that is no tensor?"
-        try:
-            outputs = graph(tensors)
-            if all(map(_close, result.tensors, outputs)):
-                return Outputs(outputs, entry.kept)
-        except RuntimeError as error:
-            dynamic = any(torch.Tag.dynamic_output_shape in node.target.tags for node in graph.nodes)
-            advice = "the values of a tensor decide a shape; use torch.where in place of x[x > 0]"
-            reason = advice if dynamic else _short(error)
-        undo.swap()
+        result, outputs, reason = compare(partial(self.function, *args, **kwargs), graph, tensors)
+        if outputs is not None:
+            return Outputs(outputs, entry.kept)
         self._fall_back(reason)
         return result
 
@@ -232,16 +222,3 @@ def _flatten(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
     if not kwargs and all(isinstance(argument, (Tensor, *CONSTANT)) for argument in args):
         return [*args], None
     return tree_flatten((args, kwargs))
-
-
-def _short(error: Exception) -> str:
-    """Return the start of an error's message, without the shapes of each site, which Pyro adds."""
-    return f"{type(error).__name__}: {' '.join(str(error).partition('Trace Shapes:')[0].split())[:150]}"
-
-
-def _close(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two outputs are equal up to rounding, or both None."""
-    if a is None or b is None:
-        return a is b
-    size = a.detach().abs().nan_to_num().amax().item() if a.numel() else 0.0
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * size, equal_nan=True)

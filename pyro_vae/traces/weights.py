@@ -7,6 +7,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vae.operations import log_sum_exp
 from pyro_vae.traces.enumeration import MAX_DIMS, eliminate, is_flat, per_datum, sum_out
 from pyro_vae.traces.sites import PARTICLES, Site, density_sites, differ, enumerated, plates, same, samples
 
@@ -28,7 +29,7 @@ class Weights(NamedTuple):
     def log_w(self) -> Tensor:
         """The log-weights log p(x, z) - log q(z), of shape ``(K, *data)``, summed over classes."""
         log_w = self.log_p - self.log_q
-        return log_w.flatten(0, self.classes - 1).logsumexp(0) if self.classes else log_w
+        return log_sum_exp(log_w.flatten(0, self.classes - 1), 0) if self.classes else log_w
 
     def total(self, values: Tensor) -> Tensor:
         """Sum values over the data, and multiply the sum by the scale."""
@@ -89,7 +90,7 @@ def power_mean(log_w: Tensor, alpha: float) -> Tensor:
         # Here the logarithm of the mean is of order 1 - alpha, so it must not be a difference of larger numbers.
         middle = log_w.detach().mean(0)
         return middle + (power * (log_w - middle)).expm1().mean(0).log1p() / power
-    return ((power * log_w).logsumexp(0) - math.log(len(log_w))) / power
+    return (log_sum_exp(power * log_w, 0) - math.log(len(log_w))) / power
 
 
 def systematic_resample(log_w: Tensor, number: int) -> Tensor:
