@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import accelerator
 import numpy as np
 import pyro
 import rival_libraries
@@ -228,8 +229,19 @@ def bfloat16(root: str, likelihood: str, epochs: int, seeds: int) -> Numbers:
     return {"apart": [b - a for a, b in zip(*found.values(), strict=True)]}
 
 
+def cuda(rounds: int) -> Numbers:
+    """Compare programs on the GPU with the CPU, and time steps and annealed importance sampling there."""
+    return {
+        "apart": accelerator.log_densities_apart("cuda"),
+        "steps": {str(batch): accelerator.steps("cuda", batch, rounds) for batch in (128, 4096)},
+        "ais": accelerator.seconds_of_ais("cuda"),
+        "device": torch.cuda.get_device_name(),
+    }
+
+
 PARTS: dict[str, Callable[..., Numbers]] = {
-    part.__name__: part for part in (steps, iwae, priors, convolutions, epochs, scaling, data_size, parallel, bfloat16)
+    part.__name__: part
+    for part in (steps, iwae, priors, convolutions, epochs, scaling, data_size, parallel, bfloat16, cuda)
 }
 
 

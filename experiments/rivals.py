@@ -36,6 +36,7 @@ __all__ = [
     "Networks",
     "StockVAE",
     "bernoulli_loss",
+    "by_hand",
     "elbo_loss",
     "handwritten",
     "handwritten_convolutions",
@@ -169,7 +170,7 @@ def products(batch: int) -> Step:
 
 def handwritten(batch: int, compiled: bool = True, binary: bool = False) -> Step:
     """Return a step of a handwritten loop: compiled loss, fused Adam, KL in closed form."""
-    return _by_hand(bernoulli_loss if binary else elbo_loss, Networks(), _pixels(batch, binary), (batch,), compiled)
+    return by_hand(bernoulli_loss if binary else elbo_loss, Networks(), _pixels(batch, binary), (batch,), compiled)
 
 
 def handwritten_convolutions(batch: int, compiled: bool = True, channels_last: bool = False) -> Step:
@@ -177,21 +178,23 @@ def handwritten_convolutions(batch: int, compiled: bool = True, channels_last: b
     networks = Networks.of_images()
     if channels_last:
         networks = networks.to(memory_format=torch.channels_last)
-    return _by_hand(elbo_loss, networks, torch.rand(batch, 3 * 32 * 32), (batch,), compiled)
+    return by_hand(elbo_loss, networks, torch.rand(batch, 3 * 32 * 32), (batch,), compiled)
 
 
 def handwritten_iwae(batch: int, particles: int = 50, compiled: bool = True) -> Step:
     """Return a step of a handwritten loop for the importance weighted bound, as :func:`handwritten`."""
-    return _by_hand(iwae_loss, Networks.of_iwae(), _pixels(batch, True), (particles, batch), compiled)
+    return by_hand(iwae_loss, Networks.of_iwae(), _pixels(batch, True), (particles, batch), compiled)
 
 
-def _by_hand(
+def by_hand(
     loss_of: Callable[[Networks, Tensor, Tensor], Tensor],
     networks: Networks,
     x: Tensor,
     draws: tuple[int, ...],
     compiled: bool,
 ) -> Step:
+    """Return a step of a handwritten loop for a loss, on the device of x, with noise of shape ``(*draws, latent)``."""
+    networks = networks.to(x.device)
     optimizer = torch.optim.Adam(networks.parameters(), lr=LR, fused=True)
     # Static shapes: else torch compiles a second batch size of one process for any size. fullgraph: else torch does not
     # compile the ninth loop of one process, without an error.
@@ -200,7 +203,7 @@ def _by_hand(
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         # Outside the graph, since a compiled generator is slower on a CPU.
-        loss = forward(networks, x, torch.randn(*draws, networks.latent))
+        loss = forward(networks, x, torch.randn(*draws, networks.latent, device=x.device))
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import command, draw, read_table, write_table
 from figures import speed as figure
 from rivals import one_thread_environment
@@ -193,6 +194,24 @@ def startup(rounds: int) -> Iterator[Row]:
     yield line("the same, with VAE, fit, ...", where, found["all"], "import pyro", found["pyro"], 1.1, "CPU s")
 
 
+def cuda(rounds: int) -> Iterator[Row]:
+    """Compare every program on a GPU with the CPU, and time steps and AIS there; without a GPU, name the command."""
+    if not torch.cuda.is_available():
+        tqdm.write("No GPU: the part cuda has no rows. Run --parts '[cuda]' on a machine that has one.")
+        return
+    found = contest("cuda", ALL, rounds=rounds)
+    where = found["device"]
+    for name, nats in found["apart"].items():
+        yield line(f"{name}, log p(x, z) on the GPU and the CPU apart", where, nats, "1 nat", 1.0, 0.01, "nats")
+    for batch, times in found["steps"].items():
+        for how, rival in product(("graph", "inductor"), ("handwritten, compiled", "handwritten, eager")):
+            ours, theirs = times[f"ours, {how}"], times[rival]
+            yield line(f"step on a GPU, {how}", f"{where}, batch {batch}", ours, rival, theirs, 1.05)
+        memory = times["ours, inductor, MB"], times["handwritten, compiled, MB"]
+        yield line("peak on a GPU", f"{where}, batch {batch}", memory[0], "handwritten, compiled", memory[1], 1.2, "MB")
+    yield line("AIS, 20 images", where, found["ais"]["seconds"], "a minute", 60.0, 1.0, "s")
+
+
 def _seconds_of_children() -> float:
     """Return the CPU time of ended child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -200,7 +219,8 @@ def _seconds_of_children() -> float:
 
 
 PARTS: dict[str, Callable[..., Iterator[Row]]] = {
-    part.__name__: part for part in (steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup)
+    part.__name__: part
+    for part in (steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup, cuda)
 }
 
 
@@ -209,8 +229,8 @@ def main(root: str = "data", parts: Sequence[str] = tuple(PARTS), rounds: int = 
 
     Args:
         root: Folder where torchvision finds MNIST.
-        parts: Parts to time: steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup; the table
-            keeps other rows.
+        parts: Parts to time: steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup, cuda;
+            the table keeps other rows.
         rounds: Number of rounds of timing.
         out: Folder for the results, by default experiments/results.
     """

@@ -1,4 +1,4 @@
-"""A base class for contexts that intercept each operation on a tensor, and an operation of our own."""
+"""A base class for contexts that intercept each operation on a tensor, and a log-sum-exp."""
 
 import torch
 from torch import Tensor

@@ -344,7 +344,7 @@ class TestSpeed:
         speed.main(parts=("startup",), rounds=1, out=str(tmp_path))
         found = rows(tmp_path / "speed.csv")
         assert found[: len(kept)] == kept
-        assert [row["part"] for row in found[len(kept) :]] == ["startup"] * 3
+        assert [row["part"] for row in found[len(kept) :]] == ["startup"] * 5
         assert (tmp_path / "speed.md").read_text().count("\n|") == 2 + len(found)
 
     def test_an_unknown_part_gets_a_sentence(self):
@@ -354,7 +354,7 @@ class TestSpeed:
 
     def test_the_committed_ratios_are_those_of_the_numbers_beside_them(self):
         table = rows(EXPERIMENTS / "results" / "speed.csv")
-        assert {row["part"] for row in table} == set(importlib.import_module("speed").PARTS)
+        assert {row["part"] for row in table} == set(importlib.import_module("speed").PARTS) - {"cuda"}  # of a GPU
         for row in table:
             assert float(row["ratio"]) == pytest.approx(float(row["ours"]) / float(row["theirs"]))
 
