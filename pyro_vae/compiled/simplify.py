@@ -74,14 +74,14 @@ class _Pass(Uniform):
         return changed
 
     def _can_replace(self, node: Node, new: Node) -> bool:
-        """Whether a new node has the values' shape and dtype, and also the strides where an operation may read them."""
+        """Whether a new node has the shape and dtype of another, and its strides where a view may depend on them."""
         val, of_new = node.meta["val"], new.meta["val"]
-        strides = [pair for size, *pair in zip(val.shape, val.stride, of_new.stride, strict=True) if size > 1]
-        uniform = new.target is EXPAND and kind(new.args[0])[0].numel() == 1  # whose view is always possible
-        used = any(self.memory.roots[user] is self.memory.roots[node] for user in node.users if user.op != "output")
-        same = all(a == b for a, b in strides) or uniform or not (used or self.memory.is_returned(node))
-        if (val.shape, val.dtype, val.device) == (of_new.shape, of_new.dtype, of_new.device) and same:
-            return True
+        if (val.shape, val.dtype, val.device) == (of_new.shape, of_new.dtype, of_new.device):
+            strides = [pair for size, *pair in zip(val.shape, val.stride, of_new.stride, strict=True) if size > 1]
+            viewed = any(self.memory.roots.get(user) is self.memory.roots[node] for user in node.users)
+            uniform = new.target is EXPAND and kind(new.args[0])[0].numel() == 1  # a view of it is always possible
+            if all(a == b for a, b in strides) or uniform or not (viewed or self.memory.is_returned(node)):
+                return True
         self._erase(new)
         return False
 
