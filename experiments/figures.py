@@ -104,7 +104,7 @@ def speed(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set(ylim=(len(names) - 0.4, -0.6), xscale="log")
         axes.set_title(title, loc="left")
         axes.grid(axis="x", color="0.9")
-    panes[-1].set_xlim(0.2, 1.6)
+    panes[-1].set_xlim(0.15, 2.0)
     ticks(panes[-1].xaxis, (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5))
     panes[-1].set_xlabel("our time over theirs, less than 1: ours is faster. Circles: 1 thread, squares: 2 threads")
     return drawn
