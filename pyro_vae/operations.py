@@ -28,7 +28,9 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     return x.logsumexp(dim)
 
 
-def _without_negligible(gradient: Tensor) -> Tensor:
+def _without_negligible(gradient: Tensor | None) -> Tensor | None:
     """Set gradients to zero that are too small to change a sum."""
+    if gradient is None:
+        return None
     least = torch.finfo(gradient.dtype).tiny ** 0.5
     return torch.nn.functional.hardshrink(gradient, least) if least < 1e-15 else gradient

@@ -39,6 +39,15 @@ def test_moments_that_vanish_become_zero(optimizer):
     assert (moments[0][1:] == 0).all()
 
 
+def test_moments_of_half_precision_stay():
+    weight = torch.nn.Parameter(torch.ones(40, 3, dtype=torch.float16))
+    ours = Optimizer(SGD({"lr": 1e-3, "momentum": 0.9}))
+    for step in range(FLUSH_EVERY):
+        weight.grad = torch.full_like(weight, 0.5 if step < 2 else 0.0)
+        ours.step([weight])
+    assert (ours._torch.state[weight]["momentum_buffer"] > 0).all()
+
+
 def test_when_moments_are_looked_at_is_saved():
     weight = torch.nn.Parameter(torch.ones(2, 3))
     ours, other = Optimizer(Adam({"lr": 1e-3})), Optimizer(Adam({"lr": 1e-3}))
@@ -155,6 +164,10 @@ class TestLogSumExp:
         assert not ((ours > 0) & (ours < TINY)).any()
         assert torch.equal(ours[ours > 0], theirs[theirs > 1.1e-19])
 
+    def test_second_gradients(self):
+        x = torch.randn(5, 3, dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradgradcheck(lambda x: log_sum_exp(x, 1), [x])
+
     def test_half_precision_keeps_its_gradient(self):
         x = torch.linspace(-9, 0, 10, dtype=torch.float16).requires_grad_()
         (ours,) = torch.autograd.grad(log_sum_exp(x, 0), x)
@@ -192,6 +205,16 @@ class TestBernoulliMass:
         inputs[0].data[2] = 0.1  # at 0 the value has two slopes by differences of |l|
         assert torch.autograd.gradcheck(BernoulliMass.apply, inputs)
         assert torch.autograd.gradgradcheck(BernoulliMass.apply, inputs)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:FutureWarning")  # which torch.func calls
+    def test_forward_mode(self):
+        x, logits = self.X.double(), self.LOGITS.double().clamp(-3, 3)
+        hessian = torch.func.hessian(lambda logits: BernoulliMass.apply(logits, x).sum())(logits)
+        slope = logits.sigmoid() * (1 - logits.sigmoid())
+        torch.testing.assert_close(hessian, -slope.diag())
+        inputs = (logits, x), (torch.ones_like(logits), torch.full_like(x, 2.0))
+        _, derivative = torch.func.jvp(BernoulliMass.apply, *inputs)
+        torch.testing.assert_close(derivative, x - logits.sigmoid() + 2 * logits)
 
     def test_each_row_by_vmap(self):
         rows = torch.func.vmap(BernoulliMass.apply)(self.LOGITS.unsqueeze(-1), self.X.unsqueeze(-1))

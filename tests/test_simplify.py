@@ -83,6 +83,9 @@ def test_rules(function, operations):
         "a second factor": lambda z: [torch.add(z, SCALE, alpha=3).sum(), torch.sub(z, 2.0, alpha=0.5).sum()],
         "the same tensor": lambda z: [(z[0, 0] * z[0, 0]).exp(), z[:1, :1] + z[:1, :1]],
         "a negative number of columns": lambda z: [z.t().reshape(2, -1).sum(-1)],
+        "a number minus whole numbers": lambda z: [(1.5 - (z * 9).long()).sum(1)],
+        "an infinite reciprocal": lambda z: [(z * 2 / 5e-324).isinf(), (z * 0 / 1e-300).sum()],
+        "an overflow of a sum": lambda z: [(z * 1e-300).sum(), (z * 1e300 * 1e-300).sum(), (z / 1e200 / 1e200).sum()],
         "no elements": lambda z: [(z[:0] * 2 + 1).sum()],
     }.values(),
 )
@@ -116,9 +119,71 @@ def written_twice(z):
     return [a + b, b]
 
 
-@pytest.mark.parametrize("function", [written_after, written_view, written_copy, written_twice])
+def written_under_a_product(z):
+    a = z.exp()
+    y = a @ W
+    a.add_(1)
+    return [y + W[0], a]
+
+
+def written_under_an_expansion(z):
+    return [(SCALE.expand(4, 3) * z.sum()).add_(z)]
+
+
+def written_beside_a_view(z):
+    """`reshape` of a transposed tensor, and `@` of three dimensions, end in operations that hide what they share."""
+    y = (z.reshape(2, 2, 3) @ W).relu().sum()
+    return [y, (z @ W).sum(), z.t().reshape(12) * 2 * 3, z.t().contiguous().view(2, 6) * 2]
+
+
+def written_cells(z):
+    """A cell splits its gates without a copy, and writes in place."""
+    first = CELL(z)
+    return [first.sum(), CELL(z + 1).sum(), first * 1.0]
+
+
+def written_out(z):
+    buffer, both = torch.empty_like(z), torch.empty(8, 3, dtype=z.dtype)
+    torch.exp(z.sin(), out=buffer)
+    torch.cat([z, buffer], out=both)
+    torch.zeros(4, 3, out=buffer)
+    return [buffer + 1, both * 2]
+
+
+def written_state(z):
+    copy = WHOLE.clone()
+    WHOLE[0].add_(z.sum())
+    result = [copy * 2, WHOLE * 2]
+    WHOLE[0].sub_(z.sum())
+    return result
+
+
+CELL, WHOLE = torch.nn.GRUCell(3, 5).double(), torch.randn(2, 3, dtype=torch.float64)
+WRITERS = [value for name, value in list(globals().items()) if name.startswith("written_")]
+
+
+@pytest.mark.parametrize("function", WRITERS)
 def test_memory_that_is_written_is_read_in_time(function):
     run(Graph(function, [example(4, 3)]), function, example(4, 3))
+
+
+def test_terms_that_cancel_keep_their_digits():
+    """A sum of a million thousand ones in float32 has lost what is left after the thousands."""
+    z = 1e6 + torch.randn(4, 784)
+    for function in (lambda z: [(z - 1e6).sum(1)], lambda z: [(z - SCALE.float() * 1e6).sum(1)]):
+        graph = Graph(function, [torch.randn(4, 784)])
+        torch.testing.assert_close(graph([z])[0], function(z)[0], rtol=1e-4, atol=1e-3)
+
+
+def test_recorded_without_autograd_operations_may_be_composite():
+    with torch.inference_mode():
+        z = example(4, 3)
+
+        def function(z):
+            a = z.exp()
+            return [torch.einsum("ij->ij", a).exp(), a * 2, a.reshape(4, 3).sin() + a.contiguous()]
+
+        run(Graph(function, [z]), function, z)
 
 
 def test_draws_stay_apart():

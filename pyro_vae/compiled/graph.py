@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.compiled.memory import arguments_of, has_side_effect, remove_dead_code, shares_memory
+from pyro_vae.compiled.memory import Memory, arguments_of, has_side_effect, remove_dead_code
 from pyro_vae.compiled.simplify import simplify
 from pyro_vae.compiled.tape import Tape, TensorSpec
 from pyro_vae.compiled.uniform import empty
@@ -109,11 +109,11 @@ def by_functions(graph: fx.Graph) -> Callable[..., Any]:
 
     An operation on each element writes to the memory of an argument that nothing reads later.
     """
-    light, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    light, copies, memory = fx.Graph(), dict[fx.Node, fx.Node](), Memory(graph)
     light.output(light.graph_copy(graph, copies))
     for node, copy in copies.items():
         name = node.target.overloadpacket.__name__ if isinstance(node.target, torch._ops.OpOverload) else ""
-        if name in IN_PLACE and can_overwrite(node):
+        if name in IN_PLACE and can_overwrite(node, memory):
             copy.op, copy.target = "call_method", f"{name}_"
         elif name in FUNCTIONS:
             copy.target = getattr(torch, name)
@@ -122,14 +122,13 @@ def by_functions(graph: fx.Graph) -> Callable[..., Any]:
     return fx.GraphModule(torch.nn.Module(), light).forward
 
 
-def can_overwrite(node: fx.Node) -> bool:
+def can_overwrite(node: fx.Node, memory: Memory) -> bool:
     """Whether a result has the shape and dtype of the first argument, whose own memory nothing else reads."""
     a = node.args[0]
-    if not isinstance(a, fx.Node) or a.op != "call_function" or len(a.users) > 1 or not node.meta.get("val"):
+    if not isinstance(a, fx.Node) or a.op != "call_function" or len(a.users) > 1 or node.args.count(a) > 1:
         return False
-    if not isinstance(a.target, torch._ops.OpOverload) or shares_memory(a.target) or node.args.count(a) > 1:
-        return False
-    return a.meta["val"] == node.meta["val"] and len(a.meta["val"].shape) > 0
+    same = a.meta.get("val") is not None and a.meta["val"] == node.meta.get("val") and len(a.meta["val"].shape) > 0
+    return same and "out" not in node.kwargs and memory.is_alone(a) and memory.is_alone(node)
 
 
 def remove_empty_code(folder: str) -> list[Path]:

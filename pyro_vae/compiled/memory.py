@@ -1,6 +1,5 @@
 """Which operations of a graph write, and which results share memory."""
 
-import operator
 from functools import cache
 from typing import Any
 
@@ -20,6 +19,7 @@ class Memory:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.roots: dict[Node, Node] = {}
+        self._inputs: dict[Any, Node] = {}
         self._written, self._late, read = set[Node](), set[Node](), set[Node]()
         for node in graph.nodes:
             self.add(node)
@@ -33,8 +33,11 @@ class Memory:
 
     def add(self, node: Node) -> None:
         """Find the root of a node whose arguments have one."""
-        shares = node.op == "call_function" and (node.target is operator.getitem or shares_memory(node.target))
-        self.roots[node] = self.roots[node.args[0]] if shares else node
+        owner, arguments = node.meta.get("owner"), node.all_input_nodes
+        if node.op == "placeholder":  # inputs may be views of one tensor
+            self.roots[node] = self._inputs.setdefault(node.meta.get("place", node), node)
+        else:  # two arguments may have become one
+            self.roots[node] = node if owner is None else self.roots[arguments[min(owner, len(arguments) - 1)]]
 
     def replace(self, node: Node, new: Node) -> None:
         """Let the graph use and return a new node in place of another."""
@@ -54,15 +57,13 @@ class Memory:
         """Whether the graph returns memory of a result."""
         return self.roots[node] in self._returned
 
+    def is_alone(self, node: Node) -> bool:
+        """Whether a result has memory of its own that no other result shares."""
+        return self.roots[node] is node and sum(root is node for root in self.roots.values()) == 1
+
     def may_share(self, node: Node) -> bool:
         """Whether a result may share memory: no operation writes it, and the graph does not return it."""
         return self.is_constant(node) and not self.is_returned(node)
-
-
-@cache
-def shares_memory(operation: Any) -> bool:
-    """Whether an operation returns memory of its first argument, as a view or written in place."""
-    return any(result.alias_info is not None for result in operation._schema.returns)
 
 
 @cache

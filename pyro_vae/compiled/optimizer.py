@@ -65,6 +65,8 @@ class Optimizer:
                 moment = isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0
                 if moment and value.is_floating_point() and value.device.type == "cpu":
                     limit = NEGLIGIBLE * torch.finfo(value.dtype).tiny
+                    if limit > 1e-30:  # float16, whose subnormal numbers are no negligible ones
+                        continue
                     value.copy_(torch.nn.functional.hardshrink(value, limit))
 
     def state_dict(self) -> dict[str, Any]:

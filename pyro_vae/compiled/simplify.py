@@ -30,20 +30,19 @@ from pyro_vae.compiled.uniform import (
     Factor,
     Uniform,
     aten,
+    is_contiguous,
     kind,
 )
 
-ROUNDS = 10  # most passes over a graph
+ROUNDS = 10
 SUM = {aten.sum.default, aten.sum.dim_IntList}
 ALIAS = {aten.alias.default, aten.detach.default}  # where no gradient is computed
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Apply the rules until none applies; ``node.meta["val"]`` is the TensorSpec of each node."""
+    """Apply the rules until none applies, in at most ten passes over a graph of :class:`Tape`."""
     remove_dead_code(graph)
-    for _ in range(ROUNDS):
-        if not _Pass(graph).run():
-            return
+    any(not _Pass(graph).run() for _ in range(ROUNDS))
 
 
 class _Pass(Uniform):
@@ -80,7 +79,7 @@ class _Pass(Uniform):
             strides = [pair for size, *pair in zip(val.shape, val.stride, of_new.stride, strict=True) if size > 1]
             viewed = any(self.memory.roots.get(user) is self.memory.roots[node] for user in node.users)
             uniform = new.target is EXPAND and kind(new.args[0])[0].numel() == 1  # a view of it is always possible
-            if all(a == b for a, b in strides) or uniform or not (viewed or self.memory.is_returned(node)):
+            if all(a == b for a, b in strides) or not (viewed and not uniform or self.memory.is_returned(node)):
                 return True
         self._erase(new)
         return False
@@ -139,12 +138,12 @@ class _Pass(Uniform):
             source = source.args[0]
         if source.meta["val"] == node.meta["val"]:
             return source
-        return self.call(VIEW, source, list(shape)) if source is not node.args[0] and _contiguous(source) else None
+        return self.call(VIEW, source, list(shape)) if source is not node.args[0] and is_contiguous(source) else None
 
     def expand_late(self, node: Node) -> Node | None:
         """Apply views and operations on each element before an expansion, and expand once."""
         inputs, (shape, dtype) = node.all_input_nodes, kind(node)
-        if node in self.fills or shape.numel() == 1:
+        if node in self.fills or shape.numel() == 1 or not self.memory.is_constant(node):
             return None
         if node.target in (VIEW, UNSQUEEZE, EXPAND):
             small = self.factor(node)
@@ -173,7 +172,7 @@ class _Pass(Uniform):
         (base, factor), steps = parts, 1
         while len(base.users) == 1 and self.memory.is_settled(base) and (inner := self.product(base)):
             base, factor, steps = inner[0], factor.times(inner[1]), steps + 1
-        if kind(node)[0].numel() == 1 and factor.powers:  # no less work
+        if kind(node)[0].numel() == 1 and factor.powers or not factor.is_moderate:  # no less work, or an overflow
             return None
         if steps > 1:
             return self.times(base, self.tensor(factor))
@@ -191,7 +190,14 @@ class _Pass(Uniform):
         if product.target is not aten.mm.default or kind(bias)[1] != dtype or kind(large) != kind(node):
             return None
         (rows, columns), of_bias = kind(product)[0], kind(bias)[0]
-        if len(large.users) > 1 or len(product.users) > 1 or shape != (rows, *of_bias) or not _contiguous(bias):
+        settled = self.memory.is_settled(large) and self.memory.is_settled(product)
+        if (
+            not settled
+            or len(large.users) > 1
+            or len(product.users) > 1
+            or shape != (rows, *of_bias)
+            or not is_contiguous(bias)
+        ):
             return None
         vector = self.call(VIEW, bias, [columns])
         result = self.call(aten.addmm.default, vector, *product.args, val=product.meta["val"])
@@ -207,13 +213,13 @@ class _Pass(Uniform):
         factor, terms, views, steps = ONE, list[Factor](), list[Node](), 0
         while len(base.users) == 1 and self.memory.is_settled(base):
             steps += 1
-            if parts := self.product(base):
+            if (parts := self.product(base)) and factor.times(parts[1]).is_moderate:
                 base, factor = parts[0], factor.times(parts[1])
-            elif summands := self.addition(base):
+            elif (summands := self.addition(base)) and summands[2].is_bounded:  # a large term may cancel
                 number = Factor(kind(base)[0].numel() / shape.numel())  # of terms in a sum
                 terms.append(summands[2].times(factor).times(number))
                 base, factor = summands[0], factor.times(Factor(summands[1]))
-            elif base.target in RESHAPE and _contiguous(base.args[0]):
+            elif base.target in RESHAPE and is_contiguous(base.args[0]):
                 views.append(base)
                 base, steps = base.args[0], steps - 1
             elif node.target is aten.sum.default and base.target in SUM and not base.kwargs:
@@ -231,12 +237,6 @@ class _Pass(Uniform):
         for term in terms:
             result = self.call(ADD, result, self.tensor(term))
         return result
-
-
-def _contiguous(node: Node) -> bool:
-    """Whether a tensor is contiguous."""
-    val = node.meta["val"]
-    return bool(val == val.with_shape(val.shape))
 
 
 RULES = (

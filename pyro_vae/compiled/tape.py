@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vae.operations import Operations
@@ -42,7 +43,8 @@ class Tape(Operations):
     """Run a function once, and record the tensor operations of function and gradients as a graph.
 
     The graph's inputs are the function's inputs, then the tensors that the function closes over.
-    ``node.meta["val"]`` is the :class:`TensorSpec` of a node.
+    ``node.meta["val"]`` is the :class:`TensorSpec` of a node, ``node.meta["owner"]`` the position in
+    ``node.all_input_nodes`` of the argument whose memory the tensor has, or None, and ``node.meta["place"]`` the place.
 
     Arguments:
         function: Maps tensors to a sequence of tensors or None.
@@ -91,18 +93,28 @@ class Tape(Operations):
             return result
         if isinstance(result, Tensor | tuple | list) or result is None:  # else it is a size
             literal = literal and torch.Tag.nondeterministic_seeded not in func.tags
-            self._register(result, self.graph.call_function(func, *nodes), literal)
+            node = self.graph.call_function(func, *nodes)
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            owners = {_place(tensor): node.all_input_nodes.index(self._node(tensor)) for tensor in reversed(tensors)}
+            self._register(result, node, owners, literal)
         return result
 
-    def _register(self, result: Any, node: fx.Node, literal: bool = False) -> None:
-        """Store the node of each tensor of a result, and the tensor's version at which it is a literal of the code."""
+    def _register(self, result: Any, node: fx.Node, owners: dict[int, int], literal: bool = False) -> None:
+        """Store the node of each tensor of a result, the tensor's version if it is a literal, and whose memory it has.
+
+        ``owners`` has the positions of the arguments, by the place of their memory.
+        """
         if isinstance(result, Tensor):
             self._nodes[result] = node
-            val = TensorSpec(result.shape, result.stride(), result.dtype, result.device)
-            node.meta = {"val": val, "literal": _version(result) if literal and val.numel() == 1 else None}
+            val, place = TensorSpec(result.shape, result.stride(), result.dtype, result.device), _place(result)
+            version = _version(result) if literal and val.numel() == 1 else None
+            node.meta |= {"val": val, "literal": version, "owner": owners.get(place), "place": place}
         elif isinstance(result, tuple | list):
+            places = [_place(item) for item in result if isinstance(item, Tensor)]
+            node.meta["owner"] = next((owners[place] for place in places if place in owners), None)
+            of_items = {place: 0 for place in places if place in owners or places.count(place) > 1}
             for number, item in enumerate(result):
-                self._register(item, self.graph.call_function(operator.getitem, (node, number)), literal)
+                self._register(item, self.graph.call_function(operator.getitem, (node, number)), of_items, literal)
 
     def _node(self, tensor: Tensor) -> fx.Node:
         """Return the node of a tensor; add an input for a tensor that the function closes over."""
@@ -115,8 +127,16 @@ class Tape(Operations):
         """Add an input after the last one, before all operations."""
         with self.graph.inserting_after(self._last) if self._last else self.graph.inserting_before():
             self._last = self.graph.placeholder(name)
-        self._register(tensor, self._last)
+        self._register(tensor, self._last, {})
         return self._last
+
+
+def _place(tensor: Tensor) -> int:
+    """Return the place of a tensor's memory; a number of its own for a tensor that has none."""
+    try:
+        return tensor.untyped_storage().data_ptr() or -id(tensor)
+    except (NotImplementedError, RuntimeError):  # of a tensor without storage
+        return -id(tensor)
 
 
 def _version(tensor: Tensor) -> int:

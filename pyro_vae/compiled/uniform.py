@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from pyro_vae.compiled.memory import Memory, Node, shares_memory
+from pyro_vae.compiled.memory import Memory, Node
 from pyro_vae.compiled.tape import TensorSpec
 
 aten = torch.ops.aten
@@ -18,6 +18,9 @@ EXPAND, VIEW, UNSQUEEZE, TRANSPOSE = (
     aten.t.default,
 )
 NEG, MUL, DIV, ADD, SUB = aten.neg.default, aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.sub.Tensor
+LOG = aten.log.default
+MODERATE = 1e6
+BOUND, ELEMENTS = 100.0, 1e5  # of a term, and of a sum of them
 RSUB = aten.rsub.Scalar  # a number minus a tensor
 PRODUCT = {NEG, MUL, DIV, aten.mul.Scalar, aten.div.Scalar}
 DIVISION = {DIV, aten.div.Scalar}
@@ -44,6 +47,25 @@ class Factor(NamedTuple):
     def power(self, exponent: int) -> "Factor":
         """Return the power, for an exponent of 1 or -1."""
         return Factor(self.number**exponent, tuple((node, exponent * power) for node, power in self.powers))
+
+    @property
+    def is_moderate(self) -> bool:
+        """Whether the number is so near 1 that a product with it neither overflows nor vanishes."""
+        return 1 / MODERATE < abs(self.number) < MODERATE
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a term is at most a hundred, a logarithm, which in float32 is at most 104, or a sum of logarithms.
+
+        A larger term may cancel with the elements, whose sum has lost their small digits.
+        """
+        if not self.powers:
+            return abs(self.number) <= BOUND
+        (node, power), *others = self.powers
+        number = self.number
+        while node.target is MUL and isinstance(node.args[1], float):
+            node, number = node.args[0], number * node.args[1]
+        return not others and node.target is LOG and power == 1 and abs(number) <= ELEMENTS
 
 
 ONE = Factor(1.0)
@@ -95,13 +117,13 @@ class Uniform:
         for first, tensor, factor in self._with_factor(node):
             if node.target not in DIVISION:
                 return tensor, factor
-            if first and factor.number != 0:
+            if first and abs(factor.number) > 1 / MODERATE:
                 return tensor, factor.power(-1)
         return None
 
     def addition(self, node: Node) -> tuple[Node, float, Factor] | None:
         """Read an operation as 1 or -1 times a tensor, of the result's shape and dtype, plus a uniform term."""
-        if node.target is RSUB and len(node.args) == 2 and kind(node)[1].is_floating_point:
+        if node.target is RSUB and len(node.args) == 2 and kind(node.args[0]) == kind(node):
             return node.args[0], -1.0, Factor(float(node.args[1]))
         if node.target not in (ADD, SUB):
             return None
@@ -143,10 +165,11 @@ class Uniform:
         """Add an operation: a view, one with the spec ``val``, or one on each element of the largest argument."""
         node = self.graph.call_function(target, args)
         largest = max(node.all_input_nodes, key=lambda argument: kind(argument)[0].numel()).meta["val"]
-        if val is None and shares_memory(target):
+        if target in RESHAPE or target is EXPAND:
             view = target(*map_arg(args, lambda argument: empty(argument, "meta")))
+            node.meta["owner"] = 0
             val = TensorSpec(view.shape, view.stride(), view.dtype, largest.device)
-        node.meta = {"val": val or largest}
+        node.meta["val"] = val or largest
         self.memory.add(node)
         return node
 
@@ -161,3 +184,9 @@ def kind(node: Node) -> tuple[Any, ...]:
     """Return the shape and dtype of a tensor; an empty tuple for another result."""
     val = node.meta.get("val")
     return (val.shape, val.dtype) if val is not None else ()
+
+
+def is_contiguous(node: Node) -> bool:
+    """Whether a tensor is contiguous."""
+    val = node.meta["val"]
+    return bool(val == val.with_shape(val.shape))

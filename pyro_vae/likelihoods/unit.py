@@ -145,12 +145,20 @@ class BernoulliMass(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         """Keep the arguments."""
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of logits and x."""
         logits, value = ctx.saved_tensors
         return gradient * (value - logits.sigmoid()), gradient * logits if ctx.needs_input_grad[1] else None
+
+    @staticmethod
+    def jvp(ctx: Any, of_logits: Tensor | None, of_value: Tensor | None) -> Tensor:
+        """Return the derivative in the direction of both arguments, for forward mode."""
+        logits, value = ctx.saved_tensors
+        first = 0.0 if of_logits is None else of_logits * (value - logits.sigmoid())
+        return torch.zeros_like(logits) + first + (0.0 if of_value is None else of_value * logits)
 
 
 class StableContinuousBernoulli(TensorDistribution):
