@@ -58,7 +58,7 @@ class Memory:
         return self.roots[node] in self._returned
 
     def is_alone(self, node: Node) -> bool:
-        """Whether a result has memory of its own that no other result shares."""
+        """Whether no other result shares the memory of a result."""
         return self.roots[node] is node and sum(root is node for root in self.roots.values()) == 1
 
     def may_share(self, node: Node) -> bool:

@@ -132,7 +132,7 @@ class Tape(Operations):
 
 
 def _place(tensor: Tensor) -> int:
-    """Return the place of a tensor's memory; a number of its own for a tensor that has none."""
+    """Return the place of a tensor's memory; another number for each tensor that has none."""
     try:
         return tensor.untyped_storage().data_ptr() or -id(tensor)
     except (NotImplementedError, RuntimeError):  # of a tensor without storage

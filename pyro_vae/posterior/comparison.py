@@ -131,7 +131,7 @@ def compare(
     Example:
         >>> from pyro_vae.oracle import LinearGaussian
         >>> model, x = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale=0.5), torch.randn(1, 4)
-        >>> result = compare(model.vae("mean-field"), x, draws=50, warmup=50, chains=2)
+        >>> result = compare(model.vae("mean-field"), x, draws=250, warmup=150, chains=2)
         >>> bool((result.spread < 0.6).all()), result.nuts.correlation[0, 0, 1].item() < -0.6
         (True, True)
     """
