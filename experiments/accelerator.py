@@ -11,22 +11,21 @@ from typing import Any
 import pyro
 import rivals
 import torch
-from pyro.optim import PyroOptim
+from own_steps import ours, vae
 from timing import in_turn
 from torch import Tensor
 
-from pyro_vae import VAE, CompiledSVI, ais, likelihoods, programs
-from pyro_vae.networks import MLP
+from pyro_vae import VAE, ais, likelihoods, programs
 from pyro_vae.objectives import ELBO
 from pyro_vae.program import posterior_of
 
 __all__ = ["log_densities_apart", "seconds_of_ais", "steps"]
 
 EVENT = (1, 28, 28)
-Built = tuple[Any, tuple[Tensor, ...]]
+Example = tuple[Any, tuple[Tensor, ...]]
 
 
-def built_programs(rows: int = 16) -> dict[str, Built]:
+def example_programs(rows: int = 16) -> dict[str, Example]:
     """Return each program of the package with data of random binary images."""
     x, y = torch.rand(rows, *EVENT).bernoulli(), torch.arange(rows) % 10
     binary = likelihoods.Bernoulli
@@ -42,35 +41,29 @@ def built_programs(rows: int = 16) -> dict[str, Built]:
 @torch.no_grad()
 def log_densities_apart(device: str) -> dict[str, float]:
     """Return how far log p(x, z) on a device is from the CPU's, for each program, at the same z; in nats."""
-    apart = {}
-    for name, (program, data) in built_programs().items():
+    differences = {}
+    for name, (program, data) in example_programs().items():
         with pyro.get_param_store().scope():
             posterior = posterior_of(program.eval(), data)
             draws, _ = posterior.propose(3)
             expected = posterior.log_joint(draws)
         with pyro.get_param_store().scope():
-            moved = posterior_of(deepcopy(program).to(device), tuple(column.to(device) for column in data))
-            values = moved.log_joint({site: draw.to(device) for site, draw in draws.items()})
-        apart[name] = (values.cpu() - expected).abs().max().item()
-    return apart
+            on_device = posterior_of(deepcopy(program).to(device), tuple(column.to(device) for column in data))
+            values = on_device.log_joint({site: draw.to(device) for site, draw in draws.items()})
+        differences[name] = (values.cpu() - expected).abs().max().item()
+    return differences
 
 
-def steps(device: str, batch: int, rounds: int, hows: tuple[str, ...] = ("graph", "inductor")) -> dict[str, Any]:
+def steps(device: str, batch: int, rounds: int, modes: tuple[str, ...] = ("graph", "inductor")) -> dict[str, Any]:
     """Time a step of the ELBO, 784-400-20, beside a loop by hand; add the peak of memory on a GPU, in megabytes."""
-    x = torch.rand(batch, rivals.PIXELS, device=device).bernoulli()
-    contestants: dict[str, tuple[Callable[[], Any], bool]] = {}
-    for how in hows:
-        model = VAE.build((rivals.PIXELS,), likelihood=likelihoods.Bernoulli, network=MLP).to(device)
-        adam = PyroOptim(torch.optim.Adam, {"lr": rivals.LR})
-        store = pyro.get_param_store().get_state()
-        svi = CompiledSVI(model.model, model.guide, adam, ELBO(), compile=how)  # type: ignore[arg-type]
-        for _ in range(5):
-            svi.step(x)
-        pyro.get_param_store().set_state(store)
-        contestants[f"ours, {how}"] = (partial(svi.step, x), False)
-    for name, compiled in (("handwritten, compiled", True), ("handwritten, eager", False)):
-        if not compiled or "inductor" in hows:
-            contestants[name] = (rivals.by_hand(rivals.bernoulli_loss, rivals.Networks(), x, (batch,), compiled), False)
+    model, x = vae(binary=True).to(device), rivals.pixels(batch, binary=True).to(device)
+    by_hand = partial(rivals.by_hand, rivals.bernoulli_loss, x=x, draws=(batch,))
+    contestants: dict[str, tuple[Callable[[], Any], bool]] = {
+        f"ours, {mode}": (ours(model, ELBO(), x, mode), False) for mode in modes
+    }
+    contestants["handwritten, eager"] = (by_hand(rivals.Networks(), compiled=False), False)
+    if "inductor" in modes:
+        contestants["handwritten, compiled"] = (by_hand(rivals.Networks(), compiled=True), False)
     times = in_turn(contestants, rounds)
     if device != "cpu":
         for name, (step, _) in contestants.items():
@@ -82,7 +75,7 @@ def steps(device: str, batch: int, rounds: int, hows: tuple[str, ...] = ("graph"
 
 def seconds_of_ais(device: str, chains: int = 16, temperatures: int = 200) -> dict[str, Any]:
     """Time annealed importance sampling of 20 images; return the seconds and the mean bound on log p(x), in nats."""
-    program, (x,) = built_programs(20)["VAE"]
+    program, (x,) = example_programs(20)["VAE"]
     program, x = program.to(device).eval(), x.to(device)
     bounds: list[Tensor] = []
     times = in_turn({"ais": (lambda: bounds.append(ais.ais(program, x, chains, temperatures, seed=0)), False)}, 1)

@@ -236,8 +236,7 @@ def _texts(column: Sequence[Cell]) -> list[str]:
     """Format the numbers of a column with the same decimals, or with three digits each if their sizes differ much."""
     numbers = [abs(cell[0] if isinstance(cell, tuple) else cell) for cell in column if not isinstance(cell, str)]
     wide = any(numbers) and max(numbers) > 100 * min(number for number in numbers if number)
-    places = 3 if all(number < 10 for number in numbers) else 1
-    texts = []
+    places, texts = (3 if all(number < 10 for number in numbers) else 1), []
     for cell in column:
         mean, *spread = cell if isinstance(cell, tuple) else (cell,)
         if wide and isinstance(mean, float) and mean:

@@ -16,17 +16,18 @@ import accelerator
 import numpy as np
 import pyro
 import rival_libraries
+import rival_pyro
 import rivals
 import torch
+from own_steps import ours, vae
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import PyroOptim
 from timing import in_turn, peak, switch, within
-from torch import Tensor
 
 from pyro_vae import VAE, CompiledSVI, data, fit, likelihoods
 from pyro_vae import priors as parts
 from pyro_vae.networks import MLP, Conv
-from pyro_vae.objectives import ELBO, IWAE, Objective
+from pyro_vae.objectives import ELBO, IWAE
 from pyro_vae.train.loop import Training
 from pyro_vae.train.validation import Validation
 
@@ -36,32 +37,9 @@ Step = Callable[[], Any]
 Numbers = dict[str, Any]
 
 
-def vae(event: tuple[int, ...] = (784,), latent: int = 20, hidden: int = 400, binary: bool = False) -> VAE:
-    """Return a VAE of 784-400-20-400-784 with a Gaussian likelihood of scale 0.1, or a Bernoulli."""
-    likelihood: Any = likelihoods.Bernoulli if binary else partial(likelihoods.Gaussian, scale=0.1)
-    return VAE.build(event, latent, likelihood=likelihood, network=partial(MLP, hidden=(hidden,)))
-
-
-def ours(model: VAE, objective: Objective, x: Tensor, how: Any, precision: Any = "auto") -> Step:
-    """Return a step of ``CompiledSVI`` on one minibatch, after 5 steps of warm-up."""
-    adam = PyroOptim(torch.optim.Adam, {"lr": rivals.LR})
-    svi = CompiledSVI(model.model, model.guide, adam, objective, compile=how, precision=precision)
-    step = partial(svi.step, x)
-    for _ in range(5):
-        step()
-    assert svi.mode == how, f"expected mode {how}; got {svi.mode}: {svi._gradients.reason}"
-    return step
-
-
-def pixels(batch: int, binary: bool = False) -> Tensor:
-    """Return random images, of shape ``(batch, 784)``."""
-    x = torch.rand(batch, rivals.PIXELS)
-    return x.bernoulli() if binary else x
-
-
 def steps(batch: int, rounds: int, binary: bool = False) -> Numbers:
     """Time one step of the ELBO."""
-    model, x = vae(binary=binary), pixels(batch, binary)
+    model, x = vae(binary=binary), rivals.pixels(batch, binary)
     contestants = {
         "ours, inductor": (ours(model, ELBO(), x, "inductor"), False),
         "ours, graph": (ours(model, ELBO(), x, "graph"), False),
@@ -70,7 +48,7 @@ def steps(batch: int, rounds: int, binary: bool = False) -> Numbers:
         "handwritten, compiled": (rivals.handwritten(batch, binary=binary), True),
         "handwritten, eager": (rivals.handwritten(batch, compiled=False, binary=binary), True),
         "NumPyro": (rival_libraries.numpyro_update(batch, binary), False),
-        "stock Pyro": (rivals.stock_pyro(batch, binary), False),
+        "stock Pyro": (rival_pyro.stock_pyro(batch, binary), False),
     }
     return in_turn(contestants, rounds)
 
@@ -78,7 +56,7 @@ def steps(batch: int, rounds: int, binary: bool = False) -> Numbers:
 def priors(batch: int, rounds: int, prior: str) -> Numbers:
     """Time one step with a prior, and a step of Pyro's ``SVI`` with ``Trace_ELBO`` of the same program."""
     model = VAE.build((784,), 20, getattr(parts, prior), likelihoods.Bernoulli, network=partial(MLP, hidden=(400,)))
-    x = pixels(batch, binary=True)
+    x = rivals.pixels(batch, binary=True)
     stock = SVI(model.model, model.guide, PyroOptim(torch.optim.Adam, {"lr": rivals.LR}), Trace_ELBO())
     contestants: dict[str, tuple[Step, bool]] = {
         f"ours, {how}": (ours(model, ELBO(), x, how), False) for how in ("inductor", "graph")
@@ -104,12 +82,15 @@ def convolutions(batch: int, rounds: int) -> Numbers:
 def iwae(batch: int, rounds: int) -> Numbers:
     """Time one step of IWAE with 50 particles on 784-200-200-50, and measure the peak memory of its tensors."""
     network = partial(MLP, hidden=(200, 200), activation="Tanh")
-    model, x = VAE.build((784,), 50, likelihood=likelihoods.Bernoulli, network=network), pixels(batch, binary=True)
+    model, x = (
+        VAE.build((784,), 50, likelihood=likelihoods.Bernoulli, network=network),
+        rivals.pixels(batch, binary=True),
+    )
     contestants = {
         "ours, inductor": (ours(model, IWAE(50), x, "inductor"), False),
         "ours, graph": (ours(model, IWAE(50), x, "graph"), False),
         "handwritten, compiled": (rivals.handwritten_iwae(batch), True),
-        "stock Pyro": (rivals.stock_renyi(batch), False),
+        "stock Pyro": (rival_pyro.stock_renyi(batch), False),
     }
     found = in_turn(contestants, rounds)
     return found | {f"{name}, MB": peak(step) for name, (step, _) in contestants.items()}
@@ -153,8 +134,8 @@ def epochs(root: str, batch: int, rounds: int, alone: bool = False) -> Numbers:
         if alone
         else {
             "pythae": rival_libraries.pythae_epoch(mnist.train[:], batch),
-            "Pyro's example": rival_libraries.pyro_example_epoch(root, batch),
-            "Pyro's example, cached": rival_libraries.pyro_example_epoch(root, batch, cached=True),
+            "Pyro's example": rival_pyro.pyro_example_epoch(root, batch),
+            "Pyro's example, cached": rival_pyro.pyro_example_epoch(root, batch, cached=True),
         }
     )
     epoch, Training.epoch = Training.epoch, seen  # type: ignore[method-assign, assignment]
@@ -172,7 +153,9 @@ def scaling(rounds: int) -> Numbers:
         for value in values:
             size = {"batch": 256, "particles": 1, "latent": 20} | {name: value}
             with pyro.get_param_store().scope() as store:
-                step = ours(vae(latent=size["latent"]), ELBO(size["particles"]), pixels(size["batch"]), "inductor")
+                step = ours(
+                    vae(latent=size["latent"]), ELBO(size["particles"]), rivals.pixels(size["batch"]), "inductor"
+                )
             steps[str(value)] = (partial(within, store, step), False)
         times = in_turn(steps, rounds)
         found[name] = [values, [times[value] for value in steps]]

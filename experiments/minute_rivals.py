@@ -13,7 +13,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.optim import PyroLRScheduler
 from rival_libraries import pythae_epoch
-from rivals import Networks, StockVAE, bernoulli_loss
+from rival_pyro import StockVAE
+from rivals import Networks, bernoulli_loss
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 

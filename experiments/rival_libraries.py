@@ -1,20 +1,19 @@
-"""Rivals of the benchmark from other libraries: NumPyro, pythae, and Pyro's example.
+"""Rivals of the benchmark from other libraries: NumPyro, JAX and pythae.
 
 Only the benchmark needs NumPyro and pythae: ``pip install '.[bench]'``.
 """
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO
-from rivals import LR, PIXELS, SCALE, Networks, Step, StockVAE
+from rivals import LR, PIXELS, SCALE, Networks, Step
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchvision import datasets, transforms
 
-__all__ = ["jax_convolutions", "numpyro_programs", "numpyro_update", "pyro_example_epoch", "pythae_epoch"]
+__all__ = ["jax_convolutions", "numpyro_programs", "numpyro_update", "pythae_epoch"]
 
 
 def numpyro_programs(
@@ -73,12 +72,10 @@ def numpyro_update(batch: int, binary: bool = False) -> Step:
 
 
 def jax_convolutions(batch: int, latent: int = 20) -> Step:
-    """Return a step of a handwritten loop in JAX: the layers of ``Networks.of_images``, Adam, KL in closed form.
-
-    Adam has no bias correction; it takes the same time.
-    """
+    """Return a step of a handwritten loop in JAX: the layers of ``Networks.of_images``, Adam, KL in closed form."""
     import jax
     import jax.numpy as jnp
+    from jax.example_libraries.optimizers import adam
     from jax.nn import relu
 
     layout = ("NHWC", "HWIO", "NHWC")
@@ -103,23 +100,19 @@ def jax_convolutions(batch: int, latent: int = 20) -> Step:
     key = jax.random.PRNGKey(0)
     w = {name: 0.05 * jax.random.normal(key, shape) for name, shape in shapes.items()}
     w |= {f"b{i}": jnp.zeros(shapes[name][-1]) for i, name in enumerate(shapes, 1)}
-    zeros = jax.tree.map(jnp.zeros_like, w)
     x = jax.random.uniform(key, (batch, 32, 32, 3))
+    start, move, weights_of = adam(LR)
 
-    def update(state: Any, x: Any) -> Any:
-        w, first, second, key = state
-        key, now = jax.random.split(key)
-        loss, gradient = jax.value_and_grad(loss_of)(w, x, now)
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
-        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradient)
-        w = jax.tree.map(lambda p, m, v: p - LR * m / (jnp.sqrt(v) + 1e-8), w, first, second)
-        return (w, first, second, key), loss
+    @partial(jax.jit, donate_argnums=1)
+    def update(number: Any, state: Any, x: Any) -> Any:
+        loss, gradient = jax.value_and_grad(loss_of)(weights_of(state), x, jax.random.fold_in(key, number))
+        return move(number, gradient, state), loss
 
-    jitted, state = jax.jit(update, donate_argnums=0), (w, zeros, jax.tree.map(jnp.zeros_like, w), key)
+    numbers, state = count(), start(w)
 
     def step() -> float:
         nonlocal state
-        state, loss = jitted(state, x)
+        state, loss = update(next(numbers), state, x)
         return float(loss)
 
     return step
@@ -175,29 +168,3 @@ def pythae_epoch(x: Tensor, batch: int, networks: Networks | None = None, loss: 
     trainer.set_optimizer()
     trainer.callback_handler = CallbackHandler([], model)
     return lambda: trainer.train_step(1)
-
-
-def pyro_example_epoch(root: str, batch: int, cached: bool = False) -> Step:
-    """Return an epoch of Pyro's VAE example: its loop over MNIST's 60,000 training images, with the rivals' network.
-
-    The epoch returns nats per image, as the example prints.
-
-    Args:
-        root: Folder where torchvision finds MNIST.
-        batch: Images in a minibatch.
-        cached: Whether images become tensors once, as in the example's script (examples/vae/vae.py), or at every
-            reading by ``ToTensor``, as in the tutorial (pyro.ai/examples/vae.html). The tutorial's loader runs in a
-            further process; the script's loader and this one do not.
-    """
-    mnist = datasets.MNIST(root, train=True, transform=transforms.ToTensor())
-    images: Dataset = TensorDataset(mnist.data.flatten(1) / 255, mnist.targets) if cached else mnist
-    loader = DataLoader(images, batch_size=batch, shuffle=True)
-    svi = StockVAE.gaussian(Networks()).svi(Trace_ELBO())
-
-    def epoch() -> float:
-        total = 0.0
-        for x, _ in loader:
-            total += svi.step(x.reshape(-1, PIXELS))
-        return total / len(mnist)
-
-    return epoch

@@ -18,13 +18,9 @@ with their defaults. A compiled step keeps the number of threads at its compilat
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import count, pairwise
+from itertools import pairwise
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, RenyiELBO, Trace_ELBO
-from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -34,7 +30,6 @@ __all__ = [
     "LR",
     "PIXELS",
     "Networks",
-    "StockVAE",
     "bernoulli_loss",
     "by_hand",
     "elbo_loss",
@@ -43,9 +38,8 @@ __all__ = [
     "handwritten_iwae",
     "iwae_loss",
     "one_thread_environment",
+    "pixels",
     "products",
-    "stock_pyro",
-    "stock_renyi",
 ]
 
 Step = Callable[[], float]
@@ -112,19 +106,22 @@ def _dense(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential
 
 def elbo_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
     """Return minus the ELBO, in nats summed over x of shape ``(B, 784)``, for noise of shape ``(B, latent)``."""
-    mu, log_sigma = networks.encode(x)
-    sigma = log_sigma.exp()
-    error = (x - networks.decoder(mu + sigma * noise)).square().sum()
-    kl = 0.5 * (sigma.square() + mu.square() - 1).sum() - log_sigma.sum()
-    return error / (2 * SCALE**2) + 0.5 * x.numel() * math.log(2 * math.pi * SCALE**2) + kl
+    mean, kl = _decode(networks, x, noise)
+    return (x - mean).square().sum() / (2 * SCALE**2) + 0.5 * x.numel() * math.log(2 * math.pi * SCALE**2) + kl
 
 
 def bernoulli_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
     """Return minus the ELBO with a Bernoulli likelihood, in nats summed over x, as :func:`elbo_loss`."""
+    logits, kl = _decode(networks, x, noise)
+    return binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl
+
+
+def _decode(networks: Networks, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the decoder's output at a draw of z, and the KL divergence summed over x."""
     mu, log_sigma = networks.encode(x)
     sigma = log_sigma.exp()
     kl = 0.5 * (sigma.square() + mu.square() - 1).sum() - log_sigma.sum()
-    return binary_cross_entropy_with_logits(networks.decoder(mu + sigma * noise), x, reduction="sum") + kl
+    return networks.decoder(mu + sigma * noise), kl
 
 
 def iwae_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
@@ -135,6 +132,12 @@ def iwae_loss(networks: Networks, x: Tensor, noise: Tensor) -> Tensor:
     log_likelihood = -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
     log_w = log_likelihood + (0.5 * (noise.square() - z.square()) + log_sigma).sum(-1)
     return (math.log(len(noise)) - log_w.logsumexp(0)).sum()
+
+
+def pixels(batch: int, binary: bool = False) -> Tensor:
+    """Return random images, of shape ``(batch, 784)``."""
+    x = torch.rand(batch, PIXELS)
+    return x.bernoulli() if binary else x
 
 
 def products(batch: int) -> Step:
@@ -170,7 +173,7 @@ def products(batch: int) -> Step:
 
 def handwritten(batch: int, compiled: bool = True, binary: bool = False) -> Step:
     """Return a step of a handwritten loop: compiled loss, fused Adam, KL in closed form."""
-    return by_hand(bernoulli_loss if binary else elbo_loss, Networks(), _pixels(batch, binary), (batch,), compiled)
+    return by_hand(bernoulli_loss if binary else elbo_loss, Networks(), pixels(batch, binary), (batch,), compiled)
 
 
 def handwritten_convolutions(batch: int, compiled: bool = True, channels_last: bool = False) -> Step:
@@ -183,7 +186,7 @@ def handwritten_convolutions(batch: int, compiled: bool = True, channels_last: b
 
 def handwritten_iwae(batch: int, particles: int = 50, compiled: bool = True) -> Step:
     """Return a step of a handwritten loop for the importance weighted bound, as :func:`handwritten`."""
-    return by_hand(iwae_loss, Networks.of_iwae(), _pixels(batch, True), (particles, batch), compiled)
+    return by_hand(iwae_loss, Networks.of_iwae(), pixels(batch, True), (particles, batch), compiled)
 
 
 def by_hand(
@@ -209,71 +212,3 @@ def by_hand(
         return loss.item()
 
     return step
-
-
-class StockVAE(nn.Module):
-    """Model and guide as in Pyro's VAE example, with any networks and likelihood.
-
-    Each instance has unique names in the param store, since Pyro does not train a second module of one name.
-
-    Args:
-        networks: Networks of the encoder and the decoder.
-        likelihood: Function from the decoder's output to a distribution over pixels.
-    """
-
-    _instances = count()
-
-    def __init__(self, networks: Networks, likelihood: Callable[[Tensor], dist.TorchDistribution]) -> None:
-        super().__init__()
-        self.networks = networks
-        self.likelihood = likelihood
-        self.name = f"rival {next(self._instances)}"
-
-    def model(self, x: Tensor) -> None:
-        """Draw z from N(0, I), and observe x, of shape ``(B, pixels)``."""
-        pyro.module(f"{self.name} decoder", self.networks.decoder)
-        with pyro.plate("data", x.shape[0]):
-            loc = x.new_zeros((x.shape[0], self.networks.latent))
-            z = pyro.sample("latent", dist.Normal(loc, torch.ones_like(loc)).to_event(1))
-            pyro.sample("obs", self.likelihood(self.networks.decoder(z)).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        """Draw z given x."""
-        pyro.module(f"{self.name} encoder", self.networks.encoder)
-        with pyro.plate("data", x.shape[0]):
-            mu, log_sigma = self.networks.encode(x)
-            pyro.sample("latent", dist.Normal(mu, log_sigma.exp()).to_event(1))
-
-    @classmethod
-    def gaussian(cls, networks: Networks) -> "StockVAE":
-        """Return a VAE with the rivals' Gaussian likelihood."""
-        return cls(networks, lambda mean: dist.Normal(mean, SCALE))
-
-    @classmethod
-    def bernoulli(cls, networks: Networks) -> "StockVAE":
-        """Return a VAE with a Bernoulli likelihood."""
-        return cls(networks, lambda logits: dist.Bernoulli(logits=logits))
-
-    def svi(self, loss: pyro.infer.ELBO, optim: PyroOptim | None = None) -> SVI:
-        """Return Pyro's SVI for this model and guide, by default with ``pyro.optim.Adam`` written out."""
-        return SVI(self.model, self.guide, optim or PyroOptim(torch.optim.Adam, {"lr": LR}), loss)
-
-
-def stock_pyro(batch: int, binary: bool = False) -> Step:
-    """Return a step of Pyro's ``SVI`` with ``Trace_ELBO``, which samples the KL, and ``pyro.optim.Adam``."""
-    program = (StockVAE.bernoulli if binary else StockVAE.gaussian)(Networks())
-    svi, x = program.svi(Trace_ELBO()), _pixels(batch, binary)
-    return lambda: svi.step(x)
-
-
-def _pixels(batch: int, binary: bool) -> Tensor:
-    """Return random images, of shape ``(batch, 784)``."""
-    x = torch.rand(batch, PIXELS)
-    return x.bernoulli() if binary else x
-
-
-def stock_renyi(batch: int, particles: int = 50) -> Step:
-    """Return a step of Pyro's ``RenyiELBO`` at alpha = 0, the importance weighted bound, with vectorised particles."""
-    loss = RenyiELBO(alpha=0, num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
-    svi, x = StockVAE.bernoulli(Networks.of_iwae()).svi(loss), _pixels(batch, True)
-    return lambda: svi.step(x)

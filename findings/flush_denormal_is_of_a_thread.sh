@@ -7,9 +7,8 @@
 # Guess      (before the run) all products are 0, whatever thread computes them.
 # Seen       half of the products are 0, the other half 9e-41. With one thread, or if the switch is set before torch's
 #            first parallel operation of the process, all are 0. If it is set first and then unset, half of them are 0.
-# Hurts      whoever sets it in a program for speed or for the same numbers on any number of threads: the threads that
-#            torch has started already stay slow (a product with subnormal numbers took 20 times as long, a matrix
-#            product 200 times, on an Intel Xeon), and results depend on which thread computed an element.
+# Hurts      whoever sets it for speed: the threads that torch has started stay slow. And a result depends on which
+#            thread computed an element.
 # Exit       0 while this is so, 1 if the behaviour changes. Run: bash findings/flush_denormal_is_of_a_thread.sh
 set -euo pipefail
 folder=$(mktemp -d)

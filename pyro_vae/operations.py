@@ -16,16 +16,16 @@ class Operations(TorchDispatchMode):
         return False
 
 
-def log_sum_exp(x: Tensor, dim: int) -> Tensor:
-    r"""Return :math:`\log \sum_i e^{x_i}` over a dimension, with a gradient of at least 1e-19 in float32, or 0.
+def log_sum_exp(x: Tensor, dim: int | list[int], keepdim: bool = False) -> Tensor:
+    r"""Return :math:`\log \sum_i e^{x_i}` over dimensions, with a gradient of at least 1e-19 in float32, or 0.
 
     The gradient is a softmax. Where the terms differ by more than 87 nats, torch's has subnormal numbers, below 1e-38.
-    A product of matrices with subnormal numbers takes up to two hundred times as long on Intel's chips.
+    A product of matrices with subnormal numbers takes many times as long on a CPU.
     """
     if x.requires_grad:
         x = x.view_as(x)
         x.register_hook(_without_negligible)
-    return x.logsumexp(dim)
+    return x.logsumexp(dim, keepdim)
 
 
 def _without_negligible(gradient: Tensor | None) -> Tensor | None:

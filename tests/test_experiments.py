@@ -337,7 +337,7 @@ class TestSpeed:
 
         monkeypatch.setattr(subprocess, "run", here)
         seconds = itertools.count()
-        monkeypatch.setattr(speed, "_seconds_of_children", lambda: float(next(seconds)))
+        monkeypatch.setattr(importlib.import_module("speed_rows"), "_seconds_of_children", lambda: float(next(seconds)))
         committed = rows(EXPERIMENTS / "results" / "speed.csv")
         kept = [row for row in committed if row["part"] == "steps"]
         with (tmp_path / "speed.csv").open("w") as file:

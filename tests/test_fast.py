@@ -90,7 +90,7 @@ class TestCompleteData:
         vae.encoder.fill.fill_(0.5)
         holes = x.clone()
         holes[:, 0] = torch.nan
-        svi = CompiledSVI(vae.model, Trace(vae), Adam({"lr": 0.0}), ELBO(), compile="graph")
+        svi = CompiledSVI(vae.model, lambda x: vae.guide(x), Adam({"lr": 0.0}), ELBO(), compile="graph")
         assert svi._complete is None  # another guide may need the elements
         svi = CompiledSVI(vae.model, vae.guide, Adam({"lr": 1e-9}), ELBO(), compile="graph")
         for _ in range(4):
@@ -124,11 +124,6 @@ class TestCompleteData:
         assert _without_nan((x, torch.ones(3, dtype=torch.long)), {})
 
 
-def Trace(vae):  # noqa: N802
-    """Return the guide of a VAE as a function of its own."""
-    return lambda x: vae.guide(x)
-
-
 @pytest.mark.parametrize(
     ("run", "operations"),
     [
@@ -151,8 +146,8 @@ def test_operations_of_products_are_those_that_torch_counts(run, operations):
 class TestLogSumExp:
     def test_it_is_torchs(self):
         x = torch.randn(5, 3, dtype=torch.float64).requires_grad_()
-        for dim in (0, -1):
-            ours, theirs = log_sum_exp(x, dim), x.logsumexp(dim)
+        for options in ((0,), (-1,), ([0, 1], True)):
+            ours, theirs = log_sum_exp(x, *options), x.logsumexp(*options)
             assert torch.equal(ours, theirs)
             assert torch.equal(*(torch.autograd.grad(value.sum(), x)[0] for value in (ours, theirs)))
 

@@ -33,6 +33,11 @@ def rivals(experiments_on_the_path):
 
 
 @pytest.fixture
+def stock(experiments_on_the_path):
+    return importlib.import_module("rival_pyro")
+
+
+@pytest.fixture
 def libraries(experiments_on_the_path):
     return importlib.import_module("rival_libraries")
 
@@ -113,20 +118,20 @@ def test_elbo_of_binary_pixels_by_hand(rivals, bernoulli, param_store):
     assert_same(vae, pairs, ELBO(kl="analytic"), x, loss.detach())
 
 
-def test_stock_pyro(rivals, gaussian, param_store):
+def test_stock_pyro(stock, gaussian, param_store):
     theirs, vae, pairs, x = gaussian
-    stock = rivals.StockVAE.gaussian(theirs)
+    program = stock.StockVAE.gaussian(theirs)
     with seeded():
-        loss = Trace_ELBO().loss_and_grads(stock.model, stock.guide, x)
+        loss = Trace_ELBO().loss_and_grads(program.model, program.guide, x)
     assert_same(vae, pairs, ELBO(kl="sampled"), x, loss)
 
 
-def test_stock_renyi(rivals, bernoulli, param_store):
+def test_stock_renyi(stock, bernoulli, param_store):
     theirs, vae, pairs, x = bernoulli
-    stock = rivals.StockVAE.bernoulli(theirs)
+    program = stock.StockVAE.bernoulli(theirs)
     objective = RenyiELBO(alpha=0, num_particles=PARTICLES, max_plate_nesting=1, vectorize_particles=True)
     with seeded():
-        loss = objective.loss_and_grads(stock.model, stock.guide, x)
+        loss = objective.loss_and_grads(program.model, program.guide, x)
     assert_same(vae, pairs, IWAE(PARTICLES), x, loss)
 
 
@@ -173,17 +178,19 @@ def test_the_products_are_those_of_a_step(rivals):
 
 
 @pytest.mark.parametrize("name", ["handwritten", "handwritten_iwae", "stock_pyro", "stock_renyi"])
-def test_a_step_trains(name, rivals, param_store):
+def test_a_step_trains(name, rivals, stock, param_store):
     more = {"compiled": False} if name.startswith("handwritten") else {}
     more |= {"particles": PARTICLES} if name in ("handwritten_iwae", "stock_renyi") else {}
-    steps = [getattr(rivals, name)(BATCH, **more) for _ in range(2)]  # two, since a second may not train in Pyro
+    build = getattr(stock if name.startswith("stock") else rivals, name)
+    steps = [build(BATCH, **more) for _ in range(2)]  # two, since a second may not train in Pyro
     for step in steps:
         losses = [step() for _ in range(30)]
         assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_step_of_numpyro_trains(jax, libraries):
-    step = libraries.numpyro_update(BATCH)
+@pytest.mark.parametrize("name", ["numpyro_update", "jax_convolutions"])
+def test_a_step_of_another_library_trains(name, jax, libraries):
+    step = getattr(libraries, name)(BATCH)
     losses = [step() for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -197,7 +204,7 @@ def test_an_epoch_of_pythae_trains_and_says_nothing(libraries, capfd):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_an_epoch_of_pyro_s_example_trains(cached, libraries, monkeypatch, param_store):
+def test_an_epoch_of_pyro_s_example_trains(cached, stock, monkeypatch, param_store):
     class Noise(torch.utils.data.Dataset):
         def __init__(self, root, train, transform):
             self.data = torch.randint(256, (40, 28, 28), dtype=torch.uint8)
@@ -209,8 +216,8 @@ def test_an_epoch_of_pyro_s_example_trains(cached, libraries, monkeypatch, param
         def __getitem__(self, i):
             return self.transform(self.data[i].numpy()[..., None]), 0
 
-    monkeypatch.setattr(libraries.datasets, "MNIST", Noise)
-    epoch = libraries.pyro_example_epoch("nowhere", 8, cached)
+    monkeypatch.setattr(stock.datasets, "MNIST", Noise)
+    epoch = stock.pyro_example_epoch("nowhere", 8, cached)
     losses = [epoch() for _ in range(5)]
     assert losses[-1] < 0.7 * losses[0]
 

@@ -41,8 +41,8 @@ def compare(
     undo.swap()
     reason = "a second run differs; does it draw with NumPy, or change a number that is no tensor?"
     try:
-        recorded, again = run(graph.run_recorded, tensors)
-        if all(map(close, result.tensors, recorded)):
+        exact, again = run(graph.run_recorded, tensors)
+        if all(map(close, result.tensors, exact)):
             again.swap()
             with suppress(RuntimeError):  # of a view that simpler operations make impossible
                 outputs, last = run(graph, tensors)

@@ -96,7 +96,7 @@ class Graph:
         options: dict[str, Any] = {"fallback_random": True}
         with torch.no_grad(), pyro.validation_enabled():  # restores the setting, which torch's compiler turns off
             try:
-                # Without a trial of the CPU's instructions, which compiles two programs of 2 seconds.
+                # Without a trial of the CPU's instructions, which compiles programs for several seconds.
                 self._run = _inductor.compile(self._module, inputs, options=options | {"cpp.vec_isa_ok": True})
             except Exception:  # Inductor raises whatever the import of a broken file raises
                 remove_empty_code(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # which Inductor sets

@@ -40,9 +40,11 @@ ALIAS = {aten.alias.default, aten.detach.default}  # where no gradient is comput
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Apply the rules until none applies, in at most ten passes over a graph of :class:`Tape`."""
+    """Apply the rules until none applies, in at most ``ROUNDS`` passes over a graph of a ``Tape``."""
     remove_dead_code(graph)
-    any(not _Pass(graph).run() for _ in range(ROUNDS))
+    for _ in range(ROUNDS):
+        if not _Pass(graph).run():
+            return
 
 
 class _Pass(Uniform):
@@ -77,9 +79,9 @@ class _Pass(Uniform):
         val, of_new = node.meta["val"], new.meta["val"]
         if (val.shape, val.dtype, val.device) == (of_new.shape, of_new.dtype, of_new.device):
             strides = [pair for size, *pair in zip(val.shape, val.stride, of_new.stride, strict=True) if size > 1]
-            viewed = any(self.memory.roots.get(user) is self.memory.roots[node] for user in node.users)
+            has_view = any(self.memory.roots.get(user) is self.memory.roots[node] for user in node.users)
             uniform = new.target is EXPAND and kind(new.args[0])[0].numel() == 1  # a view of it is always possible
-            if all(a == b for a, b in strides) or not (viewed and not uniform or self.memory.is_returned(node)):
+            if all(a == b for a, b in strides) or not (has_view and not uniform or self.memory.is_returned(node)):
                 return True
         self._erase(new)
         return False
@@ -165,7 +167,7 @@ class _Pass(Uniform):
         result = self.call(node.target, *args, val=node.meta["val"].with_shape(kind(source)[0]))
         return self.call(EXPAND, result, list(shape))
 
-    def scale_once(self, node: Node) -> Node | None:
+    def scale(self, node: Node) -> Node | None:
         """Join several products with uniform factors into one; multiply by a tensor that is not expanded."""
         if (parts := self.product(node)) is None:
             return None
@@ -181,7 +183,7 @@ class _Pass(Uniform):
             return self.call(DIV if node.target in DIVISION else MUL, base, scale)
         return None
 
-    def with_bias(self, node: Node) -> Node | None:
+    def bias(self, node: Node) -> Node | None:
         """Add a bias within the matrix product that it follows."""
         if node.target is not ADD or node.kwargs or not isinstance(node.args[1], fx.Node):
             return None
@@ -239,12 +241,4 @@ class _Pass(Uniform):
         return result
 
 
-RULES = (
-    _Pass.identity,
-    _Pass.number,
-    _Pass.view,
-    _Pass.expand_late,
-    _Pass.scale_once,
-    _Pass.with_bias,
-    _Pass.sum_first,
-)
+RULES = (_Pass.identity, _Pass.number, _Pass.view, _Pass.expand_late, _Pass.scale, _Pass.bias, _Pass.sum_first)

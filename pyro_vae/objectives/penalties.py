@@ -8,6 +8,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_vae.operations import log_sum_exp
 from pyro_vae.traces.sites import Site, latent, plates
 
 
@@ -87,8 +88,8 @@ class TotalCorrelation(Penalty):
         z = q["value"]  # (*K, B, D)
         log_q = fn.base_dist.log_prob(z.movedim(-2, 0).unsqueeze(-2))  # (B of draws, *K, B of components, D)
         batch, dims = z.shape[-2:]
-        joint = log_q.sum(-1).logsumexp(-1)
-        marginals = log_q.logsumexp(-2).sum(-1)
+        joint = log_sum_exp(log_q.sum(-1), -1)
+        marginals = log_sum_exp(log_q, -2).sum(-1)
         return (joint - marginals).mean(0) + (dims - 1) * math.log(batch)
 
 

@@ -22,6 +22,7 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
+from pyro_vae.operations import log_sum_exp
 from pyro_vae.traces.sites import PARTICLES, Program, Site, density_sites, enumerated, latent, plates, samples
 
 MAX_DIMS = 64  # of a torch tensor
@@ -76,7 +77,7 @@ def per_datum(sites: Iterable[Site], keep: set[int], nesting: int) -> Tensor:
 def sum_out(log_p: Tensor, dims: Iterable[int]) -> Tensor:
     """Return the log of the summed probabilities over ``dims``, counted from the right; each summed size becomes 1."""
     present = [dim for dim in dims if -dim <= log_p.dim()]
-    return log_p.logsumexp(present, keepdim=True) if present else log_p
+    return log_sum_exp(log_p, present, keepdim=True) if present else log_p
 
 
 def is_flat(sites: Iterable[Site], keep: set[int] | None = None) -> bool:
