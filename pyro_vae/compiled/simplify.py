@@ -187,21 +187,15 @@ class _Pass(Uniform):
         """Add a bias within the matrix product that it follows."""
         if node.target is not ADD or node.kwargs or not isinstance(node.args[1], fx.Node):
             return None
-        (large, bias), (shape, dtype) = node.args, kind(node)
+        (large, term), (shape, dtype) = node.args, kind(node)
         product = large.args[0] if large.target is VIEW else large
-        if product.target is not aten.mm.default or kind(bias)[1] != dtype or kind(large) != kind(node):
+        if product.target is not aten.mm.default or kind(term)[1] != dtype or kind(large) != kind(node):
             return None
-        (rows, columns), of_bias = kind(product)[0], kind(bias)[0]
-        settled = self.memory.is_settled(large) and self.memory.is_settled(product)
-        if (
-            not settled
-            or len(large.users) > 1
-            or len(product.users) > 1
-            or shape != (rows, *of_bias)
-            or not is_contiguous(bias)
-        ):
+        (rows, columns), of_term = kind(product)[0], kind(term)[0]
+        alone = all(len(a.users) == 1 and self.memory.is_settled(a) for a in (large, product))
+        if not alone or shape != (rows, *of_term) or not is_contiguous(term):
             return None
-        vector = self.call(VIEW, bias, [columns])
+        vector = self.call(VIEW, term, [columns])
         result = self.call(aten.addmm.default, vector, *product.args, val=product.meta["val"])
         return self.call(VIEW, result, list(shape))
 
