@@ -211,6 +211,7 @@ def _speed() -> dict[str, str]:
         "speed_vamp": ("VampPrior, inductor", "stock Pyro"),
         "speed_flow": ("Flow, inductor", "stock Pyro"),
         "speed_conv": ("step, convolutions", "handwritten, compiled"),
+        "speed_last": ("step, convolutions", "handwritten, channels last"),
         "speed_jax": ("step, convolutions", "JAX"),
         "speed_help": ("pyro-vae train --help", "import torch"),
         "speed_pythae": ("epoch of fit", "pythae"),
