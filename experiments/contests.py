@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import accelerator
+import answers
 import numpy as np
 import pyro
 import rival_libraries
@@ -224,7 +225,10 @@ def cuda(rounds: int) -> Numbers:
 
 PARTS: dict[str, Callable[..., Numbers]] = {
     part.__name__: part
-    for part in (steps, iwae, priors, convolutions, epochs, scaling, data_size, parallel, bfloat16, cuda)
+    for part in (
+        *(steps, iwae, priors, convolutions, epochs, scaling, data_size, parallel, bfloat16, cuda),
+        *(answers.nll, answers.annealing, answers.nuts),
+    )
 }
 
 

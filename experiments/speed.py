@@ -25,8 +25,8 @@ def main(root: str = "data", parts: Sequence[str] = tuple(PARTS), rounds: int = 
 
     Args:
         root: Folder where torchvision finds MNIST.
-        parts: Parts to time: steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup, cuda;
-            the table keeps other rows.
+        parts: Parts to time: steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, evaluation,
+            startup, cuda; the table keeps other rows.
         rounds: Number of rounds of timing.
         out: Folder for the results, by default experiments/results.
     """

@@ -190,6 +190,23 @@ def startup(rounds: int) -> Iterator[Row]:
     yield line("the same, with VAE, fit, ...", where, numbers["all"], "import pyro", numbers["pyro"], 1.1, "CPU s")
 
 
+def evaluation(rounds: int) -> Iterator[Row]:
+    """Time -log p(x), AIS and NUTS under a decoder of 20-400-784 with a Bernoulli likelihood, one thread."""
+    rounds = min(rounds, 5)
+    numbers = contest("nll", 1, images=1000, num=1000, rounds=rounds)
+    setting = f"1,000 images x 1,000 draws, core {numbers['cpu']:.2f}"
+    for rival, bar in (("JAX", 0.85), ("torch", 0.75)):
+        yield line("-log p(x)", setting, numbers["ours"] / 1000, rival, numbers[rival] / 1000, bar, "s")
+    numbers = contest("annealing", 1, images=20, chains=16, temperatures=500, rounds=rounds)
+    setting = f"20 images x 16 chains, core {numbers['cpu']:.2f}"
+    yield line("AIS, an evaluation", setting, numbers["ours"], "JAX", numbers["JAX"], 1.0)
+    for images in (1, 10):
+        numbers = contest("nuts", 1, images=images, draws=500, warmup=300, chains=4, rounds=rounds)
+        setting = f"4 chains, images: {images}, {numbers['seconds']:.1f} s, core {numbers['cpu']:.2f}"
+        for rival in ("NumPyro, sequential", "NumPyro, vectorized"):
+            yield line("NUTS, an independent draw", setting, numbers["ours"], rival, numbers[rival], 1.0)
+
+
 def cuda(rounds: int) -> Iterator[Row]:
     """Compare every program on a GPU with the CPU, and time steps and AIS there; without a GPU, name the command."""
     if not torch.cuda.is_available():
@@ -216,5 +233,5 @@ def _seconds_of_children() -> float:
 
 PARTS: dict[str, Callable[..., Iterator[Row]]] = {
     part.__name__: part
-    for part in (steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, startup, cuda)
+    for part in (*(steps, iwae, priors, convolutions, epochs, scaling, parallel, bfloat16, evaluation, startup, cuda),)
 }

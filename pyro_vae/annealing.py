@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_vae.compiled import GraphedFunction, Outputs, fast_products
 from pyro_vae.program import Posterior
 
-__all__ = ["SOME", "Ladder", "Schedule", "State", "draw_range", "log_densities", "unconstrained_draws"]
+__all__ = ["SOME", "Ladder", "Schedule", "State", "draw_range", "log_densities", "log_density", "robust_scale"]
+__all__ += ["unconstrained_draws", "with_gradient"]
 
 Start = Literal["guide", "prior"]
 
@@ -66,6 +67,21 @@ def unconstrained_draws(posterior: Posterior, start: Start, num: int) -> Tensor:
     return posterior.unconstrain(draws)
 
 
+def log_density(rows: Posterior, u: Tensor) -> Tensor:
+    """Return log p(x, u) of shape ``(K, B)`` at unconstrained u ``(K, B, D)``, ignoring masks of latent sites."""
+    draws, volume = rows.constrain(u)
+    return rows.log_joint(draws, proper=True) + volume
+
+
+def with_gradient(rows: Posterior, u: Tensor) -> list[Tensor]:
+    """Return log p(x, u) at unconstrained u, and its gradient."""
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        log_p = log_density(rows, u)
+        (gradient,) = torch.autograd.grad(log_p.sum(), u)
+    return [log_p.detach(), gradient]
+
+
 def log_densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]:
     """Return log-densities and gradients of start and joint at unconstrained u, ignoring masks of latent sites."""
     with torch.enable_grad():
@@ -90,7 +106,7 @@ class Ladder:
         of_guide = unconstrained_draws(posterior, "guide", SOME)
         of_prior = unconstrained_draws(posterior, "prior", SOME)
         self.low, self.high = draw_range(of_guide, of_prior)
-        self.precision = _scale(of_prior if start == "prior" else of_guide) ** -2, _scale(of_guide) ** -2
+        self.precision = robust_scale(of_prior if start == "prior" else of_guide) ** -2, robust_scale(of_guide) ** -2
         run, calls = (lambda u: Outputs(log_densities(posterior, start, u), None)), moves and moves * leapfrog
         self._graph = GraphedFunction(run, calls=calls, quiet=True, frozen=True)
 
@@ -120,7 +136,7 @@ class Ladder:
                 state, chance = self.move(state, schedule.betas[t], step)
                 step = (step * (chance.mean(0) - TARGET).exp()).clamp(1e-4, 4.0)
                 steps.append(step)
-                spreads.append(_scale(state.joint - state.start))
+                spreads.append(robust_scale(state.joint - state.start))
             spread = torch.stack(spreads[SETTLE:]).nan_to_num(0.0)
             lengths = schedule.betas.double().diff(dim=0) * (spread[1:] + spread[:-1] + 1e-6)
             path = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(0)])
@@ -177,12 +193,12 @@ class Ladder:
 
 def draw_range(of_guide: Tensor, of_prior: Tensor) -> tuple[Tensor, Tensor]:
     """Return lower and upper bounds ``(B, D)`` on z: the range of guide and prior draws plus 50 scales on each side."""
-    ends = [(u.amin(0), u.amax(0), FAR * _scale(u)) for u in (of_guide, of_prior)]
+    ends = [(u.amin(0), u.amax(0), FAR * robust_scale(u)) for u in (of_guide, of_prior)]
     low = torch.minimum(*(low - reach for low, _, reach in ends))
     return low, torch.maximum(*(high + reach for _, high, reach in ends))
 
 
-def _scale(u: Tensor) -> Tensor:
+def robust_scale(u: Tensor) -> Tensor:
     """Return the standard deviation of a normal with the quartiles of u; the value is finite for heavy tails."""
     low, high = u.quantile(u.new_tensor([0.25, 0.75]), dim=0)
     return ((high - low) / 1.349).clamp(min=1e-6)

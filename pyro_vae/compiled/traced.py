@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_vae.compiled.checking import compare, short
-from pyro_vae.compiled.device import device_of
+from pyro_vae.compiled.device import device_of, reuse_freed_memory
 from pyro_vae.compiled.graph import Graph, Undo, can_compile
 from pyro_vae.compiled.tape import DataDependent
 from pyro_vae.seeds import set_torch_rng_state, torch_rng_state
@@ -78,6 +78,7 @@ class GraphedFunction:
     frozen: bool = False
 
     def __post_init__(self) -> None:
+        reuse_freed_memory()
         self.reason = "compile='off'" if self.compile == "off" else ""
         self._entries: dict[Hashable, _Entry] = {}
         self._last: _Entry | None = None

@@ -206,9 +206,3 @@ def fitting_draws(posterior: Posterior) -> tuple[int, int]:
 def data_at_once(posterior: Posterior) -> int:
     """Return the number of data for which proposals are fitted together; the draws then fit in memory."""
     return max(1, AT_ONCE // (KEPT * max(ROUNDS) * len(posterior.names) ** 2))
-
-
-def log_density(rows: Posterior, u: Tensor) -> Tensor:
-    """Return log p(x, u) of shape ``(K, B)`` at unconstrained u ``(K, B, D)``, ignoring masks of latent sites."""
-    draws, volume = rows.constrain(u)
-    return rows.log_joint(draws, proper=True) + volume

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import unconstrained_draws
+from pyro_vae.annealing import log_density, unconstrained_draws
 from pyro_vae.compiled import GraphedFunction, Outputs, fast_products, max_batch_size
-from pyro_vae.evaluate.adapted import AdaptedProposals, data_at_once, fitting_draws, log_density
+from pyro_vae.evaluate.adapted import AdaptedProposals, data_at_once, fitting_draws
 from pyro_vae.objectives.base import check_choice, check_least
 from pyro_vae.program import Draws, Posterior, Structure, drawn_posterior, posterior_of, reference_tensor
 from pyro_vae.seeds import eval_mode, fork_rng
@@ -25,7 +25,7 @@ Proposal = Literal["guide", "adapted"]
 ORIGINS = {"guide": "from the guide", "adapted": "from a proposal adapted to each datum"}  # for reports
 TOGETHER = 32  # least draws of an image in a chunk, where so many fit
 MOST = 2_000  # images decoded at once: more do not fit in a CPU's caches and are slower
-MANY = 100  # chunks, below which recording a graph does not pay
+MANY = 50  # chunks, below which recording a graph does not pay
 
 _sizes = WeakKeyDictionary[Structure, dict[tuple[int, int], tuple[int, int]]]()  # cached chunk_sizes
 

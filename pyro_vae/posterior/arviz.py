@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 from torch.utils._pytree import tree_map
 
-from pyro_vae.evaluate.adapted import AdaptedProposals, log_density
+from pyro_vae.annealing import log_density
+from pyro_vae.evaluate.adapted import AdaptedProposals
 from pyro_vae.evaluate.summaries import covariate_names
 from pyro_vae.evaluate.weighing import Proposal, at_data, batches, chunk_sizes
 from pyro_vae.evaluate.weights import FEWEST, pareto_k

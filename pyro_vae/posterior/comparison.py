@@ -117,7 +117,7 @@ def compare(
 
     The best diagonal guide of a correlated posterior is too narrow in each dimension. For a Gaussian posterior, the
     guide's variances are :math:`1 / (\Sigma^{-1})_{ii} \le \Sigma_{ii}`. The guide has as many draws as all chains
-    together. Arguments are as for :func:`nuts`; ``chains`` may also be a result of :func:`nuts` for the same data.
+    of a datum. Arguments are as for :func:`nuts`; ``chains`` may also be a result of :func:`nuts` for the same data.
 
     References:
         Pattern Recognition and Machine Learning (Bishop, 2006), section 10.1.2, for the best diagonal guide.

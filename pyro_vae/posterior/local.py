@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_vae import ais, evaluate
-from pyro_vae.compiled import max_batch_size
+from pyro_vae.compiled import GraphedFunction, Outputs, fast_products, max_batch_size
 from pyro_vae.conditional import Conditional
 from pyro_vae.missing import log_prob
 from pyro_vae.program import arguments, reference_tensor
@@ -100,22 +100,30 @@ def refine(
         if number <= 0:
             raise ValueError(f"Expected a positive {name}; got {number}.")
 
+    def gradient(phi: Tensor, x: Tensor, missing: bool) -> Outputs:
+        """Return the gradient of minus the ELBO in the guide's parameters."""
+        with torch.enable_grad():
+            phi = phi.detach().requires_grad_()
+            z = encoder.family(phi).rsample((num_particles,))
+            q = encoder.family(phi.detach())
+            log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x, missing) - q.log_prob(z)
+            return Outputs(torch.autograd.grad(-log_w.mean(0).sum(), phi), None)
+
     def maximise(x: Tensor, steps: int, update: Callable[[], Any]) -> Tensor:
         with torch.no_grad():
             phi = encoder.parameters_of(x).clone().requires_grad_()
         optimizer = Adam([phi], lr=lr, eps=1e-4)  # steps fade where gradients do
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         tail, average = steps - steps // 2, torch.zeros_like(phi)
-        with torch.enable_grad():
-            for step in range(steps):
-                z = encoder.family(phi).rsample((num_particles,))
-                q = encoder.family(phi.detach())
-                log_w = vae.prior().log_prob(z) + log_prob(vae.decoder(z), x) - q.log_prob(z)
-                (phi.grad,) = torch.autograd.grad(-log_w.mean(0).sum(), phi)
-                optimizer.step()
-                schedule.step()
-                average += phi.detach() / tail if step >= steps - tail else 0
-                update()
+        missing = bool(x.isnan().any())
+        graph = GraphedFunction(gradient, calls=steps, quiet=True, frozen=True)
+        for step in range(steps):
+            with fast_products("auto"):
+                (phi.grad,) = graph((phi.detach(), x, missing), {}).tensors
+            optimizer.step()
+            schedule.step()
+            average += phi.detach() / tail if step >= steps - tail else 0
+            update()
         return average
 
     with eval_mode(vae, reference_tensor(vae).device, seed):

@@ -1,35 +1,38 @@
-r"""Draws from the true posterior under a trained decoder, by Pyro's NUTS."""
+r"""Draws from the true posterior under a trained decoder, by NUTS."""
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import Start, unconstrained_draws
-from pyro_vae.compiled import GraphedFunction, Outputs
-from pyro_vae.compiled.traced import RECORD_AFTER
-from pyro_vae.evaluate.weighing import at_data
+from pyro_vae.annealing import SOME, Start, draw_range, robust_scale, unconstrained_draws, with_gradient
+from pyro_vae.compiled import GraphedFunction, Outputs, fast_products
+from pyro_vae.evaluate.weighing import at_data, batches_that_fit
 from pyro_vae.objectives.base import check_choice, check_least
+from pyro_vae.posterior.no_u_turn import Target, sample
 from pyro_vae.program import Draws, Posterior
 
 AGREE = 1.05  # R-hat above which chains disagree
+MANY = 0.01  # share of trajectories that diverge, above which a warning says so
+STEPS = 7  # leapfrog steps that a transition takes at least, usually
 
 
 @dataclass(frozen=True, eq=False)
 class Chains:
     """Markov chain draws of p(z | x): ``draws`` maps each site to ``(chains, draws, B, *rest)``.
 
-    ``z`` concatenates all continuous sites and has shape ``(chains, draws, B, latent)``.
+    ``z`` concatenates all continuous sites and has shape ``(chains, draws, B, latent)``; ``diverged`` tells which
+    trajectories ended at a point of almost no density, ``(chains, draws, B)``.
     """
 
     z: Tensor
     draws: Draws = field(default_factory=dict)
+    diverged: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -82,13 +85,16 @@ def nuts(
 
     .. math:: p(z \mid x) \propto p(z) \, p(x \mid z)
 
-    Each chain adapts the step size and the mass matrix for ``warmup`` steps and then takes ``draws`` steps. A warning
-    reports disagreement between chains. Chains start at draws of the ``prior``, so that chains in separate modes
-    disagree, or at draws of the ``guide``. Chains move in unconstrained coordinates of the continuous sites; classes
-    are summed out. Each chain moves all data together: one digit takes seconds, a hundred digits take minutes.
+    Each datum has ``chains`` chains, and all chains of all data move at once. The chains of a datum adapt a step size
+    and a diagonal mass matrix for ``warmup`` transitions and then take ``draws`` transitions. Warnings report
+    disagreement between chains, and trajectories that diverge. Chains start at draws of the ``prior``, so that chains
+    in separate modes disagree, or at draws of the ``guide``. Chains move in unconstrained coordinates of the continuous
+    sites; classes are summed out.
 
     References:
-        The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://arxiv.org/abs/1111.4246.
+        - The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://arxiv.org/abs/1111.4246.
+        - Composable Effects for Flexible and Accelerated Probabilistic Programming in NumPyro (Phan, Pradhan and
+          Jankowiak, 2019), https://arxiv.org/abs/1912.11554.
 
     Raises:
         ValueError: If a number is too small (R-hat needs at least 4 draws), or no site is continuous.
@@ -106,56 +112,55 @@ def nuts(
     check_least(4, draws=draws)
     check_least(warmup=warmup, chains=chains)
     check_choice("start", start, ("prior", "guide"))
-    total, samples = chains * (warmup + draws), []
     with (
         at_data(program, data, seed) as posterior,
-        tqdm(total=total, desc="NUTS", leave=False, disable=not progress) as bar,
+        tqdm(desc="NUTS", unit=" transitions", leave=False, disable=not progress) as bar,
     ):
         if not posterior.structure.continuous:
             advice = "Use evaluate.nll for log p(x)"
             if summed := posterior.structure.summed:
                 advice = f"Compute the posterior of a site by evaluate.posterior(program, data, site={summed[0]!r})"
             raise ValueError(f"Expected a continuous site for NUTS; all are discrete. {advice}.")
-        potential = _potential(posterior)
-        for _ in range(chains):
-            chain = MCMC(
-                NUTS(potential_fn=potential),
-                num_samples=draws,
-                warmup_steps=warmup,
-                initial_params={"u": unconstrained_draws(posterior, start, 1)[0]},
-                disable_progbar=True,
-                hook_fn=lambda *_: bar.update(),
-            )
-            with torch.enable_grad():
-                chain.run()
-            samples.append(posterior.constrain(chain.get_samples()["u"])[0])
-    by_site = {name: torch.stack([sites[name] for sites in samples]) for name in samples[0]}
-    result = Chains(torch.stack([flat(posterior, sites) for sites in samples]), by_site)
+        parts = batches_that_fit(posterior, lambda rows: with_gradient(rows, unconstrained_draws(rows, start, chains)))
+        bar.reset(len(parts) * (warmup + draws))
+        pairs = [_draws(rows, draws, warmup, chains, start, bar.update) for rows in parts]
+        u, diverged = (torch.cat(columns, dim=2) for columns in zip(*pairs, strict=True))
+        by_chain = [posterior.constrain(of_chain)[0] for of_chain in u]
+        z = torch.stack([flat(posterior, sites) for sites in by_chain])
+    result = Chains(z, {name: torch.stack([sites[name] for sites in by_chain]) for name in by_chain[0]}, diverged)
     if (worst := result.r_hat.max().item()) > AGREE:
         warnings.warn(
             f"NUTS: the chains disagree, R-hat up to {worst:.2f}. Use more warmup, or start='guide' if the guide is "
             "near the posterior.",
             stacklevel=2,
         )
+    if (share := diverged.float().mean().item()) > MANY:
+        warnings.warn(
+            f"NUTS: {share:.0%} of the trajectories diverged, so draws may miss a part of the posterior. Use more "
+            "warmup, or double precision.",
+            stacklevel=2,
+        )
     return result
 
 
-def _potential(posterior: Posterior) -> Callable[[Draws], Tensor]:
-    """Return a function that sums -log p(x, u) over the data, for u ``(B, D)``; value and gradient run as a graph."""
+def _draws(
+    rows: Posterior, draws: int, warmup: int, chains: int, start: Start, update: Callable[[], object]
+) -> tuple[Tensor, Tensor]:
+    """Return u ``(chains, draws, B, D)`` and whether a trajectory diverged; the density runs as a graph."""
+    calls = STEPS * (warmup + draws)
+    graph = GraphedFunction(lambda u: Outputs(with_gradient(rows, u), None), calls=calls, quiet=True, frozen=True)
 
-    def outputs(u: Tensor) -> Outputs:
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            values, volume = posterior.constrain(u.unsqueeze(0))
-            energy = -(posterior.log_joint(values, proper=True) + volume).sum()
-            (gradient,) = torch.autograd.grad(energy, u)
-        return Outputs([energy.detach(), gradient], None)
+    def density(u: Tensor) -> tuple[Tensor, Tensor]:
+        with fast_products("auto"):
+            log_p, gradient = graph((u,), {}).tensors
+            return log_p, gradient
 
-    graph = GraphedFunction(outputs, quiet=True, recorded=RECORD_AFTER, frozen=True)
-
-    def potential(parameters: Draws) -> Tensor:
-        u = parameters["u"]
-        energy, gradient = graph((u.detach(),), {}).tensors
-        return energy + ((u - u.detach()) * gradient).sum()
-
-    return potential
+    of_guide, of_prior = (unconstrained_draws(rows, origin, SOME) for origin in get_args(Start))
+    target = Target(density, *draw_range(of_guide, of_prior))
+    scale = robust_scale(of_prior if start == "prior" else of_guide)
+    us, diverged = list[Tensor](), list[Tensor]()
+    for u, lost in sample(target, unconstrained_draws(rows, start, chains), scale, warmup, draws):
+        us.append(u)
+        diverged.append(lost)
+        update()
+    return torch.stack(us[warmup:], dim=1), torch.stack(diverged[warmup:], dim=1)
