@@ -217,6 +217,12 @@ def _speed() -> dict[str, str]:
         "speed_pythae": ("epoch of fit", "pythae"),
         "speed_iwae_stock": ("IWAE-50, inductor", "stock Pyro"),
         "speed_bfloat16": ("step, bfloat16", "float32"),
+        "speed_nll_jax": ("-log p(x)", "JAX"),
+        "speed_nll_torch": ("-log p(x)", "torch"),
+        "speed_ais": ("AIS, an evaluation", "JAX"),
+        "speed_nuts": ("NUTS, one image, an independent draw", "NumPyro, sequential"),
+        "speed_nuts_vectorized": ("NUTS, one image, an independent draw", "NumPyro, vectorized"),
+        "speed_ten_images": ("NUTS, ten images", "one image"),
         "speed_import": ("the same, with VAE, fit, ...", "import pyro"),
     }
     values = {

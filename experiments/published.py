@@ -43,13 +43,13 @@ def draw(stem: Path) -> None:
     """Write published.md, published.png and published_curves.png from the last line of each row."""
     found = {line["row"]: line for line in read(stem.with_suffix(".csv"))}
     more = {line["row"]: line for line in read(stem.with_name("published_more.csv"))}
-    lines = [
-        "| row | published | ours, nats | minutes (cores, CPU) | -ELBO | active units (paper's) | AIS (bound there) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    adapted = {line["row"]: line for line in read(stem.with_name("published_adapted.csv"))}
+    heads = ["row", "published", "ours, nats", "minutes (cores, CPU)", "-ELBO", "active units (paper's)"]
+    heads += ["AIS (bound there)", "adapted (bound there)", "k-hat > 0.7: adapted, guide"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in ROWS.items():
         if name in found:
-            lines.append(written(name, row, found[name], more[name]))
+            lines.append(written(name, row, found[name], more[name], adapted.get(name)))
     images, draws = (
         " to ".join(f"{number:,}" for number in sorted({int(line[key]) for line in found.values()}))
         for key in ("images", "particles")
@@ -58,7 +58,9 @@ def draw(stem: Path) -> None:
         f"MNIST, binarised dynamically, 60,000 training images; -log p(x) of {images} test images (drawn once, seed of "
         f"`data.load`) by the importance weighted bound with {draws} draws, ± its standard error over the images; the "
         f"ELBO at beta = 1 with {evaluate.DRAWS} draws; minutes of training, number of cores, their instruction "
-        "set, and the precision of products if not float32; AIS on 100 of the images, and the bound on these. "
+        "set, and the precision of products if not float32; AIS on 100 of the images, and the bound on these; on the "
+        "first images, 1,000 draws from a proposal fitted to each image, the guide's bound on these, and the shares of "
+        "images with k-hat above 0.7 (numbers of images: `published_adapted.csv`). "
         "Published: the lowest known number of a row, perhaps by a reimplementation; `--list` shows the papers' "
         "numbers. Sources: `published.csv`; commits: `published_more.csv`. "
         "`python experiments/reproduce.py ROW` appends a line."
@@ -68,7 +70,9 @@ def draw(stem: Path) -> None:
     common.draw(curves, stem.with_name("published_curves.png"), found, read(stem.with_name("published_curves.csv")))
 
 
-def written(name: str, row: Row, found: dict[str, str], more: dict[str, str]) -> str:
+def written(
+    name: str, row: Row, found: dict[str, str], more: dict[str, str], adapted: dict[str, str] | None = None
+) -> str:
     """Return a row of published.md."""
     paper = f" ({row.active})" if row.active else ""
     ours = f"{float(found['ours']):.2f} ± {float(found['stderr']):.2f}"
@@ -78,6 +82,11 @@ def written(name: str, row: Row, found: dict[str, str], more: dict[str, str]) ->
     minutes = f"{float(found['minutes']):.0f} ({machine})"
     cells = [f"{row.title} (`{name}`)", f"{row.published:.2f}", ours, minutes]
     cells += [f"{float(more['-ELBO']):.2f}", f"{more['active']} of {more['latent']}{paper}", annealed]
+    fitted = ["", ""]
+    if adapted:
+        fitted = [f"{float(adapted['adapted']):.2f} ({float(adapted['guide']):.2f})"]
+        fitted += [", ".join(f"{float(adapted[f'{origin}, k-hat > 0.7']):.0%}" for origin in ("adapted", "guide"))]
+    cells += fitted
     return "| " + " | ".join(cells) + " |"
 
 

@@ -313,3 +313,19 @@ class TestEvaluation:
         assert "adapted, k, median" in evaluation(vae, dataset, **self.OPTIONS, proposal="adapted").numbers
         monkeypatch.setattr("pyro_vae.report.proposals.OF_EVALUATION", 1000)
         assert "adapted, k, median" in evaluation(vae, dataset, **self.OPTIONS).numbers
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("num", [1, 4, 9, 30])
+def test_blocks_have_one_shape_and_the_densities_of_their_rows(part, num):
+    """Calls for 4 draws of 7 data: any number of draws and of data comes back in order."""
+    shapes = set()
+
+    def density(data, u):
+        shapes.add((data[0].shape, u.shape))
+        return u.square().sum(-1) + data[0].squeeze(-1)
+
+    u, column = torch.randn(num, part, 2), torch.randn(part, 1)
+    values = adapted.in_blocks(density, (column,), u, 7, 4)
+    torch.testing.assert_close(values, u.square().sum(-1) + column.squeeze(-1), rtol=0, atol=0)
+    assert shapes == {((7, 1), (4, 7, 2))}

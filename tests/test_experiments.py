@@ -514,6 +514,16 @@ class TestReproduce:
         assert one["ours"] == other["ours"]
         assert (out / "published.md").read_text().count("(`vae`)") == 1
 
+    def test_a_row_is_weighed_by_adapted_proposals(self, tmp_path, capsys):
+        self.small(tmp_path, "vae")
+        out = self.small(tmp_path, "vae", adapted=4, num_particles=50)
+        (line,) = rows(out / "published_adapted.csv")
+        assert (line["row"], line["images"], line["draws"]) == ("vae", "4", "1000")
+        assert float(line["less"]) == pytest.approx(float(line["guide"]) - float(line["adapted"]), abs=2e-3)
+        (row,) = [text for text in (out / "published.md").read_text().splitlines() if "(`vae`)" in text]
+        assert f"| {float(line['adapted']):.2f} ({float(line['guide']):.2f}) |" in row
+        assert len(rows(out / "published.csv")) == 1
+
     @pytest.mark.filterwarnings("ignore:bfloat16 matrix products take")
     def test_a_row_in_bfloat16_says_so(self, tmp_path, capsys):
         out = self.small(tmp_path, "iwae-5", precision="bfloat16")

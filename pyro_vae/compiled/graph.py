@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.compiled.memory import Memory, arguments_of, has_side_effect, remove_dead_code
+from pyro_vae.compiled.memory import Reuse, arguments_of, has_side_effect, remove_dead_code
 from pyro_vae.compiled.simplify import simplify
 from pyro_vae.compiled.tape import Tape, TensorSpec
 from pyro_vae.compiled.uniform import empty
@@ -37,6 +37,7 @@ FUNCTIONS = frozenset(
     ]
 )
 METHODS = frozenset({"expand", "normal_", "view"})
+SYMMETRIC = frozenset({"add", "mul"})
 IN_PLACE = frozenset({"abs", "add", "div", "exp", "log", "mul", "neg", "pow", "relu", "sigmoid", "sqrt", "sub", "tanh"})
 
 
@@ -109,26 +110,19 @@ def by_functions(graph: fx.Graph) -> Callable[..., Any]:
 
     An operation on each element writes to the memory of an argument that nothing reads later.
     """
-    light, copies, memory = fx.Graph(), dict[fx.Node, fx.Node](), Memory(graph)
+    light, copies, reuse = fx.Graph(), dict[fx.Node, fx.Node](), Reuse(graph)
     light.output(light.graph_copy(graph, copies))
     for node, copy in copies.items():
         name = node.target.overloadpacket.__name__ if isinstance(node.target, torch._ops.OpOverload) else ""
-        if name in IN_PLACE and can_overwrite(node, memory):
+        if name in IN_PLACE and (place := reuse.place(node, 2 if name in SYMMETRIC else 1)) is not None:
             copy.op, copy.target = "call_method", f"{name}_"
+            if place:
+                copy.args = copy.args[::-1]
         elif name in FUNCTIONS:
             copy.target = getattr(torch, name)
         elif name in METHODS:
             copy.op, copy.target = "call_method", name
     return fx.GraphModule(torch.nn.Module(), light).forward
-
-
-def can_overwrite(node: fx.Node, memory: Memory) -> bool:
-    """Whether a result has the shape and dtype of the first argument, whose own memory nothing else reads."""
-    a = node.args[0]
-    if not isinstance(a, fx.Node) or a.op != "call_function" or len(a.users) > 1 or node.args.count(a) > 1:
-        return False
-    same = a.meta.get("val") is not None and a.meta["val"] == node.meta.get("val") and len(a.meta["val"].shape) > 0
-    return same and "out" not in node.kwargs and memory.is_alone(a) and memory.is_alone(node)
 
 
 def remove_empty_code(folder: str) -> list[Path]:

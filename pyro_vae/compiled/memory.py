@@ -57,13 +57,47 @@ class Memory:
         """Whether the graph returns memory of a result."""
         return self.roots[node] in self._returned
 
-    def is_alone(self, node: Node) -> bool:
-        """Whether no other result shares the memory of a result."""
-        return self.roots[node] is node and sum(root is node for root in self.roots.values()) == 1
-
     def may_share(self, node: Node) -> bool:
         """Whether a result may share memory: no operation writes it, and the graph does not return it."""
         return self.is_constant(node) and not self.is_returned(node)
+
+
+class Reuse:
+    """Finds operations that may write their result to the memory of an argument: nothing reads that memory later."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._roots, self._last = Memory(graph).roots, dict[Node, int]()
+        self._order = {node: number for number, node in enumerate(graph.nodes)}
+        for node, number in self._order.items():
+            self._last |= {self._roots[argument]: number for argument in node.all_input_nodes}
+
+    def place(self, node: Node, most: int) -> int | None:
+        """Return the position of the first of ``most`` arguments whose memory may hold the result; None if none may."""
+        arguments = () if "out" in node.kwargs else node.args[:most]
+        if most > 1 and (len(node.args) != most or node.kwargs):  # such as a factor, of one argument alone
+            arguments = arguments[:1]
+        for position, argument in enumerate(arguments):
+            if isinstance(argument, fx.Node) and self._may_overwrite(node, argument):
+                return position
+        return None
+
+    def _may_overwrite(self, node: Node, argument: Node) -> bool:
+        root, others = self._roots[argument], [a for a in node.args if isinstance(a, fx.Node) and a is not argument]
+        val = argument.meta.get("val")
+        same = val is not None and val == node.meta.get("val") and len(val.shape) > 0 and is_dense(val)
+        alone = node.args.count(argument) == 1 and all(self._roots[other] is not root for other in others)
+        return same and alone and root.op == "call_function" and self._last[root] == self._order[node]
+
+
+def is_dense(val: Any) -> bool:
+    """Whether the elements of a tensor have distinct places in memory, without gaps."""
+    places = sorted((stride, size) for stride, size in zip(val.stride, val.shape, strict=True) if size > 1)
+    expected = 1
+    for stride, size in places:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 @cache

@@ -114,12 +114,19 @@ class AdaptedProposals:
         density: A function that computes log p(x, u) from data and unconstrained u, of shape ``(K, B, D)``.
         at_once: The number K of draws in one call of ``density``.
         update: A function to call with the number of draws at each evaluation of ``density``.
+        fixed: The number of data in every call of ``density``, as a graph needs, or None for any number.
     """
 
     def __init__(
-        self, rows: Posterior, density: Callable[..., Tensor], at_once: int, update: Callable[[int], object]
+        self,
+        rows: Posterior,
+        density: Callable[..., Tensor],
+        at_once: int,
+        update: Callable[[int], object],
+        fixed: int | None = None,
     ) -> None:
         self.rows, self._density, self._at_once, self._update = rows, density, at_once, update
+        self._fixed = fixed
         of_guide, of_prior = unconstrained_draws(rows, "guide", SOME), unconstrained_draws(rows, "prior", SOME)
         self._range = draw_range(of_guide, of_prior)
         dims = of_guide.shape[-1]
@@ -184,8 +191,7 @@ class AdaptedProposals:
     def _round(self, distribution: Student, num: int, part: Tensor | slice = ALL) -> Round:
         """Return ``num`` draws from ``distribution`` for each row in ``part``, with log p(x, u)."""
         u = distribution.draw(num)
-        at_once = self._at_once * len(self.rows) // u.shape[1]
-        return Round(distribution, u, torch.cat([self._log_density(chunk, part) for chunk in u.split(at_once)]))
+        return Round(distribution, u, self._log_density(u, part))
 
     def _log_density(self, u: Tensor, part: Tensor | slice = ALL) -> Tensor:
         """Return log p(x, u) for the rows in ``part``, or minus infinity where u is out of range."""
@@ -193,8 +199,31 @@ class AdaptedProposals:
         low, high = (bound[part] for bound in self._range)
         inside = ((u > low) & (u < high)).all(-1)
         data = tuple(column[part] for column in self.rows.data)
-        log_p = self._density(data, torch.where(inside.unsqueeze(-1), u, (low + high) / 2))
+        u = torch.where(inside.unsqueeze(-1), u, (low + high) / 2)
+        if self._fixed is None:
+            chunks = u.split(self._at_once * len(self.rows) // u.shape[1])
+            log_p = torch.cat([self._density(data, chunk) for chunk in chunks])
+        else:
+            log_p = in_blocks(self._density, data, u, self._fixed, self._at_once)
         return torch.where(inside, log_p, -math.inf)
+
+
+def in_blocks(density: Callable[..., Tensor], data: tuple[Tensor, ...], u: Tensor, rows: int, draws: int) -> Tensor:
+    """Return a density at u ``(K, B, D)`` by calls for ``draws`` draws of ``rows`` data, so that all run one graph.
+
+    Where there are fewer data, each has several columns of a call. Copies of other draws fill what is left.
+    """
+    size = u.shape[1]
+    copies = rows // size
+    columns, block = copies * size, copies * draws
+    filled = torch.arange(rows, device=u.device) % columns
+    data = tuple(column[filled % size] for column in data)
+    values = []
+    for chunk in u.split(block):
+        whole = chunk[torch.arange(block, device=u.device) % len(chunk)] if len(chunk) < block else chunk
+        value = density(data, whole.reshape(draws, columns, -1)[:, filled])
+        values.append(value[:, :columns].reshape(block, size)[: len(chunk)])
+    return torch.cat(values)
 
 
 def fitting_draws(posterior: Posterior) -> tuple[int, int]:

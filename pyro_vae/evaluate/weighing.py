@@ -215,7 +215,10 @@ def _chunks(
     total = len(posterior) * (num + fitting)
     with tqdm(total=total, desc="-log p(x)", unit=" draws", unit_scale=True, leave=False, disable=not progress) as bar:
         for part, (rows, size) in enumerate(zip(parts, sizes, strict=True)):
-            weigh = AdaptedProposals(rows, run, size, bar.update).log_weights if adapted else partial(run, rows.data)
+            weigh: Callable[[int], Tensor] = partial(run, rows.data)
+            if adapted:
+                fixed = len(parts[0]) if graph else None
+                weigh = AdaptedProposals(rows, run, sizes[0] if graph else size, bar.update, fixed).log_weights
             for start in range(0, num, size):
                 log_w = weigh(min(size, num - start))
                 if graph and log_w.isnan().any():
