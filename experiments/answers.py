@@ -49,7 +49,7 @@ def annealing(images: int, chains: int, temperatures: int, rounds: int) -> Numbe
     return times | {"ours": times["ours"] / calls, "JAX": times["JAX"] / (temperatures * LEAPFROG + 1)}
 
 
-def nuts(images: int, draws: int, warmup: int, chains: int, rounds: int) -> Numbers:
+def nuts(images: int, draws: int, warmup: int, chains: int, rounds: int, alone: bool = False) -> Numbers:
     """Time an independent draw of one image's z by NUTS, warm-up included: the mean over images and dimensions."""
     model, x = steep_vae(images)
     sampled: dict[str, Tensor] = {}
@@ -58,7 +58,7 @@ def nuts(images: int, draws: int, warmup: int, chains: int, rounds: int) -> Numb
         sampled[name] = sampler()
 
     samplers = {"ours": lambda: posterior.nuts(model, x, draws, warmup, chains).z}
-    for method in ("sequential", "vectorized"):
+    for method in () if alone else ("sequential", "vectorized"):
         samplers[f"NumPyro, {method}"] = numpyro_nuts(model, x, draws, warmup, chains, method)
     contestants: Numbers = {
         name: (lambda name=name, sampler=sampler: run(name, sampler), False) for name, sampler in samplers.items()

@@ -100,6 +100,10 @@ def main(
         raise ValueError(f"Expected a row among {', '.join(ROWS)}; got {row!r}.")
     if (recipe or objective) and not held_out:
         raise ValueError(f"Expected --held_out true with another recipe or objective; got {recipe or objective}.")
+    if adapted and (held_out or recipe or objective):
+        raise ValueError(
+            f"Expected --adapted {adapted} alone, for a trained row of the table; got a trial of a recipe."
+        )
     wanted = ROWS[row]
     num_particles, images = num_particles or wanted.particles, images or wanted.images
     chosen = {} if precision == "auto" else {"precision": precision}

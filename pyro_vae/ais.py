@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import PILOT, SETTLE, Ladder, Start, log_densities, unconstrained_draws
+from pyro_vae.annealing import PILOT, SETTLE, Ladder, Start, first_draws, log_densities, unconstrained_draws
 from pyro_vae.evaluate import ess, iwae
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit
 from pyro_vae.objectives.base import check_choice, check_least
@@ -153,9 +153,7 @@ def _run(
         parts = batches_that_fit(posterior, lambda rows: rows.log_joint({}))
         log_p = torch.cat([rows.log_joint({}) for rows in parts], dim=1)
         return [log_p.expand(chains, -1)] * directions
-    parts = batches_that_fit(
-        posterior, lambda rows: log_densities(rows, start, unconstrained_draws(rows, start, chains))
-    )
+    parts = batches_that_fit(posterior, lambda rows: log_densities(rows, start, first_draws(rows, start, chains)))
     ends: list[Tensor | None] = [None] * len(parts)
     if exact:
         ends = [*posterior.unconstrain(exact).expand(chains, -1, -1).split([len(rows) for rows in parts], dim=1)]

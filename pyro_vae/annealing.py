@@ -5,16 +5,29 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 
 from pyro_vae.compiled import GraphedFunction, Outputs, fast_products
 from pyro_vae.program import Posterior
 
-__all__ = ["SOME", "Ladder", "Schedule", "State", "draw_range", "log_densities", "log_density", "robust_scale"]
+__all__ = [
+    "SOME",
+    "Densities",
+    "Ladder",
+    "Schedule",
+    "State",
+    "draw_range",
+    "first_draws",
+    "log_densities",
+    "log_density",
+    "robust_scale",
+]
 __all__ += ["unconstrained_draws", "with_gradient"]
 
 Start = Literal["guide", "prior"]
@@ -67,6 +80,11 @@ def unconstrained_draws(posterior: Posterior, start: Start, num: int) -> Tensor:
     return posterior.unconstrain(draws)
 
 
+def first_draws(posterior: Posterior, start: Start, chains: int) -> Tensor:
+    """Return unconstrained draws for chains, from as many as scales need, for a measurement of memory."""
+    return unconstrained_draws(posterior, start, max(chains, SOME))[:chains]
+
+
 def log_density(rows: Posterior, u: Tensor) -> Tensor:
     """Return log p(x, u) of shape ``(K, B)`` at unconstrained u ``(K, B, D)``, ignoring masks of latent sites."""
     draws, volume = rows.constrain(u)
@@ -94,6 +112,26 @@ def log_densities(posterior: Posterior, start: Start, u: Tensor) -> list[Tensor]
     return [first.detach(), joint.detach(), first_grad, joint_grad]
 
 
+class Densities:
+    """Log-densities and gradients as a graph, recorded at the first u, where the program is validated.
+
+    Later, chains may be where a density has no value: the values are then NaN or infinite, without an error.
+    """
+
+    def __init__(self, function: Callable[[Tensor], list[Tensor]], calls: int | None) -> None:
+        self._graph = GraphedFunction(lambda u: Outputs(function(u), None), calls=calls, quiet=True, frozen=True)
+        self._recorded = False
+
+    def __call__(self, u: Tensor) -> Sequence[Tensor]:
+        """Return the values at u."""
+        with fast_products("auto"):
+            if not self._recorded:
+                self._recorded = True
+                return self._graph.record((u,), {}).tensors
+            with pyro.validation_enabled(False):
+                return self._graph((u,), {}).tensors
+
+
 class Ladder:
     r"""The annealed densities :math:`f_\beta(z) = p_0(z)^{1 - \beta} p(x, z)^\beta` for a batch of data.
 
@@ -107,13 +145,11 @@ class Ladder:
         of_prior = unconstrained_draws(posterior, "prior", SOME)
         self.low, self.high = draw_range(of_guide, of_prior)
         self.precision = robust_scale(of_prior if start == "prior" else of_guide) ** -2, robust_scale(of_guide) ** -2
-        run, calls = (lambda u: Outputs(log_densities(posterior, start, u), None)), moves and moves * leapfrog
-        self._graph = GraphedFunction(run, calls=calls, quiet=True, frozen=True)
+        self._densities = Densities(partial(log_densities, posterior, start), moves and moves * leapfrog)
 
     def evaluate(self, u: Tensor) -> State:
         """Return the state at u, ``(C, B, D)``."""
-        with fast_products("auto"):
-            return State(u, *self._graph((u,), {}).tensors)
+        return State(u, *self._densities(u))
 
     def tune(self, chains: int, number: int, rounds: int, update: Callable[[int], Any]) -> Schedule:
         r"""Tune temperatures and step sizes for each datum by pilot runs.

@@ -308,11 +308,11 @@ class TestParts:
 
     def same(self, ladder, z, tolerance=1e-10):
         """A graph's densities are Pyro's."""
-        assert ladder._graph.mode == "graph", ladder._graph.reason
-        before = ladder._graph._last.calls
+        assert ladder._densities._graph.mode == "graph", ladder._densities._graph.reason
+        before = ladder._densities._graph._last.calls
         with torch.no_grad():
             found, expected = ladder.evaluate(z), log_densities(ladder.posterior, ladder.start, z)
-        assert ladder._graph._last.calls == before + 1
+        assert ladder._densities._graph._last.calls == before + 1
         torch.testing.assert_close(list(found[1:]), list(expected), rtol=tolerance, atol=tolerance)
 
     def test_a_prior_of_infinite_variance(self, model, short):

@@ -1,10 +1,13 @@
-"""Memory that the C library reuses."""
+"""Memory that the C library reuses, and the batch size that fits in memory."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from pyro_vae.compiled import device
 
 FAULTS = """
 import resource
@@ -40,3 +43,16 @@ def test_freed_memory_is_reused(monkeypatch):
     if before < 10_000:
         pytest.skip("the system has pages of other sizes, or does not take memory back")
     assert after < before / 10
+
+
+def test_what_a_process_does_once_does_not_count_as_memory_of_a_batch(monkeypatch):
+    """The measurement of products writes 20 MB, of which a first run of one row would seem to consist."""
+    device.products_are_faster.cache_clear()
+    device.reuse_freed_memory.cache_clear()
+
+    def run(n):
+        with device.fast_products("auto"):
+            device.reuse_freed_memory()
+            return torch.ones(n, 1000) + 1
+
+    assert device.max_batch_size(run, 1000, budget=2**20) == 2**20 // 8000

@@ -161,6 +161,18 @@ class TestWarmup:
             step = first_step(chains, point, torch.ones(1, 2), torch.ones(1))
             assert 0.3 < step.item() / width < 3
 
+    def test_the_first_step_does_not_depend_on_other_data(self):
+        """200 means of log2, one datum alone or with 300 others: they differ by 5 standard errors once in a million."""
+        chains = target(lambda u: -0.5 * u.square().sum(-1))
+
+        def steps(number):
+            point = chains.at(torch.randn(4, number, 2))
+            return first_step(chains, point, torch.ones(number, 2), torch.full((number,), 0.05)).log2()
+
+        alone, together = torch.cat([steps(1) for _ in range(300)]), steps(300)
+        error = (alone.var() / 300 + together.var() / 300).sqrt()
+        assert (alone.mean() - together.mean()).abs() < 5 * error
+
     def test_the_rate_of_acceptance_comes_to_the_target(self):
         """A deterministic rate exp(-step): the step comes to -log 0.8."""
         size = StepSize(torch.tensor([1.0, 0.01]))

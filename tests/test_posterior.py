@@ -14,7 +14,7 @@ import torch
 from matplotlib.contour import ContourSet
 from torch import nn
 
-from pyro_vae import VAE, evaluate, networks, posterior, priors
+from pyro_vae import VAE, ais, evaluate, networks, posterior, priors
 from pyro_vae.evaluate.weighing import batches
 from pyro_vae.oracle import LinearGaussian
 from pyro_vae.posterior import Calibration, Chains, Moments
@@ -141,6 +141,25 @@ class TestNuts:
         z = posterior.nuts(filled(), X, draws=80, warmup=40, chains=2).z
         assert z.shape == (2, 80, 3, 2)
         assert (off(z, true_posterior(MODEL, X)[0]) < 4).all()
+
+    @pytest.mark.parametrize("ask", [posterior.nuts, ais.ais])
+    def test_a_chain_may_leave_what_floats_can_hold(self, ask):
+        """exp(u) overflows within the first steps: the step is refused, as any that loses its density."""
+        vae = program(lambda: dist.LogNormal(torch.zeros(2), 4.0).to_event(1), lambda z: dist.Poisson(z).to_event(1))
+        x = torch.tensor([[0.0, 1.0], [30.0, 50.0]])
+        with warnings.catch_warnings(action="ignore"):
+            for seed in range(4):
+                if ask is posterior.nuts:
+                    assert (ask(vae, x, 10, 10, 2, seed=seed).z > 0).all()
+                else:
+                    assert ask(vae, x, 4, 20, start="prior", seed=seed).isfinite().all()
+
+    def test_chains_that_do_not_move_are_warned_of(self, monkeypatch):
+        """R-hat is 0 / 0 there."""
+        stuck = lambda target, u, *rest: ((u, torch.zeros(u.shape[:2], dtype=torch.bool)) for _ in range(12))  # noqa: E731
+        monkeypatch.setattr(sys.modules["pyro_vae.posterior.nuts"], "sample", stuck)
+        with pytest.warns(UserWarning, match="the chains disagree, R-hat up to inf"):
+            posterior.nuts(filled(), X, draws=8, warmup=4, chains=1)
 
     def test_trajectories_that_diverge_are_warned_of(self, monkeypatch):
         """A loss of any density ends a trajectory here."""

@@ -85,6 +85,8 @@ class Reuse:
         root, others = self._roots[argument], [a for a in node.args if isinstance(a, fx.Node) and a is not argument]
         val = argument.meta.get("val")
         same = val is not None and val == node.meta.get("val") and len(val.shape) > 0 and is_dense(val)
+        whole = root.meta.get("val")  # a part would keep the whole alive, and an expanded scalar has one element
+        same = same and whole is not None and whole.numel() == val.numel()
         alone = node.args.count(argument) == 1 and all(self._roots[other] is not root for other in others)
         return same and alone and root.op == "call_function" and self._last[root] == self._order[node]
 

@@ -188,7 +188,10 @@ def _chunks(
     images, draws = chunk_sizes(posterior) if at_once is None else (at_once, at_once)
     # Few images with many draws each, since an image is encoded again for every chunk of its draws.
     most = min(images, max(1, draws // min(num, TOGETHER)))
-    parts = batches(posterior, min(most, data_at_once(posterior)) if adapted else most)
+    if adapted:  # parts of one size, since a graph is of one size
+        number = math.ceil(len(posterior) / min(most, data_at_once(posterior)))
+        most = math.ceil(len(posterior) / number)
+    parts = batches(posterior, most)
     sizes = [max(1, draws // len(rows)) for rows in parts]
     fitting = fitting_draws(posterior)[0] if adapted else 0
     calls = sum(math.ceil((num + fitting) / size) for size in sizes)

@@ -12,7 +12,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,12 +55,13 @@ class Target:
         high: Upper bounds ``(B, D)``.
     """
 
-    def __init__(self, density: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor) -> None:
+    def __init__(self, density: Callable[[Tensor], Sequence[Tensor]], low: Tensor, high: Tensor) -> None:
         self._density, self._low, self._high = density, low, high
 
     def at(self, u: Tensor) -> Point:
         """Return the point at u, without a momentum."""
-        return Point(u, torch.zeros_like(u), *self._density(u))
+        log_p, grad = self._density(u)
+        return Point(u, torch.zeros_like(u), log_p, grad)
 
     def leapfrog(self, point: Point, step: Tensor) -> Point:
         """Take one step; a chain that would leave the box keeps its u, and its density is zero."""
@@ -109,7 +110,7 @@ def transition(target: Target, point: Point, step: Tensor) -> tuple[Point, Tenso
         active = active & ~turns(left.momentum, right.momentum, momenta)
         if not active.any():
             break
-    return draw, accepted.sum(0) / number.sum(0), diverged
+    return draw, (accepted / number).mean(0), diverged
 
 
 def extend(target: Target, end: Point, step: Tensor, number: int, energy: Tensor, active: Tensor) -> Subtree:
@@ -163,13 +164,13 @@ class StepSize:
 
 def first_step(target: Target, point: Point, scale: Tensor, step: Tensor) -> Tensor:
     """Double or halve the step size of each datum until the acceptance of one step crosses the target rate."""
-    larger: Tensor | None = None
+    larger, moving = None, torch.ones_like(step, dtype=torch.bool)
     for _ in range(DOUBLINGS):
         start = point._replace(momentum=torch.randn_like(point.u))
         end = target.leapfrog(start, step.unsqueeze(-1) * scale)
         accepted = (end.energy - start.energy).nan_to_num(-math.inf).clamp(max=0).exp().mean(0) > TARGET
         larger = accepted if larger is None else larger
-        moving = accepted == larger
+        moving = moving & (accepted == larger)
         if not moving.any():
             break
         step = torch.where(moving, torch.where(larger, 2 * step, step / 2), step)
@@ -204,7 +205,7 @@ def sample(target: Target, u: Tensor, scale: Tensor, warmup: int, draws: int) ->
         point, accepted, diverged = transition(target, point, step.unsqueeze(-1) * scale)
         if i < warmup:
             size.update(accepted)
-            if ends and i >= ends[0]:
+            if ends and ends[0] <= i < ends[-1]:
                 window.append(point.u)
             if i + 1 in ends[1:]:
                 number = len(window) * u.shape[0]

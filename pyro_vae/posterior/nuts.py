@@ -1,8 +1,10 @@
 r"""Draws from the true posterior under a trained decoder, by NUTS."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -10,15 +12,23 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import SOME, Start, draw_range, robust_scale, unconstrained_draws, with_gradient
-from pyro_vae.compiled import GraphedFunction, Outputs, fast_products
+from pyro_vae.annealing import (
+    SOME,
+    Densities,
+    Start,
+    draw_range,
+    first_draws,
+    robust_scale,
+    unconstrained_draws,
+    with_gradient,
+)
 from pyro_vae.evaluate.weighing import at_data, batches_that_fit
 from pyro_vae.objectives.base import check_choice, check_least
 from pyro_vae.posterior.no_u_turn import Target, sample
 from pyro_vae.program import Draws, Posterior
 
 AGREE = 1.05  # R-hat above which chains disagree
-MANY = 0.01  # share of trajectories that diverge, above which a warning says so
+MANY = 0.02  # share of trajectories that diverge, above which a warning says so
 STEPS = 7  # leapfrog steps that a transition takes at least, usually
 
 
@@ -85,11 +95,11 @@ def nuts(
 
     .. math:: p(z \mid x) \propto p(z) \, p(x \mid z)
 
-    Each datum has ``chains`` chains, and all chains of all data move at once. The chains of a datum adapt a step size
-    and a diagonal mass matrix for ``warmup`` transitions and then take ``draws`` transitions. Warnings report
-    disagreement between chains, and trajectories that diverge. Chains start at draws of the ``prior``, so that chains
-    in separate modes disagree, or at draws of the ``guide``. Chains move in unconstrained coordinates of the continuous
-    sites; classes are summed out.
+    Each datum has ``chains`` chains, and the chains of all data that fit in memory move at once. The chains of a datum
+    adapt a step size and a diagonal mass matrix for ``warmup`` transitions and then take ``draws`` transitions.
+    Warnings report disagreement between chains, and trajectories that diverge. Chains start at draws of the ``prior``,
+    so that chains in separate modes disagree, or at draws of the ``guide``. Chains move in unconstrained coordinates of
+    the continuous sites; classes are summed out.
 
     References:
         - The No-U-Turn Sampler (Hoffman and Gelman, 2014), https://arxiv.org/abs/1111.4246.
@@ -121,14 +131,14 @@ def nuts(
             if summed := posterior.structure.summed:
                 advice = f"Compute the posterior of a site by evaluate.posterior(program, data, site={summed[0]!r})"
             raise ValueError(f"Expected a continuous site for NUTS; all are discrete. {advice}.")
-        parts = batches_that_fit(posterior, lambda rows: with_gradient(rows, unconstrained_draws(rows, start, chains)))
+        parts = batches_that_fit(posterior, lambda rows: with_gradient(rows, first_draws(rows, start, chains)))
         bar.reset(len(parts) * (warmup + draws))
         pairs = [_draws(rows, draws, warmup, chains, start, bar.update) for rows in parts]
         u, diverged = (torch.cat(columns, dim=2) for columns in zip(*pairs, strict=True))
         by_chain = [posterior.constrain(of_chain)[0] for of_chain in u]
         z = torch.stack([flat(posterior, sites) for sites in by_chain])
     result = Chains(z, {name: torch.stack([sites[name] for sites in by_chain]) for name in by_chain[0]}, diverged)
-    if (worst := result.r_hat.max().item()) > AGREE:
+    if (worst := result.r_hat.nan_to_num(math.inf).max().item()) > AGREE:
         warnings.warn(
             f"NUTS: the chains disagree, R-hat up to {worst:.2f}. Use more warmup, or start='guide' if the guide is "
             "near the posterior.",
@@ -147,14 +157,7 @@ def _draws(
     rows: Posterior, draws: int, warmup: int, chains: int, start: Start, update: Callable[[], object]
 ) -> tuple[Tensor, Tensor]:
     """Return u ``(chains, draws, B, D)`` and whether a trajectory diverged; the density runs as a graph."""
-    calls = STEPS * (warmup + draws)
-    graph = GraphedFunction(lambda u: Outputs(with_gradient(rows, u), None), calls=calls, quiet=True, frozen=True)
-
-    def density(u: Tensor) -> tuple[Tensor, Tensor]:
-        with fast_products("auto"):
-            log_p, gradient = graph((u,), {}).tensors
-            return log_p, gradient
-
+    density = Densities(partial(with_gradient, rows), STEPS * (warmup + draws))
     of_guide, of_prior = (unconstrained_draws(rows, origin, SOME) for origin in get_args(Start))
     target = Target(density, *draw_range(of_guide, of_prior))
     scale = robust_scale(of_prior if start == "prior" else of_guide)
