@@ -221,6 +221,8 @@ def _speed() -> dict[str, str]:
         "speed_nll_torch": ("-log p(x)", "torch"),
         "speed_ais": ("AIS, an evaluation", "JAX"),
         "speed_nuts": ("NUTS, one image, an independent draw", "NumPyro, sequential"),
+        "speed_nuts_compiling": ("NUTS, one image, an independent draw", "NumPyro, sequential, compiling"),
+        "speed_nuts_vectorized_compiling": ("NUTS, one image, an independent draw", "NumPyro, vectorized, compiling"),
         "speed_nuts_vectorized": ("NUTS, one image, an independent draw", "NumPyro, vectorized"),
         "speed_ten_images": ("NUTS, ten images", "one image"),
         "speed_import": ("the same, with VAE, fit, ...", "import pyro"),

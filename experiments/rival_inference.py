@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from pyro_vae import VAE
 
-__all__ = ["jax_annealing", "jax_nll", "numpyro_nuts", "steep_vae", "torch_nll"]
+__all__ = ["jax_annealing", "jax_nll", "keep_compiled_code", "numpyro_nuts", "steep_vae", "torch_nll"]
 
 GAIN = 2.0  # of the decoder's weights, so that images say something about z
 LATENT = 20
@@ -167,6 +167,18 @@ def jax_annealing(model: VAE, x: Tensor, chains: int, temperatures: int, leapfro
         return (jax.nn.logsumexp(log_w, 0) - math.log(chains)).mean()
 
     return lambda: float(anneal(data, jax.random.PRNGKey(0)))
+
+
+def keep_compiled_code(folder: str) -> None:
+    """Let JAX keep what it compiles in a folder; else NumPyro compiles each chain anew, in each run."""
+    import jax
+
+    for option, value in (
+        ("jax_compilation_cache_dir", folder),
+        ("jax_persistent_cache_min_compile_time_secs", 0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        jax.config.update(option, value)
 
 
 def numpyro_nuts(

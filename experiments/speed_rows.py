@@ -203,7 +203,8 @@ def evaluation(rounds: int) -> Iterator[Row]:
     length = {"draws": 500, "warmup": 300, "chains": 4, "rounds": rounds}
     numbers = contest("nuts", 1, images=1, **length)
     setting = f"4 chains of 300 + 500, core {numbers['cpu']:.2f}"
-    for rival in ("NumPyro, sequential", "NumPyro, vectorized"):
+    rivals = ("NumPyro, sequential", "NumPyro, vectorized")
+    for rival in (*rivals, *(f"{name}, compiling" for name in rivals)):
         yield line("NUTS, one image, an independent draw", setting, numbers["ours"], rival, numbers[rival], 1.0)
     many = contest("nuts", 1, images=10, alone=True, **length)["seconds"]
     yield line("NUTS, ten images", setting, many, "one image", numbers["seconds"], 3.0, "s")
