@@ -170,7 +170,7 @@ def jax_annealing(model: VAE, x: Tensor, chains: int, temperatures: int, leapfro
 
 
 def keep_compiled_code(folder: str) -> None:
-    """Let JAX keep what it compiles in a folder; else NumPyro compiles each chain anew, in each run."""
+    """Let JAX keep compiled code in a folder; without it NumPyro compiles anew in each run."""
     import jax
 
     for option, value in (
