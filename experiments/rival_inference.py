@@ -170,7 +170,7 @@ def jax_annealing(model: VAE, x: Tensor, chains: int, temperatures: int, leapfro
 
 
 def keep_compiled_code(folder: str) -> None:
-    """Let JAX keep compiled code in a folder; without it NumPyro compiles anew in each run."""
+    """Store the code that JAX compiles in a folder, so that later runs of NumPyro load it."""
     import jax
 
     for option, value in (

@@ -432,7 +432,7 @@ class TestWhatIsAroundACall:
     @pytest.mark.filterwarnings("ignore:NUTS. the chains disagree")  # of 4 draws
     def test_what_is_made_in_inference_mode_has_gradients(self):
         calls = (
-            lambda vae, x: posterior.nuts(vae, x, draws=4, warmup=1, chains=1).z,
+            lambda vae, x: posterior.nuts(vae, x, draws=4, warmup=12, chains=1).z,
             lambda vae, x: posterior.refine(vae, x, steps=1, seed=0).encoder.network.phi,
             lambda vae, x: self.ONCE(vae, x, objective=ELBO(beta=2.0)) and vae.decoder.network.bias,
         )
