@@ -55,7 +55,7 @@ def annealing(images: int, chains: int, temperatures: int, rounds: int) -> Numbe
 def nuts(images: int, draws: int, warmup: int, chains: int, rounds: int, alone: bool = False) -> Numbers:
     """Time an independent draw of one image's z by NUTS, warm-up included: the mean over images, dimensions and runs.
 
-    NumPyro compiles in each run, and is timed with compiled code in a cache, too.
+    NumPyro 0.22 compiles in each run, and is timed with compiled code in a cache, too.
     """
     model, x = steep_vae(images)
     sizes: dict[str, list[float]] = {}
@@ -75,7 +75,7 @@ def nuts(images: int, draws: int, warmup: int, chains: int, rounds: int, alone: 
             again = in_turn({name: step for name, step in contestants.items() if name != "ours"}, rounds)
         times = {**times, **{f"{name}, compiling": times[name] for name in again if name in sizes}, **again}
     effective = {name: sum(values) / len(values) for name, values in sizes.items()}
-    found = {
+    per_draw = {
         name: value / effective[name.removesuffix(", compiling")] for name, value in times.items() if name != "cpu"
     }
-    return found | {"cpu": times["cpu"], "seconds": times["ours"] / 1000}
+    return per_draw | {"cpu": times["cpu"], "seconds": times["ours"] / 1000}

@@ -82,11 +82,11 @@ def written(
     minutes = f"{float(found['minutes']):.0f} ({machine})"
     cells = [f"{row.title} (`{name}`)", f"{row.published:.2f}", ours, minutes]
     cells += [f"{float(more['-ELBO']):.2f}", f"{more['active']} of {more['latent']}{paper}", annealed]
-    fitted = ["", ""]
     if adapted:
-        fitted = [f"{float(adapted['adapted']):.2f} ({float(adapted['guide']):.2f})"]
-        fitted += [", ".join(f"{float(adapted[f'{origin}, k-hat > 0.7']):.0%}" for origin in ("adapted", "guide"))]
-    cells += fitted
+        shares = (f"{float(adapted[f'{origin}, k-hat > 0.7']):.0%}" for origin in ("adapted", "guide"))
+        cells += [f"{float(adapted['adapted']):.2f} ({float(adapted['guide']):.2f})", ", ".join(shares)]
+    else:
+        cells += ["", ""]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -112,7 +112,7 @@ def main(
     dataset = load(data, root, binarize="dynamic", valid=None if held_out else 0)
     part = dataset.valid if held_out else dataset.test
     if adapted:
-        line = weighed(load_run(Path(runs) / f"{row}-{seed}")[0], dataset.test[:adapted], num_particles, seed)
+        line = compare_proposals(load_run(Path(runs) / f"{row}-{seed}")[0], dataset.test[:adapted], num_particles, seed)
         append(Path(out) / "published_adapted.csv", [{"row": row, "seed": seed} | line])
         draw(Path(out) / "published")
         return
@@ -191,7 +191,7 @@ def annealed(vae: VAE, dataset: Dataset, nll: torch.Tensor, temperatures: int, s
     return round(found.mean().item(), 3), round(first.mean().item(), 3)
 
 
-def weighed(program: torch.nn.Module, x: torch.Tensor, num_particles: int, seed: int) -> dict[str, Any]:
+def compare_proposals(program: torch.nn.Module, x: torch.Tensor, num_particles: int, seed: int) -> dict[str, Any]:
     """Return -log p(x) of images by the guide and by adapted proposals, and shares of k-hat above 0.7."""
     by_guide = evaluate.log_weights(program, x, num_particles, seed=seed, progress=True)
     adapted = evaluate.log_weights(program, x, ADAPTED, seed=seed, progress=True, proposal="adapted")

@@ -144,7 +144,7 @@ def jax_annealing(model: VAE, x: Tensor, chains: int, temperatures: int, leapfro
             momentum = jax.random.normal(first, u.shape)
             size = 0.2 * scale
             energy = (1 - beta) * start + beta * joint - 0.5 * (momentum**2).sum(-1)
-            end, state = (u, start, joint, start_grad, joint_grad), (u, start, joint, start_grad, joint_grad)
+            end = state = (u, start, joint, start_grad, joint_grad)
             momentum = momentum + 0.5 * size * ((1 - beta) * start_grad + beta * joint_grad)
             for i in range(leapfrog):
                 new = end[0] + size * momentum
@@ -152,9 +152,9 @@ def jax_annealing(model: VAE, x: Tensor, chains: int, temperatures: int, leapfro
                 half = 0.5 if i == leapfrog - 1 else 1.0
                 momentum = momentum + half * size * ((1 - beta) * end[3] + beta * end[4])
             ratio = (1 - beta) * end[1] + beta * end[2] - 0.5 * (momentum**2).sum(-1) - energy
-            moved = jnp.log(jax.random.uniform(second, ratio.shape)) < ratio
+            accepted = jnp.log(jax.random.uniform(second, ratio.shape)) < ratio
             state = tuple(
-                jnp.where(moved[..., None] if new.ndim > 2 else moved, new, old)
+                jnp.where(accepted[..., None] if new.ndim > 2 else accepted, new, old)
                 for new, old in zip(end, state, strict=True)
             )
             return (state, log_w), None

@@ -16,19 +16,8 @@ from torch import Tensor
 from pyro_vae.compiled import GraphedFunction, Outputs, fast_products
 from pyro_vae.program import Posterior
 
-__all__ = [
-    "SOME",
-    "Densities",
-    "Ladder",
-    "Schedule",
-    "State",
-    "draw_range",
-    "first_draws",
-    "log_densities",
-    "log_density",
-    "robust_scale",
-]
-__all__ += ["unconstrained_draws", "with_gradient"]
+__all__ = ["SOME", "Densities", "Ladder", "Schedule", "State", "draw_range", "first_draws", "log_densities"]
+__all__ += ["log_density", "robust_scale", "unconstrained_draws", "with_gradient"]
 
 Start = Literal["guide", "prior"]
 

@@ -523,6 +523,8 @@ class TestReproduce:
         (row,) = [text for text in (out / "published.md").read_text().splitlines() if "(`vae`)" in text]
         assert f"| {float(line['adapted']):.2f} ({float(line['guide']):.2f}) |" in row
         assert len(rows(out / "published.csv")) == 1
+        with pytest.raises(ValueError, match="Expected --adapted 4 alone"):
+            self.small(tmp_path, "vae", adapted=4, held_out=True)
 
     @pytest.mark.filterwarnings("ignore:bfloat16 matrix products take")
     def test_a_row_in_bfloat16_says_so(self, tmp_path, capsys):

@@ -113,8 +113,8 @@ def fast_products(precision: Precision) -> AbstractContextManager[None]:
 def reuse_freed_memory() -> None:
     """Let the C library reuse freed memory, of blocks up to 32 MB, in place of new memory for each large tensor.
 
-    The system clears each page of new memory, which takes up to a third of the time of an evaluation. glibc keeps twice
-    the size of the largest block that was freed, up to 64 MB. Elsewhere the block has no effect.
+    The system clears each page of new memory, and a program waits for it. glibc keeps twice the size of the largest
+    block that was freed, up to 64 MB. With another C library the block has no effect.
     """
     torch.empty(KEPT_BLOCK, dtype=torch.uint8)
 

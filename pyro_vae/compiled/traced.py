@@ -63,7 +63,6 @@ class GraphedFunction:
         key: Function that returns a further key of the graph, besides shapes and constants.
         state: Function of ``Outputs.kept``. A graph is valid while the returned value stays equal.
         quiet: Whether to fall back without a warning.
-        recorded: For the first shape, the number of the call that records the graph.
         frozen: Whether the closed-over tensors never change, and handlers around the function do not change the
             function's values.
     """
@@ -74,7 +73,6 @@ class GraphedFunction:
     key: Callable[[], Hashable] = tuple
     state: Callable[[Any], Hashable] = lambda kept: None
     quiet: bool = False
-    recorded: int = 2
     frozen: bool = False
 
     def __post_init__(self) -> None:
@@ -150,7 +148,7 @@ class GraphedFunction:
         before = self._entries.get(key)
         if before or len(self._entries) < MAX_GRAPHS:
             first = before.first if before else not self._entries
-            self._entries[key] = _Entry(first, self.recorded if first else RECORD_AFTER, kept, self.state(kept))
+            self._entries[key] = _Entry(first, 2 if first else RECORD_AFTER, kept, self.state(kept))
         elif not self._full:
             self._full = True
             limit = f"Expected at most {MAX_GRAPHS} combinations of shapes and constants, with a graph each; got more"

@@ -216,12 +216,12 @@ def in_blocks(density: Callable[..., Tensor], data: tuple[Tensor, ...], u: Tenso
     size = u.shape[1]
     copies = rows // size
     columns, block = copies * size, copies * draws
-    filled = torch.arange(rows, device=u.device) % columns
-    data = tuple(column[filled % size] for column in data)
+    source = torch.arange(rows, device=u.device) % columns  # the column whose draws a column of a call has
+    data = tuple(column[source % size] for column in data)
     values = []
     for chunk in u.split(block):
         whole = chunk[torch.arange(block, device=u.device) % len(chunk)] if len(chunk) < block else chunk
-        value = density(data, whole.reshape(draws, columns, -1)[:, filled])
+        value = density(data, whole.reshape(draws, columns, -1)[:, source])
         values.append(value[:, :columns].reshape(block, size)[: len(chunk)])
     return torch.cat(values)
 

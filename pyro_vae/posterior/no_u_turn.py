@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.annealing import LOST
+
 DEPTH = 10  # doublings of a trajectory at most
-LOST = 1000.0  # nats of density lost, at which a trajectory ends
 TARGET = 0.8  # share of accepted steps
 FIRST, WINDOW, LAST = 75, 25, 50  # iterations of warm-up, as in Stan
 SHORT = 20  # iterations of warm-up, below which the scales stay
@@ -116,12 +117,12 @@ def transition(target: Target, point: Point, step: Tensor) -> tuple[Point, Tenso
 def extend(target: Target, end: Point, step: Tensor, number: int, energy: Tensor, active: Tensor) -> Subtree:
     """Take ``number`` steps from the end of trajectories; a chain stops where a part of its steps turns or diverges."""
     draw, weight, momenta = end, torch.full_like(energy, -math.inf), torch.zeros_like(end.momentum)
-    lost, accepted, taken = torch.zeros_like(active), torch.zeros_like(energy), torch.zeros_like(energy)
+    lost, accepted, count = torch.zeros_like(active), torch.zeros_like(energy), torch.zeros_like(energy)
     starts: dict[int, tuple[Tensor, Tensor]] = {}  # of the parts that end later, by the bits of the step's number
     for i in range(number):
         end = target.leapfrog(end, step)
         gain = (end.energy - energy).nan_to_num(-math.inf)
-        accepted, taken = accepted + torch.where(active, gain.clamp(max=0).exp(), 0.0), taken + active
+        accepted, count = accepted + torch.where(active, gain.clamp(max=0).exp(), 0.0), count + active
         lost, active = lost | (active & (gain < -LOST)), active & (gain >= -LOST)
         together = torch.logaddexp(weight, gain)
         draw = end.where(torch.rand_like(weight).log() < gain - together, draw)
@@ -136,7 +137,7 @@ def extend(target: Target, end: Point, step: Tensor, number: int, energy: Tensor
                 active = active & ~turns(momentum, end.momentum, momenta - before + momentum)
         if not active.any():
             break
-    return Subtree(draw, end, weight, momenta, active, lost, accepted, taken)
+    return Subtree(draw, end, weight, momenta, active, lost, accepted, count)
 
 
 def turns(first: Tensor, last: Tensor, momenta: Tensor) -> Tensor:
