@@ -44,7 +44,7 @@ from pyro_vae.data import Dataset, load
 from pyro_vae.plots.style import BLUE, GREEN, GREY, ORANGE
 from pyro_vae.programs import VQVAE
 
-LR = 1e-3  # of Adam; the largest of one cycle, but for the GAN
+LR, GAN_LR = 2e-3, 1e-3  # of Adam: the largest of one cycle, but for the GAN
 KINDS = {  # of images: colour, mark and place in the figure
     "real": (GREY, "s", 0.0),
     "reconstructions": (GREEN, "D", -0.2),
@@ -64,7 +64,7 @@ class Row:
 
 
 LOGISTIC = likelihoods.DiscretizedLogistic
-SMALL_TRANSFORMER = partial(priors.Autoregressive, width=64, layers=2)
+TRANSFORMER = partial(priors.Autoregressive, width=128, layers=2)
 ROWS = {
     "real": Row("other real images"),
     "gaussian-1": Row("Gaussian, scale 1 (L2)", partial(likelihoods.Gaussian, scale=1.0)),
@@ -74,7 +74,7 @@ ROWS = {
     "logistic-flow": Row("DiscretizedLogistic, Flow prior", first="logistic", prior=priors.Flow),
     "logistic-diffusion": Row("DiscretizedLogistic, Diffusion prior", first="logistic", prior=priors.Diffusion),
     "vq": Row("VQ-VAE, independent codes", LOGISTIC),
-    "vq-autoregressive": Row("VQ-VAE, Autoregressive prior", first="vq", prior=SMALL_TRANSFORMER),
+    "vq-autoregressive": Row("VQ-VAE, Autoregressive prior", first="vq", prior=TRANSFORMER),
     "gan": Row("GAN"),
 }
 NOTE = (
@@ -149,7 +149,8 @@ def main(
         f"{num:,} images of each kind against the first {num:,} test images of {dataset}, the reference; seed {seed}. "
         f"Images of a VAE are means E[x | z]. Latent {latent}; convolutions of {channels} channels, "
         f"residual in the VQ-VAE; {epochs} epochs, {prior_epochs} of a second stage, Adam in one cycle to {LR:g}, for "
-        f"the GAN at {LR:g}. Bits/dim, with {num_particles} particles, and rate on the first {images:,} test images. "
+        f"the GAN at {GAN_LR:g}. Bits/dim, with {num_particles} particles, and rate on the first {images:,} test "
+        "images. "
     )
     note = NOTE.format(accuracy=quality.classifier.accuracy, threads=torch.get_num_threads())
     write_table(table, stem, caption + note)
@@ -188,7 +189,8 @@ class Training:
             torch.manual_seed(self.seed)
             model = self.build(name)
         if name == "gan":
-            return model, sum(gan.train(model, self.dataset, self.epochs, path=run.with_suffix(".state"), **options))
+            options |= {"lr": GAN_LR, "path": run.with_suffix(".state")}
+            return model, sum(gan.train(model, self.dataset, self.epochs, **options))
         options |= {"epochs": self.epochs, "lr_schedule": "one-cycle", **where}
         return model, sum(fit(model, self.dataset, **options)["seconds"])
 

@@ -67,8 +67,8 @@ def priors(batch: int, rounds: int, prior: str) -> Numbers:
 
 def convolutions(batch: int, rounds: int) -> Numbers:
     """Time one step of the ELBO with convolutions on images of 3x32x32."""
-    gaussian = partial(likelihoods.Gaussian, scale=0.1)
-    model, x = VAE.build((3, 32, 32), 20, likelihood=gaussian, network=Conv), torch.rand(batch, 3, 32, 32)
+    gaussian, network = partial(likelihoods.Gaussian, scale=0.1), partial(Conv, activation="ReLU")
+    model, x = VAE.build((3, 32, 32), 20, likelihood=gaussian, network=network), torch.rand(batch, 3, 32, 32)
     contestants = {
         "ours, inductor": (ours(model, ELBO(), x, "inductor"), False),
         "ours, graph": (ours(model, ELBO(), x, "graph"), False),

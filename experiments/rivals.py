@@ -18,6 +18,7 @@ with their defaults. A compiled step keeps the number of threads at its compilat
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -88,7 +89,8 @@ class Networks(nn.Module):
         """Return convolutional networks, with the layers of ``pyro_vae.networks.Conv``."""
         image = (colours, size, size)
         networks = cls((1,), pixels=math.prod(image))
-        encoder, decoder = Conv(image, (2, networks.latent)), Conv((networks.latent,), (1, *image))
+        relu = partial(Conv, activation="ReLU")
+        encoder, decoder = relu(image, (2, networks.latent)), relu((networks.latent,), (1, *image))
         networks.encoder = nn.Sequential(nn.Unflatten(1, image), encoder, nn.Flatten())
         networks.decoder = nn.Sequential(decoder, nn.Flatten())
         return networks

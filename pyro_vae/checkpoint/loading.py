@@ -34,7 +34,7 @@ def load(
     weights: Literal["final", "best", "last"] = "final",
     program: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Load a trained program from a run directory. Loading executes no content, so the run may come from anybody.
+    """Load a trained program from a run directory. Loading executes no code of the run, so a stranger's run is safe.
 
     Args:
         run_dir: The directory that :func:`pyro_vae.fit` or ``pyro-vae train`` wrote.
@@ -47,7 +47,8 @@ def load(
         The program, on the CPU and in evaluation mode, and the run's configuration.
 
     Raises:
-        FileNotFoundError: If the directory does not exist or holds no run.
+        FileNotFoundError: If there is no run in the directory, or the run lacks the chosen weights. An unfinished run
+            has no final weights.
         ValueError: If a file cannot be read or is a link out of the directory, the weights do not fit the program, or
             ``config.yaml`` does not specify the program or names a class that is not trusted.
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from pyro_vae.checkpoint.environment import environment
 from pyro_vae.checkpoint.files import deserialize, display_path, lock, one_line, safe_path, write
+from pyro_vae.checkpoint.former import with_former
 from pyro_vae.checkpoint.spec import event_shape
 from pyro_vae.data import Schema
 
@@ -66,7 +67,7 @@ def load_environment(run: str | Path) -> dict[str, Any]:
     """Read ``environment.json`` and drop entries of a wrong type; return an empty dictionary for an unreadable file."""
     try:
         path = safe_path(run, "environment.json")
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = with_former(json.loads(path.read_text()) if path.is_file() else {})
     except (OSError, ValueError, RecursionError):
         return {}
     items = content.items() if isinstance(content, dict) else ()

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor, nn
 
 from pyro_vae.checkpoint.files import display_path, one_line, safe_path
+from pyro_vae.checkpoint.former import changed_defaults, with_former
 from pyro_vae.objectives import Penalty, Schedule
 from pyro_vae.programs import VAE
 
@@ -45,8 +46,14 @@ def to_spec(part: Any) -> Any:
         arguments = _arguments_of(part) if kind else {}
     if kind is None:
         raise ValueError(f"Expected a class, or a functools.partial of one, to name in config.yaml; got {part!r}.")
+    return _spec_of(kind, arguments)
+
+
+def _spec_of(kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    path = _path(kind)
+    arguments = {**changed_defaults(kind, path), **arguments}
     spec = {"init_args": {name: to_spec(value) for name, value in arguments.items()}} if arguments else {}
-    return {"class_path": _path(kind)} | spec
+    return {"class_path": path} | spec
 
 
 def program_spec(program: nn.Module) -> dict[str, Any]:
@@ -61,8 +68,7 @@ def program_spec(program: nn.Module) -> dict[str, Any]:
     spec: dict[str, Any] = {"class_path": _path(kind)}
     if not parts and "<" not in kind.__qualname__:
         with suppress(ValueError, TypeError):
-            arguments = getattr(program, "made_with", None) or _arguments_of(program)
-            spec["init_args"] = {name: to_spec(value) for name, value in arguments.items()}
+            spec |= {"init_args": {}} | _spec_of(kind, getattr(program, "made_with", None) or _arguments_of(program))
     return {"program": spec} | parts
 
 
@@ -125,7 +131,7 @@ def config_of(run: Path, name: str = "config.yaml") -> dict[str, Any]:
             raise ValueError(f"it has more than {BRACKETS:,} brackets")
         if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise ValueError("it has a YAML alias, such as *name; a run may not have one")
-        config = yaml.safe_load(text)
+        config = with_former(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"Expected a run directory; could not read {str(path)!r} ({one_line(error)}).") from error
     return config if isinstance(config, dict) else {}

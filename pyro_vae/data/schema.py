@@ -104,7 +104,11 @@ class Schema:
         return columns
 
     def standardise(self, x: Iterable[Tensor], covariates: Mapping[str, Tensor]) -> Self:
-        """Return the schema with the means and scales of rows: of x in parts, and of covariates by name."""
+        """Return the schema with the mean and the standard deviation of each numeric column.
+
+        ``x`` has batches of rows; ``covariates`` has columns by name. NaN elements do not count. A constant column
+        raises a ValueError.
+        """
         of_y = [c if c.levels else _standardised((c,), [covariates[c.name][:, None]])[0] for c in self.covariates]
         return replace(self, x=_standardised(self.x, x), covariates=tuple(of_y))
 

@@ -171,10 +171,11 @@ def posterior(program: Any, data: Any, site: str, num_particles: int = 100, seed
     The result is exact if there is no other latent site, or if the guide is the posterior given y. Otherwise the result
     is a self-normalised importance sampling estimate with K = ``num_particles`` draws of z for every class. An observed
     label has probability 1. The model or the guide must mark the site with ``infer={"enumerate": "parallel"}``. For a
-    site with ``obs_mask``, pass the name in the program's code.
+    site ``y`` with ``obs_mask``, pass ``y``, not Pyro's ``y_unobserved``.
 
     Raises:
-        ValueError: If the site does not exist, is not discrete, or is in a Markov chain or a plate inside a datum.
+        ValueError: If the site does not exist, is not discrete, has no mark to enumerate it, or is in a Markov chain or
+            in a plate inside a datum; or ``num_particles`` is below 1.
     """
     check_least(num_particles=num_particles)
     classes = partial(_classes, site=site, num=num_particles)

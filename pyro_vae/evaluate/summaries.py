@@ -176,7 +176,10 @@ def rows_of(program: Any, data: Split, rows: slice | Tensor) -> tuple[Tensor, ..
 
 
 def measures(program: Any, data: Split, images: int = 1000) -> dict[str, tuple[float, float]]:
-    """Return the mean and standard error of each of a program's ``measures``, over the data of a split."""
+    """Return the mean and the standard error of each measure of a program, over the first ``images`` rows of a split.
+
+    NaN values do not count. A program without a method ``measures`` has none.
+    """
     if not hasattr(program, "measures"):
         return {}
     with torch.no_grad(), eval_mode(program, reference_tensor(program).device):

@@ -79,14 +79,15 @@ def ess(log_w: Tensor) -> Tensor:
 
 
 def bits_per_dim(nats: Number, dimensions: int, levels: int | None = None) -> Number:
-    r"""Convert nats, a number or a tensor, to bits per dimension, for grey levels or for dequantised values.
+    r"""Convert :math:`-\log p(x)` from nats to bits per dimension.
 
     .. math:: \frac{-\log p(x)}{D \ln 2} \text{ of a mass}, \qquad
-        \frac{-\log p(x)}{D \ln 2} + \log_2 L \text{ of a density of } x = (p + u) / L
+        \frac{-\log p(x)}{D \ln 2} + \log_2 L \text{ of a density of } x = (v + u) / L
 
-    D is ``dimensions``, the number of dimensions of x; L is ``levels``, None for a mass. The bits of a mass are the
-    length of an optimal code of x. The bits of a density are on average an upper bound on the bits of the mass that the
-    density assigns to the levels, so the two are comparable. Other densities have no bits.
+    ``nats`` is :math:`-\log p(x)`, a number or a tensor. D is ``dimensions``, the number of dimensions of x. For a
+    mass, omit ``levels``. For a density of dequantised pixels, with the grey level v and uniform noise u, ``levels`` is
+    L. The bits of a mass are the length of an optimal code of x. The bits of such a density are on average an upper
+    bound on the bits of the mass of v. For another density, bits per dimension have no meaning.
 
     References:
         A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016),

@@ -66,7 +66,7 @@ class Quantiser(Family):
 
     @abstractmethod
     def nearest(self, z: Tensor) -> Tensor:
-        """Return the nearest code, an integer ``(*, height, width)``, of vectors ``(*, D, height, width)``."""
+        """Return the index of the nearest code, ``(*, height, width)``, for vectors ``(*, D, height, width)``."""
 
     @abstractmethod
     def distances(self, z: Tensor) -> Tensor:
@@ -211,6 +211,7 @@ class FSQ(Quantiser):
         )
         strides = torch.tensor([1, *accumulate(levels[:-1], mul)])
         self.strides = nn.Buffer(strides.view(column), persistent=False)
+        self.last = nn.Buffer(torch.tensor(levels).view(column) - 1, persistent=False)
         digits = torch.arange(self.codes).unsqueeze(-1) // strides % torch.tensor(levels)
         self.table = nn.Buffer((digits - torch.tensor(levels) // 2) / (sizes // 2), persistent=False)
 
@@ -220,9 +221,9 @@ class FSQ(Quantiser):
         return self.table
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Return the code of vectors of levels, as :meth:`embed` returns them."""
+        """Return the index of the nearest code of each vector."""
         digits = (z * self.width).round().long() + self.width.long()
-        return (digits * self.strides).sum(-3)
+        return (digits.clamp(min=0).minimum(self.last) * self.strides).sum(-3)
 
     def distances(self, z: Tensor) -> Tensor:
         """Return squared distances from vectors between -1 and 1 to all codes."""

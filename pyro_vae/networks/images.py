@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.networks.dense import MLP, Network, Sizes, activation_named, dense
 
 LARGE = 1024  # the most elements of an image for dense layers in Auto
+CONVOLUTIONAL = "GELU"  # activation of convolutions
 
 
 class Conv(Network):
@@ -20,6 +21,14 @@ class Conv(Network):
     The encoder halves height and width with a convolution of stride 2 for each element of ``channels``. The decoder
     doubles height and width with nearest-neighbour upsampling and convolutions, to avoid a checkerboard pattern
     (Deconvolution and Checkerboard Artifacts, Odena et al., 2016). Height and width are arbitrary.
+
+    The default activation has a gradient for every input. A channel of ReLUs that is 0 in all images has none, and
+    stays 0. Where a code gains little, as with a Gaussian likelihood of scale 1 on MNIST, all channels may become 0,
+    and the ELBO is that of a model without a code.
+
+    References:
+        Gaussian Error Linear Units (GELUs) (Hendrycks and Gimpel, 2016).
+        Dying ReLU and Initialization: Theory and Numerical Examples (Lu, Shin, Su and Karniadakis, 2020).
 
     Arguments:
         in_shape: ``(channels, height, width)``, of an image or a grid, or ``(latent,)``.
@@ -44,7 +53,7 @@ class Conv(Network):
         out_shape: Sizes,
         channels: Sizes = (32, 64),
         hidden: int | Sizes = 256,
-        activation: str = "ReLU",
+        activation: str = CONVOLUTIONAL,
     ) -> None:
         super().__init__(in_shape, out_shape, _layers(in_shape, out_shape, channels, 0, hidden, activation))
 
@@ -80,7 +89,7 @@ class ResNet(Network):
         channels: Sizes = (32, 64),
         blocks: int = 1,
         hidden: int | Sizes = 256,
-        activation: str = "ReLU",
+        activation: str = CONVOLUTIONAL,
     ) -> None:
         if blocks < 0:
             raise ValueError(f"Expected blocks of at least 0; got {blocks}.")
@@ -93,8 +102,9 @@ class Auto(Network):
     Images of over 1,024 elements, for example 32x32 in colour, get convolutions; all other data get dense layers.
 
     Arguments:
-        hidden, activation: As in :class:`MLP`.
+        hidden: Units of each dense layer, as in :class:`MLP`.
         channels: Channels after each halving by convolutions.
+        activation: As in :class:`MLP`; by default ReLU for dense layers and GELU for convolutions.
 
     Raises:
         ValueError: If a layer has no units, or the activation is unknown.
@@ -112,14 +122,15 @@ class Auto(Network):
         out_shape: Sizes,
         hidden: Sizes = (400,),
         channels: Sizes = (32, 64),
-        activation: str = "ReLU",
+        activation: str | None = None,
     ) -> None:
+        named = {} if activation is None else {"activation": activation}
         image = in_shape if len(in_shape) == 3 else out_shape[1:]
         network: Network
         if len(image) == 3 and prod(image) > LARGE:
-            network = Conv(in_shape, out_shape, channels, hidden, activation)
+            network = Conv(in_shape, out_shape, channels, hidden, **named)
         else:
-            network = MLP(in_shape, out_shape, hidden, activation)
+            network = MLP(in_shape, out_shape, hidden, **named)
         super().__init__(in_shape, out_shape, network.layers)
 
 

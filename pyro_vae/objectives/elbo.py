@@ -23,8 +23,9 @@ class ELBO(Objective):
         \mathrm{ELBO}(x) = \mathbb{E}_{q(z \mid x)}[\log p(x \mid z)] - \beta \, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
         \le \log p(x) \quad (\beta = 1)
 
-    The loss is minus the ELBO, in nats, summed over the data. A site has a closed form if model and guide scale and
-    mask the site equally, and the guide draws the site after all possible parents. See :meth:`Objective.report`.
+    The loss is minus the ELBO, in nats, summed over the data. The KL of a site has a closed form if a formula for the
+    two distributions exists, model and guide give the site the same scale and the same mask, and the guide draws the
+    site after all sites on which it may depend in the model. See :meth:`Objective.report`.
 
     References:
         `Auto-Encoding Variational Bayes <https://arxiv.org/abs/1312.6114>`_ (Kingma and Welling, 2014).
@@ -46,8 +47,9 @@ class ELBO(Objective):
         penalty: A term on the aggregate posterior: :class:`TotalCorrelation` or :class:`MMD`.
 
     Raises:
-        ValueError: If an argument is out of range; ``kl`` is ``analytic`` and a site has no closed form; ``stl`` or
-            free bits meet a site without ``rsample``; or free bits meet a site of dependent dimensions.
+        ValueError: If an argument is out of range; ``kl`` is ``analytic`` and a site has no closed form; ``stl`` comes
+            with ``analytic`` or with free bits; ``stl`` or free bits come with a site without ``rsample``; free bits
+            come with a site of dependent dimensions; or ``stl``, free bits or a penalty come with enumerated sites.
 
     See Also:
         :class:`IWAE`, a tighter bound from several draws per datum.

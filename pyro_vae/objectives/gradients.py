@@ -17,7 +17,10 @@ from pyro_vae.traces.sites import Site, enumerated, family, is_delta, latent
 
 
 def check_reparameterized(guide_trace: Trace, feature: str) -> None:
-    """Raise a ValueError, which names ``feature``, if gradients are enabled and a latent site has no ``rsample``."""
+    """Raise a ValueError if a latent site has no ``rsample`` and is not enumerated; the message names ``feature``.
+
+    Without gradients, nothing is checked.
+    """
     for name, site in latent(guide_trace).items():
         if torch.is_grad_enabled() and not site["fn"].has_rsample and not enumerated({name: site}):
             raise ValueError(

@@ -105,9 +105,10 @@ def program(program: FromOptions | FromParts | FromShape) -> None:
     """Train a program.
 
     Args:
-        program: VAE, with the parts below; ConditionalVAE, HierarchicalVAE or SemiSupervisedVAE, with parts and
-            further arguments, as --program.latents [100,50]; or the import path of your class with methods model and
-            guide, as my_programs.Mine, with its arguments. Arrays of --data are then passed to arguments by name.
+        program: Class to train. VAE takes the parts below. VQVAE, ConditionalVAE, HierarchicalVAE and
+            SemiSupervisedVAE take parts and further arguments, for example --program.latents [100,50]. For your own
+            class with methods model and guide, give the import path, for example my_programs.Mine. Its model receives
+            each array of --data as the argument of the same name.
     """
 
 

@@ -9,7 +9,10 @@ DONE = ("complete", "pruned", "failed")  # states that need no worker
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a grid, or one setting of a search with all its seeds; its state, and its last trial, if any."""
+    """A job: one run of a grid, or one setting of a search with all seeds.
+
+    ``trial`` decides the ``state``: a complete or pruned trial, or else the last trial whose worker lives.
+    """
 
     number: int
     options: dict[str, Any]
@@ -45,7 +48,7 @@ class Trials:
         return "waiting" if trial.number in self.deleted else str(trial.state.name.lower())
 
     def jobs(self) -> list[Job]:
-        """Return each job that has a trial, with its last trial, or with the one that is complete."""
+        """Return each job that has a trial, with the trial that decides the state of the job."""
         last = dict[tuple[int, str], Job]()
         for trial in self.trials:
             key, state = (trial.user_attrs["number"], str(trial.user_attrs["seeds"])), self.state(trial)
@@ -55,7 +58,7 @@ class Trials:
         return [*last.values()]
 
     def tried(self) -> int:
-        """Return the number of trials; the trials of dead workers count once for each job."""
+        """Return the number of trials that run or have ended, and of jobs that wait for another trial."""
         ended = sum(self.state(trial) != "waiting" for trial in self.trials)
         return ended + sum(job.state == "waiting" for job in self.jobs())
 
@@ -65,7 +68,11 @@ class Trials:
         return sum(trial.number >= self.forgiven and "stopped" not in trial.user_attrs for trial in lost)
 
     def had(self, job: Job) -> bool:
-        """Return whether another worker had a job, or its number, before, perhaps at the same moment."""
+        """Return whether another trial conflicts with the trial of a job.
+
+        An earlier trial conflicts if it has the same number and other options. A trial of the same job conflicts if it
+        is earlier or has ended.
+        """
         for trial in self.trials:
             state, earlier = self.state(trial), trial.number < job.trial.number
             if trial.number == job.trial.number or trial.user_attrs["number"] != job.number or state == "waiting":

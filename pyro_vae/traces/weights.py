@@ -16,7 +16,8 @@ class Weights(NamedTuple):
     """Log-densities of K particles, in nats, masked and unscaled, of shape ``(K, *data)``, and the data's scale.
 
     If the guide enumerates sites, ``log_p`` and ``log_q`` have ``classes`` further dimensions on the left, one for each
-    enumerated site. ``log_r`` is the log-density of the classes; weights do not contain ``log_r``.
+    enumerated site. ``log_r`` is the guide's log-density of the classes, which :attr:`log_w` does not subtract. Where a
+    sum over classes does not split by datum, as in a Markov chain, ``log_p`` has the log-weights, and ``log_q`` is 0.
     """
 
     log_p: Tensor
@@ -32,7 +33,7 @@ class Weights(NamedTuple):
         return log_sum_exp(log_w.flatten(0, self.classes - 1), 0) if self.classes else log_w
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum values over the data, and multiply the sum by the scale."""
+        """Multiply the value of each datum by its scale, and return the sum over the data."""
         return (self.scale * values).sum()
 
 

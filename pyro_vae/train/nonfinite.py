@@ -53,7 +53,11 @@ def constraint_violation(error: ValueError) -> str:
 def locate_nonfinite(
     model: Callable[..., Any], guide: Callable[..., Any], objective: pyro.infer.ELBO, batch: tuple, rows: Tensor
 ) -> dict[str, Any]:
-    """Run model and guide again on a batch; return the part of the record about sites that are not finite."""
+    """Run model and guide again on a batch, and find the first site with a number or a gradient that is not finite.
+
+    Return the entries ``words``, ``site``, ``sites`` and ``at_fault`` of :attr:`NotFinite.record`. ``rows`` are the
+    numbers of the batch's rows in the training data.
+    """
     with pyro.validation_enabled(False), torch.enable_grad():
         if isinstance(objective, Objective):
             traces = objective.traces(model, guide, *batch)
