@@ -119,6 +119,16 @@ class TestQuantisers:
         averaged = guides.VQ((4, 3, 1, 2), decay=0.9, commitment=1.0)
         assert not [*averaged.parameters()]  # and the commitment's none for the codebook
 
+    @pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
+    @pytest.mark.parametrize("levels", [(3, 5), (2, 4, 6), (7,)], ids=str)
+    def test_the_nearest_code_has_the_least_distance_wherever_a_vector_is(self, levels, size):
+        """Beyond the outer levels too, where rounding alone names a code that does not exist."""
+        for quantiser in (guides.FSQ((1, 1, 4, 5), levels), guides.VQ((9, 3, 4, 5))):
+            z = size * torch.randn(20, *quantiser.event)
+            nearest, distances = quantiser.nearest(z), quantiser.distances(z)
+            assert nearest.min() >= 0 and nearest.max() < quantiser.codes
+            torch.testing.assert_close(distances.gather(-1, nearest.unsqueeze(-1))[..., 0], distances.amin(-1))
+
     @EVERY
     def test_the_gradient_goes_straight_through(self, name):
         quantiser = GUIDES[name]((4, 3, 1, 2)).eval()
