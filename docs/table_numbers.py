@@ -44,7 +44,7 @@ def _blur() -> dict[str, str]:
     """Return ``blur_QUANTITY_MODEL`` of samples, and ``blur_sharpness_MODEL_rec`` of reconstructions."""
     names = {"Gaussian, optimal scale": "gaussian", "DiscretizedLogistic": "logistic", "GAN": "gan"}
     names |= {f"DiscretizedLogistic, {prior} prior": prior.lower() for prior in ("Flow", "Diffusion")}
-    names |= {"VQ-VAE, independent codes": "vq", "VQ-VAE, Autoregressive prior": "vqar"}
+    names |= {"VQ-VAE, independent codes": "vq", "VQ-VAE, Autoregressive prior": "vqar", "Gaussian, scale 1 (L2)": "l2"}
     values = {}
     for row in rows("blur"):
         name = names.get(row["model"])

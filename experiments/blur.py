@@ -20,7 +20,7 @@ References:
 
     Neural Discrete Representation Learning (van den Oord, Vinyals and Kavukcuoglu, 2017).
 
-The committed table and figures: ``python experiments/blur.py --root DATA --epochs 3 --prior_epochs 4``. Repeat the
+The committed table and figures: ``python experiments/blur.py --root DATA``. Repeat the
 command to resume. With ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`` before it, glibc reuses the memory of
 large arrays.
 """
@@ -93,7 +93,7 @@ def main(
     root: str = "data",
     rows: tuple[str, ...] = tuple(ROWS),
     epochs: int = 6,
-    prior_epochs: int = 6,
+    prior_epochs: int = 12,
     num: int = 2000,
     images: int = 500,
     num_particles: int = 100,

@@ -11,24 +11,16 @@ import yaml
 from pyro_vae import VAE, data, fit, load, networks
 from pyro_vae.checkpoint.former import FORMER, changed_defaults
 from pyro_vae.checkpoint.spec import _class
-from pyro_vae.programs import VQVAE, HierarchicalVAE
+from pyro_vae.programs import VQVAE
 
 DIGITS = data.load("digits")
 RELU = {"activation": "ReLU"}
-LARGE = (1, 33, 32)  # Auto has convolutions
 BUILD = {
     "Conv": partial(VAE.build, (1, 8, 8), 2, network=partial(networks.Conv, channels=(4,), **RELU)),
     "ResNet": partial(VAE.build, (1, 8, 8), 2, network=partial(networks.ResNet, channels=(4,), **RELU)),
-    "Auto": partial(VAE.build, LARGE, 2, network=partial(networks.Auto, channels=(4,), **RELU)),
     "VQVAE": partial(VQVAE.build, (1, 8, 8), 8, 4, network=partial(networks.ResNet, **RELU)),
-    "HierarchicalVAE": partial(HierarchicalVAE.build, LARGE, (3, 2), network=partial(networks.Auto, **RELU)),
 }
-DEFAULT_NETWORK = ("VQVAE", "HierarchicalVAE")  # runs of an earlier release did not name the network
-
-
-def images(program):
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(20, *(LARGE if program in ("Auto", "HierarchicalVAE") else (1, 8, 8)), generator=generator)
+IMAGES = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -36,12 +28,12 @@ def former(request, tmp_path):
     """A run as an earlier release wrote it: the activation, which was the default, is not in the files."""
     name = request.param
     program = BUILD[name]()
-    fit(program, images(name), epochs=1, run_dir=tmp_path / "run", progress=False)
+    fit(program, IMAGES, epochs=1, run_dir=tmp_path / "run", progress=False)
 
     def strip(spec):
         if isinstance(spec, dict):
             spec.pop("activation", None)
-            if name in DEFAULT_NETWORK and "network" in spec:
+            if name == "VQVAE" and "network" in spec:
                 del spec["network"]
             for value in spec.values():
                 strip(value)
@@ -57,23 +49,22 @@ def former(request, tmp_path):
 
 @pytest.mark.parametrize("former", BUILD, indirect=True)
 def test_a_run_of_an_earlier_release_has_its_activation(former):
-    name, program, run = former
-    x = images(name)
+    _, program, run = former
     same, config = load(run)
-    assert torch.equal(same.reconstruct(x), program.reconstruct(x))
+    assert torch.equal(same.reconstruct(IMAGES), program.reconstruct(IMAGES))
     assert "'activation': 'ReLU'" in str(config)
 
 
 @pytest.mark.parametrize("former", BUILD, indirect=True)
 def test_it_resumes_with_its_activation_and_no_other(former):
     name, _, run = former
-    again = fit(load(run)[0], images(name), epochs=1, resume=run, progress=False)
+    again = fit(load(run)[0], IMAGES, epochs=1, resume=run, progress=False)
     assert len(again["train"]) == 1
     other = BUILD[name].keywords["network"].func
     with pytest.raises(ValueError, match=r"(network|program) was .*ReLU.* is now .*GELU"):
         fit(
             BUILD[name](network=partial(other, **{**BUILD[name].keywords["network"].keywords, "activation": "GELU"})),
-            images(name),
+            IMAGES,
             epochs=1,
             resume=run,
             progress=False,
@@ -94,3 +85,19 @@ def test_a_run_names_its_activation(tmp_path):
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config["network"] == {"class_path": "pyro_vae.networks.Conv", "init_args": {"activation": "GELU"}}
     assert re.search(r"\bGELU\b", str(load(tmp_path)[0].encoder.network))
+
+
+def test_a_program_whose_arguments_a_run_could_not_keep_resumes(tmp_path):
+    """The run has the class alone, and no former default is added to it."""
+    program = VQVAE.build((1, 8, 8), 8, 4, network=lambda *shapes: networks.ResNet(*shapes))
+    fit(program, IMAGES, epochs=1, run_dir=tmp_path, progress=False)
+    assert len(fit(program, IMAGES, epochs=1, resume=tmp_path, progress=False)["train"]) == 1
+    with pytest.raises(ValueError, match="Build the program yourself"):
+        load(tmp_path)
+
+
+def test_a_run_of_the_default_network_resumes_without_the_name(tmp_path):
+    """Dense layers have their activation as before."""
+    fit(VAE.build((1, 8, 8), 2), IMAGES, epochs=1, run_dir=tmp_path, progress=False)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["network"] == {"class_path": "pyro_vae.networks.Auto"}
+    assert len(fit(VAE.build((1, 8, 8), 2), IMAGES, epochs=1, resume=tmp_path, progress=False)["train"]) == 1

@@ -126,7 +126,8 @@ class TestQuantisers:
         for quantiser in (guides.FSQ((1, 1, 4, 5), levels), guides.VQ((9, 3, 4, 5))):
             z = size * torch.randn(20, *quantiser.event)
             nearest, distances = quantiser.nearest(z), quantiser.distances(z)
-            assert nearest.min() >= 0 and nearest.max() < quantiser.codes
+            assert nearest.min() >= 0
+            assert nearest.max() < quantiser.codes
             torch.testing.assert_close(distances.gather(-1, nearest.unsqueeze(-1))[..., 0], distances.amin(-1))
 
     @EVERY

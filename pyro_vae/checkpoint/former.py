@@ -8,15 +8,10 @@ import inspect
 from typing import Any
 
 _RELU: dict[str, Any] = {"activation": "ReLU"}
-_AUTO = {"network": {"class_path": "pyro_vae.networks.Auto"}}
 # The former defaults, by class and argument.
 FORMER: dict[str, dict[str, Any]] = {
-    "pyro_vae.networks.Auto": _RELU,
     "pyro_vae.networks.Conv": _RELU,
     "pyro_vae.networks.ResNet": _RELU,
-    "pyro_vae.programs.ConditionalVAE": _AUTO,
-    "pyro_vae.programs.HierarchicalVAE": _AUTO,
-    "pyro_vae.programs.SemiSupervisedVAE": _AUTO,
     "pyro_vae.programs.VQVAE": {"network": {"class_path": "pyro_vae.networks.ResNet"}},
 }
 
@@ -34,6 +29,7 @@ def with_former(spec: Any) -> Any:
     if not isinstance(spec, dict):
         return spec
     former, arguments = FORMER.get(str(spec.get("class_path")), {}), spec.get("init_args") or {}
-    if former and isinstance(arguments, dict):
+    unknown = "network" in former and not arguments  # a program whose arguments the run could not keep
+    if former and isinstance(arguments, dict) and not unknown:
         spec = spec | {"init_args": former | arguments}
     return {name: with_former(value) for name, value in spec.items()}

@@ -205,13 +205,12 @@ class FSQ(Quantiser):
         sizes = torch.tensor(levels, dtype=torch.get_default_dtype())
         offset = torch.where(sizes % 2 == 0, 0.5, 0.0)
         half = (sizes - 1) * (1 + 1e-3) / 2
-        self.reach, self.offset, self.shift, self.width = (
+        self.reach, self.offset, self.shift, self.width, self.last = (
             nn.Buffer(numbers.view(column), persistent=False)
-            for numbers in (half, offset, (offset / half).atanh(), sizes // 2)
+            for numbers in (half, offset, (offset / half).atanh(), sizes // 2, sizes - 1)
         )
         strides = torch.tensor([1, *accumulate(levels[:-1], mul)])
         self.strides = nn.Buffer(strides.view(column), persistent=False)
-        self.last = nn.Buffer(torch.tensor(levels).view(column) - 1, persistent=False)
         digits = torch.arange(self.codes).unsqueeze(-1) // strides % torch.tensor(levels)
         self.table = nn.Buffer((digits - torch.tensor(levels) // 2) / (sizes // 2), persistent=False)
 
@@ -222,8 +221,8 @@ class FSQ(Quantiser):
 
     def nearest(self, z: Tensor) -> Tensor:
         """Return the index of the nearest code of each vector."""
-        digits = (z * self.width).round().long() + self.width.long()
-        return (digits.clamp(min=0).minimum(self.last) * self.strides).sum(-3)
+        digits = ((z * self.width).round() + self.width).clamp(min=0).minimum(self.last)
+        return (digits.long() * self.strides).sum(-3)
 
     def distances(self, z: Tensor) -> Tensor:
         """Return squared distances from vectors between -1 and 1 to all codes."""

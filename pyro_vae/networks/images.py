@@ -104,7 +104,7 @@ class Auto(Network):
     Arguments:
         hidden: Units of each dense layer, as in :class:`MLP`.
         channels: Channels after each halving by convolutions.
-        activation: As in :class:`MLP`; by default ReLU for dense layers and GELU for convolutions.
+        activation: As in :class:`MLP`; for convolutions GELU is better, as in :class:`Conv`.
 
     Raises:
         ValueError: If a layer has no units, or the activation is unknown.
@@ -122,15 +122,14 @@ class Auto(Network):
         out_shape: Sizes,
         hidden: Sizes = (400,),
         channels: Sizes = (32, 64),
-        activation: str | None = None,
+        activation: str = "ReLU",
     ) -> None:
-        named = {} if activation is None else {"activation": activation}
         image = in_shape if len(in_shape) == 3 else out_shape[1:]
         network: Network
         if len(image) == 3 and prod(image) > LARGE:
-            network = Conv(in_shape, out_shape, channels, hidden, **named)
+            network = Conv(in_shape, out_shape, channels, hidden, activation)
         else:
-            network = MLP(in_shape, out_shape, hidden, **named)
+            network = MLP(in_shape, out_shape, hidden, activation)
         super().__init__(in_shape, out_shape, network.layers)
 
 

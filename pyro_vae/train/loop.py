@@ -223,10 +223,7 @@ class Training:
         return 0.0, 0.0
 
     def check_finite(self, first: int = 0) -> None:
-        """Raise NotFinite if a parameter, or a loss since step ``first`` of this epoch, is not finite.
-
-        On a CPU there is nothing to check, since each step has checked.
-        """
+        """Raise NotFinite if a parameter or a loss since step ``first`` is not finite; on a CPU, each step checks."""
         if self.device.type == "cpu" or not self.steps_done:
             return
         finite = [math.isfinite(loss) for loss in self.losses[first : self.steps_done].tolist()]
