@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.networks.dense import MLP, Network, Sizes, activation_named, dense
 
 LARGE = 1024  # the most elements of an image for dense layers in Auto
-CONVOLUTIONAL = "GELU"  # activation of convolutions
+ACTIVATION = "GELU"  # of convolutions
 
 
 class Conv(Network):
@@ -53,7 +53,7 @@ class Conv(Network):
         out_shape: Sizes,
         channels: Sizes = (32, 64),
         hidden: int | Sizes = 256,
-        activation: str = CONVOLUTIONAL,
+        activation: str = ACTIVATION,
     ) -> None:
         super().__init__(in_shape, out_shape, _layers(in_shape, out_shape, channels, 0, hidden, activation))
 
@@ -89,7 +89,7 @@ class ResNet(Network):
         channels: Sizes = (32, 64),
         blocks: int = 1,
         hidden: int | Sizes = 256,
-        activation: str = CONVOLUTIONAL,
+        activation: str = ACTIVATION,
     ) -> None:
         if blocks < 0:
             raise ValueError(f"Expected blocks of at least 0; got {blocks}.")

@@ -106,7 +106,7 @@ def program(program: FromOptions | FromParts | FromShape) -> None:
 
     Args:
         program: Class to train. VAE takes the parts below. VQVAE, ConditionalVAE, HierarchicalVAE and
-            SemiSupervisedVAE take parts and further arguments, for example --program.latents [100,50]. For your own
+            SemiSupervisedVAE take parts and further arguments, for example --program.latents "[100, 50]". For your own
             class with methods model and guide, give the import path, for example my_programs.Mine. Its model receives
             each array of --data as the argument of the same name.
     """
